@@ -1,0 +1,34 @@
+//! The two enums between the guest and the world.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything nondeterministic that can reach the guest. A recording is a list of these, each with the exit
+/// ordinal at which it was applied; a device changes only by guest accesses and by these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// Guest time advances to `now_ns` nanoseconds since power-on. Never smaller than the last one.
+    Time {
+        /// Nanoseconds since power-on.
+        now_ns: u64,
+    },
+    /// A frame arrived for the guest's network card: the 12-byte `virtio_net_hdr_v1` (virtio 1.2 §5.1.6)
+    /// followed by the Ethernet frame.
+    NetRx {
+        /// Header and frame, in bytes.
+        frame: Vec<u8>,
+    },
+    /// Bytes typed at the guest's serial console.
+    ConsoleRx {
+        /// The bytes in order.
+        bytes: Vec<u8>,
+    },
+}
+
+/// What the guest sends into the world.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// A frame the guest transmitted: the 12-byte `virtio_net_hdr_v1` followed by the Ethernet frame.
+    Frame(Vec<u8>),
+    /// Bytes the guest printed on its serial console.
+    Console(Vec<u8>),
+}

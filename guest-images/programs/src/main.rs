@@ -1,0 +1,2 @@
+//! The multi-call guest program.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `ftvmm` command.
+fn main() {}
