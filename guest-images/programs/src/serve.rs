@@ -1,0 +1,81 @@
+//! A thread for each TCP client, a bounded number of them. One too many waits in the listen queue.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use crate::AppletError;
+
+/// Clients served at the same time; with 128 KiB of buffer each, this bounds the memory of a small guest.
+pub const CLIENTS_MAX: usize = 128;
+
+const STACK_BYTES: usize = 128 << 10;
+
+#[derive(Default)]
+struct Slots {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+struct Slot(Arc<Slots>);
+
+impl Slots {
+    fn take(self: &Arc<Self>) -> Slot {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self
+            .freed
+            .wait_while(taken, |taken| *taken >= CLIENTS_MAX)
+            .unwrap_or_else(PoisonError::into_inner);
+        *taken += 1;
+        Slot(self.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.freed.notify_one();
+    }
+}
+
+/// Serves every client of `listener` with `serve`, for ever. A client's error ends that client only.
+///
+/// # Errors
+/// The listener broke or no thread can be had.
+pub fn serve_clients(
+    listener: &TcpListener,
+    serve: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static,
+) -> Result<(), AppletError> {
+    let slots = Arc::new(Slots::default());
+    loop {
+        let slot = slots.take();
+        let client = match listener.accept() {
+            Ok((client, _)) => client,
+            // The client gave up while it was queued.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(source) => return Err(AppletError::io("accept")(source)),
+        };
+        let serve = serve.clone();
+        let client_thread = move || {
+            let _slot = slot;
+            // Clients go away in the middle of things; there is nobody to tell.
+            let _ = serve(client);
+        };
+        thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn(client_thread)
+            .map_err(AppletError::io("thread"))?;
+    }
+}
+
+/// With `detach`, goes on in the background: the caller's shell sees the end once the sockets are bound.
+///
+/// # Errors
+/// No second process can be had.
+pub fn detach_if(detach: bool) -> Result<(), AppletError> {
+    if detach {
+        nix::unistd::daemon(true, true).map_err(|e| AppletError::io("daemon")(e.into()))?;
+    }
+    Ok(())
+}
