@@ -1,0 +1,227 @@
+//! The board: every device behind the bus as one deterministic state machine.
+//!
+//! It changes only by guest accesses ([`Board::pio_read`] and its three siblings), by the interrupt acknowledge cycle
+//! and by [`Board::apply`], the one entry for facts from outside. The same sequence of these gives the same state, the
+//! same outputs and the same answers; nothing here reads a clock, a file or a random number.
+//!
+//! Devices are byte wide on the port bus: an access of another width, and one that no device claims, reads as
+//! [`FLOATING_BUS`] and writes nothing. COM2..COM4, the PCI configuration ports and the POST port 0x80 are absent in
+//! this way; so is ACPI.
+
+use vm_memory::GuestMemory;
+
+use crate::event::{Input, Output};
+use crate::pic::Pic;
+use crate::pit::Pit;
+use crate::reset::{PowerEvent, ResetPorts};
+use crate::rtc::Rtc;
+use crate::serial::Console;
+
+/// What every byte of an access reads as when no device answers: the bus is pulled high.
+pub const FLOATING_BUS: u8 = 0xff;
+
+const IRQ_TIMER: u8 = 0;
+const IRQ_COM1: u8 = 4;
+
+/// What a board is built from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoardConfig {
+    /// Time of day at power-on, in Unix seconds.
+    pub rtc_epoch_s: u64,
+    /// MAC address of the network card; `None` leaves the card out.
+    pub net_mac: Option<[u8; 6]>,
+}
+
+/// Which device register a port is.
+#[derive(Clone, Copy)]
+enum Register {
+    PicCommand(usize),
+    PicData(usize),
+    PicElcr(usize),
+    PitCounter(usize),
+    PitControl,
+    PortB,
+    I8042Command,
+    RtcIndex,
+    RtcData,
+    Com1(u8),
+    ResetControl,
+}
+
+/// The port map.
+fn register_at(port: u16) -> Option<Register> {
+    Some(match port {
+        0x20 => Register::PicCommand(0),
+        0x21 => Register::PicData(0),
+        0xa0 => Register::PicCommand(1),
+        0xa1 => Register::PicData(1),
+        0x4d0 => Register::PicElcr(0),
+        0x4d1 => Register::PicElcr(1),
+        0x40..=0x42 => Register::PitCounter(usize::from(port - 0x40)),
+        0x43 => Register::PitControl,
+        0x61 => Register::PortB,
+        0x64 => Register::I8042Command,
+        0x70 => Register::RtcIndex,
+        0x71 => Register::RtcData,
+        0x3f8..=0x3ff => Register::Com1((port - 0x3f8) as u8),
+        0xcf9 => Register::ResetControl,
+        _ => return None,
+    })
+}
+
+/// All devices of the virtual machine.
+#[derive(Debug)]
+pub struct Board {
+    now_ns: u64,
+    pic: Pic,
+    pit: Pit,
+    rtc: Rtc,
+    console: Console,
+    reset: ResetPorts,
+    outputs: Vec<Output>,
+}
+
+impl Board {
+    /// A board at power-on, guest time 0.
+    pub fn new(config: &BoardConfig) -> Board {
+        Board {
+            now_ns: 0,
+            pic: Pic::new(),
+            pit: Pit::new(),
+            rtc: Rtc::new(config.rtc_epoch_s),
+            console: Console::new(),
+            reset: ResetPorts::new(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Whether what an access to `port` does depends on the current time, so that time must be brought up to date
+    /// (an [`Input::Time`]) before the access.
+    pub fn reads_clock(port: u16) -> bool {
+        matches!(port, 0x40..=0x43 | 0x61 | 0x71)
+    }
+
+    /// The guest reads `data.len()` bytes from `port`.
+    pub fn pio_read(&mut self, port: u16, data: &mut [u8]) {
+        data.fill(FLOATING_BUS);
+        let ([value], Some(register)) = (data, register_at(port)) else {
+            return;
+        };
+        *value = match register {
+            Register::PicCommand(chip) => self.pic.read_command(chip),
+            Register::PicData(chip) => self.pic.read_data(chip),
+            Register::PicElcr(chip) => self.pic.read_elcr(chip),
+            Register::PitCounter(counter) => self.pit.read_counter(counter),
+            Register::PortB => self.pit.read_port_b(),
+            Register::I8042Command => self.reset.read_i8042_status(),
+            Register::RtcData => self.rtc.read_data(),
+            Register::Com1(offset) => self.console.read(offset),
+            Register::ResetControl => self.reset.read_reset_control(),
+            Register::PitControl | Register::RtcIndex => FLOATING_BUS,
+        };
+        self.settle();
+    }
+
+    /// The guest writes `data` to `port`.
+    pub fn pio_write(&mut self, port: u16, data: &[u8]) {
+        let (&[value], Some(register)) = (data, register_at(port)) else {
+            return;
+        };
+        match register {
+            Register::PicCommand(chip) => self.pic.write_command(chip, value),
+            Register::PicData(chip) => self.pic.write_data(chip, value),
+            Register::PicElcr(chip) => self.pic.write_elcr(chip, value),
+            Register::PitCounter(counter) => self.pit.write_counter(counter, value),
+            Register::PitControl => self.pit.write_control(value),
+            Register::PortB => self.pit.write_port_b(value),
+            Register::I8042Command => self.reset.write_i8042_command(value),
+            Register::RtcIndex => self.rtc.write_index(value),
+            Register::RtcData => self.rtc.write_data(value),
+            Register::Com1(offset) => self.console.write(offset, value),
+            Register::ResetControl => self.reset.write_reset_control(value),
+        }
+        self.settle();
+    }
+
+    /// The guest reads `data.len()` bytes from guest-physical address `addr`, which is not RAM.
+    pub fn mmio_read<M: GuestMemory>(&mut self, _mem: &M, _addr: u64, data: &mut [u8]) {
+        data.fill(FLOATING_BUS);
+    }
+
+    /// The guest writes `data` to guest-physical address `addr`, which is not RAM.
+    pub fn mmio_write<M: GuestMemory>(&mut self, _mem: &M, _addr: u64, _data: &[u8]) {}
+
+    /// A fact from outside reaches the devices: the only way one can. A time smaller than the last one is taken as
+    /// the last one.
+    pub fn apply<M: GuestMemory>(&mut self, _mem: &M, input: Input) {
+        match input {
+            Input::Time { now_ns } => {
+                self.now_ns = self.now_ns.max(now_ns);
+                self.pit.advance(self.now_ns);
+                self.rtc.advance(self.now_ns);
+            }
+            Input::NetRx { frame: _ } => {}
+            Input::ConsoleRx { bytes } => self.console.enqueue(&bytes),
+        }
+        self.settle();
+    }
+
+    /// Brings interrupt lines and outputs up to date with the devices; runs after everything that can change them.
+    fn settle(&mut self) {
+        if self.console.take_pulse() {
+            self.pic.pulse(IRQ_COM1);
+        }
+        if self.pit.owes_tick() && self.pic.is_idle(IRQ_TIMER) {
+            self.pit.take_owed_tick();
+            self.pic.pulse(IRQ_TIMER);
+        }
+        if !self.console.printed().is_empty() {
+            self.collect_printed();
+        }
+    }
+
+    /// Printed bytes join the last output when that is console output too, so that a line is one output.
+    fn collect_printed(&mut self) {
+        let printed = self.console.printed();
+        match self.outputs.last_mut() {
+            Some(Output::Console(bytes)) => bytes.extend_from_slice(printed),
+            _ => self.outputs.push(Output::Console(printed.to_vec())),
+        }
+        self.console.clear_printed();
+    }
+
+    /// What the guest has sent since the last call, in order.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Guest time of the next timer interrupt, in nanoseconds since power-on.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        self.pit.next_edge_ns()
+    }
+
+    /// Guest time, in nanoseconds since power-on.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// Whether the interrupt controller asks the processor for an interrupt.
+    pub fn interrupt_pending(&self) -> bool {
+        self.pic.interrupt_pending()
+    }
+
+    /// The processor's interrupt acknowledge cycle: the vector to deliver, `None` when no interrupt is asked for.
+    pub fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        if !self.pic.interrupt_pending() {
+            return None;
+        }
+        let vector = self.pic.acknowledge();
+        self.settle();
+        Some(vector)
+    }
+
+    /// What the guest has asked the machine to do with itself; stays once it has been asked.
+    pub fn power_event(&self) -> Option<PowerEvent> {
+        self.reset.power_event()
+    }
+}
