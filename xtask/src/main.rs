@@ -1,2 +1,44 @@
-//! `cargo xtask …`.
-fn main() {}
+//! `cargo xtask …`: everything a newcomer types.
+//!
+//! One module per subcommand. A subcommand that runs somebody else's program ends with that
+//! program's exit status; failures of its own end with 1, bad usage with 2.
+
+mod cargo;
+mod guest;
+mod lab;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Everything a newcomer types")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run a command on a host with a working KVM, emulated where this machine has none
+    Lab(lab::LabArguments),
+    /// Make the guest images: kernels and initramfs
+    Guest(guest::GuestArguments),
+}
+
+fn main() -> ExitCode {
+    let outcome: Result<ExitCode, Box<dyn Error>> = match Arguments::parse().command {
+        Task::Lab(arguments) => lab::run(&arguments),
+        Task::Guest(arguments) => guest::run(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            eprintln!("  because: {cause}");
+            source = cause.source();
+        }
+        ExitCode::FAILURE
+    })
+}

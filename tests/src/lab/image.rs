@@ -1,0 +1,162 @@
+//! What an emulated host boots: Debian's cloud kernel and an initramfs made on the spot.
+//!
+//! The initramfs holds busybox, the agent as `/init` and the kernel modules as
+//! `/modules/<nn>-<name>.ko`, numbered so that each comes after those it depends on. It is not
+//! compressed: emulated unpacking would cost more than reading it.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cpio::newc::{Builder, ModeFileType, trailer};
+
+use super::error::{LabError, at};
+use crate::packages::{self, CloudKernel};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+/// The modules a lab host is made for; what they need comes along.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "virtio_net",
+    "virtio-rng",
+    "virtiofs",
+    "bridge",
+    "tun",
+    "veth",
+    "kvm-amd",
+];
+
+/// A kernel and an initramfs, ready for `-kernel` and `-initrd`.
+pub(crate) struct Image {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+}
+
+/// Makes the image in `folder`.
+pub(crate) fn build(folder: &Path, agent: &Path) -> Result<Image, LabError> {
+    let kernel = packages::cloud_kernel()?;
+    let initramfs = folder.join("initramfs.cpio");
+    let archive = archive(&kernel, agent)?;
+    fs::write(&initramfs, archive).map_err(at(&initramfs))?;
+    Ok(Image {
+        kernel: kernel.bzimage,
+        initramfs,
+    })
+}
+
+fn archive(kernel: &CloudKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
+    let mut archive = Archive(Vec::new());
+    for directory in ["bin", "modules"] {
+        archive.add(directory, ModeFileType::Directory, 0o755, &[])?;
+    }
+    archive.add("init", ModeFileType::Regular, 0o755, &read(agent)?)?;
+    archive.add(
+        "bin/busybox",
+        ModeFileType::Regular,
+        0o755,
+        &read(Path::new(BUSYBOX))?,
+    )?;
+    let applets = Command::new(BUSYBOX)
+        .arg("--list")
+        .output()
+        .map_err(at(BUSYBOX))?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines() {
+        if applet != "busybox" {
+            archive.add(
+                &format!("bin/{applet}"),
+                ModeFileType::Symlink,
+                0o777,
+                b"busybox",
+            )?;
+        }
+    }
+    let dependencies = kernel.modules.join("modules.dep");
+    let dependencies = fs::read_to_string(&dependencies).map_err(at(&dependencies))?;
+    for (number, module) in load_order(&dependencies, MODULES)?.iter().enumerate() {
+        let name = Path::new(module)
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let content = read(&kernel.modules.join(module))?;
+        archive.add(
+            &format!("modules/{number:02}-{name}"),
+            ModeFileType::Regular,
+            0o644,
+            &content,
+        )?;
+    }
+    trailer(archive.0).map_err(at("initramfs"))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LabError> {
+    fs::read(path).map_err(at(path))
+}
+
+/// A growing archive; nothing in it has an owner, a time or a second name.
+struct Archive(Vec<u8>);
+
+impl Archive {
+    fn add(
+        &mut self,
+        name: &str,
+        kind: ModeFileType,
+        mode: u32,
+        content: &[u8],
+    ) -> Result<(), LabError> {
+        let write = || -> io::Result<()> {
+            let length = u32::try_from(content.len()).map_err(io::Error::other)?;
+            let entry = Builder::new(name)
+                .mode(mode)
+                .nlink(1)
+                .set_mode_file_type(kind);
+            let mut writer = entry.write(&mut self.0, length);
+            writer.write_all(content)?;
+            writer.finish().map(|_| ())
+        };
+        write().map_err(at(name))
+    }
+}
+
+/// Paths of the wanted modules and all they need, needed ones first.
+///
+/// A line of modules.dep is `module: needed…` with all transitive needs, the most basic last
+/// (depmod(8)), so reading a line from its end gives a valid order.
+fn load_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>, LabError> {
+    let mut order: Vec<String> = Vec::new();
+    for name in wanted {
+        let file = format!("{name}.ko");
+        let line = dependencies
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(module, _)| module.rsplit('/').next() == Some(&file));
+        let no_module = || LabError::NoModule {
+            module: (*name).to_owned(),
+        };
+        let (module, needed) = line.ok_or_else(no_module)?;
+        for path in needed.split_whitespace().rev().chain([module]) {
+            if !order.iter().any(|known| known == path) {
+                order.push(path.to_owned());
+            }
+        }
+    }
+    Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn needed_modules_come_first_and_only_once() {
+        let dep = "k/b.ko: k/a.ko\nk/c.ko: k/b.ko k/a.ko\nk/a.ko:\nk/ab.ko:\n";
+        assert_eq!(
+            load_order(dep, &["c", "b", "ab"]).unwrap(),
+            ["k/a.ko", "k/b.ko", "k/c.ko", "k/ab.ko"]
+        );
+        let missing = load_order(dep, &["d"]).unwrap_err().to_string();
+        assert!(missing.contains('d'), "{missing}");
+    }
+}

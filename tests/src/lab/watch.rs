@@ -1,0 +1,89 @@
+//! The watchdog: knows when anything was last heard, and what was said last.
+//!
+//! A lab is alive while a console file grows or the agent sends bytes. Waiting is always bounded
+//! by silence, never by total time: emulated machines are slow by an unknown factor, but a stuck
+//! one is mute.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::clock;
+
+const TAIL_BYTES: u64 = 2048;
+const TAIL_LINES: usize = 15;
+
+/// Hears all hosts of one lab.
+pub(crate) struct Watch {
+    heard: Mutex<Heard>,
+}
+
+struct Heard {
+    last: Instant,
+    /// Every log of the lab with its length in bytes when last looked at.
+    logs: BTreeMap<PathBuf, u64>,
+}
+
+impl Watch {
+    pub(crate) fn new() -> Self {
+        Self {
+            heard: Mutex::new(Heard {
+                last: clock::now(),
+                logs: BTreeMap::new(),
+            }),
+        }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was heard just now.
+    pub(crate) fn touch(&self) {
+        self.heard().last = clock::now();
+    }
+
+    /// Counts the growth of this file as a sign of life and shows its tail in reports.
+    pub(crate) fn follow(&self, log: &Path) {
+        self.heard().logs.entry(log.to_owned()).or_default();
+    }
+
+    /// How long nothing was heard.
+    pub(crate) fn silence(&self) -> Duration {
+        let mut heard = self.heard();
+        let mut grew = false;
+        for (path, length) in &mut heard.logs {
+            let now = fs::metadata(path).map_or(0, |metadata| metadata.len());
+            grew |= now != *length;
+            *length = now;
+        }
+        if grew {
+            heard.last = clock::now();
+        }
+        clock::now().duration_since(heard.last)
+    }
+
+    /// The last lines of every log that says anything.
+    pub(crate) fn tails(&self) -> String {
+        let logs: Vec<PathBuf> = self.heard().logs.keys().cloned().collect();
+        let shown = logs.iter().filter_map(|log| Some((log, tail(log)?)));
+        shown
+            .map(|(log, tail)| format!("--- {}\n{tail}\n", log.display()))
+            .collect()
+    }
+}
+
+fn tail(log: &Path) -> Option<String> {
+    let mut file = fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))
+        .ok()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    (!lines.is_empty()).then(|| lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
+}

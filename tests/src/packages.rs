@@ -1,0 +1,351 @@
+//! What the project needs from Debian, and how it gets it.
+//!
+//! Two ways: programs are installed with apt-get ([`ensure`]), kernels are only downloaded and
+//! unpacked into the user's cache ([`fetch_extracted`]), because installing a kernel would touch
+//! the boot loader of the machine. Both keep a log and say what they do.
+//!
+//! Invariants: a machine that has everything pays one `dpkg-query`; a directory in the cache is
+//! complete or absent (made aside, then renamed, under a lock); its name carries the version.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::progress::Step;
+
+/// A Debian package and the reason this project wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Package {
+    /// Name as apt knows it.
+    pub name: &'static str,
+    /// What it is for, shown when it is missing.
+    pub why: &'static str,
+}
+
+/// What the lab needs on the outer machine.
+pub const LAB: &[Package] = &[
+    Package {
+        name: "qemu-system-x86",
+        why: "emulates a machine with AMD-V, carries virtiofsd",
+    },
+    Package {
+        name: "busybox-static",
+        why: "the userland of a lab host",
+    },
+    Package {
+        name: "iproute2",
+        why: "private networks between hosts and clients",
+    },
+    Package {
+        name: "kmod",
+        why: "depmod: the load order of the lab kernel's modules",
+    },
+];
+
+/// The package that always depends on Debian's newest cloud kernel.
+const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
+
+/// Why something from Debian could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// Only root may install.
+    #[error("missing packages; install them with:\n  {command}")]
+    NeedsRoot {
+        /// The exact command to type.
+        command: String,
+    },
+    /// A program of the package system said no.
+    #[error("`{command}` failed; the end of {log}:\n{tail}", log = log.display())]
+    CommandFailed {
+        /// What was run.
+        command: String,
+        /// Where all its output is.
+        log: PathBuf,
+        /// The last lines of it.
+        tail: String,
+    },
+    /// apt does not know the package, or nothing that it depends on.
+    #[error("apt knows no installable version of {package}")]
+    Unknown {
+        /// The package asked for.
+        package: String,
+    },
+    /// A package that should hold a file does not.
+    #[error("{package} holds no {wanted}")]
+    Incomplete {
+        /// The package looked into.
+        package: String,
+        /// What was looked for.
+        wanted: &'static str,
+    },
+    /// Neither XDG_CACHE_HOME nor HOME is set.
+    #[error("no cache directory: set XDG_CACHE_HOME or HOME")]
+    NoCacheDirectory,
+    /// The file system refused.
+    #[error("{}", path.display())]
+    Io {
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> PackageError {
+    let path = path.to_owned();
+    move |source| PackageError::Io { path, source }
+}
+
+/// The user's cache directory of this project (`$XDG_CACHE_HOME/ftvmm` or `~/.cache/ftvmm`),
+/// created when absent.
+pub fn cache_directory() -> Result<PathBuf, PackageError> {
+    let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+        (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
+        (_, Some(home)) => PathBuf::from(home).join(".cache"),
+        _ => return Err(PackageError::NoCacheDirectory),
+    };
+    let directory = base.join("ftvmm");
+    fs::create_dir_all(&directory).map_err(at(&directory))?;
+    Ok(directory)
+}
+
+/// Makes sure every package is installed, installing what is missing when root.
+///
+/// # Errors
+/// [`PackageError::NeedsRoot`] carries the command to type; otherwise what apt-get answered.
+pub fn ensure(packages: &[Package]) -> Result<(), PackageError> {
+    let missing: Vec<&Package> = packages.iter().filter(|p| !is_installed(p.name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let install = ["install", "--yes", "--no-install-recommends"];
+    if !nix::unistd::geteuid().is_root() {
+        let command = format!("sudo apt-get {} {}", install.join(" "), names.join(" "));
+        return Err(PackageError::NeedsRoot { command });
+    }
+    for package in &missing {
+        eprintln!("missing {}: {}", package.name, package.why);
+    }
+    update()?;
+    let _step = Step::start(format!("apt-get install {}", names.join(" ")));
+    apt_get(Path::new("/"), &[&install[..], &names[..]].concat())
+}
+
+fn is_installed(name: &str) -> bool {
+    let query = Command::new("dpkg-query")
+        .args(["-W", "-f=${db:Status-Status}", name])
+        .output();
+    query.is_ok_and(|answer| answer.stdout == b"installed")
+}
+
+fn update() -> Result<(), PackageError> {
+    let _step = Step::start("apt-get update");
+    apt_get(Path::new("/"), &["update"])
+}
+
+fn apt_get(directory: &Path, arguments: &[&str]) -> Result<(), PackageError> {
+    run_logged(
+        Command::new("apt-get")
+            .args(arguments)
+            .current_dir(directory),
+    )
+}
+
+/// Runs a program of the package system, its output appended to the log in the cache.
+fn run_logged(command: &mut Command) -> Result<(), PackageError> {
+    let log = cache_directory()?.join("packages.log");
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .map_err(at(&log))?;
+    let errors = file.try_clone().map_err(at(&log))?;
+    let said = command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(errors)
+        .status()
+        .map_err(at(Path::new(command.get_program())))?;
+    if said.success() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&log).map_err(at(&log))?;
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+    Err(PackageError::CommandFailed {
+        command: format!("{command:?}"),
+        log,
+        tail,
+    })
+}
+
+/// What apt would install for `name`, if anything.
+fn candidate_version(name: &str) -> Option<String> {
+    let show = ["show", "--no-all-versions", name];
+    field(
+        &Command::new("apt-cache").args(show).output().ok()?.stdout,
+        "Version",
+    )
+}
+
+fn field(control: &[u8], name: &str) -> Option<String> {
+    let control = String::from_utf8_lossy(control);
+    let of_name = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned());
+    control.lines().find_map(of_name)
+}
+
+/// Downloads a Debian package and unpacks it into the cache without installing it; returns the
+/// directory that holds its files. `prepare` may add to the fresh directory before others see it.
+///
+/// # Errors
+/// What apt-get, dpkg-deb or `prepare` answered; nothing half-made is left under the final name.
+pub fn fetch_extracted(
+    name: &str,
+    prepare: impl Fn(&Path) -> Result<(), PackageError>,
+) -> Result<PathBuf, PackageError> {
+    let unknown = || PackageError::Unknown {
+        package: name.to_owned(),
+    };
+    let version = match candidate_version(name) {
+        Some(version) => version,
+        None => update().and_then(|()| candidate_version(name).ok_or_else(unknown))?,
+    };
+    let store = cache_directory()?.join("deb");
+    fs::create_dir_all(&store).map_err(at(&store))?;
+    let finished = store.join(format!("{name}_{version}"));
+    if finished.is_dir() {
+        return Ok(finished);
+    }
+
+    let lock = store.join(".lock");
+    let file = File::create(&lock).map_err(at(&lock))?;
+    let _held = Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| at(&lock)(io::Error::from(errno)))?;
+    if finished.is_dir() {
+        return Ok(finished);
+    }
+
+    let _step = Step::start(format!("fetching {name} {version}"));
+    let aside = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempdir_in(&store)
+        .map_err(at(&store))?;
+    let wanted = format!("{name}={version}");
+    let download = || apt_get(aside.path(), &["download", &wanted]);
+    // The archive drops superseded versions, so lists that have grown old name files that are gone.
+    download().or_else(|_| update().and_then(|()| download()))?;
+    let archive = fs::read_dir(aside.path())
+        .map_err(at(aside.path()))?
+        .find_map(|entry| {
+            entry
+                .ok()
+                .map(|e| e.path())
+                .filter(|p| has_extension(p, "deb"))
+        })
+        .ok_or_else(unknown)?;
+    let tree = aside.path().join("tree");
+    run_logged(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&tree))?;
+    prepare(&tree)?;
+    fs::rename(&tree, &finished).map_err(at(&finished))?;
+    Ok(finished)
+}
+
+fn has_extension(path: &Path, wanted: &str) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == wanted)
+}
+
+/// Debian's stock kernel for clouds, unpacked in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloudKernel {
+    /// The unmodified bzImage.
+    pub bzimage: PathBuf,
+    /// `/lib/modules/<release>` of it, with `modules.dep` made by depmod.
+    pub modules: PathBuf,
+    /// As `uname -r` says it.
+    pub release: String,
+}
+
+/// Fetches Debian's newest cloud kernel with its modules: it runs the lab hosts and it is the
+/// stock kernel that guests are tested with.
+///
+/// # Errors
+/// See [`fetch_extracted`]; also when the package is not laid out as Debian kernels are.
+pub fn cloud_kernel() -> Result<CloudKernel, PackageError> {
+    let versioned = cloud_kernel_package()?;
+    let release = versioned.trim_start_matches("linux-image-").to_owned();
+    let tree = fetch_extracted(&versioned, |tree| {
+        run_logged(Command::new("depmod").arg("-b").arg(tree).arg(&release))
+    })?;
+    let bzimage = tree.join("boot").join(format!("vmlinuz-{release}"));
+    let modules = tree.join("lib/modules").join(&release);
+    let lacks = |wanted| PackageError::Incomplete {
+        package: versioned.clone(),
+        wanted,
+    };
+    if !bzimage.is_file() {
+        return Err(lacks("/boot/vmlinuz"));
+    }
+    if !modules.join("modules.dep").is_file() {
+        return Err(lacks("/lib/modules"));
+    }
+    Ok(CloudKernel {
+        bzimage,
+        modules,
+        release,
+    })
+}
+
+fn cloud_kernel_package() -> Result<String, PackageError> {
+    let ask = || {
+        let depends = Command::new("apt-cache")
+            .args(["depends", CLOUD_KERNEL])
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&depends.stdout).into_owned();
+        let name = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Depends: "))?
+            .to_owned();
+        name.starts_with("linux-image-").then_some(name)
+    };
+    match ask() {
+        Some(name) => Ok(name),
+        None => update().and_then(|()| {
+            ask().ok_or_else(|| PackageError::Unknown {
+                package: CLOUD_KERNEL.to_owned(),
+            })
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installed_package_is_seen_and_an_absent_one_is_not() {
+        assert!(is_installed("dpkg"));
+        assert!(!is_installed("no-such-package-anywhere"));
+    }
+
+    #[test]
+    fn a_control_field_is_found_by_its_whole_name() {
+        let control = b"Package: x\nVersion-Old: 1\nVersion: 2:3~4\n";
+        assert_eq!(field(control, "Version").as_deref(), Some("2:3~4"));
+        assert_eq!(field(control, "Vers"), None);
+    }
+
+    #[test]
+    fn a_failed_command_reports_itself_and_its_last_words() {
+        let failed = run_logged(Command::new("sh").args(["-c", "echo last words; exit 3"]));
+        let text = failed.expect_err("exit status 3 is a failure").to_string();
+        assert!(text.contains("last words"), "{text}");
+    }
+}

@@ -1,0 +1,36 @@
+//! `cargo xtask guest`: joins Debian's packages with the builder of the guest images.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use ftvmm_guest_images::{BUSYBOX, Guest, Inputs, KERNEL_SOURCE, PACKAGES};
+use ftvmm_tests::packages::{self, Package};
+
+/// Arguments of `cargo xtask guest`.
+#[derive(clap::Args)]
+pub struct GuestArguments {}
+
+/// Makes the guest images and prints their folder.
+pub fn run(_arguments: &GuestArguments) -> Result<ExitCode, Box<dyn Error>> {
+    println!("{}", ensure()?.folder.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Installs or fetches what the guest is made from and builds what the cache lacks.
+///
+/// # Errors
+/// What the package system or the build answered.
+pub fn ensure() -> Result<Guest, Box<dyn Error>> {
+    let wanted: Vec<Package> = PACKAGES
+        .iter()
+        .map(|&(name, why)| Package { name, why })
+        .collect();
+    packages::ensure(&wanted)?;
+    let inputs = Inputs {
+        cache: packages::cache_directory()?,
+        kernel_source: KERNEL_SOURCE.into(),
+        busybox: BUSYBOX.into(),
+        stock_kernel: packages::cloud_kernel()?.bzimage,
+    };
+    Ok(ftvmm_guest_images::build(&inputs)?)
+}
