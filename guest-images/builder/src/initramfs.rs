@@ -1,0 +1,187 @@
+//! The initramfs: a newc cpio archive (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+//!
+//! It is not compressed: unpacking it in an emulated processor costs more than the two megabytes it saves.
+//! Entries are sorted and carry neither times nor owners, so equal inputs give equal bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+
+use cpio::newc::{Builder, trailer};
+
+use crate::store::{not_started, succeeded};
+use crate::{GuestBuildError, at};
+
+const INIT: &[u8] = include_bytes!("../../init");
+const INDEX: &[u8] = b"ftguest: try /bytes/1000000 or /bytes/N/SEED\n";
+
+const DIRECTORIES: &[&str] = &["bin", "dev", "proc", "root", "srv", "sys", "tmp"];
+
+const MODE_DIRECTORY: u32 = 0o040_755;
+const MODE_PROGRAM: u32 = 0o100_755;
+const MODE_FILE: u32 = 0o100_644;
+const MODE_LINK: u32 = 0o120_777;
+const MODE_CHARACTER_DEVICE: u32 = 0o020_600;
+
+/// Device numbers of Documentation/admin-guide/devices.txt. The kernel opens /dev/console before init can
+/// mount anything.
+const CONSOLE_DEVICE: (u32, u32) = (5, 1);
+
+struct Entry {
+    mode: u32,
+    device: (u32, u32),
+    content: Vec<u8>,
+}
+
+impl Entry {
+    fn new(mode: u32, content: impl Into<Vec<u8>>) -> Self {
+        Self {
+            mode,
+            device: (0, 0),
+            content: content.into(),
+        }
+    }
+}
+
+/// Makes the archive from a static busybox and our multi-call program.
+pub(crate) fn archive(busybox: &Path, programs: &Path) -> Result<Vec<u8>, GuestBuildError> {
+    let read = |path: &Path| fs::read(path).map_err(at(path));
+    let applets = busybox_applets(busybox)?;
+    let entries = entries(&applets, read(busybox)?, read(programs)?);
+    write(&entries).map_err(at(Path::new("initramfs")))
+}
+
+fn busybox_applets(busybox: &Path) -> Result<Vec<String>, GuestBuildError> {
+    let mut command = Command::new(busybox);
+    command.arg("--list");
+    let output = command.output().map_err(not_started(&command))?;
+    succeeded(&command, output.status, busybox)?;
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
+fn entries(applets: &[String], busybox: Vec<u8>, programs: Vec<u8>) -> BTreeMap<String, Entry> {
+    let mut entries = BTreeMap::new();
+    let link = |name: &str, to: &str| (format!("bin/{name}"), Entry::new(MODE_LINK, to));
+    entries.extend(applets.iter().map(|name| link(name, "busybox")));
+    // After busybox, whose httpd gives way to ours.
+    entries.extend(
+        ftvmm_guest_programs::APPLETS
+            .iter()
+            .map(|a| link(a.name, "ftguest")),
+    );
+    entries.extend(
+        DIRECTORIES
+            .iter()
+            .map(|&name| (name.to_owned(), Entry::new(MODE_DIRECTORY, []))),
+    );
+    for (name, mode, content) in [
+        ("bin/busybox", MODE_PROGRAM, busybox),
+        ("bin/ftguest", MODE_PROGRAM, programs),
+        ("init", MODE_PROGRAM, INIT.to_vec()),
+        ("srv/index.html", MODE_FILE, INDEX.to_vec()),
+    ] {
+        entries.insert(name.to_owned(), Entry::new(mode, content));
+    }
+    let console = Entry {
+        device: CONSOLE_DEVICE,
+        ..Entry::new(MODE_CHARACTER_DEVICE, [])
+    };
+    entries.insert("dev/console".to_owned(), console);
+    entries
+}
+
+fn write(entries: &BTreeMap<String, Entry>) -> io::Result<Vec<u8>> {
+    let mut archive = Vec::new();
+    for (inode, (name, entry)) in (1..).zip(entries) {
+        let builder = Builder::new(name)
+            .ino(inode)
+            .mode(entry.mode)
+            .rdev_major(entry.device.0)
+            .rdev_minor(entry.device.1);
+        let mut file = builder.write(archive, entry.content.len() as u32);
+        file.write_all(&entry.content)?;
+        archive = file.finish()?;
+    }
+    trailer(archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn sample() -> Vec<u8> {
+        let applets = ["sh", "httpd", "[", "busybox"].map(str::to_owned);
+        write(&entries(&applets, b"BUSYBOX".to_vec(), b"FTGUEST".to_vec())).unwrap()
+    }
+
+    /// The entries in their order.
+    fn parsed(mut bytes: &[u8]) -> Vec<(cpio::newc::Entry, Vec<u8>)> {
+        let mut found = Vec::new();
+        loop {
+            let mut reader = cpio::newc::Reader::new(bytes).unwrap();
+            if reader.entry().is_trailer() {
+                return found;
+            }
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content).unwrap();
+            let entry = reader.entry().clone();
+            bytes = reader.finish().unwrap();
+            found.push((entry, content));
+        }
+    }
+
+    #[test]
+    fn links_programs_and_the_console_are_what_the_kernel_expects() {
+        let found = parsed(&sample());
+        let named = |name: &str| {
+            found
+                .iter()
+                .find(|(entry, _)| entry.name() == name)
+                .unwrap()
+        };
+        for (name, mode, content) in [
+            ("bin", MODE_DIRECTORY, &b""[..]),
+            ("bin/sh", MODE_LINK, b"busybox"),
+            ("bin/httpd", MODE_LINK, b"ftguest"),
+            ("bin/selfcheck", MODE_LINK, b"ftguest"),
+            ("bin/busybox", MODE_PROGRAM, b"BUSYBOX"),
+            ("bin/ftguest", MODE_PROGRAM, b"FTGUEST"),
+            ("init", MODE_PROGRAM, INIT),
+        ] {
+            let (entry, held) = named(name);
+            assert_eq!((entry.mode(), &held[..]), (mode, content), "{name}");
+        }
+        let (console, _) = named("dev/console");
+        assert_eq!((console.rdev_major(), console.rdev_minor()), CONSOLE_DEVICE);
+    }
+
+    #[test]
+    fn the_archive_is_the_same_every_time_and_carries_no_times_or_owners() {
+        assert_eq!(sample(), sample());
+        for (entry, _) in parsed(&sample()) {
+            assert_eq!(
+                (entry.mtime(), entry.uid(), entry.gid()),
+                (0, 0, 0),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_comes_before_what_is_in_it() {
+        let name = |(entry, _): (cpio::newc::Entry, _)| entry.name().to_owned();
+        let names: Vec<String> = parsed(&sample()).into_iter().map(name).collect();
+        for name in &names {
+            if let Some((directory, _)) = name.rsplit_once('/') {
+                let place = |wanted: &str| names.iter().position(|n| n == wanted).unwrap();
+                assert!(place(directory) < place(name), "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Builds what runs in the virtual machine under test: a tiny kernel from Debian's source, an initramfs with
+//! busybox and our programs, and beside them Debian's stock kernel for the same initramfs.
+//!
+//! Nothing is fetched here: the caller says where Debian's files are ([`Inputs`]), [`PACKAGES`] says which
+//! packages bring them and the tools.
+//!
+//! Invariants: a finished folder in the cache is named by a digest of all that went into it, appears by one
+//! rename and never changes. Equal inputs give equal bytes: no time, name or path of the machine goes in.
+
+mod initramfs;
+mod kernel;
+mod programs;
+mod store;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use store::Store;
+
+/// Packages the build needs, each with the reason.
+pub const PACKAGES: &[(&str, &str)] = &[
+    ("linux-source-6.1", "the source of the tiny guest kernel"),
+    ("gcc", "compiles the guest kernel"),
+    ("make", "drives the guest kernel's build"),
+    ("flex", "part of the guest kernel's build"),
+    ("bison", "part of the guest kernel's build"),
+    ("bc", "part of the guest kernel's build"),
+    ("libelf-dev", "objtool of the guest kernel's build"),
+    ("lz4", "compresses the guest kernel"),
+    ("xz-utils", "unpacks the guest kernel's source"),
+    ("busybox-static", "the guest's userland"),
+];
+
+/// Where [`PACKAGES`] put the kernel source when they are installed.
+pub const KERNEL_SOURCE: &str = "/usr/src/linux-source-6.1.tar.xz";
+/// Where [`PACKAGES`] put busybox when they are installed.
+pub const BUSYBOX: &str = "/bin/busybox";
+
+/// What the guest is made from.
+#[derive(Debug, Clone)]
+pub struct Inputs {
+    /// The folder of this project in the user's cache.
+    pub cache: PathBuf,
+    /// The archive of Debian's kernel source, `linux-source-6.1.tar.xz`.
+    pub kernel_source: PathBuf,
+    /// A static busybox.
+    pub busybox: PathBuf,
+    /// `vmlinuz` of Debian's stock cloud kernel.
+    pub stock_kernel: PathBuf,
+}
+
+/// A finished guest; all files lie in one folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// The folder.
+    pub folder: PathBuf,
+    /// bzImage of the tiny kernel.
+    pub kernel: PathBuf,
+    /// The initramfs, an uncompressed cpio archive, for either kernel.
+    pub initramfs: PathBuf,
+    /// bzImage of Debian's unmodified cloud kernel. It has the 8250 built in and no virtio-mmio: a guest with a
+    /// console and no network.
+    pub stock_kernel: PathBuf,
+}
+
+/// Why a guest could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestBuildError {
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A program could not be started.
+    #[error("{program}: {source}")]
+    NotStarted {
+        /// The program.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A program of the build failed.
+    #[error("`{command}` failed ({status}); the end of {}:\n{tail}", log.display())]
+    CommandFailed {
+        /// What was run.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// Where all its output is.
+        log: PathBuf,
+        /// The last lines of it.
+        tail: String,
+    },
+    /// Kconfig did not take a line of kernel.config: an option was renamed or lacks what it depends on.
+    #[error("the kernel's configuration does not honour {line:?}")]
+    ConfigurationIgnored {
+        /// The line.
+        line: String,
+    },
+    /// Cargo built the guest programs but did not say where.
+    #[error("cargo named no executable of {package}")]
+    NoExecutable {
+        /// The package built.
+        package: &'static str,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> GuestBuildError {
+    let path = path.to_owned();
+    move |source| GuestBuildError::Io { path, source }
+}
+
+/// Builds what is not in the cache yet and returns the finished guest. The programs are always put to cargo,
+/// which knows best whether they are fresh. Concurrent builders wait for each other.
+///
+/// # Errors
+/// See [`GuestBuildError`]; nothing half-made is left under a final name.
+pub fn build(inputs: &Inputs) -> Result<Guest, GuestBuildError> {
+    let store = Store::lock(&inputs.cache)?;
+    let kernel = kernel::build(&store, &inputs.kernel_source)?;
+    let programs = programs::build(&store)?;
+    let initramfs = initramfs::archive(&inputs.busybox, &programs)?;
+    let stock_kernel = fs::read(&inputs.stock_kernel).map_err(at(&inputs.stock_kernel))?;
+    let bzimage = fs::read(&kernel).map_err(at(&kernel))?;
+
+    let parts = [
+        (KERNEL, &bzimage),
+        (INITRAMFS, &initramfs),
+        (STOCK_KERNEL, &stock_kernel),
+    ];
+    let digest = store::digest(
+        parts
+            .iter()
+            .flat_map(|(name, bytes)| [name.as_bytes(), bytes]),
+    );
+    let folder = store.publish("guest", &digest, |folder| {
+        parts.iter().try_for_each(|(name, bytes)| {
+            let path = folder.join(name);
+            fs::write(&path, bytes).map_err(at(&path))
+        })
+    })?;
+    Ok(Guest {
+        kernel: folder.join(KERNEL),
+        initramfs: folder.join(INITRAMFS),
+        stock_kernel: folder.join(STOCK_KERNEL),
+        folder,
+    })
+}
+
+const KERNEL: &str = "bzImage";
+const INITRAMFS: &str = "initramfs.cpio";
+const STOCK_KERNEL: &str = "stock-vmlinuz";
