@@ -1,0 +1,263 @@
+//! What two machines must have in common to compute the same thing.
+//!
+//! Why: a backup, or a replay, that starts from another kernel or another CPU template diverges at
+//! some later exit, and nobody can tell why from there. So the facts are compared before the first
+//! instruction, and the one that differs is named.
+
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::Hex;
+
+/// Version of the wire protocol and of the meaning of log records: raised whenever either side
+/// would compute something else from the same inputs (a device model changes, a message changes).
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The facts execution depends on besides the logged inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// [`PROTOCOL_VERSION`] of the program.
+    pub protocol_version: u32,
+    /// SHA-256 of the kernel image file.
+    pub kernel_sha256: [u8; 32],
+    /// SHA-256 of the initramfs file, if one is given.
+    pub initramfs_sha256: Option<[u8; 32]>,
+    /// SHA-256 of the disk image at power-on, if one is given.
+    pub disk_sha256: Option<[u8; 32]>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Name of the CPU template.
+    pub cpu_template: String,
+    /// Digest of everything the template sets: CPUID, MSR list, control registers.
+    pub cpu_template_sha256: [u8; 32],
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// MAC address of the guest's network card, if it has one.
+    pub net_mac: Option<[u8; 6]>,
+}
+
+/// A fact of the [`Fingerprint`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fact {
+    /// [`Fingerprint::protocol_version`].
+    ProtocolVersion,
+    /// [`Fingerprint::kernel_sha256`].
+    Kernel,
+    /// [`Fingerprint::initramfs_sha256`].
+    Initramfs,
+    /// [`Fingerprint::disk_sha256`].
+    Disk,
+    /// [`Fingerprint::cmdline`].
+    CommandLine,
+    /// [`Fingerprint::cpu_template`] and [`Fingerprint::cpu_template_sha256`].
+    CpuTemplate,
+    /// [`Fingerprint::memory_mib`].
+    MemorySize,
+    /// [`Fingerprint::net_mac`].
+    NetMac,
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ProtocolVersion => "protocol version",
+            Self::Kernel => "kernel",
+            Self::Initramfs => "initramfs",
+            Self::Disk => "disk",
+            Self::CommandLine => "command line",
+            Self::CpuTemplate => "CPU template",
+            Self::MemorySize => "memory size",
+            Self::NetMac => "network card",
+        })
+    }
+}
+
+/// The first fact two fingerprints differ in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The fact.
+    pub fact: Fact,
+    /// Its value here, printed.
+    pub ours: String,
+    /// Its value there, printed.
+    pub theirs: String,
+}
+
+impl Difference {
+    /// The same difference seen from the other side.
+    #[must_use]
+    pub fn swapped(self) -> Self {
+        Self {
+            fact: self.fact,
+            ours: self.theirs,
+            theirs: self.ours,
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} differs: ours is {}, theirs is {}",
+            self.fact, self.ours, self.theirs
+        )
+    }
+}
+
+impl Fingerprint {
+    /// The facts in the order they are compared: the ones that explain the others come first.
+    fn facts(&self) -> [(Fact, String); 8] {
+        let sha256 = |digest: &[u8; 32]| format!("sha256 {}", Hex(digest));
+        let file = |digest: &Option<[u8; 32]>| digest.as_ref().map_or("absent".into(), sha256);
+        let mac = |mac: &[u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        let template = format!(
+            "{} ({})",
+            self.cpu_template,
+            sha256(&self.cpu_template_sha256)
+        );
+        [
+            (Fact::ProtocolVersion, self.protocol_version.to_string()),
+            (Fact::Kernel, sha256(&self.kernel_sha256)),
+            (Fact::Initramfs, file(&self.initramfs_sha256)),
+            (Fact::Disk, file(&self.disk_sha256)),
+            (Fact::CommandLine, format!("{:?}", self.cmdline)),
+            (Fact::CpuTemplate, template),
+            (Fact::MemorySize, format!("{} MiB", self.memory_mib)),
+            (
+                Fact::NetMac,
+                self.net_mac.as_ref().map_or("absent".into(), mac),
+            ),
+        ]
+    }
+
+    /// The first fact in which `self` and `other` differ; `None` when they may run together.
+    #[must_use]
+    pub fn first_difference(&self, other: &Self) -> Option<Difference> {
+        self.facts()
+            .into_iter()
+            .zip(other.facts())
+            .find(|(ours, theirs)| ours != theirs)
+            .map(|((fact, ours), (_, theirs))| Difference { fact, ours, theirs })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn example() -> Fingerprint {
+        Fingerprint {
+            protocol_version: PROTOCOL_VERSION,
+            kernel_sha256: [0x11; 32],
+            initramfs_sha256: Some([0x22; 32]),
+            disk_sha256: None,
+            cmdline: "console=ttyS0".into(),
+            cpu_template: "x86-64-v1".into(),
+            cpu_template_sha256: [0x33; 32],
+            memory_mib: 128,
+            net_mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+        }
+    }
+
+    /// The example with one fact changed, for every fact.
+    pub(crate) fn changed() -> Vec<(Fact, Fingerprint)> {
+        let base = example();
+        vec![
+            (
+                Fact::ProtocolVersion,
+                Fingerprint {
+                    protocol_version: 99,
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::Kernel,
+                Fingerprint {
+                    kernel_sha256: [0; 32],
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::Initramfs,
+                Fingerprint {
+                    initramfs_sha256: None,
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::Disk,
+                Fingerprint {
+                    disk_sha256: Some([0; 32]),
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::CommandLine,
+                Fingerprint {
+                    cmdline: "quiet".into(),
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::CpuTemplate,
+                Fingerprint {
+                    cpu_template: "epyc".into(),
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::CpuTemplate,
+                Fingerprint {
+                    cpu_template_sha256: [0; 32],
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::MemorySize,
+                Fingerprint {
+                    memory_mib: 64,
+                    ..base.clone()
+                },
+            ),
+            (
+                Fact::NetMac,
+                Fingerprint {
+                    net_mac: None,
+                    ..base
+                },
+            ),
+        ]
+    }
+
+    #[test]
+    fn every_fact_is_compared_and_named() {
+        let base = example();
+        assert_eq!(base.first_difference(&base), None);
+        for (fact, other) in changed() {
+            let difference = base.first_difference(&other).unwrap();
+            assert_eq!(difference.fact, fact);
+            assert_ne!(difference.ours, difference.theirs);
+            let text = difference.to_string();
+            assert!(
+                text.starts_with(&format!("{fact} differs: ours is ")),
+                "{text}"
+            );
+            assert_eq!(other.first_difference(&base), Some(difference.swapped()));
+        }
+    }
+
+    #[test]
+    fn both_values_are_printed() {
+        let other = Fingerprint {
+            memory_mib: 64,
+            ..example()
+        };
+        let text = example().first_difference(&other).unwrap().to_string();
+        assert_eq!(
+            text,
+            "memory size differs: ours is 128 MiB, theirs is 64 MiB"
+        );
+    }
+}

@@ -1,0 +1,578 @@
+//! Groups: the unit in which records are written to a file, sent to a backup and acknowledged.
+//!
+//! Why: a checksum and a length for every record would cost more than the record. A group carries
+//! one of each, the *horizon* and any number of records, and can be decoded without the groups
+//! before it. An idle guest costs about three bytes a record.
+//!
+//! | field | type | meaning and rule |
+//! | --- | --- | --- |
+//! | length | varint | bytes after the checksum; at most [`GROUP_BYTES_MAX`] |
+//! | crc32c | u32 le | over the bytes of `length` and everything after the checksum |
+//! | head | varint | record count × 4 + codec (1 raw, 2 lz4; 0 and 3 invalid) |
+//! | horizon | varint | the recorder has left this exit; no later group holds a record at or before it |
+//! | reach | varint | only with records: horizon + 1 − ordinal of the first record |
+//! | body length | varint | only with lz4: bytes of the decompressed body, at most [`GROUP_BYTES_MAX`] |
+//! | body | bytes | the records, see [`crate::record`] and `docs/log-format.md` |
+//!
+//! A record opens with a byte: tag in the low four bits, ordinal delta to the record before it in
+//! the high four; a delta of 15 or more is written as 15 and the rest follows as a varint.
+//! Invariants: ordinals never fall; a record lies at most one exit past the horizon (a halted guest
+//! takes several inputs at an exit before it leaves it); time never falls.
+
+use ftvmm_devices::Input;
+use thiserror::Error;
+
+use crate::record::{Check, End, EndReason, Event, Ordinal, Record};
+use crate::varint::{self, VarintError};
+
+/// Largest length field and largest decompressed body. A recorder finishes a group long before
+/// this; the bound is there so that a damaged length cannot ask for all memory.
+pub const GROUP_BYTES_MAX: u32 = 16 << 20;
+/// Bodies shorter than this are never compressed: the gain could not pay for the attempt.
+const LZ4_BODY_BYTES_MIN: usize = 512;
+/// Largest ordinal delta that fits the record's first byte.
+const DELTA_INLINE_MAX: u64 = 14;
+
+/// The tag in the low four bits of a record's first byte. Part of the log format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Tag {
+    /// varint: nanoseconds since the previous time record of the group (since power-on, if none).
+    TimeNs = 1,
+    /// The same in whole microseconds; the encoder's choice whenever it is exact.
+    TimeUs = 2,
+    /// varint length, bytes.
+    NetRx = 3,
+    /// varint length, bytes.
+    ConsoleRx = 4,
+    /// u64 le.
+    Check = 5,
+    /// Reason byte, 32 bytes of state digest.
+    End = 6,
+}
+
+impl Tag {
+    const ALL: [Self; 6] = [
+        Self::TimeNs,
+        Self::TimeUs,
+        Self::NetRx,
+        Self::ConsoleRx,
+        Self::Check,
+        Self::End,
+    ];
+    /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
+    #[cfg(test)]
+    const RETIRED: [u8; 0] = [];
+}
+
+/// How a body is stored. Part of the log format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Codec {
+    Raw = 1,
+    Lz4 = 2,
+}
+
+/// A decoded group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// All inputs at or before this exit are in the log up to and including this group; the
+    /// recorder has left the exit.
+    pub horizon: Ordinal,
+    /// Records in order. Some may lie at `horizon + 1`.
+    pub records: Vec<Record>,
+}
+
+/// Why bytes are not a group.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CodecError {
+    /// The bytes end inside the group.
+    #[error("group is cut short: {got_bytes} of {expected_bytes} bytes")]
+    Truncated {
+        /// Length the group has, as far as it can be told.
+        expected_bytes: u64,
+        /// Length present.
+        got_bytes: u64,
+    },
+    /// Bytes follow the group.
+    #[error("{extra_bytes} bytes follow the group")]
+    Trailing {
+        /// How many.
+        extra_bytes: u64,
+    },
+    /// The length field, or the length of the decompressed body, is above the limit.
+    #[error("group length {length_bytes} is not in 1..={}", GROUP_BYTES_MAX)]
+    Length {
+        /// The value read.
+        length_bytes: u64,
+    },
+    /// The checksum does not hold.
+    #[error("group checksum is {got:08x}, expected {expected:08x}")]
+    Checksum {
+        /// The value stored.
+        expected: u32,
+        /// The value of the bytes present.
+        got: u32,
+    },
+    /// A number does not fit, or the fields end inside one.
+    #[error("malformed number in {field}")]
+    Number {
+        /// The field being read.
+        field: &'static str,
+    },
+    /// The codec number is none of ours.
+    #[error("unknown group codec {codec}")]
+    Codec {
+        /// The value read.
+        codec: u8,
+    },
+    /// The compressed body does not decompress to the stated length.
+    #[error("group body does not decompress to {expected_bytes} bytes")]
+    Decompress {
+        /// The length stated in the group.
+        expected_bytes: u64,
+    },
+    /// The tag is none of ours.
+    #[error("unknown record tag {tag}")]
+    RecordTag {
+        /// The value read.
+        tag: u8,
+    },
+    /// The end reason is none of ours.
+    #[error("unknown end reason {reason}")]
+    EndReasonNumber {
+        /// The value read.
+        reason: u8,
+    },
+    /// A record ends outside the body, or the body goes on after the last record.
+    #[error("record {index} does not fit the group body")]
+    RecordBounds {
+        /// Position of the record in the group; the record count when the body is too long.
+        index: u64,
+    },
+    /// A record lies more than one exit past the horizon, or a counter overflows.
+    #[error("record {index} lies outside the reach of horizon {horizon}")]
+    OutOfReach {
+        /// Position of the record in the group.
+        index: u64,
+        /// The group's horizon.
+        horizon: Ordinal,
+    },
+}
+
+/// Builds groups. Keep one and reuse it: its buffer stays allocated, so that appending a time
+/// record allocates nothing.
+#[derive(Debug)]
+pub struct GroupEncoder {
+    body: Vec<u8>,
+    record_count: u64,
+    first_at: Ordinal,
+    last_at: Ordinal,
+    last_time_ns: u64,
+    horizon_last: Ordinal,
+}
+
+impl Default for GroupEncoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl GroupEncoder {
+    /// An encoder with an empty group.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            body: Vec::with_capacity(4096),
+            record_count: 0,
+            first_at: Ordinal(0),
+            last_at: Ordinal(0),
+            last_time_ns: 0,
+            horizon_last: Ordinal(0),
+        }
+    }
+
+    /// Records in the unfinished group.
+    #[must_use]
+    pub fn record_count(&self) -> u64 {
+        self.record_count
+    }
+
+    /// Encoded size of the unfinished group's records before compression. The recorder finishes a
+    /// group when this is large enough for its taste.
+    #[must_use]
+    pub fn body_bytes(&self) -> u64 {
+        self.body.len() as u64
+    }
+
+    /// Appends a record.
+    ///
+    /// # Panics
+    /// When ordinals or time run backwards, or the group outgrows [`GROUP_BYTES_MAX`]: a recorder
+    /// that does this has lost its place and must not go on.
+    pub fn push(&mut self, record: &Record) {
+        assert!(
+            record.at >= self.last_at,
+            "record at {} after {}",
+            record.at,
+            self.last_at
+        );
+        if self.record_count == 0 {
+            self.first_at = record.at;
+            self.last_at = record.at;
+        }
+        let delta = record.at.0 - self.last_at.0;
+        match &record.event {
+            Event::Input(Input::Time { now_ns }) => self.push_time(delta, *now_ns),
+            Event::Input(Input::NetRx { frame }) => self.push_bytes(Tag::NetRx, delta, frame),
+            Event::Input(Input::ConsoleRx { bytes }) => {
+                self.push_bytes(Tag::ConsoleRx, delta, bytes);
+            }
+            Event::Check(Check { chain }) => {
+                self.push_head(Tag::Check, delta);
+                self.body.extend_from_slice(&chain.to_le_bytes());
+            }
+            Event::End(End {
+                state_digest,
+                reason,
+            }) => {
+                self.push_head(Tag::End, delta);
+                self.body.push(*reason as u8);
+                self.body.extend_from_slice(state_digest);
+            }
+        }
+        self.last_at = record.at;
+        self.record_count += 1;
+        assert!(
+            self.body.len() < GROUP_BYTES_MAX as usize - 64,
+            "group was not finished in time"
+        );
+    }
+
+    fn push_head(&mut self, tag: Tag, delta: u64) {
+        if delta <= DELTA_INLINE_MAX {
+            self.body.push(tag as u8 | (delta as u8) << 4);
+        } else {
+            self.body.push(tag as u8 | 0xf0);
+            varint::put(&mut self.body, delta - DELTA_INLINE_MAX - 1);
+        }
+    }
+
+    fn push_time(&mut self, delta: u64, now_ns: u64) {
+        assert!(
+            now_ns >= self.last_time_ns,
+            "time {now_ns} after {}",
+            self.last_time_ns
+        );
+        let step_ns = now_ns - self.last_time_ns;
+        self.last_time_ns = now_ns;
+        if step_ns.is_multiple_of(1000) {
+            self.push_head(Tag::TimeUs, delta);
+            varint::put(&mut self.body, step_ns / 1000);
+        } else {
+            self.push_head(Tag::TimeNs, delta);
+            varint::put(&mut self.body, step_ns);
+        }
+    }
+
+    fn push_bytes(&mut self, tag: Tag, delta: u64, bytes: &[u8]) {
+        self.push_head(tag, delta);
+        varint::put(&mut self.body, bytes.len() as u64);
+        self.body.extend_from_slice(bytes);
+    }
+
+    /// Closes the group and starts the next one. Without records the result is a horizon-only
+    /// group of at most 16 bytes.
+    ///
+    /// # Panics
+    /// When the horizon falls, or a record lies more than one exit past it.
+    pub fn finish(&mut self, horizon: Ordinal) -> Vec<u8> {
+        assert!(
+            horizon >= self.horizon_last,
+            "horizon {horizon} after {}",
+            self.horizon_last
+        );
+        assert!(horizon.0 < u64::MAX, "horizon is exhausted");
+        assert!(
+            self.record_count == 0 || self.last_at <= horizon.next(),
+            "horizon is too early"
+        );
+        let compressed = (self.body.len() >= LZ4_BODY_BYTES_MIN)
+            .then(|| lz4_flex::block::compress(&self.body))
+            .filter(|compressed| compressed.len() < self.body.len() - self.body.len() / 8);
+        let codec = if compressed.is_some() {
+            Codec::Lz4
+        } else {
+            Codec::Raw
+        };
+
+        let mut fields = Vec::with_capacity(64);
+        varint::put(&mut fields, self.record_count << 2 | codec as u64);
+        varint::put(&mut fields, horizon.0);
+        if self.record_count > 0 {
+            varint::put(&mut fields, horizon.0 + 1 - self.first_at.0);
+        }
+        if compressed.is_some() {
+            varint::put(&mut fields, self.body.len() as u64);
+        }
+        let stored = compressed.as_deref().unwrap_or(&self.body);
+
+        let mut group = Vec::with_capacity(16 + fields.len() + stored.len());
+        varint::put(&mut group, (fields.len() + stored.len()) as u64);
+        let crc = [&fields[..], stored]
+            .iter()
+            .fold(crc32c::crc32c(&group), |crc, part| {
+                crc32c::crc32c_append(crc, part)
+            });
+        group.extend_from_slice(&crc.to_le_bytes());
+        group.extend_from_slice(&fields);
+        group.extend_from_slice(stored);
+
+        self.body.clear();
+        self.record_count = 0;
+        self.last_time_ns = 0;
+        self.horizon_last = horizon;
+        group
+    }
+}
+
+/// Length in bytes of the group that `bytes` begins with; `None` while the length field itself is
+/// incomplete.
+pub(crate) fn group_length(bytes: &[u8]) -> Result<Option<usize>, CodecError> {
+    let mut rest = bytes;
+    let length_bytes = match varint::take(&mut rest) {
+        Ok(length_bytes) => length_bytes,
+        Err(VarintError::Short) => return Ok(None),
+        Err(VarintError::Overflow) => return Err(CodecError::Number { field: "length" }),
+    };
+    if length_bytes == 0 || length_bytes > u64::from(GROUP_BYTES_MAX) {
+        return Err(CodecError::Length { length_bytes });
+    }
+    Ok(Some(bytes.len() - rest.len() + 4 + length_bytes as usize))
+}
+
+/// What can be told of a group without decoding its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupHead {
+    /// See [`Group::horizon`].
+    pub horizon: Ordinal,
+    /// Number of records.
+    pub record_count: u64,
+}
+
+struct Opened<'a> {
+    head: GroupHead,
+    codec: Codec,
+    rest: &'a [u8],
+}
+
+fn number(input: &mut &[u8], field: &'static str) -> Result<u64, CodecError> {
+    varint::take(input).map_err(|_| CodecError::Number { field })
+}
+
+fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
+    let got_bytes = bytes.len() as u64;
+    let length = group_length(bytes)?.ok_or(CodecError::Truncated {
+        expected_bytes: got_bytes + 1,
+        got_bytes,
+    })?;
+    if bytes.len() < length {
+        return Err(CodecError::Truncated {
+            expected_bytes: length as u64,
+            got_bytes,
+        });
+    }
+    if bytes.len() > length {
+        return Err(CodecError::Trailing {
+            extra_bytes: got_bytes - length as u64,
+        });
+    }
+    let mut rest = bytes;
+    let payload_bytes = number(&mut rest, "length")? as usize;
+    let length_field = &bytes[..bytes.len() - rest.len()];
+    let (stored_crc, mut rest) = rest.split_at(rest.len() - payload_bytes);
+    let expected = stored_crc
+        .iter()
+        .rev()
+        .fold(0, |crc, byte| crc << 8 | u32::from(*byte));
+    let got = crc32c::crc32c_append(crc32c::crc32c(length_field), rest);
+    if expected != got {
+        return Err(CodecError::Checksum { expected, got });
+    }
+    let head = number(&mut rest, "head")?;
+    let codec = match head & 3 {
+        1 => Codec::Raw,
+        2 => Codec::Lz4,
+        codec => return Err(CodecError::Codec { codec: codec as u8 }),
+    };
+    let horizon = Ordinal(number(&mut rest, "horizon")?);
+    if horizon.0 == u64::MAX {
+        return Err(CodecError::Number { field: "horizon" });
+    }
+    Ok(Opened {
+        head: GroupHead {
+            horizon,
+            record_count: head >> 2,
+        },
+        codec,
+        rest,
+    })
+}
+
+/// Checks length and checksum of exactly one group and reads its horizon, without decoding records.
+///
+/// # Errors
+/// [`CodecError`], naming what does not hold.
+pub fn peek_group(bytes: &[u8]) -> Result<GroupHead, CodecError> {
+    open(bytes).map(|opened| opened.head)
+}
+
+/// Decodes exactly one group.
+///
+/// # Errors
+/// [`CodecError`], naming what does not hold. No change of a single bit goes unnoticed.
+pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
+    let Opened {
+        head: GroupHead {
+            horizon,
+            record_count,
+        },
+        codec,
+        mut rest,
+    } = open(bytes)?;
+    let mut records = Vec::new();
+    if record_count == 0 {
+        if !rest.is_empty() || codec != Codec::Raw {
+            return Err(CodecError::RecordBounds { index: 0 });
+        }
+        return Ok(Group { horizon, records });
+    }
+    let reach = number(&mut rest, "reach")?;
+    let out_of_reach = |index| CodecError::OutOfReach { index, horizon };
+    let first_at = (horizon.0 + 1).checked_sub(reach).ok_or(out_of_reach(0))?;
+
+    let decompressed;
+    if codec == Codec::Lz4 {
+        let expected_bytes = number(&mut rest, "body length")?;
+        if expected_bytes > u64::from(GROUP_BYTES_MAX) {
+            return Err(CodecError::Length {
+                length_bytes: expected_bytes,
+            });
+        }
+        decompressed = lz4_flex::block::decompress(rest, expected_bytes as usize)
+            .ok()
+            .filter(|body| body.len() as u64 == expected_bytes)
+            .ok_or(CodecError::Decompress { expected_bytes })?;
+        rest = &decompressed;
+    }
+
+    // A record takes two bytes at least, so a lying count cannot reserve much.
+    records.reserve(record_count.min(rest.len() as u64 / 2 + 1) as usize);
+    let mut reader = RecordReader {
+        rest,
+        at: first_at,
+        time_ns: 0,
+    };
+    for index in 0..record_count {
+        let record = reader.next(index)?.ok_or(out_of_reach(index))?;
+        if record.at.0 > horizon.0 + 1 {
+            return Err(out_of_reach(index));
+        }
+        records.push(record);
+    }
+    if !reader.rest.is_empty() {
+        return Err(CodecError::RecordBounds {
+            index: record_count,
+        });
+    }
+    Ok(Group { horizon, records })
+}
+
+struct RecordReader<'a> {
+    rest: &'a [u8],
+    at: u64,
+    time_ns: u64,
+}
+
+impl RecordReader<'_> {
+    /// The next record; `None` when a counter overflows.
+    fn next(&mut self, index: u64) -> Result<Option<Record>, CodecError> {
+        let first = self.bytes(1, index)?[0];
+        let mut delta = u64::from(first >> 4);
+        if delta > DELTA_INLINE_MAX {
+            let more = number(&mut self.rest, "ordinal delta")?;
+            let Some(sum) = delta.checked_add(more) else {
+                return Ok(None);
+            };
+            delta = sum;
+        }
+        let Some(at) = self.at.checked_add(delta) else {
+            return Ok(None);
+        };
+        self.at = at;
+        let tag = first & 0x0f;
+        let unknown = CodecError::RecordTag { tag };
+        let event = match Tag::ALL
+            .into_iter()
+            .find(|known| *known as u8 == tag)
+            .ok_or(unknown)?
+        {
+            tag @ (Tag::TimeNs | Tag::TimeUs) => {
+                let unit_ns = if tag == Tag::TimeUs { 1000 } else { 1 };
+                let step_ns = number(&mut self.rest, "time delta")?.checked_mul(unit_ns);
+                let now_ns = step_ns.and_then(|step_ns| self.time_ns.checked_add(step_ns));
+                let Some(now_ns) = now_ns else {
+                    return Ok(None);
+                };
+                self.time_ns = now_ns;
+                Event::Input(Input::Time { now_ns })
+            }
+            Tag::NetRx => Event::Input(Input::NetRx {
+                frame: self.sized_bytes(index)?,
+            }),
+            Tag::ConsoleRx => Event::Input(Input::ConsoleRx {
+                bytes: self.sized_bytes(index)?,
+            }),
+            Tag::Check => Event::Check(Check {
+                chain: u64::from_le_bytes(self.array(index)?),
+            }),
+            Tag::End => {
+                let [number] = self.array(index)?;
+                let reason = EndReason::from_number(number)
+                    .ok_or(CodecError::EndReasonNumber { reason: number })?;
+                Event::End(End {
+                    state_digest: self.array(index)?,
+                    reason,
+                })
+            }
+        };
+        Ok(Some(Record {
+            at: Ordinal(at),
+            event,
+        }))
+    }
+
+    fn bytes(&mut self, length_bytes: u64, index: u64) -> Result<&[u8], CodecError> {
+        if length_bytes > self.rest.len() as u64 {
+            return Err(CodecError::RecordBounds { index });
+        }
+        let (taken, rest) = self.rest.split_at(length_bytes as usize);
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn sized_bytes(&mut self, index: u64) -> Result<Vec<u8>, CodecError> {
+        let length_bytes = number(&mut self.rest, "payload length")?;
+        self.bytes(length_bytes, index).map(<[u8]>::to_vec)
+    }
+
+    fn array<const N: usize>(&mut self, index: u64) -> Result<[u8; N], CodecError> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.bytes(N as u64, index)?);
+        Ok(array)
+    }
+}
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

@@ -1,0 +1,139 @@
+//! Statistics and differences of small logs.
+
+use super::*;
+use crate::fingerprint::tests::example;
+use crate::group::GroupEncoder;
+use crate::log::{LogHeader, LogWriter};
+use crate::record::{Check, EndReason};
+
+fn records() -> Vec<Record> {
+    let at = |at, event| Record {
+        at: Ordinal(at),
+        event,
+    };
+    vec![
+        at(3, Event::Input(Input::Time { now_ns: 10_000_000 })),
+        at(3, Event::Input(Input::NetRx { frame: vec![1; 72] })),
+        at(4, Event::Check(Check { chain: 77 })),
+        at(
+            9,
+            Event::Input(Input::ConsoleRx {
+                bytes: b"ls\n".to_vec(),
+            }),
+        ),
+        at(
+            12,
+            Event::Input(Input::Time {
+                now_ns: 2_000_000_000,
+            }),
+        ),
+        at(
+            20,
+            Event::End(End {
+                state_digest: [0xab; 32],
+                reason: EndReason::PowerOff,
+            }),
+        ),
+    ]
+}
+
+fn file(records: &[Record], records_per_group: usize, rtc_epoch_s: u64) -> Vec<u8> {
+    let header = LogHeader {
+        fingerprint: example(),
+        rtc_epoch_s,
+    };
+    let mut writer = LogWriter::new(Vec::new(), &header).unwrap();
+    let mut encoder = GroupEncoder::new();
+    for group in records.chunks(records_per_group) {
+        group.iter().for_each(|record| encoder.push(record));
+        let horizon = group.last().unwrap().at.0 - 1;
+        writer
+            .write_group(&encoder.finish(Ordinal(horizon)))
+            .unwrap();
+    }
+    writer.write_group(&encoder.finish(Ordinal(20))).unwrap();
+    writer.finish().unwrap()
+}
+
+fn difference(a: &[u8], b: &[u8]) -> Option<LogDifference> {
+    let (mut a, mut b) = (LogReader::new(a).unwrap(), LogReader::new(b).unwrap());
+    first_difference(&mut a, &mut b).unwrap()
+}
+
+#[test]
+fn everything_is_counted() {
+    let bytes = file(&records(), 4, 5);
+    let stat = stat(&mut LogReader::new(&bytes[..]).unwrap()).unwrap();
+    let expected = LogStat {
+        exits: 20,
+        groups: 3,
+        log_bytes: bytes.len() as u64,
+        duration_ns: 2_000_000_000,
+        time_inputs: 2,
+        net_rx_inputs: 1,
+        net_rx_bytes: 72,
+        console_rx_inputs: 1,
+        console_rx_bytes: 3,
+        checks: 1,
+        end_reason: Some("power-off".into()),
+        state_digest: Some("ab".repeat(32)),
+        torn_at_bytes: None,
+    };
+    assert_eq!(stat, expected);
+    let text = stat.to_string();
+    assert!(text.contains("inputs      4\n"), "{text}");
+    assert!(text.contains("guest time  2.000 s\n"), "{text}");
+    assert!(text.contains("end         power-off\n"), "{text}");
+}
+
+#[test]
+fn a_tear_is_reported() {
+    let bytes = file(&records(), 6, 5);
+    let stat = stat(&mut LogReader::new(&bytes[..bytes.len() - 1]).unwrap()).unwrap();
+    assert_eq!(stat.torn_at_bytes, Some(stat.log_bytes));
+    assert!(stat.log_bytes < bytes.len() as u64 - 1);
+}
+
+#[test]
+fn grouping_makes_no_difference() {
+    assert_eq!(
+        difference(&file(&records(), 1, 5), &file(&records(), 6, 5)),
+        None
+    );
+}
+
+#[test]
+fn each_kind_of_difference_is_named() {
+    let base = file(&records(), 2, 5);
+    let epoch = difference(&base, &file(&records(), 2, 6));
+    assert_eq!(epoch, Some(LogDifference::RtcEpoch { a_s: 5, b_s: 6 }));
+
+    let mut other = records();
+    other[3].event = Event::Input(Input::ConsoleRx {
+        bytes: b"ps\n".to_vec(),
+    });
+    let found = difference(&base, &file(&other, 2, 5)).unwrap();
+    let text = "record 3 differs\n- 9 console-rx \"ls\\n\"\n+ 9 console-rx \"ps\\n\"";
+    assert_eq!(found.to_string(), text);
+
+    let shorter = file(&records()[..5], 2, 5);
+    let found = difference(&base, &shorter).unwrap();
+    assert!(matches!(
+        found,
+        LogDifference::Record {
+            index: 5,
+            a: Some(_),
+            b: None
+        }
+    ));
+
+    let cut = &base[..base.len() - 7];
+    let found = difference(&base, cut).unwrap();
+    assert_eq!(
+        found,
+        LogDifference::Horizon {
+            a: Ordinal(20),
+            b: Ordinal(19)
+        }
+    );
+}

@@ -1,0 +1,233 @@
+//! Log records: what happened to the guest, and at which exit.
+//!
+//! Why: a recording is complete when it holds every nondeterministic input together with the exit
+//! ordinal it was applied at; everything else the guest and the devices compute again.
+//! Invariants: the numbers in the enums here are part of the log format (docs/log-format.md). A
+//! number is never given a second meaning; zero is never given one at all, so that a zeroed page
+//! of a torn file decodes as nothing.
+
+use core::fmt;
+
+use ftvmm_devices::Input;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+macro_rules! counter {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// The one after this.
+            ///
+            /// # Panics
+            /// At the end of the 64-bit range, which no run reaches.
+            #[must_use]
+            pub fn next(self) -> Self {
+                assert!(self.0 < u64::MAX, "counter is exhausted");
+                Self(self.0 + 1)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+counter! {
+    /// Number of a synchronous exit of the guest (design.md section 1). The first exit is 1; 0 is
+    /// power-on, before the first instruction.
+    Ordinal
+}
+counter! {
+    /// Number of a frame the guest transmitted. The first is 1; 0 stands for "none yet".
+    OutputOrdinal
+}
+counter! {
+    /// Number of a period in which at most one host may speak for the guest. The first is 1.
+    Term
+}
+
+/// One line of the log: `event` happened while the guest was stopped at exit `at`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The exit at which the guest was stopped.
+    pub at: Ordinal,
+    /// What happened there.
+    pub event: Event,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A nondeterministic input was given to the devices.
+    Input(Input),
+    /// The recorder states a digest that the replayer must agree with.
+    Check(Check),
+    /// The guest ended. Nothing follows.
+    End(End),
+}
+
+/// A digest of the execution so far, to find a silent divergence before it reaches the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Running digest of the exit stream up to and including this exit, as the run loop keeps it.
+    pub chain: u64,
+}
+
+/// How the guest ended and what it left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Digest of registers, all memory and device state at the end.
+    pub state_digest: [u8; 32],
+    /// Why it ended.
+    pub reason: EndReason,
+}
+
+/// Why the guest ended. The number is the one in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EndReason {
+    /// The guest asked for power-off.
+    PowerOff = 1,
+    /// The guest asked for a reset.
+    Reset = 2,
+    /// The processor shut down (triple fault).
+    Shutdown = 3,
+    /// The host ended the recording: a limit or the operator.
+    HostRequest = 4,
+}
+
+impl EndReason {
+    /// Every reason, for the decoder and for the tests.
+    pub const ALL: [Self; 4] = [
+        Self::PowerOff,
+        Self::Reset,
+        Self::Shutdown,
+        Self::HostRequest,
+    ];
+
+    /// The reason with this number in the log.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u8 == number)
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PowerOff => "power-off",
+            Self::Reset => "reset",
+            Self::Shutdown => "shutdown",
+            Self::HostRequest => "host-request",
+        })
+    }
+}
+
+/// One line per record, as `ftvmm log dump` prints it and incident reports quote it. Payloads are
+/// given by length and xxh3-64, except console bytes, which are short and tell most when read.
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.at)?;
+        match &self.event {
+            Event::Input(Input::Time { now_ns }) => {
+                write!(
+                    f,
+                    "time {}.{:09} s",
+                    now_ns / 1_000_000_000,
+                    now_ns % 1_000_000_000
+                )
+            }
+            Event::Input(Input::NetRx { frame }) => {
+                write!(
+                    f,
+                    "net-rx {} bytes xxh3 {:016x}",
+                    frame.len(),
+                    xxh3_64(frame)
+                )
+            }
+            Event::Input(Input::ConsoleRx { bytes }) => {
+                write!(f, "console-rx \"{}\"", bytes.escape_ascii())
+            }
+            Event::Check(Check { chain }) => write!(f, "check {chain:016x}"),
+            Event::End(End {
+                state_digest,
+                reason,
+            }) => {
+                write!(f, "end {reason} state {}", Hex(state_digest))
+            }
+        }
+    }
+}
+
+/// Bytes printed as lower-case hexadecimal.
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_record_prints_on_one_line() {
+        let cases = [
+            (
+                Event::Input(Input::Time {
+                    now_ns: 1_000_000_042,
+                }),
+                "7 time 1.000000042 s",
+            ),
+            (
+                Event::Input(Input::NetRx { frame: vec![0; 60] }),
+                "7 net-rx 60 bytes xxh3 543396b68d640202",
+            ),
+            (
+                Event::Input(Input::ConsoleRx {
+                    bytes: b"ls\r\n".to_vec(),
+                }),
+                "7 console-rx \"ls\\r\\n\"",
+            ),
+            (
+                Event::Check(Check { chain: 0xabc }),
+                "7 check 0000000000000abc",
+            ),
+        ];
+        for (event, expected) in cases {
+            let line = Record {
+                at: Ordinal(7),
+                event,
+            }
+            .to_string();
+            assert_eq!(line, expected);
+        }
+        let end = End {
+            state_digest: [0xee; 32],
+            reason: EndReason::PowerOff,
+        };
+        let line = Record {
+            at: Ordinal(9),
+            event: Event::End(end),
+        }
+        .to_string();
+        assert_eq!(line, format!("9 end power-off state {}", "ee".repeat(32)));
+    }
+
+    #[test]
+    fn end_reasons_have_these_numbers_and_zero_has_none() {
+        let numbers: Vec<u8> = EndReason::ALL.iter().map(|reason| *reason as u8).collect();
+        assert_eq!(numbers, [1, 2, 3, 4]);
+        assert_eq!(EndReason::from_number(0), None);
+        assert_eq!(EndReason::from_number(5), None);
+    }
+}
