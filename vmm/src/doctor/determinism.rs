@@ -1,0 +1,111 @@
+//! The property everything rests on: the same program with the same answers at the same exits is in
+//! the same state at every exit, whatever the host's signals do in between.
+
+use super::failure::ProbeFailure;
+use super::guest::{Ring, Stop};
+use super::probes::{Findings, Host};
+use super::programs::{self, layout};
+use crate::kvm::CpuState;
+
+/// In each ring, so fifty in all.
+const RUNS: u32 = 25;
+/// Pairs of a port read and a port write in each run.
+const ROUNDS: u32 = 20;
+/// Rounds in which an interrupt is injected at the port read.
+const INTERRUPTED_ROUNDS: [u32; 2] = [7, 12];
+
+/// Everything that must repeat.
+struct Trace {
+    exits: Vec<CpuState>,
+    memory: Vec<u8>,
+}
+
+/// Runs the program again and again and compares each run with the first.
+pub fn repeats(host: &Host, ring: Ring) -> Findings {
+    let first = run(host, ring)?;
+    for number in 2..=RUNS {
+        compare(number, &first, &run(host, ring)?)?;
+    }
+    Ok(format!(
+        "{RUNS} runs: same registers at {} exits, same memory",
+        first.exits.len()
+    ))
+}
+
+fn run(host: &Host, ring: Ring) -> Result<Trace, ProbeFailure> {
+    let mut guest = host.guest(programs::mix(), ring)?;
+    let mut exits = Vec::new();
+    for round in 0..ROUNDS {
+        guest.run_to(Stop::Ask)?;
+        exits.push(CpuState::read(&guest.vcpu)?);
+        guest.answer(round.wrapping_mul(0x9e37_79b9));
+        if INTERRUPTED_ROUNDS.contains(&round) {
+            guest.vcpu.inject(layout::INTERRUPT_VECTOR)?;
+        }
+        guest.run_to(Stop::Report)?;
+        exits.push(CpuState::read(&guest.vcpu)?);
+    }
+    let memory = guest.read(0, layout::MEMORY_BYTES as usize)?;
+    Ok(Trace { exits, memory })
+}
+
+fn compare(number: u32, first: &Trace, other: &Trace) -> Result<(), ProbeFailure> {
+    for (ordinal, (expected, got)) in first.exits.iter().zip(&other.exits).enumerate() {
+        for ((part, expected), (_, got)) in expected.parts().zip(got.parts()) {
+            same_bytes(
+                |at| format!("{part}, byte {at}, at exit {ordinal} of run {number}"),
+                expected,
+                got,
+            )?;
+        }
+    }
+    same_bytes(
+        |at| format!("memory at {at:#x} after run {number}"),
+        &first.memory,
+        &other.memory,
+    )
+}
+
+fn same_bytes(
+    what: impl FnOnce(usize) -> String,
+    expected: &[u8],
+    got: &[u8],
+) -> Result<(), ProbeFailure> {
+    if expected == got {
+        return Ok(());
+    }
+    let at = expected
+        .iter()
+        .zip(got)
+        .take_while(|(expected, got)| expected == got)
+        .count();
+    let show = |bytes: &[u8]| {
+        bytes
+            .get(at)
+            .map_or("nothing".into(), |byte| format!("{byte:#04x}"))
+    };
+    Err(ProbeFailure::Differs {
+        what: what(at),
+        got: show(got),
+        expected: format!("{} as in the first run", show(expected)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_placed_and_shown() {
+        let failure = same_bytes(|at| format!("byte {at}"), &[1, 2, 3], &[1, 9, 3]).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "byte 1: got 0x09, expected 0x02 as in the first run"
+        );
+        let failure = same_bytes(|at| format!("byte {at}"), &[1, 2], &[1]).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "byte 1: got nothing, expected 0x02 as in the first run"
+        );
+    }
+}

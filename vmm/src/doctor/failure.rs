@@ -1,0 +1,97 @@
+//! How a probe says that something does not hold: what was found, and what would have been right.
+
+use std::fmt;
+
+use thiserror::Error;
+use vm_memory::GuestMemoryError;
+
+use super::guest::Stop;
+use crate::cpu_template::TemplateError;
+use crate::kvm::KvmError;
+
+/// Why a probe's expectation does not hold.
+#[derive(Debug, Error)]
+pub enum ProbeFailure {
+    /// KVM could not be used, or a call to it failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// This host cannot give guests the CPU ftvmm wants.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The guest's memory could not be reached.
+    #[error("guest memory cannot be accessed: {0}")]
+    Memory(#[from] GuestMemoryError),
+    /// KVM interprets the guest and does not know the instruction.
+    #[error(
+        "KVM gave up at rip {rip:#x}: it interprets guest code and does not know this \
+         instruction; a CPU would execute it"
+    )]
+    EmulationFailure {
+        /// Where.
+        rip: u64,
+    },
+    /// The guest did not stop in time.
+    #[error("the guest never stopped (rip {rip:#x}), expected {expected}")]
+    NoStop {
+        /// Where it stood when given up.
+        rip: u64,
+        /// What should have stopped it.
+        expected: Stop,
+    },
+    /// The guest stopped for the wrong reason.
+    #[error("stopped at {got} (rip {rip:#x}), expected {expected}")]
+    WrongStop {
+        /// The reason.
+        got: Stop,
+        /// Where.
+        rip: u64,
+        /// What should have stopped it.
+        expected: Stop,
+    },
+    /// The guest computed or saw something wrong.
+    #[error("{what}: got {got}, expected {expected}")]
+    Differs {
+        /// What was looked at.
+        what: String,
+        /// What was there.
+        got: String,
+        /// What should have been there.
+        expected: String,
+    },
+    /// KVM lacks something.
+    #[error("missing: {names}; ftvmm needs all of them")]
+    Missing {
+        /// The capabilities by name.
+        names: String,
+    },
+    /// The guest runs, but interpreted.
+    #[error(
+        "{mips:.1} million instructions a second: the hypervisor interprets this code; \
+         expected at least {mips_min}"
+    )]
+    Slow {
+        /// Millions of instructions per second.
+        mips: f64,
+        /// [`super::speed::MIPS_MIN`].
+        mips_min: f64,
+    },
+}
+
+/// Compares what the guest saw with what it should have seen.
+///
+/// # Errors
+/// When they are not equal.
+pub fn expect_equal<T: PartialEq + fmt::LowerHex>(
+    what: impl Into<String>,
+    got: T,
+    expected: T,
+) -> Result<(), ProbeFailure> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(ProbeFailure::Differs {
+        what: what.into(),
+        got: format!("{got:#x}"),
+        expected: format!("{expected:#x}"),
+    })
+}

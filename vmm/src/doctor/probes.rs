@@ -1,0 +1,190 @@
+//! The list of checks, and the few that need no guest.
+
+use std::path::Path;
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Cap, Kvm};
+
+use super::Verdict;
+use super::failure::ProbeFailure;
+use super::guest::{MicroGuest, Ring, template_cpuid};
+use super::{cpu, determinism, dirty_log, exits, speed};
+use crate::kvm::call;
+
+/// What a probe found, in words, or what does not hold.
+pub type Findings = Result<String, ProbeFailure>;
+
+/// One check.
+pub struct Probe {
+    /// What is looked at.
+    pub name: &'static str,
+    /// The verdict when the probe does not fail.
+    pub verdict: Verdict,
+    /// Looks.
+    pub examine: fn(&Host) -> Findings,
+}
+
+const fn needed(name: &'static str, examine: fn(&Host) -> Findings) -> Probe {
+    Probe {
+        name,
+        verdict: Verdict::Pass,
+        examine,
+    }
+}
+
+const fn informational(name: &'static str, examine: fn(&Host) -> Findings) -> Probe {
+    Probe {
+        name,
+        verdict: Verdict::Info,
+        examine,
+    }
+}
+
+/// Every check after the opening of `/dev/kvm`, in the order made and printed.
+pub const PROBES: &[Probe] = &[
+    needed("capabilities", capabilities),
+    informational("optional capabilities", optional_capabilities),
+    needed("CPUID mask (ring 0)", |host| {
+        cpu::cpuid_mask(host, Ring::Kernel)
+    }),
+    needed("CPUID mask (ring 3)", |host| {
+        cpu::cpuid_mask(host, Ring::User)
+    }),
+    needed("RDTSC with CR4.TSD", cpu::rdtsc_disabled),
+    needed("RDTSC without CR4.TSD", cpu::rdtsc_enabled),
+    needed("single step (ring 0)", |host| {
+        cpu::single_step(host, Ring::Kernel)
+    }),
+    needed("single step (ring 3)", |host| {
+        cpu::single_step(host, Ring::User)
+    }),
+    needed("port exit", exits::port_read),
+    needed("HLT exit", exits::halt),
+    needed("MMIO exit", exits::mmio),
+    needed("interrupt at an exit", exits::interrupt),
+    needed("forced stop", exits::forced_stop),
+    needed("FPU and SSE moved", exits::fpu_moved),
+    needed("dirty log", dirty_log::complete),
+    needed("INT3", cpu::int3),
+    needed("POPCNT", cpu::popcnt),
+    needed("CMPXCHG16B", cpu::cmpxchg16b),
+    needed("FXRSTOR", cpu::fxrstor),
+    needed("XRSTOR", cpu::xrstor),
+    needed("determinism (ring 0)", |host| {
+        determinism::repeats(host, Ring::Kernel)
+    }),
+    needed("determinism (ring 3)", |host| {
+        determinism::repeats(host, Ring::User)
+    }),
+    needed(speed::NAMES[0], |host| {
+        speed::instructions(host, Ring::Kernel)
+    }),
+    needed(speed::NAMES[1], |host| {
+        speed::instructions(host, Ring::User)
+    }),
+    informational("port exit cost", speed::port_exit),
+    informational("PMU", pmu),
+];
+
+/// KVM as found on this machine.
+pub struct Host {
+    /// `/dev/kvm`.
+    pub kvm: Kvm,
+    /// The leaves every guest of ftvmm gets.
+    pub cpuid: CpuId,
+}
+
+impl Host {
+    /// Opens KVM and makes a first machine as ftvmm would.
+    ///
+    /// # Errors
+    /// When `/dev/kvm` cannot be used at all.
+    pub fn open() -> Result<Self, ProbeFailure> {
+        let cpuid = template_cpuid()?;
+        Ok(Self {
+            kvm: Kvm::new().map_err(call("open(/dev/kvm)"))?,
+            cpuid,
+        })
+    }
+
+    /// What KVM this is.
+    pub fn describe(&self) -> String {
+        let provider = ["kvm_intel", "kvm_amd", "kvm_pvm"]
+            .into_iter()
+            .find(|module| Path::new("/sys/module").join(module).exists())
+            .unwrap_or("an unknown module");
+        format!(
+            "API version {}, provided by {provider}",
+            self.kvm.get_api_version()
+        )
+    }
+
+    /// A machine with `program` in it and the template's CPUID.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn guest(&self, program: &[u8], ring: Ring) -> Result<MicroGuest, ProbeFailure> {
+        MicroGuest::new(program, ring, 0, &self.cpuid)
+    }
+}
+
+/// Dirty logging has no capability of its own; its probe tells.
+const NEEDED: [(Cap, &str); 7] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+];
+
+const OPTIONAL: [(Cap, &str); 2] = [
+    (Cap::SyncRegs, "KVM_CAP_SYNC_REGS"),
+    (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
+];
+
+fn capabilities(host: &Host) -> Findings {
+    let missing = names(
+        NEEDED
+            .iter()
+            .filter(|(cap, _)| !host.kvm.check_extension(*cap)),
+    );
+    if missing.is_empty() {
+        return Ok(format!("all {} present", NEEDED.len()));
+    }
+    Err(ProbeFailure::Missing { names: missing })
+}
+
+fn optional_capabilities(host: &Host) -> Findings {
+    let (present, absent): (Vec<_>, Vec<_>) = OPTIONAL
+        .iter()
+        .partition(|(cap, _)| host.kvm.check_extension(*cap));
+    Ok(match (names(present), names(absent)) {
+        (present, absent) if absent.is_empty() => format!("present: {present}"),
+        (present, absent) if present.is_empty() => format!("absent: {absent}"),
+        (present, absent) => format!("present: {present}; absent: {absent}"),
+    })
+}
+
+fn names<'a>(caps: impl IntoIterator<Item = &'a (Cap, &'a str)>) -> String {
+    caps.into_iter()
+        .map(|(_, name)| *name)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// perf registers the PMU `cpu` (on hybrid CPUs `cpu_core`) only when it found working counters.
+fn pmu(_: &Host) -> Findings {
+    let present = ["cpu", "cpu_core"].into_iter().any(|pmu| {
+        Path::new("/sys/bus/event_source/devices")
+            .join(pmu)
+            .exists()
+    });
+    let words = if present {
+        "hardware counters present"
+    } else {
+        "no hardware counters"
+    };
+    Ok(format!("{words}; ftvmm does not need them"))
+}
