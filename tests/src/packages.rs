@@ -45,6 +45,12 @@ pub const LAB: &[Package] = &[
     },
 ];
 
+/// What real clients on the outer machine are made of.
+pub const CLIENTS: &[Package] = &[Package {
+    name: "curl",
+    why: "the client that must not notice a failover",
+}];
+
 /// The package that always depends on Debian's newest cloud kernel.
 const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
 

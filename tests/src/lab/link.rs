@@ -284,6 +284,12 @@ impl LabProcess {
         self.pid
     }
 
+    /// Replaces the lab's bound of silence for all further waits on this command.
+    pub fn with_silence(mut self, silence: Duration) -> Self {
+        self.silence = silence;
+        self
+    }
+
     /// Queues bytes for its standard input.
     pub fn write_stdin(&self, bytes: &[u8]) {
         for chunk in bytes.chunks(CHUNK_BYTES) {

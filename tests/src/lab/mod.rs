@@ -177,6 +177,11 @@ impl Lab {
         fs::copy(program, &place).map(|_| ()).map_err(at(program))
     }
 
+    /// Name of the network namespace with the clients, for `ip netns exec` by hand.
+    pub fn namespace(&self) -> &str {
+        self.shared.outer.name()
+    }
+
     /// A command for a real client: on this machine, in the network the hosts are plugged into.
     pub fn client(&self, argv: &[&str]) -> Command {
         let (program, arguments) = argv.split_first().unwrap_or((&"true", &[]));

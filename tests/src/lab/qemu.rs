@@ -65,20 +65,22 @@ impl QemuHost {
             .map_err(at("sockets"))?;
         let socket = sockets.path().join("fs");
         let listener = UnixListener::bind(&socket).map_err(at(&socket))?;
+        // An absolute path: the daemon goes to / before it looks.
+        let source = plan.share.display().to_string().replace(',', "\\,");
+        let source = format!("source={source}");
         let mut virtiofsd = plan
             .outer
             .command(virtiofsd_program())
             // It takes its listening socket as descriptor 0, so nobody waits for a file to appear.
+            // In its own mount namespace it would be two processes; a hard stop wants one.
             .args([
                 "--fd=0",
                 "-f",
                 "-o",
-                "cache=none",
-                "-o",
-                "log_level=warn",
+                "sandbox=chroot,cache=none,log_level=warn",
                 "-o",
             ])
-            .arg(format!("source={}", plan.share.display()))
+            .arg(source)
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stdout(log()?)
             .stderr(log()?)
