@@ -8,17 +8,28 @@
 //! [`FLOATING_BUS`] and writes nothing. COM2..COM4, the PCI configuration ports and the POST port 0x80 are absent in
 //! this way; so is ACPI.
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use crate::event::{Input, Output};
-use crate::pic::Pic;
-use crate::pit::Pit;
-use crate::reset::{PowerEvent, ResetPorts};
-use crate::rtc::Rtc;
-use crate::serial::Console;
+use crate::fault::GuestFaults;
+use crate::pic::{Pic, PicState};
+use crate::pit::{Pit, PitState};
+use crate::reset::{PowerEvent, ResetPorts, ResetState};
+use crate::rtc::{Rtc, RtcState};
+use crate::serial::{Console, ConsoleState};
+use crate::state::InvalidState;
+use crate::virtio_net::{NetCounters, VirtioNet, VirtioNetState};
 
 /// What every byte of an access reads as when no device answers: the bus is pulled high.
 pub const FLOATING_BUS: u8 = 0xff;
+
+/// Guest-physical address of the network card's registers.
+pub const VIRTIO_NET_MMIO_BASE: u64 = 0xd000_0000;
+/// Length of the network card's registers.
+pub const VIRTIO_NET_MMIO_BYTES: u64 = 0x1000;
+/// Interrupt request of the network card.
+pub const VIRTIO_NET_IRQ: u8 = 5;
 
 const IRQ_TIMER: u8 = 0;
 const IRQ_COM1: u8 = 4;
@@ -30,6 +41,19 @@ pub struct BoardConfig {
     pub rtc_epoch_s: u64,
     /// MAC address of the network card; `None` leaves the card out.
     pub net_mac: Option<[u8; 6]>,
+}
+
+/// Everything a board remembers: plain data that may come from anywhere, checked when it becomes a [`Board`] again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardState {
+    now_ns: u64,
+    pic: PicState,
+    pit: PitState,
+    rtc: RtcState,
+    console: ConsoleState,
+    reset: ResetState,
+    net: Option<VirtioNetState>,
+    outputs: Vec<Output>,
 }
 
 /// Which device register a port is.
@@ -69,6 +93,13 @@ fn register_at(port: u16) -> Option<Register> {
     })
 }
 
+/// Offset of an access that lies completely in the network card's registers.
+fn net_offset(addr: u64, length: usize) -> Option<u32> {
+    let offset = addr.checked_sub(VIRTIO_NET_MMIO_BASE)?;
+    let end = offset.checked_add(length as u64)?;
+    (end <= VIRTIO_NET_MMIO_BYTES).then_some(offset as u32)
+}
+
 /// All devices of the virtual machine.
 #[derive(Debug)]
 pub struct Board {
@@ -78,6 +109,7 @@ pub struct Board {
     rtc: Rtc,
     console: Console,
     reset: ResetPorts,
+    net: Option<VirtioNet>,
     outputs: Vec<Output>,
 }
 
@@ -91,6 +123,7 @@ impl Board {
             rtc: Rtc::new(config.rtc_epoch_s),
             console: Console::new(),
             reset: ResetPorts::new(),
+            net: config.net_mac.map(VirtioNet::new),
             outputs: Vec::new(),
         }
     }
@@ -144,23 +177,39 @@ impl Board {
     }
 
     /// The guest reads `data.len()` bytes from guest-physical address `addr`, which is not RAM.
-    pub fn mmio_read<M: GuestMemory>(&mut self, _mem: &M, _addr: u64, data: &mut [u8]) {
+    pub fn mmio_read<M: GuestMemory>(&mut self, _mem: &M, addr: u64, data: &mut [u8]) {
         data.fill(FLOATING_BUS);
+        if let (Some(net), Some(offset)) = (&self.net, net_offset(addr, data.len())) {
+            net.read(offset, data);
+        }
     }
 
-    /// The guest writes `data` to guest-physical address `addr`, which is not RAM.
-    pub fn mmio_write<M: GuestMemory>(&mut self, _mem: &M, _addr: u64, _data: &[u8]) {}
+    /// The guest writes `data` to guest-physical address `addr`, which is not RAM. A queue notification is served
+    /// before this returns: buffers are used and frames have become outputs.
+    pub fn mmio_write<M: GuestMemory>(&mut self, mem: &M, addr: u64, data: &[u8]) {
+        if let (Some(net), Some(offset)) = (&mut self.net, net_offset(addr, data.len())) {
+            let acknowledged = net.write(mem, offset, data, &mut self.outputs);
+            if acknowledged {
+                self.pic.set_line(VIRTIO_NET_IRQ, false);
+            }
+            self.settle();
+        }
+    }
 
     /// A fact from outside reaches the devices: the only way one can. A time smaller than the last one is taken as
     /// the last one.
-    pub fn apply<M: GuestMemory>(&mut self, _mem: &M, input: Input) {
+    pub fn apply<M: GuestMemory>(&mut self, mem: &M, input: Input) {
         match input {
             Input::Time { now_ns } => {
                 self.now_ns = self.now_ns.max(now_ns);
                 self.pit.advance(self.now_ns);
                 self.rtc.advance(self.now_ns);
             }
-            Input::NetRx { frame: _ } => {}
+            Input::NetRx { frame } => {
+                if let Some(net) = &mut self.net {
+                    net.receive(mem, frame);
+                }
+            }
             Input::ConsoleRx { bytes } => self.console.enqueue(&bytes),
         }
         self.settle();
@@ -170,6 +219,9 @@ impl Board {
     fn settle(&mut self) {
         if self.console.take_pulse() {
             self.pic.pulse(IRQ_COM1);
+        }
+        if let Some(net) = &self.net {
+            self.pic.set_line(VIRTIO_NET_IRQ, net.interrupt_line());
         }
         if self.pit.owes_tick() && self.pic.is_idle(IRQ_TIMER) {
             self.pit.take_owed_tick();
@@ -223,5 +275,110 @@ impl Board {
     /// What the guest has asked the machine to do with itself; stays once it has been asked.
     pub fn power_event(&self) -> Option<PowerEvent> {
         self.reset.power_event()
+    }
+
+    /// Whether a received frame would reach the guest now: its driver is up and has taken every frame so far. While
+    /// this is false the host does well to keep frames to itself.
+    pub fn network_ready(&self) -> bool {
+        self.net.as_ref().is_some_and(VirtioNet::is_ready)
+    }
+
+    /// What the guest has done wrong towards its devices so far.
+    pub fn guest_faults(&self) -> GuestFaults {
+        self.net
+            .as_ref()
+            .map(|net| *net.faults())
+            .unwrap_or_default()
+    }
+
+    /// Frames that passed the network card, and those that did not.
+    pub fn net_counters(&self) -> NetCounters {
+        self.net
+            .as_ref()
+            .map(|net| *net.counters())
+            .unwrap_or_default()
+    }
+
+    /// Timer ticks the guest will never see because it left [`crate::OWED_TICKS_MAX`] of them waiting.
+    pub fn lost_ticks(&self) -> u64 {
+        self.pit.lost_ticks()
+    }
+
+    /// Typed bytes the guest will never see because it left [`crate::BACKLOG_BYTES_MAX`] of them waiting.
+    pub fn dropped_console_bytes(&self) -> u64 {
+        self.console.dropped_bytes()
+    }
+
+    /// Everything the board remembers, outputs not taken yet included.
+    pub fn save(&self) -> BoardState {
+        let Board {
+            now_ns,
+            pic,
+            pit,
+            rtc,
+            console,
+            reset,
+            net,
+            outputs,
+        } = self;
+        BoardState {
+            now_ns: *now_ns,
+            pic: pic.save(),
+            pit: pit.save(),
+            rtc: rtc.save(),
+            console: console.save(),
+            reset: reset.save(),
+            net: net.as_ref().map(VirtioNet::save),
+            outputs: outputs.clone(),
+        }
+    }
+
+    /// The board that `state` was saved from.
+    ///
+    /// # Errors
+    /// [`InvalidState`] when no board could have been in that state.
+    pub fn restore(state: BoardState) -> Result<Board, InvalidState> {
+        let BoardState {
+            now_ns,
+            pic,
+            pit,
+            rtc,
+            console,
+            reset,
+            net,
+            outputs,
+        } = state;
+        let board = Board {
+            now_ns,
+            pic: Pic::try_from(pic)?,
+            pit: Pit::try_from(pit)?,
+            rtc: Rtc::try_from(rtc)?,
+            console: Console::try_from(console)?,
+            reset: ResetPorts::try_from(reset)?,
+            net: net.map(VirtioNet::try_from).transpose()?,
+            outputs,
+        };
+        InvalidState::check(board.pit.now_ns() == now_ns, "pit.now_ns")?;
+        InvalidState::check(board.rtc.shows_guest_time(now_ns), "rtc.now_s")?;
+        Ok(board)
+    }
+}
+
+impl TryFrom<BoardState> for Board {
+    type Error = InvalidState;
+
+    fn try_from(state: BoardState) -> Result<Board, InvalidState> {
+        Board::restore(state)
+    }
+}
+
+/// Kernel command-line words that tell a Linux guest without ACPI or device tree where its devices are.
+pub fn kernel_command_line(config: &BoardConfig) -> String {
+    match config.net_mac {
+        Some(_) => format!(
+            "virtio_mmio.device={}K@{VIRTIO_NET_MMIO_BASE:#x}:{VIRTIO_NET_IRQ}",
+            VIRTIO_NET_MMIO_BYTES / 1024
+        ),
+        None => String::new(),
     }
 }

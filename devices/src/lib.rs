@@ -6,6 +6,8 @@
 mod board;
 mod civil_time;
 mod event;
+mod fault;
+mod net_header;
 mod pic;
 mod pit;
 mod pit_counter;
@@ -13,10 +15,18 @@ mod reset;
 mod rtc;
 mod serial;
 mod state;
+mod virtio_mmio;
+mod virtio_net;
+mod virtqueue;
 
-pub use board::{Board, BoardConfig, FLOATING_BUS};
+pub use board::{
+    Board, BoardConfig, BoardState, FLOATING_BUS, VIRTIO_NET_IRQ, VIRTIO_NET_MMIO_BASE,
+    VIRTIO_NET_MMIO_BYTES, kernel_command_line,
+};
 pub use event::{Input, Output};
+pub use fault::{GuestFault, GuestFaults, HeaderProblem};
 pub use pit::{OWED_TICKS_MAX, PIT_HZ};
 pub use reset::PowerEvent;
 pub use serial::BACKLOG_BYTES_MAX;
 pub use state::InvalidState;
+pub use virtio_net::{NetCounters, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX};

@@ -154,6 +154,10 @@ impl Pit {
         self.owed_ticks = kept as u32;
     }
 
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
     /// Takes one owed edge of IRQ0, if there is one.
     pub(crate) fn take_owed_tick(&mut self) -> bool {
         let owed = self.owed_ticks > 0;
@@ -226,7 +230,7 @@ impl Pit {
     }
 
     pub(crate) fn read_port_b(&self) -> u8 {
-        let refresh = (self.now_ns / REFRESH_TOGGLE_NS & 1) as u8;
+        let refresh = ((self.now_ns / REFRESH_TOGGLE_NS) & 1) as u8;
         let out2 = u8::from(self.counters[2].out(self.now_tick));
         self.port_b | refresh << 4 | out2 << 5
     }

@@ -118,6 +118,10 @@ impl Rtc {
         self.state.now_s = now_ns / NS_PER_S;
     }
 
+    pub(crate) fn shows_guest_time(&self, now_ns: u64) -> bool {
+        self.state.now_s == now_ns / NS_PER_S
+    }
+
     fn undisturbed_s(&self) -> i64 {
         (self.state.epoch_s + self.state.now_s) as i64
     }
@@ -203,7 +207,7 @@ impl Rtc {
         if self.has_mode(REG_B_BINARY) {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 

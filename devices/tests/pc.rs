@@ -1,6 +1,8 @@
 //! The board as Linux drives it on a PC without ACPI or APIC: the port sequences of `arch/x86/kernel/i8259.c`,
 //! `drivers/clocksource/i8253.c` and `drivers/tty/serial/8250`.
 
+#![allow(clippy::unwrap_used, reason = "the memory below is the test's own")]
+
 use ftvmm_devices::{Board, BoardConfig, FLOATING_BUS, Input, Output, PowerEvent};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 

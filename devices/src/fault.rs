@@ -1,0 +1,140 @@
+//! What a guest can do wrong towards its devices: a typed reason each, counted, never a panic.
+
+use serde::{Deserialize, Serialize};
+
+/// A driver broke the virtio specification. All but [`GuestFault::FrameHeader`] stop the device: it sets
+/// DEVICE_NEEDS_RESET (virtio 1.2 §2.1) and serves nothing until the driver resets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum GuestFault {
+    /// A queue size that is zero, no power of two or too large (§2.7, §4.2.2).
+    #[error("queue {queue}: size {size} is not a power of two within the maximum")]
+    QueueSize {
+        /// Queue index.
+        queue: u16,
+        /// The size the driver wrote.
+        size: u32,
+    },
+    /// A ring address that breaks the alignment of §2.7.
+    #[error("queue {queue}: ring address with low word {address_low:#x} is misaligned")]
+    QueueAlignment {
+        /// Queue index.
+        queue: u16,
+        /// The low word the driver wrote.
+        address_low: u32,
+    },
+    /// A ring that is not completely in guest memory.
+    #[error("queue {queue}: a ring is outside guest memory")]
+    QueueOutsideMemory {
+        /// Queue index.
+        queue: u16,
+    },
+    /// A notification for a queue that is absent, not ready, or of a driver that has not set DRIVER_OK (§3.1.1).
+    #[error("queue {queue} was notified before it was ready")]
+    QueueNotReady {
+        /// Queue index as notified.
+        queue: u32,
+    },
+    /// The available index runs ahead of what the queue can hold (§2.7.13).
+    #[error("queue {queue}: the available index is further ahead than the queue is long")]
+    AvailableIndex {
+        /// Queue index.
+        queue: u16,
+    },
+    /// A chain that loops, leaves the descriptor table or cannot be read (§2.7.5).
+    #[error("queue {queue}: the descriptor chain at {head} does not end")]
+    BrokenChain {
+        /// Queue index.
+        queue: u16,
+        /// First descriptor of the chain.
+        head: u16,
+    },
+    /// A chain with more descriptors than the queue (§2.7.5.3.1) or more bytes than any frame has.
+    #[error("queue {queue}: the descriptor chain at {head} is too long")]
+    LongChain {
+        /// Queue index.
+        queue: u16,
+        /// First descriptor of the chain.
+        head: u16,
+    },
+    /// A buffer to read where one to write belongs, or the other way round (§5.1.6).
+    #[error("queue {queue}: the descriptor chain at {head} has a buffer of the wrong direction")]
+    WrongDirection {
+        /// Queue index.
+        queue: u16,
+        /// First descriptor of the chain.
+        head: u16,
+    },
+    /// A buffer that is not completely in guest memory.
+    #[error("queue {queue}: {length_bytes} bytes at {address:#x} are outside guest memory")]
+    BufferOutsideMemory {
+        /// Queue index.
+        queue: u16,
+        /// Guest-physical address of the buffer.
+        address: u64,
+        /// Its length.
+        length_bytes: u32,
+    },
+    /// A receive buffer that cannot hold the frame that arrived (§5.1.6.3.1 asks for 1526 bytes).
+    #[error("the receive buffer at {head} is too small for {frame_bytes} bytes")]
+    ReceiveBufferTooSmall {
+        /// First descriptor of the chain.
+        head: u16,
+        /// Header and frame.
+        frame_bytes: u32,
+    },
+    /// A frame to transmit whose header makes no sense; only the frame is dropped.
+    #[error("a frame to transmit was dropped: {problem}")]
+    FrameHeader {
+        /// What is wrong with it.
+        problem: HeaderProblem,
+    },
+}
+
+/// Why the `virtio_net_hdr_v1` of a transmitted frame makes no sense (virtio 1.2 §5.1.6.2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum HeaderProblem {
+    /// Not even an Ethernet header follows.
+    #[error("it ends before the end of its Ethernet header")]
+    ShortFrame,
+    /// A partial checksum without VIRTIO_NET_F_CSUM.
+    #[error("it asks for a checksum although that was not negotiated")]
+    ChecksumNotNegotiated,
+    /// The checksum's place is not in the frame.
+    #[error("its checksum field is outside the frame")]
+    ChecksumOutsideFrame,
+    /// A segmentation that is unknown or was not negotiated.
+    #[error("it asks for a segmentation that was not negotiated")]
+    SegmentationNotNegotiated,
+    /// Segmentation without a segment size, or without the checksum it needs.
+    #[error("its segmentation has no segment size or no checksum")]
+    SegmentationIncomplete,
+    /// The headers are said to be longer than the frame.
+    #[error("its header length is greater than the frame")]
+    HeaderLength,
+}
+
+impl GuestFault {
+    /// Whether the device stops until the driver resets it.
+    pub fn needs_reset(&self) -> bool {
+        !matches!(self, GuestFault::FrameHeader { .. })
+    }
+}
+
+/// The faults of the guest so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestFaults {
+    /// How many there were.
+    pub count: u64,
+    /// The first one, usually the cause of the others.
+    pub first: Option<GuestFault>,
+    /// The latest one.
+    pub last: Option<GuestFault>,
+}
+
+impl GuestFaults {
+    pub(crate) fn record(&mut self, fault: GuestFault) {
+        self.count += 1;
+        self.first.get_or_insert(fault);
+        self.last = Some(fault);
+    }
+}

@@ -1,0 +1,640 @@
+//! The network card as a driver meets it: set-up, both directions, interrupts, and what a broken driver gets.
+
+mod common;
+
+use common::*;
+use ftvmm_devices::{
+    Board, BoardConfig, FLOATING_BUS, GuestFault, HeaderProblem, RX_BACKLOG_FRAMES_MAX,
+    RX_FRAME_BYTES_MAX, VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES, kernel_command_line,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+#[test]
+fn registers_after_reset() {
+    let mut driver = Driver::new();
+    for (offset, value) in [
+        (0x000, 0x7472_6976),
+        (0x004, 2),
+        (0x008, 1),
+        (0x034, 256),
+        (0x044, 0),
+        (0x060, 0),
+        (0x070, 0),
+        (0x0b0, u32::MAX),
+        (0x0fc, 0),
+        (0x100, 0x0000_0002),
+        (0x104, 0x0000_0700),
+        (0x108, 0),
+    ] {
+        assert_eq!(driver.read(offset), value, "register {offset:#x}");
+    }
+    let mut features = 0;
+    for select in 0..3 {
+        driver.write(0x14, select);
+        features |= u128::from(driver.read(0x10)) << (32 * select);
+    }
+    assert_eq!(features, u128::from(FEATURES | EVENT_IDX));
+    driver.write(0x30, 2);
+    assert_eq!(driver.read(0x34), 0, "there is no third queue");
+}
+
+#[test]
+fn configuration_takes_any_width_and_registers_only_their_own() {
+    let mut driver = Driver::new();
+    let Driver { board, mem, .. } = &mut driver;
+    for (index, expected) in MAC.iter().enumerate() {
+        let mut byte = [0];
+        board.mmio_read(mem, VIRTIO_NET_MMIO_BASE + 0x100 + index as u64, &mut byte);
+        assert_eq!(byte, [*expected]);
+    }
+    for (offset, width) in [(0, 1), (0, 2), (2, 4), (0, 8)] {
+        let mut data = vec![0; width];
+        board.mmio_read(mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
+        assert_eq!(data, vec![FLOATING_BUS; width]);
+        board.mmio_write(mem, VIRTIO_NET_MMIO_BASE + 0x70, &data[..width.min(2)]);
+    }
+    let mut data = [0; 4];
+    board.mmio_read(
+        mem,
+        VIRTIO_NET_MMIO_BASE + VIRTIO_NET_MMIO_BYTES - 2,
+        &mut data,
+    );
+    assert_eq!(data, [FLOATING_BUS; 4], "half outside");
+    assert_eq!(driver.read(0x70), 0);
+}
+
+#[test]
+fn features_are_accepted_only_from_the_offered_ones() {
+    for (features, accepted) in [
+        (FEATURES, true),
+        (FEATURES | EVENT_IDX, true),
+        (1 << 32, true),
+        (FEATURES & !(1 << 32), false),
+        (FEATURES | 1 << 15, false),
+        (u64::MAX, false),
+    ] {
+        let mut driver = Driver::new();
+        driver.negotiate(features);
+        assert_eq!(
+            driver.read(0x70) & STATUS_FEATURES_OK != 0,
+            accepted,
+            "{features:#x}"
+        );
+        driver.write(0x70, 0x0f);
+        assert_eq!(driver.read(0x70) & STATUS_DRIVER_OK != 0, accepted);
+    }
+}
+
+#[test]
+fn transmitting_happens_inside_the_notification() {
+    for features in [FEATURES, FEATURES | EVENT_IDX] {
+        let mut driver = Driver::up(features);
+        let mut sent = Vec::new();
+        for round in 0..600u16 {
+            let frame = frame(round as u8, 60 + usize::from(round));
+            driver.send(&frame);
+            assert_eq!(driver.take_used(TX), [(u32::from(round % QUEUE_SIZE), 0)]);
+            sent.push(frame);
+        }
+        assert_eq!(driver.take_frames(), sent);
+        assert_eq!(driver.board.net_counters().tx_frames, 600);
+    }
+}
+
+#[test]
+fn a_large_segment_is_gathered_from_its_pages() {
+    let mut driver = Driver::up(FEATURES | EVENT_IDX);
+    let mut frame = frame(3, 65_549);
+    frame[..12].copy_from_slice(&[1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]);
+    let mut rest = &frame[..];
+    let mut index = 0;
+    for (number, length) in [66, 4096, 4096].into_iter().chain([8192; 7]).enumerate() {
+        let (part, after) = rest.split_at(length.min(rest.len()));
+        let address = 0x30_0000 + 0x2000 * number as u64;
+        driver.mem.write_slice(part, GuestAddress(address)).unwrap();
+        let flags = if after.is_empty() { 0 } else { DESC_NEXT };
+        driver.set_descriptor(TX, index, (address, part.len() as u32, flags, index + 1));
+        rest = after;
+        index += 1;
+    }
+    assert!(rest.is_empty());
+    driver.make_available(TX, 0);
+    driver.notify(TX);
+    assert_eq!(driver.take_frames(), [frame]);
+    assert_eq!(driver.board.guest_faults().count, 0);
+}
+
+#[test]
+fn received_frames_fill_the_buffers_in_order() {
+    for features in [FEATURES, FEATURES | EVENT_IDX] {
+        let mut driver = Driver::up(features);
+        assert!(driver.board.network_ready());
+        for round in 0..600u16 {
+            driver.add_receive_buffers(1);
+            let length = 60 + usize::from(round) % 1400;
+            let arrived = frame(round as u8, length);
+            driver.arrive(arrived.clone());
+            let head = round % QUEUE_SIZE;
+            assert_eq!(
+                driver.take_used(RX),
+                [(u32::from(head), 12 + length as u32)]
+            );
+            assert_eq!(
+                driver.bytes(buffer(RX, head), 12 + length),
+                as_received(arrived)
+            );
+        }
+        assert_eq!(driver.board.net_counters().rx_frames, 600);
+    }
+}
+
+#[test]
+fn a_frame_may_be_spread_over_a_chain() {
+    let mut driver = Driver::up(FEATURES);
+    driver.set_descriptor(RX, 5, (buffer(RX, 5), 12, DESC_WRITE | DESC_NEXT, 9));
+    driver.set_descriptor(RX, 9, (buffer(RX, 9), 100, DESC_WRITE | DESC_NEXT, 2));
+    driver.set_descriptor(RX, 2, (buffer(RX, 2), 1400, DESC_WRITE, 0));
+    driver.make_available(RX, 5);
+    let arrived = frame(1, 300);
+    driver.arrive(arrived.clone());
+    assert_eq!(driver.take_used(RX), [(5, 312)]);
+    let mut seen = driver.bytes(buffer(RX, 5), 12);
+    seen.extend(driver.bytes(buffer(RX, 9), 100));
+    seen.extend(driver.bytes(buffer(RX, 2), 200));
+    assert_eq!(seen, as_received(arrived));
+}
+
+#[test]
+fn frames_wait_for_buffers_and_are_dropped_when_too_many_wait() {
+    for features in [FEATURES, FEATURES | EVENT_IDX] {
+        let mut driver = Driver::up(features);
+        driver.add_receive_buffers(2);
+        for tag in 0..RX_BACKLOG_FRAMES_MAX + 5 {
+            driver.arrive(frame(tag as u8, 60));
+        }
+        assert_eq!(driver.take_used(RX).len(), 2);
+        assert_eq!(driver.board.net_counters().rx_dropped_backlog_full, 3);
+        assert!(!driver.board.network_ready());
+        if features & EVENT_IDX != 0 {
+            assert_eq!(
+                driver.avail_event(RX),
+                2,
+                "the card asks to hear of the next buffer"
+            );
+        }
+        driver.add_receive_buffers(100);
+        driver.notify(RX);
+        assert_eq!(driver.take_used(RX).len(), 100);
+        assert!(!driver.board.network_ready());
+        driver.add_receive_buffers(254);
+        driver.notify(RX);
+        assert_eq!(driver.take_used(RX).len(), RX_BACKLOG_FRAMES_MAX - 100);
+        assert!(driver.board.network_ready());
+        let newest = as_received(frame(257u16 as u8, 60));
+        assert_eq!(driver.bytes(buffer(RX, 1), 72), newest);
+    }
+}
+
+#[test]
+fn frames_for_a_driver_that_is_not_up_are_dropped() {
+    let mut driver = Driver::new();
+    driver.arrive(frame(0, 60));
+    assert!(!driver.board.network_ready());
+    assert_eq!(driver.board.net_counters().rx_dropped_not_ready, 1);
+    let mut driver = Driver::up(FEATURES);
+    driver.arrive(frame(0, 60));
+    assert!(!driver.board.network_ready());
+    driver.write(0x70, 0);
+    assert_eq!(driver.board.net_counters().rx_dropped_not_ready, 1);
+    assert_eq!(driver.read(0x70), 0);
+}
+
+#[test]
+fn frames_the_host_should_not_have_sent_are_refused() {
+    let mut driver = Driver::up(FEATURES);
+    driver.add_receive_buffers(4);
+    let mut segment = frame(0, 60);
+    segment[1] = 1;
+    for refused in [
+        vec![],
+        frame(0, 13),
+        frame(0, RX_FRAME_BYTES_MAX - 11),
+        segment,
+    ] {
+        driver.arrive(refused);
+    }
+    assert_eq!(driver.take_used(RX), []);
+    assert_eq!(driver.board.net_counters().rx_refused, 4);
+    driver.arrive(frame(0, RX_FRAME_BYTES_MAX - 12));
+    assert_eq!(driver.take_used(RX).len(), 1);
+}
+
+/// Linux sets up the interrupt controller so that the card's vector is 0x35.
+fn init_pic(board: &mut Board) {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x30),
+        (0x21, 4),
+        (0x21, 1),
+        (0xa0, 0x11),
+        (0xa1, 0x38),
+        (0xa1, 2),
+        (0xa1, 1),
+        (0x21, !(1 << 5)),
+    ] {
+        board.pio_write(port, &[value]);
+    }
+}
+
+#[test]
+fn no_event_is_lost_between_status_acknowledge_and_callback() {
+    let mut driver = Driver::up(FEATURES);
+    init_pic(&mut driver.board);
+    driver.add_receive_buffers(8);
+    driver.arrive(frame(0, 60));
+    assert_eq!(driver.board.acknowledge_interrupt(), Some(0x35));
+    driver.board.pio_write(0x20, &[0x65]);
+    // A frame before vm_interrupt() reads the status, one before it acknowledges, one after.
+    driver.arrive(frame(1, 60));
+    assert_eq!(driver.read(0x60), 1);
+    driver.arrive(frame(2, 60));
+    driver.write(0x64, 1);
+    assert_eq!(
+        driver.take_used(RX).len(),
+        3,
+        "the callback sees what the acknowledge swallowed"
+    );
+    assert!(!driver.board.interrupt_pending());
+    driver.arrive(frame(3, 60));
+    assert_eq!(driver.board.acknowledge_interrupt(), Some(0x35));
+    driver.board.pio_write(0x20, &[0x65]);
+    assert_eq!(driver.take_used(RX).len(), 1);
+}
+
+#[test]
+fn a_cause_left_after_an_acknowledge_is_a_new_edge() {
+    let mut driver = Driver::up(FEATURES);
+    init_pic(&mut driver.board);
+    driver.add_receive_buffers(8);
+    driver.arrive(frame(0, 60));
+    assert_eq!(driver.board.acknowledge_interrupt(), Some(0x35));
+    driver.board.pio_write(0x20, &[0x65]);
+    let status = driver.read(0x60);
+    driver.notify(7); // a fault: a configuration interrupt joins
+    driver.write(0x64, status);
+    assert_eq!(driver.read(0x60), 2);
+    assert_eq!(driver.board.acknowledge_interrupt(), Some(0x35));
+}
+
+#[test]
+fn interrupts_come_when_the_driver_asked_for_them() {
+    let mut driver = Driver::up(FEATURES | EVENT_IDX);
+    driver.add_receive_buffers(8);
+    driver.set_used_event(RX, 2);
+    for (tag, expected) in [(0, 0), (1, 0), (2, 1), (3, 0)] {
+        driver.arrive(frame(tag, 60));
+        let status = driver.read(0x60);
+        assert_eq!(status, expected, "frame {tag}");
+        driver.write(0x64, status);
+    }
+}
+
+#[test]
+fn the_next_frame_to_transmit_is_asked_for() {
+    let mut driver = Driver::up(FEATURES | EVENT_IDX);
+    for sent in 1..=5 {
+        driver.send(&frame(0, 60));
+        assert_eq!(driver.avail_event(TX), sent);
+    }
+}
+
+#[test]
+fn a_frame_with_a_bad_header_is_dropped_and_noted() {
+    let mut driver = Driver::up(FEATURES);
+    let mut bad = frame(0, 60);
+    bad[1] = 3;
+    driver.send(&bad);
+    driver.send(&frame(1, 13));
+    driver.send(&frame(2, 60));
+    assert_eq!(driver.take_used(TX).len(), 3);
+    assert_eq!(driver.take_frames(), [frame(2, 60)]);
+    let faults = driver.board.guest_faults();
+    assert_eq!(faults.count, 2);
+    let problem = HeaderProblem::SegmentationNotNegotiated;
+    assert_eq!(faults.first, Some(GuestFault::FrameHeader { problem }));
+    let problem = HeaderProblem::ShortFrame;
+    assert_eq!(faults.last, Some(GuestFault::FrameHeader { problem }));
+    assert_eq!(driver.read(0x70) & STATUS_NEEDS_RESET, 0);
+}
+
+/// One way to break the rules, and the fault it has to be reported as.
+type Misdeed = (&'static str, fn(&mut Driver), GuestFault);
+
+const MISDEEDS: &[Misdeed] = &[
+    (
+        "a chain that loops",
+        |driver| {
+            driver.set_descriptor(TX, 0, (buffer(TX, 0), 8, DESC_NEXT, 1));
+            driver.set_descriptor(TX, 1, (buffer(TX, 1), 8, DESC_NEXT, 0));
+            driver.make_available(TX, 0);
+            driver.notify(TX);
+        },
+        GuestFault::LongChain { queue: 1, head: 0 },
+    ),
+    (
+        "a chain that leaves the table",
+        |driver| {
+            driver.set_descriptor(TX, 3, (buffer(TX, 0), 80, DESC_NEXT, 256));
+            driver.make_available(TX, 3);
+            driver.notify(TX);
+        },
+        GuestFault::BrokenChain { queue: 1, head: 3 },
+    ),
+    (
+        "a head outside the table",
+        |driver| {
+            driver.make_available(TX, 256);
+            driver.notify(TX);
+        },
+        GuestFault::BrokenChain {
+            queue: 1,
+            head: 256,
+        },
+    ),
+    (
+        "an indirect table outside memory",
+        |driver| {
+            driver.set_descriptor(TX, 0, (u64::MAX - 15, 16 * 65_535, 4, 0));
+            driver.make_available(TX, 0);
+            driver.notify(TX);
+        },
+        GuestFault::BrokenChain { queue: 1, head: 0 },
+    ),
+    (
+        "more bytes than any frame has",
+        |driver| {
+            driver.set_descriptor(TX, 0, (0x10_0000, 65_566, 0, 0));
+            driver.make_available(TX, 0);
+            driver.notify(TX);
+        },
+        GuestFault::LongChain { queue: 1, head: 0 },
+    ),
+    (
+        "four gibibytes in one descriptor",
+        |driver| {
+            driver.set_descriptor(TX, 0, (0, u32::MAX, 0, 0));
+            driver.make_available(TX, 0);
+            driver.notify(TX);
+        },
+        GuestFault::LongChain { queue: 1, head: 0 },
+    ),
+    (
+        "a frame outside memory",
+        |driver| {
+            driver.set_descriptor(TX, 0, (MEMORY_BYTES as u64 - 50, 60, 0, 0));
+            driver.make_available(TX, 0);
+            driver.notify(TX);
+        },
+        GuestFault::BufferOutsideMemory {
+            queue: 1,
+            address: MEMORY_BYTES as u64 - 50,
+            length_bytes: 60,
+        },
+    ),
+    (
+        "an address that wraps",
+        |driver| {
+            driver.set_descriptor(TX, 0, (u64::MAX - 3, 60, 0, 0));
+            driver.make_available(TX, 0);
+            driver.notify(TX);
+        },
+        GuestFault::BufferOutsideMemory {
+            queue: 1,
+            address: u64::MAX - 3,
+            length_bytes: 60,
+        },
+    ),
+    (
+        "a buffer to write in the transmit queue",
+        |driver| {
+            driver.set_descriptor(TX, 0, (buffer(TX, 0), 60, DESC_WRITE, 0));
+            driver.make_available(TX, 0);
+            driver.notify(TX);
+        },
+        GuestFault::WrongDirection { queue: 1, head: 0 },
+    ),
+    (
+        "a buffer to read in the receive queue",
+        |driver| {
+            driver.set_descriptor(RX, 4, (buffer(RX, 0), 1536, 0, 0));
+            driver.make_available(RX, 4);
+            driver.arrive(frame(0, 60));
+        },
+        GuestFault::WrongDirection { queue: 0, head: 4 },
+    ),
+    (
+        "a receive buffer that is too small",
+        |driver| {
+            driver.set_descriptor(RX, 0, (buffer(RX, 0), 71, DESC_WRITE, 0));
+            driver.make_available(RX, 0);
+            driver.arrive(frame(0, 60));
+        },
+        GuestFault::ReceiveBufferTooSmall {
+            head: 0,
+            frame_bytes: 72,
+        },
+    ),
+    (
+        "a receive buffer outside memory",
+        |driver| {
+            driver.set_descriptor(RX, 0, (1 << 40, 1536, DESC_WRITE, 0));
+            driver.make_available(RX, 0);
+            driver.arrive(frame(0, 60));
+        },
+        GuestFault::BufferOutsideMemory {
+            queue: 0,
+            address: 1 << 40,
+            length_bytes: 1536,
+        },
+    ),
+    (
+        "an available index that runs ahead",
+        |driver| {
+            driver.poke(avail_ring(TX) + 2, QUEUE_SIZE + 1);
+            driver.notify(TX);
+        },
+        GuestFault::AvailableIndex { queue: 1 },
+    ),
+    (
+        "the notification of a queue that is not ready",
+        |driver| {
+            driver.write(0x30, TX);
+            driver.write(0x44, 0);
+            driver.notify(TX);
+        },
+        GuestFault::QueueNotReady { queue: 1 },
+    ),
+    (
+        "the notification of a queue that does not exist",
+        |driver| driver.notify(0x1_0001),
+        GuestFault::QueueNotReady { queue: 0x1_0001 },
+    ),
+];
+
+#[test]
+fn a_broken_driver_finds_needs_reset_and_the_reason_is_kept() {
+    for (name, misdeed, fault) in MISDEEDS {
+        let mut driver = Driver::up(FEATURES);
+        misdeed(&mut driver);
+        let faults = driver.board.guest_faults();
+        assert_eq!((faults.count, faults.first), (1, Some(*fault)), "{name}");
+        assert!(!fault.to_string().is_empty());
+        assert_eq!(
+            driver.read(0x70) & STATUS_NEEDS_RESET,
+            STATUS_NEEDS_RESET,
+            "{name}"
+        );
+        assert_eq!(driver.read(0x60), 2, "{name}: a configuration interrupt");
+        assert!(!driver.board.network_ready(), "{name}");
+        // Nothing more is served …
+        driver.next_avail = [0; 2];
+        driver.send(&frame(0, 60));
+        driver.arrive(frame(0, 60));
+        assert_eq!(driver.take_frames(), Vec::<Vec<u8>>::new(), "{name}");
+        assert_eq!(driver.board.guest_faults().count, 1, "{name}");
+        // … until the driver starts over.
+        let restarted = Driver::up(FEATURES);
+        driver.mem = restarted.mem;
+        (driver.next_avail, driver.seen_used) = ([0; 2], [0; 2]);
+        driver.negotiate(FEATURES);
+        driver.set_up_queue(RX);
+        driver.set_up_queue(TX);
+        driver.write(0x70, 0x0f);
+        driver.send(&frame(9, 60));
+        assert_eq!(driver.take_frames(), [frame(9, 60)], "{name}");
+    }
+}
+
+#[test]
+fn bad_queue_registers_are_faults_at_once() {
+    for (name, offset, value, fault) in [
+        (
+            "size 0",
+            0x38,
+            0,
+            GuestFault::QueueSize { queue: 1, size: 0 },
+        ),
+        (
+            "size 3",
+            0x38,
+            3,
+            GuestFault::QueueSize { queue: 1, size: 3 },
+        ),
+        (
+            "size 512",
+            0x38,
+            512,
+            GuestFault::QueueSize {
+                queue: 1,
+                size: 512,
+            },
+        ),
+        (
+            "size 65 537",
+            0x38,
+            0x1_0001,
+            GuestFault::QueueSize {
+                queue: 1,
+                size: 0x1_0001,
+            },
+        ),
+        (
+            "table",
+            0x80,
+            0x1008,
+            GuestFault::QueueAlignment {
+                queue: 1,
+                address_low: 0x1008,
+            },
+        ),
+        (
+            "available",
+            0x90,
+            0x1001,
+            GuestFault::QueueAlignment {
+                queue: 1,
+                address_low: 0x1001,
+            },
+        ),
+        (
+            "used",
+            0xa0,
+            0x1002,
+            GuestFault::QueueAlignment {
+                queue: 1,
+                address_low: 0x1002,
+            },
+        ),
+    ] {
+        let mut driver = Driver::new();
+        driver.negotiate(FEATURES);
+        driver.write(0x30, TX);
+        driver.write(offset, value);
+        assert_eq!(driver.board.guest_faults().last, Some(fault), "{name}");
+        assert_eq!(
+            driver.read(0x70) & STATUS_NEEDS_RESET,
+            STATUS_NEEDS_RESET,
+            "{name}"
+        );
+    }
+    for offset in [0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4] {
+        let mut driver = Driver::new();
+        driver.negotiate(FEATURES);
+        driver.set_up_queue(RX);
+        driver.write(0x30, RX);
+        driver.write(0x44, 0);
+        driver.set_up_queue(RX);
+        driver.write(0x44, 0);
+        driver.write(0x38, 256);
+        for other in [0x80, 0x90, 0xa0] {
+            driver.write(other, 0x1000);
+        }
+        driver.write(offset, 0x7fff_fff0);
+        driver.write(0x44, 1);
+        let fault = GuestFault::QueueOutsideMemory { queue: 0 };
+        assert_eq!(
+            driver.board.guest_faults().last,
+            Some(fault),
+            "register {offset:#x}"
+        );
+        assert_eq!(driver.read(0x44), 0);
+    }
+}
+
+#[test]
+fn a_ready_queue_keeps_its_registers() {
+    let mut driver = Driver::up(FEATURES);
+    driver.write(0x30, TX);
+    for offset in [0x38, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4] {
+        driver.write(offset, 0x7fff_ffff);
+    }
+    driver.send(&frame(0, 60));
+    assert_eq!(driver.take_frames().len(), 1);
+}
+
+#[test]
+fn the_command_line_names_the_card() {
+    let config = BoardConfig {
+        rtc_epoch_s: 0,
+        net_mac: Some(MAC),
+    };
+    assert_eq!(
+        kernel_command_line(&config),
+        "virtio_mmio.device=4K@0xd0000000:5"
+    );
+    let config = BoardConfig {
+        net_mac: None,
+        ..config
+    };
+    assert_eq!(kernel_command_line(&config), "");
+}
