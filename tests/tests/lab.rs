@@ -355,11 +355,8 @@ fn the_next_lab_removes_what_a_killed_one_left() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(maker.stdout.take().unwrap()).lines();
-    let line = lines
-        .map_while(Result::ok)
-        .find(|line| line.contains("namespace ftvmm"))
-        .unwrap();
-    let name = line.split("namespace ").nth(1).unwrap().trim().to_owned();
+    let told = |line: String| Some(line.split_once("its namespace is ")?.1.to_owned());
+    let name = lines.map_while(Result::ok).find_map(told).unwrap();
     assert!(exists(&name));
     maker.kill().unwrap();
     maker.wait().unwrap();
