@@ -44,6 +44,10 @@ pub struct LogHeader {
     pub fingerprint: Fingerprint,
     /// What the guest's RTC said at power-on, in seconds since 1970-01-01 00:00 UTC.
     pub rtc_epoch_s: u64,
+    /// Where the recorder found the kernel image file. A hint: the fingerprint decides.
+    pub kernel_path: String,
+    /// Where the recorder found the initramfs file, likewise.
+    pub initramfs_path: Option<String>,
 }
 
 /// Why a log could not be written or read.

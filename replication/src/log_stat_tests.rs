@@ -41,6 +41,8 @@ fn file(records: &[Record], records_per_group: usize, rtc_epoch_s: u64) -> Vec<u
     let header = LogHeader {
         fingerprint: example(),
         rtc_epoch_s,
+        kernel_path: "/boot/bzImage".into(),
+        initramfs_path: None,
     };
     let mut writer = LogWriter::new(Vec::new(), &header).unwrap();
     let mut encoder = GroupEncoder::new();

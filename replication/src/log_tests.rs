@@ -12,6 +12,8 @@ fn header() -> LogHeader {
     LogHeader {
         fingerprint: example(),
         rtc_epoch_s: 1_700_000_000,
+        kernel_path: "/boot/bzImage".into(),
+        initramfs_path: None,
     }
 }
 

@@ -1,1 +1,16 @@
-//! KVM adapter, boot loader, the machine and its run loop, host I/O. Decides nothing about the protocol.
+//! ftvmm: a deterministic record-replay VMM on stock KVM. This crate is the part that touches the host: the
+//! KVM adapter, the boot loader, the machine and its run loop, host I/O and the command line. It decides
+//! nothing about the replication protocol.
+
+pub mod boot;
+pub mod cli;
+pub mod cpu_template;
+pub mod doctor;
+pub mod fault;
+pub mod guest;
+pub mod host;
+pub mod input;
+pub mod kvm;
+pub mod machine;
+pub mod report;
+pub mod run_loop;

@@ -1,2 +1,5 @@
 //! The `ftvmm` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    ftvmm::cli::main()
+}

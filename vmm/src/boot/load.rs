@@ -1,0 +1,285 @@
+//! Puts kernel, initramfs and boot parameters into guest memory and the vCPU into long mode.
+//!
+//! Layout, in guest-physical addresses (Linux Documentation/arch/x86/boot.rst, "64-bit boot protocol"):
+//!
+//! | address | what |
+//! |---|---|
+//! | 0x500 | GDT: null, null, code, data |
+//! | 0x7000 | `boot_params`, the zero page |
+//! | 0x8000 | initial stack, downward |
+//! | 0x9000 | page tables: the first 1 GiB mapped one to one in 2 MiB pages |
+//! | 0x20000 | command line |
+//! | the ELF's own | kernel |
+//! | end of low memory, downward | initramfs |
+
+use std::io::Cursor;
+
+use kvm_bindings::{kvm_regs, kvm_segment};
+use linux_loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::cmdline::Cmdline;
+use linux_loader::loader::elf::Elf;
+use linux_loader::loader::{KernelLoader, load_cmdline};
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::image::KernelImage;
+use super::rdtsc;
+use crate::kvm::{DEVICE_HOLE_START, KvmError, Memory, Vcpu};
+
+const GDT: u64 = 0x500;
+const ZERO_PAGE: u64 = 0x7000;
+const STACK_TOP: u64 = 0x8000;
+const PML4: u64 = 0x9000;
+const PDPT: u64 = 0xa000;
+const PD: u64 = 0xb000;
+const CMDLINE: u64 = 0x2_0000;
+/// Linux's COMMAND_LINE_SIZE on x86.
+const CMDLINE_BYTES_MAX: usize = 2048;
+const LOW_RAM_END: u64 = 0x9_fc00;
+const HIGH_RAM_START: u64 = 0x10_0000;
+const E820_RAM: u32 = 1;
+const PAGE_BYTES: u64 = 4096;
+
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
+/// GDT entries as AMD APM vol. 2 section 4.8 packs them: 64-bit code; flat data.
+const GDT_CODE: u64 = 0x00af_9b00_0000_ffff;
+const GDT_DATA: u64 = 0x00cf_9300_0000_ffff;
+
+/// CR0: PE, MP, ET, NE, WP, AM, PG.
+const CR0: u64 = 0x8005_0033;
+/// CR4: PAE.
+const CR4: u64 = 0x20;
+/// EFER: LME, LMA.
+const EFER: u64 = 0x500;
+/// IA32_APIC_BASE: globally enabled. KVM shows the APIC feature bit while this is set.
+const APIC_ENABLED: u64 = 1 << 11;
+
+/// What to boot.
+#[derive(Debug)]
+pub struct BootPlan<'a> {
+    /// The kernel.
+    pub kernel: KernelImage,
+    /// The initramfs file, if any.
+    pub initramfs: Option<&'a [u8]>,
+    /// The whole kernel command line.
+    pub cmdline: &'a str,
+}
+
+/// What was booted.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// How many kernel RDTSC and RDTSCP instructions were turned into port reads.
+    pub rdtsc_sites: usize,
+}
+
+/// Why a guest cannot be booted.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// The kernel ELF is not loadable.
+    #[error("the kernel cannot be loaded into {memory_bytes} bytes of guest memory: {source}")]
+    Kernel {
+        /// Size of the guest's memory.
+        memory_bytes: u64,
+        /// The cause.
+        source: linux_loader::loader::Error,
+    },
+    /// Kernel and initramfs do not fit.
+    #[error(
+        "an initramfs of {initramfs_bytes} bytes does not fit behind the kernel (ends at {kernel_end:#x}) in {memory_bytes} bytes of guest memory; give more with --mem"
+    )]
+    InitramfsTooBig {
+        /// Its size.
+        initramfs_bytes: usize,
+        /// First free byte behind the kernel.
+        kernel_end: u64,
+        /// Size of the guest's memory.
+        memory_bytes: u64,
+    },
+    /// The command line is too long or has characters a kernel does not take.
+    #[error(
+        "the kernel command line is not usable: {source}; at most {CMDLINE_BYTES_MAX} bytes of printable ASCII"
+    )]
+    Cmdline {
+        /// The cause.
+        source: linux_loader::cmdline::Error,
+    },
+    /// Guest memory could not be written.
+    #[error("boot data at {address:#x} does not fit into guest memory: {source}")]
+    Memory {
+        /// Guest-physical address.
+        address: u64,
+        /// The cause.
+        source: vm_memory::GuestMemoryError,
+    },
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+fn at<T>(address: u64, result: Result<T, vm_memory::GuestMemoryError>) -> Result<T, BootError> {
+    result.map_err(|source| BootError::Memory { address, source })
+}
+
+/// Loads `plan` into `memory` and sets `vcpu` to the kernel's 64-bit entry.
+///
+/// # Errors
+/// When something does not fit or KVM refuses.
+pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loaded, BootError> {
+    let mut kernel = plan.kernel;
+    let rdtsc_sites = rdtsc::patch(&mut kernel.elf);
+    let memory_bytes = memory.iter().map(|r| r.len()).sum();
+    let low_end = memory
+        .iter()
+        .map(|r| r.len())
+        .next()
+        .unwrap_or(0)
+        .min(DEVICE_HOLE_START);
+    let loaded = Elf::load(
+        memory,
+        None,
+        &mut Cursor::new(&kernel.elf),
+        Some(GuestAddress(HIGH_RAM_START)),
+    )
+    .map_err(|source| BootError::Kernel {
+        memory_bytes,
+        source,
+    })?;
+
+    let mut params = boot_params {
+        hdr: kernel.header,
+        ..Default::default()
+    };
+    params.hdr.type_of_loader = 0xff;
+    params.hdr.boot_flag = 0xaa55;
+    params.hdr.header = 0x5372_6448;
+    params.hdr.kernel_alignment = 0x100_0000;
+    if let Some(initramfs) = plan.initramfs {
+        let start = place_initramfs(initramfs.len(), loaded.kernel_end, low_end, memory_bytes)?;
+        at(start, memory.write_slice(initramfs, GuestAddress(start)))?;
+        params.hdr.ramdisk_image = start as u32;
+        params.hdr.ramdisk_size = initramfs.len() as u32;
+    }
+    let cmdline = Cmdline::try_from(plan.cmdline, CMDLINE_BYTES_MAX)
+        .map_err(|source| BootError::Cmdline { source })?;
+    load_cmdline(memory, GuestAddress(CMDLINE), &cmdline).map_err(|source| BootError::Kernel {
+        memory_bytes,
+        source,
+    })?;
+    params.hdr.cmd_line_ptr = CMDLINE as u32;
+    params.hdr.cmdline_size = plan.cmdline.len() as u32;
+
+    let mut e820 = vec![(0, LOW_RAM_END), (HIGH_RAM_START, low_end - HIGH_RAM_START)];
+    e820.extend(memory.iter().skip(1).map(|r| (r.start_addr().0, r.len())));
+    for (slot, (addr, size)) in params.e820_table.iter_mut().zip(&e820) {
+        *slot = boot_e820_entry {
+            addr: *addr,
+            size: *size,
+            r#type: E820_RAM,
+        };
+    }
+    params.e820_entries = e820.len() as u8;
+    at(ZERO_PAGE, memory.write_obj(params, GuestAddress(ZERO_PAGE)))?;
+
+    write_page_tables(memory)?;
+    enter_long_mode(memory, vcpu, loaded.kernel_load.0)?;
+    Ok(Loaded { rdtsc_sites })
+}
+
+fn place_initramfs(
+    initramfs_bytes: usize,
+    kernel_end: u64,
+    low_end: u64,
+    memory_bytes: u64,
+) -> Result<u64, BootError> {
+    low_end
+        .checked_sub(initramfs_bytes as u64)
+        .map(|start| start & !(PAGE_BYTES - 1))
+        .filter(|&start| start >= kernel_end)
+        .ok_or(BootError::InitramfsTooBig {
+            initramfs_bytes,
+            kernel_end,
+            memory_bytes,
+        })
+}
+
+fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
+    const PRESENT_WRITABLE: u64 = 3;
+    const LARGE: u64 = 1 << 7;
+    at(
+        PML4,
+        memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4)),
+    )?;
+    at(
+        PDPT,
+        memory.write_obj(PD | PRESENT_WRITABLE, GuestAddress(PDPT)),
+    )?;
+    for i in 0..512 {
+        let entry = i << 21 | PRESENT_WRITABLE | LARGE;
+        at(PD, memory.write_obj(entry, GuestAddress(PD + i * 8)))?;
+    }
+    Ok(())
+}
+
+fn enter_long_mode(memory: &Memory, vcpu: &Vcpu, entry: u64) -> Result<(), BootError> {
+    for (i, descriptor) in [0, 0, GDT_CODE, GDT_DATA].into_iter().enumerate() {
+        at(
+            GDT,
+            memory.write_obj(descriptor, GuestAddress(GDT + i as u64 * 8)),
+        )?;
+    }
+    let code = kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector: CODE_SELECTOR,
+        type_: 11,
+        present: 1,
+        s: 1,
+        l: 1,
+        g: 1,
+        ..Default::default()
+    };
+    let data = kvm_segment {
+        selector: DATA_SELECTOR,
+        type_: 3,
+        l: 0,
+        db: 1,
+        ..code
+    };
+    let mut sregs = vcpu.sregs()?;
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
+    sregs.gdt.base = GDT;
+    sregs.gdt.limit = 4 * 8 - 1;
+    sregs.idt.base = 0;
+    sregs.idt.limit = 0;
+    sregs.cr0 = CR0;
+    sregs.cr3 = PML4;
+    sregs.cr4 = CR4;
+    sregs.efer = EFER;
+    sregs.apic_base &= !APIC_ENABLED;
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&kvm_regs {
+        rip: entry,
+        rsi: ZERO_PAGE,
+        rsp: STACK_TOP,
+        rflags: 2,
+        ..Default::default()
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initramfs_that_would_reach_into_the_kernel_is_refused() {
+        let answer = place_initramfs(48 << 20, 32 << 20, 64 << 20, 64 << 20);
+        assert!(matches!(answer, Err(BootError::InitramfsTooBig { .. })));
+        assert_eq!(
+            place_initramfs(1, 32 << 20, 64 << 20, 64 << 20).unwrap(),
+            (64 << 20) - 4096
+        );
+    }
+}

@@ -1,0 +1,298 @@
+//! The command line (design.md section 8).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or runs it on
+/// two hosts in lockstep so that one may die.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ftvmm",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Cli {
+    /// What to do instead of running a guest.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run a guest.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Everything but running a guest.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a recording again, instruction by instruction
+    Replay(ReplayArgs),
+    /// Look into recordings
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Probe this machine's KVM and say what holds
+    Doctor(DoctorArgs),
+}
+
+/// `ftvmm …`: run a guest.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Kernel: an x86-64 bzImage or ELF vmlinux
+    #[arg(long, value_name = "FILE", required = true)]
+    pub kernel: Option<PathBuf>,
+    /// Initramfs
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line; what the machine itself needs is added
+    #[arg(long, value_name = "STRING", default_value = "console=ttyS0")]
+    pub cmdline: String,
+    /// Guest memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 128)]
+    pub mem: u32,
+    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
+    #[arg(long, value_name = "tap=NAME[,mac=M]")]
+    pub net: Option<NetArg>,
+    /// Part this host plays
+    #[arg(long, value_enum, default_value_t = Role::Solo)]
+    pub role: Role,
+    /// Address where the primary waits for its backup
+    #[arg(
+        long,
+        value_name = "ADDR",
+        required_if_eq("role", "primary"),
+        conflicts_with = "connect"
+    )]
+    pub listen: Option<SocketAddr>,
+    /// Address of the primary
+    #[arg(long, value_name = "ADDR", required_if_eq("role", "backup"))]
+    pub connect: Option<SocketAddr>,
+    /// What decides who may be live: file:PATH on storage both hosts share
+    #[arg(
+        long,
+        value_name = "file:PATH",
+        required_if_eq_any([("role", "primary"), ("role", "backup")])
+    )]
+    pub witness: Option<WitnessArg>,
+    /// When a frame may leave: after the backup sent the same, or after it has the log
+    #[arg(long, value_enum, default_value_t = Release::Compare)]
+    pub release: Release,
+    /// What to do when the two differ: the primary goes on alone, or both stop
+    #[arg(long, value_enum, default_value_t = OnDivergence::Failover)]
+    pub on_divergence: OnDivergence,
+    /// Silence after which the peer counts as dead, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
+    pub failure_timeout_ms: u64,
+    /// Longest time the log is held back before the backup gets it, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
+    pub horizon_us: u64,
+    /// Write a recording
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Write a report at the end
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Folder for incident reports
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub incident_dir: PathBuf,
+    /// For tests: flip one bit of this guest at an exit, mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT
+    #[arg(long, value_name = "FAULT", hide = true)]
+    pub inject_fault: Option<crate::fault::Fault>,
+}
+
+/// `ftvmm replay`.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArgs {
+    /// The recording
+    pub file: PathBuf,
+    /// Stop before this exit is answered
+    #[arg(long, value_name = "EXIT")]
+    pub until: Option<u64>,
+    /// The recorded kernel, if it is elsewhere now
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The recorded initramfs, if it is elsewhere now
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Write a report at the end
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+}
+
+/// `ftvmm log …`.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Sum up recordings
+    Stat {
+        /// The recordings
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Print every record
+    Dump {
+        /// The recording
+        file: PathBuf,
+    },
+    /// Find the first record in which two recordings differ
+    Diff {
+        /// One recording
+        left: PathBuf,
+        /// The other
+        right: PathBuf,
+    },
+}
+
+/// `ftvmm doctor`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The part a host plays at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Unprotected
+    Solo,
+    /// Runs the guest and streams its log
+    Primary,
+    /// Replays the primary's guest
+    Backup,
+}
+
+/// When a frame may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Release {
+    /// When both sides sent the same
+    Compare,
+    /// When the backup has the log up to the frame (VMware FT's output rule)
+    Ack,
+}
+
+/// What to do after a divergence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnDivergence {
+    /// The primary is believed and goes on alone
+    Failover,
+    /// Both stop
+    Halt,
+}
+
+/// `tap=NAME[,mac=M]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetArg {
+    /// The tap's name.
+    pub tap: String,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+}
+
+/// Locally administered; the same on both hosts, as it must be.
+const DEFAULT_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x46, 0x54, 0x01];
+
+impl FromStr for NetArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut tap, mut mac) = (None, DEFAULT_MAC);
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("tap", name)) => tap = Some(name.to_owned()),
+                Some(("mac", address)) => mac = parse_mac(address)?,
+                _ => return Err(format!("'{part}' is not tap=NAME or mac=aa:bb:cc:dd:ee:ff")),
+            }
+        }
+        Ok(Self {
+            tap: tap.ok_or("tap=NAME is missing")?,
+            mac,
+        })
+    }
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], String> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|b| u8::from_str_radix(b, 16).ok().filter(|_| b.len() == 2))
+        .collect();
+    let mac: [u8; 6] = bytes
+        .and_then(|b| b.try_into().ok())
+        .ok_or_else(|| format!("'{text}' is no MAC address like 52:54:00:46:54:01"))?;
+    if mac[0] & 1 != 0 {
+        return Err(format!(
+            "'{text}' is a multicast address; the first byte must be even"
+        ));
+    }
+    Ok(mac)
+}
+
+/// `file:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WitnessArg(pub PathBuf);
+
+impl FromStr for WitnessArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("file", path)) if !path.is_empty() => Ok(Self(path.into())),
+            Some(("etcd", _)) => Err("an etcd witness is not supported yet; use file:PATH".into()),
+            _ => Err(format!("'{text}' is not file:PATH")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn net_takes_a_tap_and_a_mac() {
+        let net: NetArg = "tap=ftvm0,mac=02:00:00:00:00:09".parse().unwrap();
+        assert_eq!(
+            net,
+            NetArg {
+                tap: "ftvm0".into(),
+                mac: [2, 0, 0, 0, 0, 9]
+            }
+        );
+        assert_eq!("tap=t".parse::<NetArg>().unwrap().mac, DEFAULT_MAC);
+    }
+
+    #[test]
+    fn bad_values_say_what_would_be_right() {
+        for (text, wanted) in [
+            ("mac=02:00:00:00:00:09", "tap=NAME is missing"),
+            ("tap=a,mac=1:2:3", "52:54:00:46:54:01"),
+            ("tap=a,mac=03:00:00:00:00:09", "must be even"),
+            ("eth0", "not tap=NAME"),
+        ] {
+            let error = text.parse::<NetArg>().unwrap_err();
+            assert!(error.contains(wanted), "{text}: {error}");
+        }
+        assert!(
+            "etcd:http://x"
+                .parse::<WitnessArg>()
+                .unwrap_err()
+                .contains("file:PATH")
+        );
+    }
+
+    #[test]
+    fn a_primary_needs_an_address_and_a_witness() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("ftvmm --kernel k --role primary").is_err());
+        assert!(
+            parse("ftvmm --kernel k --role primary --listen 1.2.3.4:5 --witness file:/w").is_ok()
+        );
+        assert!(parse("ftvmm").is_err());
+        assert!(parse("ftvmm doctor --json").is_ok());
+    }
+}

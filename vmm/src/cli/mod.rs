@@ -1,0 +1,180 @@
+//! The `ftvmm` command: from arguments to an exit status.
+
+mod args;
+mod logs;
+mod replay;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use thiserror::Error;
+
+use crate::guest::GuestError;
+use crate::host::{HostEventsError, TapError};
+use crate::input::InputError;
+use crate::kvm::KvmError;
+use crate::report::Report;
+use crate::run_loop::RunError;
+
+pub use args::{Cli, Command, OnDivergence, Release, Role};
+
+/// Exit statuses (design.md section 8).
+mod status {
+    pub const FAILED: u8 = 1;
+    pub const BAD_USAGE: u8 = 2;
+    pub const DIVERGENCE: u8 = 3;
+    pub const LOST_WITNESS: u8 = 4;
+}
+
+/// Everything that ends the command with a message.
+#[derive(Debug, Error)]
+pub enum CommandError {
+    /// The guest cannot be made.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The host's events cannot be had.
+    #[error(transparent)]
+    Events(#[from] HostEventsError),
+    /// The run failed.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A file cannot be used.
+    #[error("{what} '{path}': {source}", path = path.display())]
+    File {
+        /// What it is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The host lacks something.
+    #[error("the host refuses a {what}: {source}")]
+    Host {
+        /// What it is.
+        what: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A recording cannot be used.
+    #[error("recording '{path}': {why}", path = path.display())]
+    Recording {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what would be right.
+        why: String,
+    },
+    /// A replay came out differently.
+    #[error("divergence: {0}")]
+    Divergence(String),
+    /// The guest ended badly.
+    #[error("{0}")]
+    GuestFailed(String),
+    /// The peer or the way to it failed.
+    #[error("{0}")]
+    Peer(String),
+    /// The two sides are configured differently, or an address cannot be used.
+    #[error("{0}")]
+    Configuration(String),
+    /// Another host holds the right to be live.
+    #[error("{0}")]
+    LostWitness(String),
+}
+
+impl From<KvmError> for CommandError {
+    fn from(error: KvmError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+impl From<InputError> for CommandError {
+    fn from(error: InputError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+impl CommandError {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Guest(GuestError::Kvm(KvmError::Call { .. } | KvmError::UnknownExit { .. }))
+            | Self::Events(_)
+            | Self::Host { .. }
+            | Self::Peer(_)
+            | Self::GuestFailed(_) => status::FAILED,
+            Self::Run(RunError::Input(InputError::Divergence { .. })) | Self::Divergence(_) => {
+                status::DIVERGENCE
+            }
+            Self::Run(_) => status::FAILED,
+            Self::Guest(_)
+            | Self::Tap(_)
+            | Self::File { .. }
+            | Self::Recording { .. }
+            | Self::Configuration(_) => status::BAD_USAGE,
+            Self::LostWitness(_) => status::LOST_WITNESS,
+        }
+    }
+}
+
+/// Reads the command line, does what it says, and answers with the exit status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    let result = match cli.command {
+        None => run::run(&cli.run),
+        Some(Command::Replay(args)) => replay::replay(&args),
+        Some(Command::Log(command)) => logs::logs(&command),
+        Some(Command::Doctor(args)) => return doctor(args.json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ftvmm: {error}");
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FTVMM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+fn doctor(json: bool) -> ExitCode {
+    let diagnosis = crate::doctor::examine();
+    if json {
+        match serde_json::to_string(&diagnosis) {
+            Ok(text) => println!("{text}"),
+            Err(error) => eprintln!("ftvmm: {error}"),
+        }
+    } else {
+        println!("{diagnosis}");
+    }
+    ExitCode::from(if diagnosis.suitable {
+        0
+    } else {
+        status::FAILED
+    })
+}
+
+fn write_report(path: Option<&Path>, report: &Report) -> Result<(), CommandError> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report).unwrap_or_default();
+    std::fs::write(path, text + "\n").map_err(|source| CommandError::File {
+        what: "report",
+        path: path.into(),
+        source,
+    })
+}
+
+fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {
+    move |source| CommandError::Host { what, source }
+}

@@ -1,0 +1,185 @@
+//! `ftvmm --kernel …`: chooses where inputs come from and where outputs go, then enters the run loop.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+use std::sync::Arc;
+
+use ftvmm_devices::BoardConfig;
+use ftvmm_replication::{End, LogHeader, LogWriter};
+
+use super::args::{Role, RunArgs};
+use super::{CommandError, host, write_report};
+use crate::guest::{Guest, GuestConfig, full_cmdline};
+use crate::host::clock::{HostClock, host_unix_seconds};
+use crate::host::{
+    EventLoop, HostOutputs, RawTerminal, Signals, Subscriber, Tap, TapReader, Ticker, read_console,
+};
+use crate::input::{Alarm, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded};
+use crate::kvm::install_kick_handler;
+use crate::machine::Machine;
+use crate::report::{Report, hex};
+use crate::run_loop::{self, Ending, StopCause};
+
+/// Runs a guest in the role the arguments name.
+///
+/// # Errors
+/// Anything that ends the run badly.
+pub fn run(args: &RunArgs) -> Result<(), CommandError> {
+    install_kick_handler()?;
+    match args.role {
+        Role::Solo => solo(args),
+        Role::Primary | Role::Backup => todo!(),
+    }
+}
+
+/// What the arguments say of the guest.
+pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
+    let net_mac = args.net.as_ref().map(|net| net.mac);
+    GuestConfig {
+        kernel: args.kernel.clone().unwrap_or_default(),
+        initramfs: args.initrd.clone(),
+        cmdline: full_cmdline(
+            &args.cmdline,
+            &BoardConfig {
+                rtc_epoch_s,
+                net_mac,
+            },
+        ),
+        memory_mib: args.mem,
+        net_mac,
+        rtc_epoch_s,
+    }
+}
+
+/// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
+pub fn create_log(
+    path: &Path,
+    header: &LogHeader,
+) -> Result<FileLog<BufWriter<File>>, CommandError> {
+    let file = File::create(path).map_err(|source| CommandError::File {
+        what: "recording",
+        path: path.into(),
+        source,
+    })?;
+    let writer =
+        LogWriter::new(BufWriter::new(file), header).map_err(|e| CommandError::Recording {
+            path: path.into(),
+            why: e.to_string(),
+        })?;
+    Ok(FileLog::new(writer))
+}
+
+fn solo(args: &RunArgs) -> Result<(), CommandError> {
+    let queue = Arc::new(LiveQueue::default());
+    let mut waited: Vec<Subscriber> = vec![Box::new(Signals::take(queue.clone())?)];
+    let tap = args
+        .net
+        .as_ref()
+        .map(|net| Tap::open(&net.tap))
+        .transpose()?;
+    let rtc_epoch_s = host_unix_seconds();
+    let config = guest_config(args, rtc_epoch_s);
+    let mut guest = Guest::assemble(&config)?;
+    if let Some(fault) = args.inject_fault {
+        guest.machine.schedule(fault);
+    }
+    let writer = tap
+        .as_ref()
+        .map(Tap::try_clone)
+        .transpose()
+        .map_err(host("second tap handle"))?;
+    let mut outputs = HostOutputs::new(writer);
+    if let Some(tap) = tap {
+        waited.push(Box::new(TapReader {
+            tap,
+            queue: queue.clone(),
+        }));
+    }
+    let mut log = match &args.record {
+        Some(path) => Some(create_log(path, &guest.log_header(&config))?),
+        None => None,
+    };
+    let mut alarm = None;
+    if log.is_none() {
+        let kicked = queue.clone();
+        let ticker = Ticker::new(move || kicked.kick())?;
+        alarm = Some(Alarm::new(ticker.timer()));
+        waited.push(Box::new(ticker));
+    }
+    let kicker = guest.machine.vcpu().kicker();
+    queue.kick_with(kicker.clone(), log.is_none());
+    let _events = EventLoop::start(waited)?;
+    let terminal = RawTerminal::enter();
+    read_console(queue.clone(), &terminal).map_err(host("console thread"))?;
+
+    let clock = GuestClock::anchored(HostClock::host_start(), 0, 0);
+    let live = LiveInputs::new(queue, clock, 0, alarm);
+    let started = clock.host_now_ns();
+    let result = match &mut log {
+        None => run_loop::run(&mut guest.machine, &mut { live }, &mut outputs),
+        Some(log) => {
+            let mut inputs = Recorded::new(live, log);
+            run_loop::run(&mut guest.machine, &mut inputs, &mut outputs)
+        }
+    };
+    kicker.retire();
+    drop(terminal);
+    let seconds = (clock.host_now_ns() - started) as f64 / 1e9;
+    let ending = result?;
+    let digest = digest_at(&guest.machine, &ending)?;
+    let mut log_bytes = 0;
+    if let Some(log) = log {
+        let end = digest.map(|state_digest| End {
+            state_digest,
+            reason: ending.reason(),
+        });
+        log_bytes = log.finish(ending.first_incomplete(), end)?;
+    }
+    let report = Report {
+        log_bytes,
+        outputs: outputs.frames(),
+        ..report("solo", &guest, &ending, digest, seconds)
+    };
+    write_report(args.report.as_deref(), &report)?;
+    verdict(&ending)
+}
+
+/// The state digest, when the run ended where a replay can end too.
+pub fn digest_at(machine: &Machine, ending: &Ending) -> Result<Option<[u8; 32]>, CommandError> {
+    Ok(if ending.at_exit {
+        Some(machine.state_digest()?)
+    } else {
+        None
+    })
+}
+
+/// The part of the report every role has.
+pub fn report(
+    role: &'static str,
+    guest: &Guest,
+    ending: &Ending,
+    digest: Option<[u8; 32]>,
+    seconds: f64,
+) -> Report {
+    Report {
+        role,
+        end: Some(ending.cause),
+        exits: ending.at.0,
+        inputs: guest.machine.inputs(),
+        state_digest: digest.map(|d| hex(&d)),
+        rdtsc_sites: guest.rdtsc_sites,
+        seconds,
+        ..Report::default()
+    }
+}
+
+/// A guest that crashed is a failure; every other end is clean.
+pub fn verdict(ending: &Ending) -> Result<(), CommandError> {
+    match ending.cause {
+        StopCause::GuestTripleFault => Err(CommandError::GuestFailed(
+            "the guest's CPU shut down (triple fault); see its console".into(),
+        )),
+        _ => Ok(()),
+    }
+}

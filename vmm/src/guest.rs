@@ -1,0 +1,198 @@
+//! From a configuration to a machine that stands at its kernel's entry.
+
+use std::path::{Path, PathBuf};
+
+use ftvmm_devices::{Board, BoardConfig, kernel_command_line};
+use ftvmm_replication::{Fingerprint, LogHeader, PROTOCOL_VERSION};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::boot::{BootError, BootPlan, ImageError, KernelImage, prepare};
+use crate::cpu_template::{self, CpuTemplate, TemplateError};
+use crate::kvm::{KvmError, Vm};
+use crate::machine::Machine;
+
+/// Kernel parameters every guest of ours needs: no ACPI and no APIC (neither is there), no delay-loop
+/// calibration (it would wait for a timer without making exits), reset through the keyboard controller and
+/// on a panic.
+const BASE_CMDLINE: &str = "acpi=off nolapic lpj=1000000 reboot=k panic=-1";
+/// What a PC's firmware leaves behind and Linux relies on: counter 0 of the 8254 counts, in mode 3 with the
+/// full period (Linux reads it for randomness and waits until it does).
+const FIRMWARE_WRITES: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
+/// What an unprivileged `--mem` may be: enough for a kernel, not beyond the 40 address bits of the template.
+const MEMORY_MIB: std::ops::RangeInclusive<u32> = 32..=512 * 1024;
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// The kernel file.
+    pub kernel: PathBuf,
+    /// The initramfs file.
+    pub initramfs: Option<PathBuf>,
+    /// The whole kernel command line; see [`full_cmdline`].
+    pub cmdline: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// The network card's MAC address, if there is one.
+    pub net_mac: Option<[u8; 6]>,
+    /// Unix time of power-on in seconds.
+    pub rtc_epoch_s: u64,
+}
+
+impl GuestConfig {
+    fn board(&self) -> BoardConfig {
+        BoardConfig {
+            rtc_epoch_s: self.rtc_epoch_s,
+            net_mac: self.net_mac,
+        }
+    }
+}
+
+/// Why a guest cannot be made.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// A file cannot be read.
+    #[error("{what} '{path}' cannot be read: {source}", path = path.display())]
+    File {
+        /// Kernel or initramfs.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The kernel file is no kernel.
+    #[error("'{path}' {source}", path = path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: ImageError,
+    },
+    /// The memory size is out of range.
+    #[error("--mem {got}: a guest has {} to {} MiB", MEMORY_MIB.start(), MEMORY_MIB.end())]
+    MemorySize {
+        /// What was asked for.
+        got: u32,
+    },
+    /// The host's CPU does not do.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// Loading failed.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// KVM failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+/// A guest that has not run yet.
+pub struct Guest {
+    /// The machine.
+    pub machine: Machine,
+    /// What two hosts, or a recording and its replay, must agree on.
+    pub fingerprint: Fingerprint,
+    /// Kernel RDTSC and RDTSCP instructions turned into port reads.
+    pub rdtsc_sites: usize,
+}
+
+impl Guest {
+    /// Reads the files, makes the virtual machine and loads it.
+    ///
+    /// # Errors
+    /// Says which file or which part of the host does not do.
+    pub fn assemble(config: &GuestConfig) -> Result<Self, GuestError> {
+        let GuestConfig {
+            kernel,
+            initramfs,
+            cmdline,
+            memory_mib,
+            net_mac,
+            ..
+        } = config;
+        if !MEMORY_MIB.contains(memory_mib) {
+            return Err(GuestError::MemorySize { got: *memory_mib });
+        }
+        let kernel_file = read("kernel", kernel)?;
+        let initramfs_file = initramfs
+            .as_ref()
+            .map(|path| read("initramfs", path))
+            .transpose()?;
+        let kernel_sha256: [u8; 32] = Sha256::digest(&kernel_file).into();
+        let image = KernelImage::parse(kernel_file).map_err(|source| GuestError::Image {
+            path: kernel.clone(),
+            source,
+        })?;
+
+        let vm = Vm::new(u64::from(*memory_mib) << 20)?;
+        let template = CpuTemplate::for_host(&vm)?;
+        let vcpu = vm.create_vcpu()?;
+        template.apply(&vcpu)?;
+
+        let fingerprint = Fingerprint {
+            protocol_version: PROTOCOL_VERSION,
+            kernel_sha256,
+            initramfs_sha256: initramfs_file.as_deref().map(|f| Sha256::digest(f).into()),
+            disk_sha256: None,
+            cmdline: cmdline.clone(),
+            cpu_template: cpu_template::NAME.into(),
+            cpu_template_sha256: template.digest(),
+            memory_mib: *memory_mib,
+            net_mac: *net_mac,
+        };
+        let plan = BootPlan {
+            kernel: image,
+            initramfs: initramfs_file.as_deref(),
+            cmdline,
+        };
+        let loaded = prepare(plan, vm.memory(), &vcpu)?;
+        let mut board = Board::new(&config.board());
+        for (port, value) in FIRMWARE_WRITES {
+            board.pio_write(port, &[value]);
+        }
+        let machine = Machine::new(vcpu, vm.memory().clone(), board);
+        Ok(Self {
+            machine,
+            fingerprint,
+            rdtsc_sites: loaded.rdtsc_sites,
+        })
+    }
+}
+
+impl Guest {
+    /// What a recording of this guest starts with.
+    pub fn log_header(&self, config: &GuestConfig) -> LogHeader {
+        let absolute = |path: &Path| {
+            std::path::absolute(path)
+                .unwrap_or_else(|_| path.into())
+                .to_string_lossy()
+                .into_owned()
+        };
+        LogHeader {
+            fingerprint: self.fingerprint.clone(),
+            rtc_epoch_s: config.rtc_epoch_s,
+            kernel_path: absolute(&config.kernel),
+            initramfs_path: config.initramfs.as_deref().map(absolute),
+        }
+    }
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, GuestError> {
+    std::fs::read(path).map_err(|source| GuestError::File {
+        what,
+        path: path.into(),
+        source,
+    })
+}
+
+/// The user's kernel command line with what the machine needs in front, so that the user's parameters win
+/// where the kernel takes the last.
+pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
+    let devices = kernel_command_line(board);
+    let parts = [BASE_CMDLINE, devices.trim(), user.trim()];
+    parts
+        .into_iter()
+        .filter(|p| !p.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

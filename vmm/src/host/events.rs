@@ -1,0 +1,217 @@
+//! The one thread that waits for the host: tap, signals, timers, and the channel to the peer.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::TimerSetTimeFlags;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Tap;
+use crate::input::LiveQueue;
+use crate::run_loop::StopCause;
+
+/// A failure of the host's event machinery.
+#[derive(Debug, Error)]
+pub enum HostEventsError {
+    /// epoll or its set-up failed.
+    #[error("waiting for host events failed: {0}")]
+    Epoll(#[from] event_manager::Error),
+    /// Signals, timers or threads could not be set up.
+    #[error("host events cannot be set up: {0}")]
+    SetUp(#[from] std::io::Error),
+}
+
+/// Something the thread waits for.
+pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
+/// The thread; it ends when this is dropped.
+pub struct EventLoop {
+    ended: Arc<AtomicBool>,
+    wake: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EventLoop {
+    /// Starts the thread with what it shall wait for.
+    ///
+    /// # Errors
+    /// When the host refuses a descriptor or a thread.
+    pub fn start(subscribers: Vec<Subscriber>) -> Result<Self, HostEventsError> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let mut manager = EventManager::<Subscriber>::new()?;
+        for subscriber in subscribers {
+            manager.add_subscriber(subscriber);
+        }
+        manager.add_subscriber(Box::new(Wake(wake.try_clone()?)));
+        let seen = Arc::clone(&ended);
+        let thread = std::thread::Builder::new()
+            .name("host-events".into())
+            .spawn(move || {
+                while !seen.load(Ordering::Acquire) {
+                    if let Err(error) = manager.run() {
+                        tracing::error!(%error, "waiting for host events failed");
+                        return;
+                    }
+                }
+            })?;
+        Ok(Self {
+            ended,
+            wake,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        let _ = self.wake.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Registers `source` for reading; a descriptor epoll refuses is a bug of ours, so it is logged.
+pub fn watch(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd) {
+    if let Err(error) = ops.add(Events::new(source, EventSet::IN)) {
+        tracing::error!(%error, "a host descriptor cannot be waited for");
+    }
+}
+
+struct Wake(EventFd);
+
+impl MutEventSubscriber for Wake {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let _ = self.0.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(ops, &self.0);
+    }
+}
+
+/// Frames from the tap go to the guest.
+pub struct TapReader {
+    /// The tap.
+    pub tap: Tap,
+    /// Where its frames go.
+    pub queue: Arc<LiveQueue>,
+}
+
+impl MutEventSubscriber for TapReader {
+    fn process(&mut self, _: Events, ops: &mut EventOps<'_>) {
+        loop {
+            match self.tap.read_frame() {
+                Ok(Some(frame)) => self.queue.push_frame(frame),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(%error, "the tap is gone; the guest receives nothing from now on");
+                    let _ = ops.remove(Events::empty(&self.tap));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(ops, &self.tap);
+    }
+}
+
+/// SIGINT and SIGTERM end the run.
+pub struct Signals {
+    fd: SignalFd,
+    queue: Arc<LiveQueue>,
+}
+
+impl Signals {
+    /// Takes the two signals over; to be called before the first thread starts, which inherits the mask.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn take(queue: Arc<LiveQueue>) -> Result<Self, HostEventsError> {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGINT);
+        set.add(Signal::SIGTERM);
+        set.thread_block().map_err(std::io::Error::from)?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let fd = SignalFd::with_flags(&set, flags).map_err(std::io::Error::from)?;
+        Ok(Self { fd, queue })
+    }
+}
+
+impl MutEventSubscriber for Signals {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        while let Ok(Some(_)) = self.fd.read_signal() {
+            self.queue.stop(StopCause::Requested);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(ops, &self.fd);
+    }
+}
+
+/// A timer that calls a function when it fires.
+pub struct Ticker<F> {
+    timer: Arc<TimerFd>,
+    on_tick: F,
+}
+
+impl<F: FnMut()> Ticker<F> {
+    /// A timer that somebody sets through [`Self::timer`].
+    ///
+    /// # Errors
+    /// When the host refuses a timer.
+    pub fn new(on_tick: F) -> Result<Self, HostEventsError> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
+        Ok(Self {
+            timer: Arc::new(timer),
+            on_tick,
+        })
+    }
+
+    /// A timer that fires every `period_ns`.
+    ///
+    /// # Errors
+    /// When the host refuses a timer.
+    pub fn every(period_ns: u64, on_tick: F) -> Result<Self, HostEventsError> {
+        let ticker = Self::new(on_tick)?;
+        let period = Expiration::Interval(TimeSpec::from(Duration::from_nanos(period_ns.max(1))));
+        ticker
+            .timer
+            .set(period, TimerSetTimeFlags::empty())
+            .map_err(std::io::Error::from)?;
+        Ok(ticker)
+    }
+
+    /// The timer, to be set.
+    pub fn timer(&self) -> Arc<TimerFd> {
+        Arc::clone(&self.timer)
+    }
+}
+
+impl<F: FnMut()> MutEventSubscriber for Ticker<F> {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        // Set anew since it fired: then it is not due any more, and the read says so.
+        if self.timer.wait().is_ok() {
+            (self.on_tick)();
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(ops, &self.timer.as_fd().as_raw_fd());
+    }
+}

@@ -1,0 +1,181 @@
+//! The guest's network card on the host: a tap device, opened, never created.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, c_int, c_short, c_uint};
+use thiserror::Error;
+
+/// Size of `virtio_net_hdr_v1`, which every frame carries in front (virtio 1.2 section 5.1.6).
+pub const VNET_HEADER_BYTES: usize = 12;
+/// The largest frame a guest with segmentation offload sends, with its header.
+const FRAME_BYTES_MAX: usize = VNET_HEADER_BYTES + 65_550;
+/// Offloads the guest understands in what it receives: checksums left to it (linux/if_tun.h).
+const TUN_F_CSUM: c_uint = 1;
+
+nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
+nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD);
+nix::ioctl_write_ptr_bad!(tun_set_vnet_header_size, libc::TUNSETVNETHDRSZ, c_int);
+
+/// Why a tap cannot be used.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// The name is no interface name.
+    #[error("'{name}' is no interface name: 1 to 15 bytes, no '/' and no blank")]
+    BadName {
+        /// What was given.
+        name: String,
+    },
+    /// There is no such interface.
+    #[error(
+        "there is no tap '{name}': make it with 'ip tuntap add {name} mode tap && ip link set {name} up'"
+    )]
+    Missing {
+        /// What was given.
+        name: String,
+    },
+    /// The host refused.
+    #[error("tap '{name}' cannot be opened ({step}): {source}")]
+    Refused {
+        /// What was given.
+        name: String,
+        /// The step that failed.
+        step: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// An open tap. Reads and writes never block.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+    buffer: Vec<u8>,
+}
+
+impl Tap {
+    /// Opens the existing tap `name`.
+    ///
+    /// # Errors
+    /// When it does not exist, is busy, or may not be opened.
+    pub fn open(name: &str) -> Result<Self, TapError> {
+        let is_name = |n: &str| {
+            !n.is_empty() && n.len() < libc::IFNAMSIZ && !n.contains(['/', ' ', '\t', '\0'])
+        };
+        if !is_name(name) || matches!(name, "." | "..") {
+            return Err(TapError::BadName { name: name.into() });
+        }
+        if !std::path::Path::new("/sys/class/net").join(name).exists() {
+            return Err(TapError::Missing { name: name.into() });
+        }
+        let refused = |step| {
+            move |source: std::io::Error| TapError::Refused {
+                name: name.into(),
+                step,
+                source,
+            }
+        };
+        let os = |errno: nix::Error| std::io::Error::from(errno);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")
+            .map_err(refused("open /dev/net/tun"))?;
+        let c_name = CString::new(name).map_err(|_| TapError::BadName { name: name.into() })?;
+        // SAFETY: ifreq is plain data for which all zeroes is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (slot, byte) in request.ifr_name.iter_mut().zip(c_name.as_bytes()) {
+            *slot = *byte as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
+        let fd = file.as_raw_fd();
+        // SAFETY: TUNSETIFF reads one ifreq, which lives for the call.
+        unsafe { tun_set_iff(fd, &request) }
+            .map_err(os)
+            .map_err(refused("TUNSETIFF"))?;
+        let size = VNET_HEADER_BYTES as c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, which lives for the call.
+        unsafe { tun_set_vnet_header_size(fd, &size) }
+            .map_err(os)
+            .map_err(refused("TUNSETVNETHDRSZ"))?;
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        unsafe { tun_set_offload(fd, TUN_F_CSUM as c_int) }
+            .map_err(os)
+            .map_err(refused("TUNSETOFFLOAD"))?;
+        Ok(Self {
+            file,
+            buffer: vec![0; FRAME_BYTES_MAX],
+        })
+    }
+
+    /// The next frame with its header, or `None` when there is none now.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn read_frame(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        loop {
+            match self.file.read(&mut self.buffer) {
+                Ok(bytes) => return Ok(Some(self.buffer[..bytes].to_vec())),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Sends a frame with its header. A frame the host has no room for, or whose header it does not accept,
+    /// is lost like on any network.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn write_frame(&self, frame: &[u8]) -> std::io::Result<()> {
+        match (&self.file).write(frame) {
+            Ok(_) => Ok(()),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidInput) => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// A second handle on the same tap, for the other direction.
+    ///
+    /// # Errors
+    /// When the host is out of file descriptors.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            buffer: vec![0; FRAME_BYTES_MAX],
+        })
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_tap_is_named_with_the_way_to_make_it() {
+        let error = Tap::open("ftnone0").unwrap_err().to_string();
+        assert!(error.contains("ip tuntap add ftnone0"), "{error}");
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused() {
+        for name in ["", "a-name-of-20-letters", "a/b", "a b", ".."] {
+            assert!(
+                matches!(Tap::open(name), Err(TapError::BadName { .. })),
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A log sink that is a file.
+
+use std::io::Write;
+
+use ftvmm_replication::{End, Event, GroupEncoder, LogWriter, Ordinal, Record};
+
+use super::InputError;
+use super::recorded::LogSink;
+
+/// A group is closed when it holds this much, ...
+const GROUP_BYTES: u64 = 64 * 1024;
+/// ... or when the guest went through this many exits, so that a torn file loses little.
+const GROUP_EXITS: u64 = 4096;
+
+/// Writes a recording.
+pub struct FileLog<W: Write> {
+    writer: LogWriter<W>,
+    group: GroupEncoder,
+    group_since: Ordinal,
+    left: Ordinal,
+}
+
+impl<W: Write> FileLog<W> {
+    /// A log that goes to `writer`, whose header is written.
+    pub fn new(writer: LogWriter<W>) -> Self {
+        let (group_since, left) = (Ordinal(0), Ordinal(0));
+        Self {
+            writer,
+            group: GroupEncoder::new(),
+            group_since,
+            left,
+        }
+    }
+
+    /// Writes how the guest ended, if it ended where a replay can end too, and closes the file; returns its
+    /// length in bytes. `at` is the first exit the guest did not get past.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn finish(mut self, at: Ordinal, end: Option<End>) -> Result<u64, InputError> {
+        if let Some(end) = end {
+            self.append(&Record {
+                at,
+                event: Event::End(end),
+            })?;
+        }
+        self.close_group()?;
+        let bytes = self.writer.written_bytes();
+        self.writer
+            .finish()
+            .map_err(|source| InputError::LogWrite { source })?;
+        Ok(bytes)
+    }
+
+    fn close_group(&mut self) -> Result<(), InputError> {
+        self.group_since = self.left;
+        let group = self.group.finish(self.left);
+        self.writer
+            .write_group(&group)
+            .map_err(|source| InputError::LogWrite { source })
+    }
+}
+
+impl<W: Write> LogSink for FileLog<W> {
+    fn append(&mut self, record: &Record) -> Result<(), InputError> {
+        self.group.push(record);
+        Ok(())
+    }
+
+    fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
+        self.left = at;
+        if self.group.body_bytes() >= GROUP_BYTES || at.0 - self.group_since.0 >= GROUP_EXITS {
+            self.close_group()?;
+        }
+        Ok(())
+    }
+
+    fn rest(&mut self) -> Result<(), InputError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,51 @@
+//! Where inputs come from: the live host, the live host with a log beside it, or a log.
+
+mod file_log;
+mod live;
+mod recorded;
+mod replay;
+
+use thiserror::Error;
+
+pub use file_log::FileLog;
+pub use live::{Alarm, GuestClock, LiveInputs, LiveQueue};
+pub use recorded::{LogSink, Recorded};
+pub use replay::LogInputs;
+
+/// Why a source or a sink cannot go on.
+#[derive(Debug, Error)]
+pub enum InputError {
+    /// This guest did not do what the recorded one did.
+    #[error("divergence at exit {at}: {what}")]
+    Divergence {
+        /// The exit ordinal.
+        at: u64,
+        /// Recorded and seen.
+        what: String,
+    },
+    /// The log cannot be written.
+    #[error("{source}")]
+    LogWrite {
+        /// The cause.
+        source: ftvmm_replication::LogError,
+    },
+    /// The log cannot be read.
+    #[error("{source}")]
+    LogRead {
+        /// The cause.
+        #[source]
+        source: ftvmm_replication::LogError,
+    },
+    /// The log's groups do not follow each other.
+    #[error("the log is out of order: {source}")]
+    LogOrder {
+        /// The cause.
+        source: ftvmm_replication::CursorError,
+    },
+    /// The network card's host side failed.
+    #[error("the tap cannot be written: {source}")]
+    Tap {
+        /// The cause.
+        source: std::io::Error,
+    },
+}

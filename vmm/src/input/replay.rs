@@ -1,0 +1,119 @@
+//! Inputs from a recording.
+
+use std::io::Read;
+
+use ftvmm_replication::{CursorStep, End, LogReader, Ordinal, ReplayCursor, Tail};
+
+use super::InputError;
+use crate::run_loop::{InputSource, Situation, Step, StopCause};
+
+/// Feeds a recording's groups to a cursor and the cursor's steps to the run loop.
+pub struct LogInputs<R> {
+    reader: LogReader<R>,
+    cursor: ReplayCursor,
+    until: Option<Ordinal>,
+    end: Option<End>,
+    torn: Option<String>,
+}
+
+impl<R: Read> LogInputs<R> {
+    /// Inputs from `reader`, at most up to the exit `until`.
+    pub fn new(reader: LogReader<R>, until: Option<Ordinal>) -> Self {
+        Self {
+            reader,
+            cursor: ReplayCursor::new(),
+            until,
+            end: None,
+            torn: None,
+        }
+    }
+
+    /// How the recorded guest ended; `at` is the first exit this guest did not get past.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or the recorded guest went on.
+    pub fn recorded_end(&mut self, at: Ordinal) -> Result<Option<End>, InputError> {
+        let end = Situation {
+            at: Some(at),
+            ..Situation::default()
+        };
+        if self.end.is_none() && !matches!(self.next(&end)?, Step::Stop(_)) {
+            let what = "the guest ended before this exit, the recorded one went on".into();
+            return Err(InputError::Divergence { at: at.0, what });
+        }
+        Ok(self.end)
+    }
+
+    /// Bytes of the recording read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.reader.offset_bytes()
+    }
+
+    /// What is wrong with the log's tail, if it was torn off.
+    pub fn torn(&self) -> Option<&str> {
+        self.torn.as_deref()
+    }
+
+    fn read_group(&mut self) -> Result<(), InputError> {
+        let group = self
+            .reader
+            .next_group()
+            .map_err(|source| InputError::LogRead { source })?;
+        match group {
+            Some(group) => self
+                .cursor
+                .push_group(group)
+                .map_err(|source| InputError::LogOrder { source })?,
+            None => {
+                if let Some(Tail::Torn {
+                    offset_bytes,
+                    reason,
+                }) = self.reader.tail()
+                {
+                    self.torn = Some(format!("at byte {offset_bytes}: {reason}"));
+                }
+                self.cursor.seal();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> InputSource for LogInputs<R> {
+    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        let Some(at) = situation.at else {
+            return Ok(Step::Proceed);
+        };
+        if self.until.is_some_and(|until| at >= until) {
+            return Ok(Step::Stop(StopCause::EndOfLog));
+        }
+        loop {
+            match self.cursor.next(at) {
+                CursorStep::Apply(input) => return Ok(Step::Apply(input)),
+                CursorStep::Proceed => return Ok(Step::Proceed),
+                CursorStep::Wait => self.read_group()?,
+                CursorStep::Exhausted => return Ok(Step::Stop(StopCause::EndOfLog)),
+                CursorStep::End(end) => {
+                    self.end = Some(end);
+                    return Ok(Step::Stop(StopCause::EndOfLog));
+                }
+                CursorStep::Check(check) if check.chain == situation.chain => {}
+                CursorStep::Check(check) => {
+                    return Err(InputError::Divergence {
+                        at: at.0,
+                        what: format!(
+                            "the exits so far have digest {:016x}, recorded is {:016x}",
+                            situation.chain, check.chain
+                        ),
+                    });
+                }
+                CursorStep::Missed { record, at } => {
+                    return Err(InputError::Divergence {
+                        at: at.0,
+                        what: format!("the guest went past the recorded '{record}'"),
+                    });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a guest can stop for.
+
+/// Which way a port or memory access goes, seen from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The guest waits for data.
+    Read,
+    /// The guest gave data.
+    Write,
+}
+
+/// Why `KVM_RUN` returned. The first four are *synchronous*: they follow from the instruction the guest
+/// executes, so they come at the same point in every run and each has an exit ordinal. The others are
+/// asynchronous and have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Port I/O; the data lies in [`super::Vcpu::pio_data`].
+    Pio {
+        /// The port.
+        port: u16,
+        /// Which way.
+        direction: Direction,
+        /// Bytes per access: 1, 2 or 4.
+        size_bytes: u8,
+        /// How many accesses (string instructions make more than one).
+        count: u32,
+    },
+    /// An access to an address where there is no memory; the data lies in [`super::Vcpu::mmio_data`].
+    Mmio {
+        /// Guest-physical address.
+        addr: u64,
+        /// Which way.
+        direction: Direction,
+        /// 1 to 8.
+        size_bytes: u8,
+    },
+    /// `HLT`.
+    Hlt,
+    /// Triple fault.
+    Shutdown,
+    /// A signal or [`super::Kicker::kick`] came.
+    Interrupted,
+    /// The guest can take an interrupt now and the window had been asked for. Not a deterministic point
+    /// (design.md section 2), so only unrecorded runs ask.
+    WindowOpen,
+}
+
+impl Exit {
+    /// True when this exit has an ordinal.
+    pub fn is_synchronous(self) -> bool {
+        !matches!(self, Self::Interrupted | Self::WindowOpen)
+    }
+}

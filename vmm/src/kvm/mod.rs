@@ -1,0 +1,188 @@
+//! The KVM adapter: one virtual machine with one virtual CPU and plain memory.
+//!
+//! Nothing of KVM that acts by itself is switched on: no in-kernel interrupt controller or timer, no
+//! ioeventfd, no coalesced MMIO. Whatever the guest does to a device is therefore a synchronous exit, and
+//! nothing reaches the guest but what [`Vcpu::inject`] and the answers to its exits put there.
+
+mod exit;
+mod state;
+mod vcpu;
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use thiserror::Error;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+pub use exit::{Direction, Exit};
+pub use state::CpuState;
+pub use vcpu::{Kicker, Vcpu, install_kick_handler};
+
+/// Guest memory as ftvmm maps it.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// Three pages Intel's VMX needs in the guest's address space, out of its sight
+/// (KVM api.rst, KVM_SET_TSS_ADDR).
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// First guest-physical address that is kept free for devices; memory above goes beyond 4 GiB.
+pub const DEVICE_HOLE_START: u64 = 0xd000_0000;
+const HIGH_MEMORY_START: u64 = 0x1_0000_0000;
+
+/// A failure of KVM or of the host's memory.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// The device node is not there.
+    #[error(
+        "/dev/kvm does not exist: load kvm_intel or kvm_amd, or run in the lab (cargo xtask lab)"
+    )]
+    Absent,
+    /// The device node may not be opened.
+    #[error(
+        "no permission on /dev/kvm: run as root or join the group that owns it (usually 'kvm')"
+    )]
+    NoPermission,
+    /// The KVM is not one this program can speak with.
+    #[error("KVM speaks API version {got}, needed is {KVM_API_VERSION}")]
+    ApiVersion {
+        /// What the kernel answered.
+        got: i32,
+    },
+    /// The KVM lacks something this program cannot do without.
+    #[error("this KVM lacks the capability {name}")]
+    MissingCapability {
+        /// The capability, by its name in KVM api.rst.
+        name: &'static str,
+    },
+    /// The host has not enough memory for the guest's.
+    #[error("cannot map {bytes} bytes of guest memory: {source}")]
+    Memory {
+        /// Size asked for.
+        bytes: u64,
+        /// The cause.
+        source: vm_memory::mmap::FromRangesError,
+    },
+    /// A call to KVM failed.
+    #[error("{call} failed: {source}")]
+    Call {
+        /// The ioctl, by its name in KVM api.rst.
+        call: &'static str,
+        /// The cause.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM stopped for a reason this program does not know; no guest can be carried on past it.
+    #[error(
+        "KVM stopped the guest with exit reason {reason} (sub-error {suberror}) at rip {rip:#x}"
+    )]
+    UnknownExit {
+        /// `kvm_run.exit_reason`.
+        reason: u32,
+        /// `kvm_run.internal.suberror` where it applies.
+        suberror: u32,
+        /// Where the guest stood.
+        rip: u64,
+    },
+}
+
+/// Names the ioctl that failed.
+pub(crate) fn call(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    move |source| KvmError::Call { call: name, source }
+}
+
+/// A virtual machine: its memory and what makes vCPUs.
+pub struct Vm {
+    kvm: Kvm,
+    fd: VmFd,
+    memory: Arc<Memory>,
+}
+
+impl Vm {
+    /// Opens KVM and makes a virtual machine with `memory_bytes` of zeroed memory.
+    ///
+    /// # Errors
+    /// When KVM cannot be opened, lacks something, or the host has not the memory.
+    pub fn new(memory_bytes: u64) -> Result<Self, KvmError> {
+        let kvm = Kvm::new().map_err(|source| match source.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
+            libc::EACCES | libc::EPERM => KvmError::NoPermission,
+            _ => KvmError::Call {
+                call: "open(/dev/kvm)",
+                source,
+            },
+        })?;
+        let got = kvm.get_api_version();
+        if got != KVM_API_VERSION as i32 {
+            return Err(KvmError::ApiVersion { got });
+        }
+        for (cap, name) in [
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+            (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+            (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+        ] {
+            if !kvm.check_extension(cap) {
+                return Err(KvmError::MissingCapability { name });
+            }
+        }
+        let fd = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
+        fd.set_tss_address(TSS_ADDRESS)
+            .map_err(call("KVM_SET_TSS_ADDR"))?;
+        let memory = map_memory(memory_bytes)?;
+        for (slot, region) in memory.iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped for as long as `memory` lives, which this Vm keeps; slots
+            // and addresses do not overlap because vm-memory checked the ranges.
+            unsafe { fd.set_user_memory_region(region) }
+                .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(Self {
+            kvm,
+            fd,
+            memory: Arc::new(memory),
+        })
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Makes the only vCPU. The machine stays alive as long as the vCPU does.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn create_vcpu(&self) -> Result<Vcpu, KvmError> {
+        Ok(Vcpu::new(
+            self.fd.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?,
+        ))
+    }
+
+    /// Every CPUID leaf this host's KVM could show a guest.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, KvmError> {
+        self.kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(call("KVM_GET_SUPPORTED_CPUID"))
+    }
+}
+
+fn map_memory(bytes: u64) -> Result<Memory, KvmError> {
+    let low = bytes.min(DEVICE_HOLE_START);
+    let mut ranges = vec![(vm_memory::GuestAddress(0), low as usize)];
+    if bytes > low {
+        ranges.push((
+            vm_memory::GuestAddress(HIGH_MEMORY_START),
+            (bytes - low) as usize,
+        ));
+    }
+    Memory::from_ranges(&ranges).map_err(|source| KvmError::Memory { bytes, source })
+}

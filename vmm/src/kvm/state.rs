@@ -1,0 +1,106 @@
+//! The whole architectural state of the vCPU, for digests and incident reports.
+
+use kvm_bindings::{Msrs, kvm_msr_entry};
+
+use super::{KvmError, Vcpu, call};
+
+/// Model-specific registers a 64-bit kernel keeps state in (AMD APM vol. 2, appendix A). The others are
+/// either in `kvm_sregs` (EFER, FS/GS base, APIC base) or hidden by the CPU template.
+const MSRS: [(u32, &str); 9] = [
+    (0x0000_0174, "SYSENTER_CS"),
+    (0x0000_0175, "SYSENTER_ESP"),
+    (0x0000_0176, "SYSENTER_EIP"),
+    (0x0000_0277, "PAT"),
+    (0xc000_0081, "STAR"),
+    (0xc000_0082, "LSTAR"),
+    (0xc000_0083, "CSTAR"),
+    (0xc000_0084, "SFMASK"),
+    (0xc000_0102, "KERNEL_GS_BASE"),
+];
+
+/// Registers as bytes in a fixed order, each part under its name.
+pub struct CpuState {
+    parts: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl CpuState {
+    /// Reads the state of a stopped vCPU.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn read(vcpu: &Vcpu) -> Result<Self, KvmError> {
+        let fd = vcpu.fd();
+        let r = vcpu.regs()?;
+        let regs = [
+            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11,
+            r.r12, r.r13, r.r14, r.r15, r.rip, r.rflags,
+        ];
+        let s = vcpu.sregs()?;
+        let mut segments = Vec::new();
+        for seg in [s.cs, s.ds, s.es, s.fs, s.gs, s.ss, s.tr, s.ldt] {
+            segments.extend(seg.base.to_le_bytes());
+            segments.extend(seg.limit.to_le_bytes());
+            segments.extend(seg.selector.to_le_bytes());
+            segments.extend([seg.type_, seg.present, seg.dpl, seg.db, seg.s, seg.l, seg.g]);
+        }
+        for table in [s.gdt, s.idt] {
+            segments.extend(table.base.to_le_bytes());
+            segments.extend(table.limit.to_le_bytes());
+        }
+        let control = [s.cr0, s.cr2, s.cr3, s.cr4, s.cr8, s.efer, s.apic_base];
+        let f = fd.get_fpu().map_err(call("KVM_GET_FPU"))?;
+        let mut fpu = Vec::new();
+        fpu.extend(f.fpr.as_flattened());
+        fpu.extend(f.fcw.to_le_bytes());
+        fpu.extend(f.fsw.to_le_bytes());
+        fpu.push(f.ftwx);
+        fpu.extend(f.xmm.as_flattened());
+        fpu.extend(f.mxcsr.to_le_bytes());
+        let d = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
+        let debug = [d.db[0], d.db[1], d.db[2], d.db[3], d.dr6, d.dr7];
+        Ok(Self {
+            parts: vec![
+                ("general registers", words(&regs)),
+                ("segments", segments),
+                ("control registers", words(&control)),
+                ("FPU and SSE", fpu),
+                ("debug registers", words(&debug)),
+                ("MSRs", words(&read_msrs(vcpu)?)),
+            ],
+        })
+    }
+
+    /// The parts, in a fixed order.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.parts
+            .iter()
+            .map(|(name, bytes)| (*name, bytes.as_slice()))
+    }
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
+    let entries: Vec<_> = MSRS
+        .iter()
+        .map(|&(index, _)| kvm_msr_entry {
+            index,
+            ..Default::default()
+        })
+        .collect();
+    let refused = || KvmError::Call {
+        call: "KVM_GET_MSRS",
+        source: kvm_ioctls::Error::new(libc::EINVAL),
+    };
+    let mut msrs = Msrs::from_entries(&entries).map_err(|_| refused())?;
+    let read = vcpu
+        .fd()
+        .get_msrs(&mut msrs)
+        .map_err(call("KVM_GET_MSRS"))?;
+    if read != MSRS.len() {
+        return Err(refused());
+    }
+    Ok(msrs.as_slice().iter().map(|m| m.data).collect())
+}

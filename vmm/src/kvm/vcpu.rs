@@ -1,0 +1,266 @@
+//! The vCPU: run it, read why it stopped, answer, inject an interrupt.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVMIO, kvm_interrupt, kvm_regs,
+    kvm_sregs,
+};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::{Direction, Exit, KvmError, call};
+
+ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+
+/// Offset of the real-time signal that makes `KVM_RUN` return.
+const KICK_SIGNAL_OFFSET: i32 = 0;
+
+/// The one virtual CPU.
+pub struct Vcpu {
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: VcpuFd) -> Self {
+        Self { fd }
+    }
+
+    /// The KVM handle, for set-up and state.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Lets the guest run until it stops. With `want_window` it also stops as soon as it can take an
+    /// interrupt.
+    ///
+    /// # Errors
+    /// Any reason to stop that is not an [`Exit`] is fatal and named.
+    pub fn run(&mut self, want_window: bool) -> Result<Exit, KvmError> {
+        self.fd.get_kvm_run().request_interrupt_window = want_window.into();
+        match self.fd.run() {
+            Ok(_) => {}
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.fd.set_kvm_immediate_exit(0);
+                return Ok(Exit::Interrupted);
+            }
+            Err(source) => {
+                return Err(KvmError::Call {
+                    call: "KVM_RUN",
+                    source,
+                });
+            }
+        }
+        let run = self.fd.get_kvm_run();
+        match run.exit_reason {
+            KVM_EXIT_IO => {
+                // SAFETY: the exit reason says that KVM filled the `io` member.
+                let io = unsafe { run.__bindgen_anon_1.io };
+                Ok(Exit::Pio {
+                    port: io.port,
+                    direction: direction(u32::from(io.direction) == KVM_EXIT_IO_OUT),
+                    size_bytes: io.size,
+                    count: io.count,
+                })
+            }
+            KVM_EXIT_MMIO => {
+                // SAFETY: the exit reason says that KVM filled the `mmio` member.
+                let mmio = unsafe { run.__bindgen_anon_1.mmio };
+                Ok(Exit::Mmio {
+                    addr: mmio.phys_addr,
+                    direction: direction(mmio.is_write != 0),
+                    size_bytes: mmio.len as u8,
+                })
+            }
+            KVM_EXIT_HLT => Ok(Exit::Hlt),
+            KVM_EXIT_SHUTDOWN => Ok(Exit::Shutdown),
+            KVM_EXIT_IRQ_WINDOW_OPEN => Ok(Exit::WindowOpen),
+            reason => {
+                let suberror = match reason {
+                    // SAFETY: the exit reason says that KVM filled the `internal` member.
+                    KVM_EXIT_INTERNAL_ERROR => unsafe { run.__bindgen_anon_1.internal.suberror },
+                    // SAFETY: the exit reason says that KVM filled the `fail_entry` member.
+                    KVM_EXIT_FAIL_ENTRY => unsafe {
+                        run.__bindgen_anon_1
+                            .fail_entry
+                            .hardware_entry_failure_reason as u32
+                    },
+                    _ => 0,
+                };
+                let rip = self.regs().map_or(0, |regs| regs.rip);
+                Err(KvmError::UnknownExit {
+                    reason,
+                    suberror,
+                    rip,
+                })
+            }
+        }
+    }
+
+    /// The data of the last [`Exit::Pio`]: `size_bytes * count` bytes, to be read or filled.
+    pub fn pio_data(&mut self) -> &mut [u8] {
+        let run = self.fd.get_kvm_run();
+        assert_eq!(run.exit_reason, KVM_EXIT_IO);
+        // SAFETY: the exit reason says that KVM filled the `io` member.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        let length = usize::from(io.size) * io.count as usize;
+        // SAFETY: KVM puts the data inside the mapping of kvm_run at `data_offset`
+        // (KVM api.rst, KVM_EXIT_IO); the borrow of self keeps the next KVM_RUN away.
+        unsafe {
+            let start = std::ptr::from_mut(run)
+                .cast::<u8>()
+                .add(io.data_offset as usize);
+            std::slice::from_raw_parts_mut(start, length)
+        }
+    }
+
+    /// The data of the last [`Exit::Mmio`], to be read or filled.
+    pub fn mmio_data(&mut self) -> &mut [u8] {
+        let run = self.fd.get_kvm_run();
+        assert_eq!(run.exit_reason, KVM_EXIT_MMIO);
+        // SAFETY: the exit reason says that KVM filled the `mmio` member.
+        let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+        let length = (mmio.len as usize).min(mmio.data.len());
+        &mut mmio.data[..length]
+    }
+
+    /// True when the guest, at the exit it stands at, can take an interrupt: IF is set, no interrupt
+    /// shadow, nothing waiting to be injected.
+    pub fn can_take_interrupt(&mut self) -> bool {
+        let run = self.fd.get_kvm_run();
+        run.ready_for_interrupt_injection != 0 && run.if_flag != 0
+    }
+
+    /// RFLAGS.IF at the exit the guest stands at.
+    pub fn interrupts_enabled(&mut self) -> bool {
+        self.fd.get_kvm_run().if_flag != 0
+    }
+
+    /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid while
+    /// [`Self::can_take_interrupt`].
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn inject(&mut self, vector: u8) -> Result<(), KvmError> {
+        let interrupt = kvm_interrupt {
+            irq: u32::from(vector),
+        };
+        // SAFETY: KVM_INTERRUPT reads one kvm_interrupt, which lives for the call.
+        let answer = unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) };
+        if answer < 0 {
+            let source = kvm_ioctls::Error::last();
+            return Err(KvmError::Call {
+                call: "KVM_INTERRUPT",
+                source,
+            });
+        }
+        Ok(())
+    }
+
+    /// General registers.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn regs(&self) -> Result<kvm_regs, KvmError> {
+        self.fd.get_regs().map_err(call("KVM_GET_REGS"))
+    }
+
+    /// Sets the general registers.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn set_regs(&self, regs: &kvm_regs) -> Result<(), KvmError> {
+        self.fd.set_regs(regs).map_err(call("KVM_SET_REGS"))
+    }
+
+    /// Segments, control registers and descriptor tables.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn sregs(&self) -> Result<kvm_sregs, KvmError> {
+        self.fd.get_sregs().map_err(call("KVM_GET_SREGS"))
+    }
+
+    /// Sets segments, control registers and descriptor tables.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), KvmError> {
+        self.fd.set_sregs(sregs).map_err(call("KVM_SET_SREGS"))
+    }
+
+    /// A handle with which another thread makes this vCPU's `KVM_RUN` return. To be called on the thread
+    /// that runs the vCPU.
+    pub fn kicker(&mut self) -> Kicker {
+        // SAFETY: pthread_self has no preconditions.
+        let thread = unsafe { libc::pthread_self() };
+        let flag = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit);
+        Kicker {
+            thread,
+            flag: Arc::new(AtomicU64::new(flag as u64)),
+        }
+    }
+}
+
+impl AsRawFd for Vcpu {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+fn direction(is_write: bool) -> Direction {
+    if is_write {
+        Direction::Write
+    } else {
+        Direction::Read
+    }
+}
+
+/// Makes a running `KVM_RUN` return from another thread; a kick that comes between two runs makes the next
+/// one return at once (KVM api.rst, `immediate_exit`).
+#[derive(Clone)]
+pub struct Kicker {
+    thread: libc::pthread_t,
+    /// Address of `kvm_run.immediate_exit`, zero once the vCPU is gone.
+    flag: Arc<AtomicU64>,
+}
+
+impl Kicker {
+    /// Kicks. Does nothing after [`Self::retire`].
+    pub fn kick(&self) {
+        let address = self.flag.load(Ordering::Acquire);
+        if address == 0 {
+            return;
+        }
+        // SAFETY: `retire` is called before the vCPU's mapping goes, so the byte is mapped; the kernel
+        // documents that another thread may set it.
+        unsafe { (address as *mut u8).write_volatile(1) };
+        // SAFETY: the thread runs the vCPU until it has retired this kicker.
+        unsafe { libc::pthread_kill(self.thread, SIGRTMIN() + KICK_SIGNAL_OFFSET) };
+    }
+
+    /// Ends the validity of all clones; the vCPU's thread calls it before it drops the vCPU.
+    pub fn retire(&self) {
+        self.flag.store(0, Ordering::Release);
+    }
+}
+
+extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Installs the empty handler of the kick signal, once per process.
+///
+/// # Errors
+/// When the host refuses.
+pub fn install_kick_handler() -> Result<(), KvmError> {
+    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, on_kick).map_err(|source| {
+        KvmError::Call {
+            call: "sigaction",
+            source,
+        }
+    })
+}

@@ -1,0 +1,247 @@
+//! The machine: CPU, memory and devices. A deterministic function of the guest image and the inputs that
+//! [`Machine::apply`] was given.
+
+use std::sync::Arc;
+
+use ftvmm_devices::{Board, Input, Output};
+use ftvmm_replication::Ordinal;
+use sha2::{Digest, Sha256};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
+
+use crate::boot::{RDTSC_PORT, RDTSCP_PORT};
+use crate::fault::Fault;
+use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
+use crate::run_loop::{Situation, StopCause};
+
+/// Bytes of memory hashed at a time.
+const DIGEST_CHUNK_BYTES: usize = 1 << 20;
+
+/// One guest.
+pub struct Machine {
+    vcpu: Vcpu,
+    memory: Arc<Memory>,
+    board: Board,
+    chain: u64,
+    inputs: u64,
+    fault: Option<Fault>,
+}
+
+impl Machine {
+    /// Puts a machine together from a vCPU that stands at the kernel's entry.
+    pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board) -> Self {
+        Self {
+            vcpu,
+            memory,
+            board,
+            chain: 0,
+            inputs: 0,
+            fault: None,
+        }
+    }
+
+    /// Flips a bit when the guest gets to the fault's exit.
+    pub fn schedule(&mut self, fault: Fault) {
+        self.fault = Some(fault);
+    }
+
+    /// The CPU, for its kicker and its state.
+    pub fn vcpu(&mut self) -> &mut Vcpu {
+        &mut self.vcpu
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The devices.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Lets the guest run until it stops. An unrecorded run also stops where a pending interrupt could be
+    /// taken.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn run(&mut self, unrecorded: bool) -> Result<Exit, KvmError> {
+        self.vcpu.run(unrecorded && self.board.interrupt_pending())
+    }
+
+    /// Where the guest stands after `exit`.
+    pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Situation {
+        Situation {
+            at: exit.is_synchronous().then_some(at),
+            chain: self.chain,
+            reads_clock: reads_clock(exit),
+            deadline_ns: self.board.next_deadline_ns(),
+            halted: exit == Exit::Hlt
+                && self.vcpu.interrupts_enabled()
+                && !self.board.interrupt_pending(),
+            takes_frames: self.board.network_ready(),
+        }
+    }
+
+    /// The one way in for everything the guest cannot compute itself.
+    pub fn apply(&mut self, input: Input) {
+        self.inputs += 1;
+        self.board.apply(&*self.memory, input);
+    }
+
+    /// Answers an exit; returns why the guest ended, if it did.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn handle(&mut self, at: Ordinal, exit: Exit) -> Result<Option<StopCause>, KvmError> {
+        if let Some(fault) = self.fault.take_if(|fault| fault.at == at) {
+            fault.inject(&self.vcpu, &self.memory)?;
+        }
+        match exit {
+            Exit::Pio {
+                port,
+                direction,
+                size_bytes,
+                ..
+            } => {
+                match (port, direction, size_bytes) {
+                    (RDTSC_PORT, Direction::Read, 4) => self.read_tsc(false)?,
+                    (RDTSCP_PORT, Direction::Read, 4) => self.read_tsc(true)?,
+                    _ => self.access_ports(port, direction, size_bytes),
+                }
+                let data_digest = xxh3_64(self.vcpu.pio_data());
+                self.link(at, port.into(), data_digest);
+            }
+            Exit::Mmio {
+                addr, direction, ..
+            } => {
+                let data = self.vcpu.mmio_data();
+                match direction {
+                    Direction::Read => self.board.mmio_read(&*self.memory, addr, data),
+                    Direction::Write => self.board.mmio_write(&*self.memory, addr, data),
+                }
+                let data_digest = xxh3_64(data);
+                self.link(at, addr, data_digest);
+            }
+            Exit::Hlt => {
+                if !self.vcpu.interrupts_enabled() {
+                    return Ok(Some(StopCause::GuestHalted));
+                }
+            }
+            Exit::Shutdown => return Ok(Some(StopCause::GuestTripleFault)),
+            Exit::Interrupted | Exit::WindowOpen => {}
+        }
+        Ok(self.board.power_event().map(|_| StopCause::GuestPowerOff))
+    }
+
+    /// Inputs applied so far.
+    pub fn inputs(&self) -> u64 {
+        self.inputs
+    }
+
+    /// What the guest sent since the last call.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        self.board.take_outputs()
+    }
+
+    /// Hands the guest its most urgent interrupt if it can take one here.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
+        if self.board.interrupt_pending()
+            && self.vcpu.can_take_interrupt()
+            && let Some(vector) = self.board.acknowledge_interrupt()
+        {
+            self.vcpu.inject(vector)?;
+        }
+        Ok(())
+    }
+
+    /// Running digest of all exits: ordinal, address, data. Two runs that differ in one exit differ here
+    /// from then on.
+    pub fn chain(&self) -> u64 {
+        self.chain
+    }
+
+    /// Digest of the whole guest: every register, all memory, all device state.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn state_digest(&self) -> Result<[u8; 32], KvmError> {
+        let mut hash = Sha256::new();
+        for (name, bytes) in CpuState::read(&self.vcpu)?.parts() {
+            hash.update(name);
+            hash.update(bytes);
+        }
+        hash.update(memory_digest(&self.memory));
+        hash.update(board_bytes(&self.board));
+        Ok(hash.finalize().into())
+    }
+
+    fn access_ports(&mut self, port: u16, direction: Direction, size_bytes: u8) {
+        for access in self
+            .vcpu
+            .pio_data()
+            .chunks_exact_mut(usize::from(size_bytes))
+        {
+            match direction {
+                Direction::Read => self.board.pio_read(port, access),
+                Direction::Write => self.board.pio_write(port, access),
+            }
+        }
+    }
+
+    /// The kernel's RDTSC: guest time in nanoseconds, in EDX:EAX; RDTSCP also clears ECX (TSC_AUX).
+    fn read_tsc(&mut self, with_aux: bool) -> Result<(), KvmError> {
+        let tsc = self.board.now_ns();
+        self.vcpu
+            .pio_data()
+            .copy_from_slice(&(tsc as u32).to_le_bytes());
+        let mut regs = self.vcpu.regs()?;
+        regs.rdx = tsc >> 32;
+        if with_aux {
+            regs.rcx = 0;
+        }
+        self.vcpu.set_regs(&regs)
+    }
+
+    fn link(&mut self, at: Ordinal, address: u64, data_digest: u64) {
+        let mut words = [0; 24];
+        words[..8].copy_from_slice(&at.0.to_le_bytes());
+        words[8..16].copy_from_slice(&address.to_le_bytes());
+        words[16..].copy_from_slice(&data_digest.to_le_bytes());
+        self.chain = xxh3_64_with_seed(&words, self.chain);
+    }
+}
+
+fn reads_clock(exit: Exit) -> bool {
+    match exit {
+        Exit::Pio {
+            port: RDTSC_PORT | RDTSCP_PORT,
+            ..
+        } => true,
+        Exit::Pio { port, .. } => Board::reads_clock(port),
+        _ => false,
+    }
+}
+
+fn board_bytes(board: &Board) -> Vec<u8> {
+    postcard::to_stdvec(&board.save())
+        .expect("a board's state is plain data that postcard can hold")
+}
+
+fn memory_digest(memory: &Memory) -> [u8; 16] {
+    let mut digests = Vec::new();
+    for region in memory.iter() {
+        let bytes = region.len() as usize;
+        for start in (0..bytes).step_by(DIGEST_CHUNK_BYTES) {
+            let length = DIGEST_CHUNK_BYTES.min(bytes - start);
+            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`; the guest
+            // stands still and nobody else writes while its digest is taken.
+            let chunk = unsafe { std::slice::from_raw_parts(region.as_ptr().add(start), length) };
+            digests.extend(xxh3_128(chunk).to_le_bytes());
+        }
+    }
+    xxh3_128(&digests).to_le_bytes()
+}

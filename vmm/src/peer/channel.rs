@@ -1,0 +1,146 @@
+//! The byte stream to the other host: TCP, never blocking.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::host::clock::HostClock;
+
+/// How long a backup tries to reach its primary, in seconds.
+const CONNECT_SECONDS_MAX: u64 = 60;
+const CONNECT_RETRY: Duration = Duration::from_millis(100);
+/// Read at a time.
+const RECEIVE_BYTES: usize = 256 * 1024;
+
+/// Why there is no channel.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; choose a free port of this host with --listen")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Nobody answers.
+    #[error("no primary answers at {address} within {CONNECT_SECONDS_MAX} s: {source}")]
+    Connect {
+        /// What was asked for.
+        address: SocketAddr,
+        /// The last cause.
+        source: std::io::Error,
+    },
+    /// The host refused something.
+    #[error("the channel cannot be set up: {0}")]
+    SetUp(#[from] std::io::Error),
+}
+
+/// A connection and what could not be sent yet.
+#[derive(Debug)]
+pub struct Channel {
+    stream: TcpStream,
+    unsent: Vec<u8>,
+    buffer: Vec<u8>,
+    sent_bytes: u64,
+}
+
+impl Channel {
+    /// Listens for one peer.
+    ///
+    /// # Errors
+    /// When the address is not free or not this host's.
+    pub fn listen(address: SocketAddr) -> Result<TcpListener, ChannelError> {
+        TcpListener::bind(address).map_err(|source| ChannelError::Listen { address, source })
+    }
+
+    /// Takes the first peer that comes. Nobody listens afterwards: later ones are refused by the host.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn accept(listener: &TcpListener) -> Result<Self, ChannelError> {
+        let (stream, peer) = listener.accept()?;
+        tracing::info!(%peer, "a backup connected");
+        Ok(Self::new(stream)?)
+    }
+
+    /// Connects to the primary, which may still be starting.
+    ///
+    /// # Errors
+    /// When nobody answers for a while.
+    pub fn connect(address: SocketAddr) -> Result<Self, ChannelError> {
+        let clock = HostClock::host_start();
+        loop {
+            match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+                Ok(stream) => return Ok(Self::new(stream)?),
+                Err(source) if clock.host_now_ns() > CONNECT_SECONDS_MAX * 1_000_000_000 => {
+                    return Err(ChannelError::Connect { address, source });
+                }
+                Err(_) => std::thread::sleep(CONNECT_RETRY),
+            }
+        }
+    }
+
+    fn new(stream: TcpStream) -> std::io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, unsent: Vec::new(), buffer: vec![0; RECEIVE_BYTES], sent_bytes: 0 })
+    }
+
+    /// Where the next bytes to send are to be appended; [`Self::flush`] sends them.
+    pub fn outgoing(&mut self) -> &mut Vec<u8> {
+        &mut self.unsent
+    }
+
+    /// Sends as much as the host takes now; true when nothing is left.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn flush(&mut self) -> std::io::Result<bool> {
+        let mut sent = 0;
+        let result = loop {
+            if sent == self.unsent.len() {
+                break Ok(true);
+            }
+            match self.stream.write(&self.unsent[sent..]) {
+                Ok(0) => break Err(ErrorKind::WriteZero.into()),
+                Ok(count) => sent += count,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break Ok(false),
+                Err(e) => break Err(e),
+            }
+        };
+        self.sent_bytes += sent as u64;
+        self.unsent.drain(..sent);
+        result
+    }
+
+    /// What has arrived; `None` when nothing has, an empty slice when the peer closed.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn receive(&mut self) -> std::io::Result<Option<&[u8]>> {
+        loop {
+            match self.stream.read(&mut self.buffer) {
+                Ok(count) => return Ok(Some(&self.buffer[..count])),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Bytes sent so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+}
+
+impl AsRawFd for Channel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}

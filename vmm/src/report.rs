@@ -1,0 +1,44 @@
+//! What a run reports at its end (`--report FILE.json`).
+
+use serde::Serialize;
+
+use crate::run_loop::StopCause;
+
+/// The report, one JSON object.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// `solo`, `primary`, `backup` or `replay`: the role the run began in.
+    pub role: &'static str,
+    /// Why the run ended.
+    pub end: Option<StopCause>,
+    /// Synchronous exits.
+    pub exits: u64,
+    /// Inputs applied.
+    pub inputs: u64,
+    /// Frames the guest sent.
+    pub outputs: u64,
+    /// Bytes of log written or read.
+    pub log_bytes: u64,
+    /// Slices shipped.
+    pub slices: u64,
+    /// Divergences found.
+    pub divergences: u64,
+    /// Take-overs by this side.
+    pub takeovers: u64,
+    /// Frames whose digest the two sides compared.
+    pub frames_compared: u64,
+    /// Digest of registers, all memory and device state, in hexadecimal; absent when the run did not end at
+    /// an exit.
+    pub state_digest: Option<String>,
+    /// Kernel RDTSC and RDTSCP instructions that were turned into port reads.
+    pub rdtsc_sites: usize,
+    /// Host seconds from the guest's first instruction to its end.
+    pub seconds: f64,
+    /// Guest faults the devices answered (malformed descriptors and the like).
+    pub guest_faults: u64,
+}
+
+/// Bytes as lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,164 @@
+//! The run loop. It serves every role: a role is a choice of where inputs come from and where outputs go,
+//! and the loop does not know which.
+//!
+//! ```text
+//! exit → inputs for this ordinal → Machine::apply → Machine::handle → outputs → sink → interrupt
+//! ```
+//!
+//! Inputs come before the exit is answered, so that a clock the guest reads shows the sample taken at that
+//! very exit. Only synchronous exits have an ordinal; at the others a recorded run applies nothing.
+
+use ftvmm_devices::{Input, Output};
+use ftvmm_replication::{EndReason, Ordinal};
+use thiserror::Error;
+
+use crate::input::InputError;
+use crate::kvm::KvmError;
+use crate::machine::Machine;
+
+/// Where the guest stands and what it would take; all an [`InputSource`] may know of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Situation {
+    /// The exit ordinal, or `None` between two exits (after a kick or an interrupt window).
+    pub at: Option<Ordinal>,
+    /// Running digest of all exits so far.
+    pub chain: u64,
+    /// The guest is about to read a clock.
+    pub reads_clock: bool,
+    /// Guest time at which the next timer event is due, in nanoseconds since power-on.
+    pub deadline_ns: Option<u64>,
+    /// The guest executed HLT and nothing wakes it yet: the source should wait for an input.
+    pub halted: bool,
+    /// The network card has buffers for frames.
+    pub takes_frames: bool,
+}
+
+/// What to do at an exit.
+#[derive(Debug)]
+pub enum Step {
+    /// Apply this, then ask again.
+    Apply(Input),
+    /// There is no more for this exit.
+    Proceed,
+    /// End the run here, before the exit is answered.
+    Stop(StopCause),
+}
+
+/// Why a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopCause {
+    /// The guest switched itself off or reset itself.
+    GuestPowerOff,
+    /// The guest halted with interrupts disabled: nothing can wake it.
+    GuestHalted,
+    /// The guest's CPU shut down after a triple fault.
+    GuestTripleFault,
+    /// The user asked for it.
+    Requested,
+    /// The recording ends here.
+    EndOfLog,
+    /// The replication protocol said so.
+    Protocol,
+}
+
+/// Where a run ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// Why.
+    pub cause: StopCause,
+    /// The last exit ordinal reached.
+    pub at: Ordinal,
+    /// True when the guest stood at that exit, so that a replay can end at the same point.
+    pub at_exit: bool,
+}
+
+impl Ending {
+    /// The first exit the guest did not get past: a replay ends there too.
+    pub fn first_incomplete(&self) -> Ordinal {
+        match self.cause {
+            StopCause::GuestPowerOff | StopCause::GuestHalted | StopCause::GuestTripleFault => {
+                self.at.next()
+            }
+            StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => self.at,
+        }
+    }
+
+    /// The reason as recordings name it.
+    pub fn reason(&self) -> EndReason {
+        match self.cause {
+            StopCause::GuestPowerOff | StopCause::GuestHalted => EndReason::PowerOff,
+            StopCause::GuestTripleFault => EndReason::Shutdown,
+            StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => {
+                EndReason::HostRequest
+            }
+        }
+    }
+}
+
+/// Where inputs come from.
+pub trait InputSource {
+    /// The next thing to do in this situation. May block: while the guest is halted, and while it is not yet
+    /// known what happens at this exit.
+    ///
+    /// # Errors
+    /// When the source is broken, or its inputs do not fit this guest (a divergence).
+    fn next(&mut self, situation: &Situation) -> Result<Step, InputError>;
+
+    /// True when inputs may also be applied between exits, which no replay could reproduce.
+    fn unrecorded(&self) -> bool {
+        false
+    }
+}
+
+/// Where outputs go.
+pub trait OutputSink {
+    /// Takes what the guest sent at exit `at`; `chain` is the digest of all exits up to it.
+    ///
+    /// # Errors
+    /// When the sink is broken.
+    fn emit(&mut self, at: Ordinal, chain: u64, output: Output) -> Result<(), InputError>;
+}
+
+/// Why a run failed.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// KVM failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Inputs or outputs failed.
+    #[error(transparent)]
+    Input(#[from] InputError),
+}
+
+/// Runs `machine` until it ends itself, its inputs end it, or something fails.
+///
+/// # Errors
+/// When KVM or the input source fails.
+pub fn run(
+    machine: &mut Machine,
+    inputs: &mut dyn InputSource,
+    outputs: &mut dyn OutputSink,
+) -> Result<Ending, RunError> {
+    let mut at = Ordinal(0);
+    loop {
+        let exit = machine.run(inputs.unrecorded())?;
+        let at_exit = exit.is_synchronous();
+        at = Ordinal(at.0 + u64::from(at_exit));
+        loop {
+            match inputs.next(&machine.situation(at, exit))? {
+                Step::Apply(input) => machine.apply(input),
+                Step::Proceed => break,
+                Step::Stop(cause) => return Ok(Ending { cause, at, at_exit }),
+            }
+        }
+        let ended = machine.handle(at, exit)?;
+        for output in machine.take_outputs() {
+            outputs.emit(at, machine.chain(), output)?;
+        }
+        if let Some(cause) = ended {
+            return Ok(Ending { cause, at, at_exit });
+        }
+        machine.deliver_interrupt()?;
+    }
+}
