@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -168,6 +169,15 @@ fn one_winner_per_name(lab: &Lab) {
     }
 }
 
+fn installed_programs_are_found_by_name(lab: &Lab) {
+    let program = tempfile::tempdir().unwrap();
+    let program = program.path().join("says-hello");
+    fs::write(&program, "#!/bin/sh\necho hello\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    lab.install(&program).unwrap();
+    assert_eq!(lab.host(1).run(&["says-hello"]).unwrap().text(), "hello");
+}
+
 fn hosts_reach_each_other(lab: &Lab) {
     assert!(ping(lab, 0, "10.77.0.2"));
     assert!(ping(lab, 1, "10.77.0.1"));
@@ -265,6 +275,7 @@ on_both_backends! {
     standard_input_and_signals: |backend, _| shared(backend);
     files_both_ways: |backend, _| shared(backend);
     one_winner_per_name: |backend, _| shared(backend);
+    installed_programs_are_found_by_name: |backend, _| shared(backend);
     hosts_reach_each_other: |backend, _| shared(backend);
     a_client_reaches_a_server_through_br0: |backend, _| shared(backend);
     a_cut_link_is_cut_and_mends: |backend, name| own(backend, name, 2);

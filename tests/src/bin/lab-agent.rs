@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let mode = std::env::args().nth(1);
     let outcome = match mode.as_deref() {
         Some("serve") => serve(),
-        Some("supervise") => supervise(Stdio::inherit(), Stdio::inherit()),
+        Some("supervise") => supervise(None, Stdio::inherit(), Stdio::inherit()),
         _ if getpid() == Pid::from_raw(1) => boot(),
         _ => Err("usage: lab-agent serve | supervise, or as /init of a lab host".into()),
     };
@@ -95,7 +95,8 @@ fn set_up_and_supervise() -> Result<(), Box<dyn Error>> {
         .read(true)
         .write(true)
         .open(agent_port()?)?;
-    supervise(port.try_clone()?.into(), port.into())
+    let search_path = format!("{SHARE}/bin:/bin");
+    supervise(Some(&search_path), port.try_clone()?.into(), port.into())
 }
 
 /// Loads every file of `directory` in the order of the names, which the builder of the initramfs
@@ -125,10 +126,10 @@ fn agent_port() -> Result<PathBuf, Box<dyn Error>> {
     Err(format!("no virtio-serial port is called {PORT_NAME}").into())
 }
 
-fn supervise(input: Stdio, output: Stdio) -> Result<(), Box<dyn Error>> {
-    let own = std::env::current_exe()?;
-    let server = Command::new(own)
+fn supervise(search_path: Option<&str>, input: Stdio, output: Stdio) -> Result<(), Box<dyn Error>> {
+    let server = Command::new(std::env::current_exe()?)
         .arg("serve")
+        .envs(search_path.map(|path| ("PATH", path)))
         .stdin(input)
         .stdout(output)
         .spawn()?;
