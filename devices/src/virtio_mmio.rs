@@ -136,7 +136,7 @@ impl Transport {
             driver_features_select: *driver_features_select,
             driver_features: *driver_features,
             queue_select: *queue_select,
-            queues: queues.iter().map(VirtqueueState::from).collect(),
+            queues: queues.iter().map(|queue| queue.state().into()).collect(),
             faults: *faults,
         }
     }
@@ -449,3 +449,6 @@ fn set_ring_address(
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,8 +26,8 @@ pub struct VirtqueueState {
     used_ring: u64,
 }
 
-impl From<&Queue> for VirtqueueState {
-    fn from(queue: &Queue) -> Self {
+impl From<QueueState> for VirtqueueState {
+    fn from(state: QueueState) -> Self {
         let QueueState {
             max_size,
             next_avail,
@@ -38,7 +38,7 @@ impl From<&Queue> for VirtqueueState {
             desc_table,
             avail_ring,
             used_ring,
-        } = queue.state();
+        } = state;
         VirtqueueState {
             max_size,
             next_avail,

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use ftvmm_devices::{
-    Board, BoardConfig, FLOATING_BUS, GuestFault, HeaderProblem, RX_BACKLOG_FRAMES_MAX,
+    BoardConfig, FLOATING_BUS, GuestFault, HeaderProblem, RX_BACKLOG_FRAMES_MAX,
     RX_FRAME_BYTES_MAX, VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES, kernel_command_line,
 };
 use vm_memory::{Bytes, GuestAddress};
@@ -107,15 +107,13 @@ fn a_large_segment_is_gathered_from_its_pages() {
     let mut frame = frame(3, 65_549);
     frame[..12].copy_from_slice(&[1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]);
     let mut rest = &frame[..];
-    let mut index = 0;
-    for (number, length) in [66, 4096, 4096].into_iter().chain([8192; 7]).enumerate() {
+    for (index, length) in (0..).zip([66, 4096, 4096].into_iter().chain([8192; 7])) {
         let (part, after) = rest.split_at(length.min(rest.len()));
-        let address = 0x30_0000 + 0x2000 * number as u64;
+        let address = 0x30_0000 + 0x2000 * u64::from(index);
         driver.mem.write_slice(part, GuestAddress(address)).unwrap();
         let flags = if after.is_empty() { 0 } else { DESC_NEXT };
         driver.set_descriptor(TX, index, (address, part.len() as u32, flags, index + 1));
         rest = after;
-        index += 1;
     }
     assert!(rest.is_empty());
     driver.make_available(TX, 0);
@@ -227,23 +225,6 @@ fn frames_the_host_should_not_have_sent_are_refused() {
     assert_eq!(driver.board.net_counters().rx_refused, 4);
     driver.arrive(frame(0, RX_FRAME_BYTES_MAX - 12));
     assert_eq!(driver.take_used(RX).len(), 1);
-}
-
-/// Linux sets up the interrupt controller so that the card's vector is 0x35.
-fn init_pic(board: &mut Board) {
-    for (port, value) in [
-        (0x20, 0x11),
-        (0x21, 0x30),
-        (0x21, 4),
-        (0x21, 1),
-        (0xa0, 0x11),
-        (0xa1, 0x38),
-        (0xa1, 2),
-        (0xa1, 1),
-        (0x21, !(1 << 5)),
-    ] {
-        board.pio_write(port, &[value]);
-    }
 }
 
 #[test]

@@ -221,3 +221,20 @@ pub fn as_received(mut frame: Vec<u8>) -> Vec<u8> {
     frame[10] = 1;
     frame
 }
+
+/// Linux sets up the interrupt controller so that the card's vector is 0x35.
+pub fn init_pic(board: &mut Board) {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x30),
+        (0x21, 4),
+        (0x21, 1),
+        (0xa0, 0x11),
+        (0xa1, 0x38),
+        (0xa1, 2),
+        (0xa1, 1),
+        (0x21, !(1 << 5)),
+    ] {
+        board.pio_write(port, &[value]);
+    }
+}
