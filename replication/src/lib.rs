@@ -10,17 +10,25 @@
 //! | [`log_stat`] | statistics and differences of log files |
 //! | [`fingerprint`] | the facts two machines must share |
 //! | [`cursor`] | what the log wants at an exit |
-//! | [`digest`] | what is compared of an output |
+//! | [`digest`], `gate` | what is compared of an output, and when it may leave |
+//! | [`message`], [`wire`] | messages between primary and backup, and their framing |
+//! | [`session`] | the role state machine: handshake, failure, take-over, divergence |
+//! | [`witness`] | who may speak for the guest in a term |
 #![forbid(unsafe_code)]
 
 pub mod cursor;
 pub mod digest;
 pub mod fingerprint;
+mod gate;
 pub mod group;
 pub mod log;
 pub mod log_stat;
+pub mod message;
 pub mod record;
+pub mod session;
 mod varint;
+pub mod wire;
+pub mod witness;
 
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
@@ -28,3 +36,12 @@ pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use record::{Check, End, EndReason, Event, Ordinal, OutputOrdinal, Record, Term};
+pub use message::{ByeReason, Message};
+pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
+pub use session::policy::{
+    DivergencePolicy, Limits, Refusal, ReleasePolicy, Role, SessionConfig, SessionConfigError,
+    StopReason,
+};
+pub use session::{Action, DisconnectReason, Session, SessionEvent};
+pub use wire::WireError;
+pub use witness::{Claim, Witness, WitnessEntry, WitnessError};

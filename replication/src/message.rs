@@ -1,0 +1,211 @@
+//! The messages between primary and backup.
+//!
+//! Why the tag numbers are written out: they are the wire format (docs/protocol.md). A number is
+//! never given a second meaning and zero is never given one. Fields are encoded with postcard in
+//! the order in which they stand here.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::OutputDigest;
+use crate::fingerprint::Fingerprint;
+use crate::record::{Ordinal, OutputOrdinal, Term};
+use crate::session::incident::{DivergenceCause, Evidence};
+use crate::session::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
+
+/// Why a side says goodbye.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ByeReason {
+    /// The guest ended, on both sides alike.
+    Ended,
+    /// The host was asked to stop.
+    HostRequest,
+}
+
+macro_rules! messages {
+    ($($(#[$doc:meta])* $tag:literal $name:ident {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+    })*) => {
+        /// A message between primary and backup.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Message {
+            $($(#[$doc])* $name { $($(#[$field_doc])* $field: $type,)* },)*
+        }
+
+        impl Message {
+            /// Tag and name of every message.
+            pub const TAGS: &'static [(u8, &'static str)] = &[$(($tag, stringify!($name)),)*];
+
+            /// The number that stands for this message on the wire.
+            #[must_use]
+            pub fn tag(&self) -> u8 {
+                match self {
+                    $(Self::$name { .. } => $tag,)*
+                }
+            }
+
+            /// Its name in docs/protocol.md and in logs.
+            #[must_use]
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$name { .. } => stringify!($name),)*
+                }
+            }
+
+            /// Appends the encoded fields.
+            pub(crate) fn encode_body(&self, out: Vec<u8>) -> postcard::Result<Vec<u8>> {
+                match self {
+                    $(Self::$name { $($field,)* } => postcard::to_extend(&($($field,)*), out),)*
+                }
+            }
+
+            /// Decodes the fields of the message with this tag; `None` for an unknown tag, bytes
+            /// that are no such fields, or bytes left over.
+            pub(crate) fn decode_body(tag: u8, body: &[u8]) -> Option<Self> {
+                match tag {
+                    $($tag => {
+                        let (($($field,)*), rest): (($($type,)*), &[u8]) =
+                            postcard::take_from_bytes(body).ok()?;
+                        rest.is_empty().then_some(Self::$name { $($field,)* })
+                    })*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+messages! {
+    /// Who I am and what I run. The first message of both sides.
+    1 Hello {
+        /// The sender's role.
+        role: Role,
+        /// What the sender's machine depends on.
+        fingerprint: Fingerprint,
+        /// Highest term the sender's witness knew when the sender started.
+        highest_term: Term,
+    }
+    /// The backup may follow in this term.
+    2 Welcome {
+        /// The primary's term.
+        term: Term,
+        /// What the guest's RTC says at power-on, in seconds since 1970-01-01 00:00 UTC.
+        rtc_epoch_s: u64,
+        /// When outputs are released.
+        release: ReleasePolicy,
+        /// What a divergence leads to.
+        on_divergence: DivergencePolicy,
+    }
+    /// We cannot run together. Both sides stop.
+    3 Refuse {
+        /// Why, from the sender's point of view.
+        refusal: Refusal,
+    }
+    /// The backup follows; the guest may start.
+    4 Ready {
+        /// The term of the welcome.
+        term: Term,
+    }
+    /// The next group of the log.
+    5 Log {
+        /// The primary's term.
+        term: Term,
+        /// Outputs up to this one have left the primary.
+        released_through: OutputOrdinal,
+        /// The group as [`crate::GroupEncoder::finish`] made it.
+        group: Vec<u8>,
+    }
+    /// The primary is alive.
+    6 Heartbeat {
+        /// The primary's term.
+        term: Term,
+        /// Outputs up to this one have left the primary.
+        released_through: OutputOrdinal,
+    }
+    /// The backup is alive and this far.
+    7 Ack {
+        /// The primary's term.
+        term: Term,
+        /// Horizon of the last group received.
+        received_through: Ordinal,
+        /// Last exit the backup has left.
+        executed_through: Ordinal,
+    }
+    /// The backup produced an output.
+    8 Digest {
+        /// The primary's term.
+        term: Term,
+        /// The output. Sent for every one, in order.
+        output: OutputOrdinal,
+        /// Exit at which it was produced.
+        at: Ordinal,
+        /// Its digest.
+        digest: OutputDigest,
+    }
+    /// The backup cannot follow the log.
+    9 Fault {
+        /// The primary's term.
+        term: Term,
+        /// What the backup saw; [`Evidence::fault`] says what went wrong.
+        evidence: Evidence,
+    }
+    /// The two differ: here is what I saw, now tell me what you saw.
+    10 Challenge {
+        /// The primary's term.
+        term: Term,
+        /// In what they differ.
+        cause: DivergenceCause,
+        /// What the primary saw.
+        evidence: Evidence,
+    }
+    /// Answer to [`Message::Challenge`].
+    11 Evidence {
+        /// The primary's term.
+        term: Term,
+        /// What the backup saw.
+        evidence: Evidence,
+    }
+    /// The backup is not believed and must stop.
+    12 StandDown {
+        /// The term in which it followed.
+        term: Term,
+    }
+    /// The backup's guest ended too, with this state.
+    13 Finished {
+        /// The primary's term.
+        term: Term,
+        /// Digest of registers, memory and device state.
+        state_digest: [u8; 32],
+    }
+    /// The sender stops in good order.
+    14 Bye {
+        /// The primary's term.
+        term: Term,
+        /// Why.
+        reason: ByeReason,
+    }
+}
+
+impl Message {
+    /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
+    #[cfg(test)]
+    pub(crate) const RETIRED_TAGS: [u8; 0] = [];
+
+    /// The term the message belongs to; `None` for those of the handshake.
+    #[must_use]
+    pub fn term(&self) -> Option<Term> {
+        match self {
+            Self::Hello { .. } | Self::Welcome { .. } | Self::Refuse { .. } => None,
+            Self::Ready { term }
+            | Self::Log { term, .. }
+            | Self::Heartbeat { term, .. }
+            | Self::Ack { term, .. }
+            | Self::Digest { term, .. }
+            | Self::Fault { term, .. }
+            | Self::Challenge { term, .. }
+            | Self::Evidence { term, .. }
+            | Self::StandDown { term }
+            | Self::Finished { term, .. }
+            | Self::Bye { term, .. } => Some(*term),
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! The backup's half of the role state machine.
+
+use super::decision::{Decision, Situation, Trouble};
+use super::incident::{DivergenceCause, Evidence, IncidentReport};
+use super::log_window::LogWindow;
+use super::policy::{Refusal, ReleasePolicy, Role, SessionConfig, StopReason};
+use super::{Action, Context, DisconnectReason, SessionEvent, stop_on_request};
+use crate::digest::OutputDigest;
+use crate::gate::RetainedOutputs;
+use crate::group::peek_group;
+use crate::message::{ByeReason, Message};
+use crate::record::{Ordinal, OutputOrdinal, Term};
+
+/// Log bytes the backup executes before it says so without having been asked: often enough that a
+/// waiting primary goes on, seldom enough to cost nothing.
+const REPORT_BYTES: u64 = 64 << 10;
+
+/// What the backup waits for, or that it no longer waits.
+#[derive(Debug)]
+enum Phase {
+    /// For the primary's hello and welcome.
+    AwaitingWelcome,
+    /// For the log.
+    Following,
+    /// For what the primary decides about a divergence.
+    AwaitingVerdict { deadline_ns: u64, cause: DivergenceCause, own: Box<Evidence>, reported: bool },
+    /// For the witness.
+    ClaimingTerm { term: Term },
+    /// The guest is ours.
+    Live,
+}
+
+#[derive(Debug)]
+pub(super) struct Backup {
+    phase: Phase,
+    /// The primary's hello was compatible.
+    greeted: bool,
+    /// The highest term known; the primary's from [`Phase::Following`] on, ours once live.
+    term: Term,
+    outputs: RetainedOutputs,
+    window: LogWindow,
+    received_through: Ordinal,
+    /// Log bytes executed since the last acknowledgement.
+    unreported_bytes: u64,
+    /// State digest of the guest, once it ended.
+    ended: Option<[u8; 32]>,
+}
+
+impl Backup {
+    pub(super) fn new(config: &SessionConfig) -> Self {
+        Self {
+            phase: Phase::AwaitingWelcome,
+            greeted: false,
+            term: config.highest_term,
+            outputs: RetainedOutputs::default(),
+            window: LogWindow::default(),
+            received_through: Ordinal(0),
+            unreported_bytes: 0,
+            ended: None,
+        }
+    }
+
+    pub(super) fn step(&mut self, cx: &mut Context<'_>, event: SessionEvent) {
+        match event {
+            SessionEvent::Connected => self.on_connected(cx),
+            SessionEvent::Received(message) => self.on_message(cx, message),
+            SessionEvent::Disconnected { reason } => self.on_disconnected(cx, reason),
+            SessionEvent::Tick => self.on_tick(cx),
+            SessionEvent::Output { at, digest, frame } => self.on_output(cx, at, digest, frame),
+            SessionEvent::Executed(through) => self.on_executed(cx, through),
+            SessionEvent::TermClaimed { term, granted } => self.on_term_claimed(cx, term, granted),
+            SessionEvent::ReplayFault { description } => self.on_replay_fault(cx, description),
+            SessionEvent::GuestEnded { state_digest } => self.on_guest_ended(cx, state_digest),
+            SessionEvent::HostStop => stop_on_request(cx, self.term),
+            // A backup that records its own log keeps it to itself.
+            SessionEvent::Group { .. } => {}
+        }
+    }
+
+    fn on_connected(&mut self, cx: &mut Context<'_>) {
+        match self.phase {
+            // Whatever the claim brings, there will be no room for a newcomer.
+            Phase::ClaimingTerm { .. } => cx.hang_up(),
+            Phase::Live => {}
+            _ => cx.send_hello(),
+        }
+    }
+
+    fn on_disconnected(&mut self, cx: &mut Context<'_>, reason: DisconnectReason) {
+        match (&self.phase, reason) {
+            // The address was given by the operator: what answers there is wrong for good.
+            (Phase::AwaitingWelcome, DisconnectReason::Wire(error)) => {
+                cx.stop(StopReason::BadConfiguration(Refusal::Wire(error)));
+            }
+            (_, reason) => self.lose_peer(cx, &reason.to_string()),
+        }
+    }
+
+    fn on_tick(&mut self, cx: &mut Context<'_>) {
+        if let Some(silent_ns) = cx.silence_ns(self.silence_limit_ns(cx.config)) {
+            return self.lose_peer(cx, &format!("primary silent for {silent_ns} ns"));
+        }
+        if matches!(self.phase, Phase::AwaitingVerdict { deadline_ns, .. } if cx.now_ns >= deadline_ns)
+        {
+            self.report_incident(cx, None);
+        }
+        let follows = matches!(self.phase, Phase::Following | Phase::AwaitingVerdict { .. });
+        if follows && cx.heartbeat_is_due() {
+            self.acknowledge(cx);
+        }
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_>, message: Message) {
+        if let Phase::Live = self.phase {
+            return cx.refuse_newcomer(&message, self.term);
+        }
+        let term = message.term().unwrap_or(self.term);
+        if term < self.term {
+            return;
+        }
+        if term > self.term {
+            return self.lose_peer(cx, &format!("{} of unknown term {term}", message.name()));
+        }
+        match (&self.phase, message) {
+            (Phase::AwaitingWelcome, hello @ Message::Hello { .. }) => {
+                self.greeted = true;
+                if let Some(refusal) = cx.check_hello(&hello) {
+                    cx.refuse(refusal);
+                }
+            }
+            (Phase::AwaitingWelcome, Message::Refuse { refusal }) => {
+                cx.stop(StopReason::BadConfiguration(refusal.swapped()));
+            }
+            (Phase::AwaitingWelcome, Message::Welcome { term, rtc_epoch_s, release, .. })
+                if self.greeted =>
+            {
+                self.on_welcome(cx, term, rtc_epoch_s, release);
+            }
+            (Phase::Following, Message::Log { released_through, group, .. }) => {
+                self.on_log(cx, released_through, group);
+            }
+            (
+                Phase::Following | Phase::AwaitingVerdict { .. },
+                Message::Heartbeat { released_through, .. },
+            ) => self.on_released(cx, released_through),
+            (Phase::Following, Message::Challenge { cause, evidence, .. }) => {
+                self.on_challenge(cx, cause, evidence);
+            }
+            (Phase::AwaitingVerdict { .. }, Message::Challenge { evidence, .. }) => {
+                self.report_incident(cx, Some(evidence));
+            }
+            (Phase::Following | Phase::AwaitingVerdict { .. }, Message::StandDown { .. }) => {
+                self.carry_out(cx, Trouble::StoodDown, "the primary goes on without us");
+            }
+            (Phase::Following, Message::Bye { reason: ByeReason::Ended, .. })
+                if self.ended.is_some() =>
+            {
+                cx.stop(StopReason::Clean);
+            }
+            (
+                Phase::Following | Phase::AwaitingVerdict { .. },
+                Message::Bye { reason: ByeReason::HostRequest, .. },
+            ) => self.carry_out(cx, Trouble::PeerLeft, "primary said goodbye"),
+            // Sent before the primary knew of our fault.
+            (Phase::AwaitingVerdict { .. }, Message::Log { .. }) => {}
+            (_, message) => {
+                let name = message.name();
+                self.lose_peer(cx, &format!("{name} is out of place in {}", self.state_name()));
+            }
+        }
+    }
+
+    fn on_welcome(
+        &mut self,
+        cx: &mut Context<'_>,
+        term: Term,
+        rtc_epoch_s: u64,
+        release: ReleasePolicy,
+    ) {
+        if term <= self.term {
+            return cx.refuse(Refusal::StaleTerm { offered: term, known: self.term });
+        }
+        self.term = term;
+        self.phase = Phase::Following;
+        cx.send(Message::Ready { term });
+        cx.act(Action::Begin { term, rtc_epoch_s, release });
+    }
+
+    fn on_log(&mut self, cx: &mut Context<'_>, released_through: OutputOrdinal, group: Vec<u8>) {
+        let head = match peek_group(&group) {
+            Ok(head) if head.horizon >= self.received_through => head,
+            Ok(head) => {
+                let through = self.received_through;
+                let detail = format!("log falls back from {through} to {}", head.horizon);
+                return self.lose_peer(cx, &detail);
+            }
+            Err(error) => return self.lose_peer(cx, &error.to_string()),
+        };
+        self.received_through = head.horizon;
+        self.window.push(head, group.clone());
+        cx.act(Action::DeliverGroup(group));
+        self.acknowledge(cx);
+        self.on_released(cx, released_through);
+    }
+
+    fn on_released(&mut self, cx: &mut Context<'_>, released_through: OutputOrdinal) {
+        if !self.outputs.on_released(released_through) {
+            self.lose_peer(cx, "primary takes back released outputs");
+        }
+    }
+
+    fn acknowledge(&mut self, cx: &mut Context<'_>) {
+        self.unreported_bytes = 0;
+        let executed_through = self.window.executed_through();
+        let received_through = self.received_through;
+        cx.send(Message::Ack { term: self.term, received_through, executed_through });
+    }
+
+    fn on_output(
+        &mut self,
+        cx: &mut Context<'_>,
+        at: Ordinal,
+        digest: OutputDigest,
+        frame: Vec<u8>,
+    ) {
+        let output = self.outputs.push(at, digest, frame);
+        if matches!(self.phase, Phase::Following) {
+            cx.send(Message::Digest { term: self.term, output, at, digest });
+        }
+        self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
+    }
+
+    fn on_executed(&mut self, cx: &mut Context<'_>, through: Ordinal) {
+        let finished_bytes = self.window.on_executed(through);
+        self.unreported_bytes += finished_bytes;
+        let caught_up = finished_bytes > 0 && self.window.unexecuted_bytes() == 0;
+        let follows = matches!(self.phase, Phase::Following);
+        if follows && (caught_up || self.unreported_bytes >= REPORT_BYTES) {
+            self.acknowledge(cx);
+        }
+    }
+
+    fn on_guest_ended(&mut self, cx: &mut Context<'_>, state_digest: [u8; 32]) {
+        self.ended = Some(state_digest);
+        match self.phase {
+            Phase::Following => cx.send(Message::Finished { term: self.term, state_digest }),
+            Phase::Live => cx.stop(StopReason::Clean),
+            _ => {}
+        }
+    }
+
+    fn on_replay_fault(&mut self, cx: &mut Context<'_>, description: String) {
+        if matches!(self.phase, Phase::AwaitingVerdict { .. }) {
+            return;
+        }
+        let cause = DivergenceCause::ReplayFault { description };
+        let evidence = self.evidence(&cause);
+        let detail = cause.to_string();
+        let deadline_ns = cx.now_ns + cx.config.evidence_ns;
+        let decision = cx.decide(self.situation(), Trouble::ReplayFault, &detail);
+        let term = self.term;
+        self.phase = Phase::AwaitingVerdict {
+            deadline_ns,
+            cause,
+            own: Box::new(evidence.clone()),
+            reported: false,
+        };
+        if decision == Decision::AskPrimary {
+            cx.send(Message::Fault { term, evidence });
+        } else {
+            self.stop_divergence(cx);
+        }
+    }
+
+    fn on_challenge(&mut self, cx: &mut Context<'_>, cause: DivergenceCause, theirs: Evidence) {
+        let evidence = self.evidence(&cause);
+        cx.send(Message::Evidence { term: self.term, evidence: evidence.clone() });
+        let deadline_ns = cx.now_ns + cx.config.evidence_ns;
+        let own = Box::new(evidence);
+        self.phase = Phase::AwaitingVerdict { deadline_ns, cause, own, reported: false };
+        self.report_incident(cx, Some(theirs));
+    }
+
+    fn evidence(&self, cause: &DivergenceCause) -> Evidence {
+        let (output, fault) = match cause {
+            DivergenceCause::Output { output } => (self.outputs.evidence(*output), None),
+            DivergenceCause::ReplayFault { description } => (None, Some(description.clone())),
+            DivergenceCause::FinalState => (None, None),
+        };
+        // A fault lies at the exit the guest stands at, one past those it left.
+        let at = output.as_ref().map_or(self.window.executed_through().next(), |output| output.at);
+        Evidence {
+            output,
+            produced_through: self.outputs.produced_through(),
+            executed_through: self.window.executed_through(),
+            state_digest: self.ended,
+            fault,
+            last_records: self.window.last_records(at),
+        }
+    }
+
+    /// Reports the divergence once, with what is known of the primary's side.
+    fn report_incident(&mut self, cx: &mut Context<'_>, theirs: Option<Evidence>) {
+        let Phase::AwaitingVerdict { cause, own, reported, .. } = &mut self.phase else { return };
+        if core::mem::replace(reported, true) {
+            return;
+        }
+        cx.act(Action::Incident(Box::new(IncidentReport {
+            term: self.term,
+            reporter: Role::Backup,
+            cause: cause.clone(),
+            primary: theirs,
+            backup: Some(Evidence::clone(own)),
+        })));
+    }
+
+    fn stop_divergence(&mut self, cx: &mut Context<'_>) {
+        self.report_incident(cx, None);
+        cx.stop(StopReason::Divergence);
+    }
+
+    /// The connection is of no more use; it is closed if it still stands.
+    fn lose_peer(&mut self, cx: &mut Context<'_>, detail: &str) {
+        cx.hang_up();
+        if !matches!(self.phase, Phase::Live | Phase::ClaimingTerm { .. }) {
+            self.carry_out(cx, Trouble::PeerLost, detail);
+        }
+    }
+
+    fn on_term_claimed(&mut self, cx: &mut Context<'_>, answered: Term, granted: bool) {
+        if matches!(self.phase, Phase::ClaimingTerm { term } if term == answered) {
+            let trouble = if granted { Trouble::Granted } else { Trouble::Denied };
+            self.carry_out(cx, trouble, &format!("claim of term {answered}"));
+        }
+    }
+
+    fn carry_out(&mut self, cx: &mut Context<'_>, trouble: Trouble, detail: &str) {
+        match cx.decide(self.situation(), trouble, detail) {
+            Decision::KeepWaiting => self.greeted = false,
+            Decision::ClaimNextTerm => {
+                let term = self.term.next();
+                self.phase = Phase::ClaimingTerm { term };
+                cx.act(Action::ClaimTerm(term));
+            }
+            Decision::GoLive => self.go_live(cx),
+            Decision::StopLostWitness => {
+                cx.stop(StopReason::LostWitness { term: self.term.next() });
+            }
+            Decision::StopDivergence => self.stop_divergence(cx),
+            Decision::StopHostRequest => cx.stop(StopReason::HostRequest),
+            decision => panic!("cannot {decision:?} in {}", self.state_name()),
+        }
+    }
+
+    fn go_live(&mut self, cx: &mut Context<'_>) {
+        self.term = self.term.next();
+        self.phase = Phase::Live;
+        cx.act(Action::GoLive { term: self.term });
+        self.outputs.go_live();
+        self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
+        if self.ended.is_some() {
+            cx.stop(StopReason::Clean);
+        }
+    }
+
+    fn situation(&self) -> Situation {
+        match self.phase {
+            Phase::AwaitingWelcome => Situation::BackupGreeting,
+            Phase::Following => Situation::Following,
+            Phase::AwaitingVerdict { .. } => Situation::AwaitingVerdict,
+            Phase::ClaimingTerm { .. } => Situation::BackupClaiming,
+            Phase::Live => Situation::Live,
+        }
+    }
+
+    pub(super) fn state_name(&self) -> &'static str {
+        match self.phase {
+            Phase::AwaitingWelcome => "AwaitingWelcome",
+            Phase::Following => "Following",
+            Phase::AwaitingVerdict { .. } => "AwaitingVerdict",
+            Phase::ClaimingTerm { .. } => "ClaimingTerm",
+            Phase::Live => "Live",
+        }
+    }
+
+    fn silence_limit_ns(&self, config: &SessionConfig) -> u64 {
+        match self.phase {
+            Phase::Following | Phase::AwaitingVerdict { .. } => config.failure_ns,
+            _ => config.handshake_ns,
+        }
+    }
+
+    /// Silence after which the peer is lost, and the deadline of the phase.
+    pub(super) fn deadlines(&self, config: &SessionConfig) -> (u64, Option<u64>) {
+        let own = match self.phase {
+            Phase::AwaitingVerdict { deadline_ns, reported: false, .. } => Some(deadline_ns),
+            _ => None,
+        };
+        (self.silence_limit_ns(config), own)
+    }
+
+    pub(super) fn invariants(&self, connected: bool) {
+        self.outputs.invariants();
+        self.window.invariants();
+        let live = matches!(self.phase, Phase::Live);
+        assert!(self.outputs.is_live() == live, "frames leave when and only when live");
+        if matches!(self.phase, Phase::Following | Phase::AwaitingVerdict { .. }) {
+            assert!(connected, "{} without a connection", self.state_name());
+        }
+    }
+}

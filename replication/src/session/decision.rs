@@ -1,0 +1,197 @@
+//! What to do when something goes wrong: every decision about failure, take-over and divergence.
+//!
+//! Why a table: these are the few lines on which the client's safety rests. Here they can be read
+//! in one go, each with its reason; the handlers only carry them out. Every row has a test named
+//! `row_<letter>_…` in `session/tests/`.
+
+/// Who is in which state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Situation {
+    /// Primary, no compatible backup has said hello.
+    PrimaryGreeting,
+    /// Primary, asked the witness for its first term.
+    PrimaryClaimingFirst,
+    /// Primary, sent a welcome, waits for the backup to be ready.
+    PrimaryOffering,
+    /// Primary, guest runs, outputs are gated.
+    Protected,
+    /// Primary, found a divergence, waits for the backup's evidence.
+    AwaitingEvidence,
+    /// Primary, asked the witness for the next term.
+    PrimaryClaiming,
+    /// Backup, waits for hello and welcome.
+    BackupGreeting,
+    /// Backup, executes the primary's log.
+    Following,
+    /// Backup, knows of a divergence, waits for what the primary decides.
+    AwaitingVerdict,
+    /// Backup, asked the witness for the next term.
+    BackupClaiming,
+    /// Backup that took over.
+    Live,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trouble {
+    /// Silence, a broken connection, or a peer that breaks the protocol.
+    PeerLost,
+    /// The peer said goodbye because its host was asked to stop.
+    PeerLeft,
+    /// The witness gave us the term.
+    Granted,
+    /// The witness has given the term to another.
+    Denied,
+    /// The evidence is as complete as it gets; the policy is failover.
+    DivergedFailover,
+    /// The same; the policy is halt.
+    DivergedHalt,
+    /// The run loop cannot follow the log.
+    ReplayFault,
+    /// The primary says that this backup is not believed.
+    StoodDown,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// Nothing changes but that the connection is gone.
+    KeepWaiting,
+    /// Send the welcome.
+    OfferTerm,
+    /// Never use the offered term; wait for another backup.
+    AbandonTerm,
+    /// Ask the witness for the next term. Nothing is released meanwhile.
+    ClaimNextTerm,
+    /// Release everything gated, and later outputs at once.
+    GoAlone,
+    /// Execute what has been received, then take live inputs; send what may not have left.
+    GoLive,
+    /// Decide on the divergence with the evidence at hand.
+    SettleWithOwnEvidence,
+    /// Send the evidence and wait for what the primary decides.
+    AskPrimary,
+    /// Stop: another host speaks for the guest.
+    StopLostWitness,
+    /// Stop: this execution is not to be believed, or nobody's is.
+    StopDivergence,
+    /// Stop: a host was asked to.
+    StopHostRequest,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its name in tests and logs.
+    pub letter: char,
+    /// Where it applies.
+    pub situation: Situation,
+    /// What happened.
+    pub trouble: Trouble,
+    /// What to do.
+    pub decision: Decision,
+    /// Why.
+    pub reason: &'static str,
+}
+
+macro_rules! rows {
+    ($($letter:literal $situation:ident $trouble:ident => $decision:ident: $reason:literal)*) => {
+        &[$(Row {
+            letter: $letter,
+            situation: Situation::$situation,
+            trouble: Trouble::$trouble,
+            decision: Decision::$decision,
+            reason: $reason,
+        }),*]
+    };
+}
+
+/// The table.
+pub const DECISIONS: &[Row] = rows! {
+    'A' PrimaryGreeting PeerLost => KeepWaiting:
+        "no guest runs and nothing was promised"
+    'B' PrimaryClaimingFirst PeerLost => KeepWaiting:
+        "a term that was not offered to anyone stays ours for the next backup"
+    'C' PrimaryClaimingFirst Granted => OfferTerm:
+        "the term is ours, so a backup may be told of it"
+    'D' PrimaryClaimingFirst Denied => StopLostWitness:
+        "a term above the one known at start was given away: another pair runs"
+    'E' PrimaryOffering PeerLost => AbandonTerm:
+        "the backup may have the offer and take over in the next term; a guest started in this \
+         one would be a second one, so the next claim must win against that take-over"
+    'F' Protected PeerLost => ClaimNextTerm:
+        "the backup may be dead or may think that we are; the witness tells who goes on"
+    'G' Protected PeerLeft => ClaimNextTerm:
+        "the backup will not take over, but only a new term makes sure of that"
+    'H' AwaitingEvidence PeerLost => SettleWithOwnEvidence:
+        "the backup's evidence will not come any more; the primary is believed without it"
+    'I' AwaitingEvidence DivergedFailover => ClaimNextTerm:
+        "the primary is believed; the next term shuts the backup out even if it hears nothing"
+    'J' AwaitingEvidence DivergedHalt => StopDivergence:
+        "the operator prefers no service to a possibly wrong one"
+    'K' PrimaryClaiming PeerLost => KeepWaiting:
+        "the claim under way settles it"
+    'L' PrimaryClaiming Granted => GoAlone:
+        "no other host can speak for the guest in this term or an older one"
+    'M' PrimaryClaiming Denied => StopLostWitness:
+        "the backup took over; every gated frame is its to send"
+    'N' BackupGreeting PeerLost => KeepWaiting:
+        "there is nothing to take over before the first welcome"
+    'O' Following PeerLost => ClaimNextTerm:
+        "the primary may be dead or may think that we are; the witness tells who goes on"
+    'P' Following PeerLeft => StopHostRequest:
+        "the operator stopped the pair, which is no failure to recover from"
+    'Q' AwaitingVerdict PeerLost => StopDivergence:
+        "an execution known to differ from the one the client saw must not speak"
+    'R' BackupClaiming Granted => GoLive:
+        "no other host can speak for the guest in this term or an older one"
+    'S' BackupClaiming Denied => StopLostWitness:
+        "the primary lives and went on alone"
+    'T' BackupClaiming ReplayFault => StopDivergence:
+        "the received log cannot be executed, so this state explains nothing the client saw"
+    'U' Live ReplayFault => StopDivergence:
+        "as T, found while the rest of the log was executed"
+    'V' AwaitingVerdict PeerLeft => StopDivergence:
+        "as Q: whatever the primary does, this execution must not speak"
+    'W' Following ReplayFault => AskPrimary:
+        "the primary decides for both, and needs to see what we saw"
+    'X' Following StoodDown => StopDivergence:
+        "the primary went on without us"
+    'Y' AwaitingVerdict StoodDown => StopDivergence:
+        "the verdict"
+};
+
+/// The row for what happened.
+///
+/// # Panics
+/// When the table has none: the handlers ask only what it answers.
+#[must_use]
+pub fn decide(situation: Situation, trouble: Trouble) -> &'static Row {
+    let found = DECISIONS.iter().find(|row| (row.situation, row.trouble) == (situation, trouble));
+    let Some(row) = found else { panic!("no decision for {trouble:?} in {situation:?}") };
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_follow_each_other_and_no_case_is_decided_twice() {
+        for (index, row) in DECISIONS.iter().enumerate() {
+            assert_eq!(row.letter, (b'A' + index as u8) as char);
+            assert_eq!(decide(row.situation, row.trouble), row, "row {} is shadowed", row.letter);
+            assert!(!row.reason.is_empty());
+        }
+    }
+
+    #[test]
+    fn every_row_has_a_named_test() {
+        let tests =
+            [include_str!("tests/failure.rs"), include_str!("tests/divergence.rs")].concat();
+        for row in DECISIONS {
+            let name = format!("fn row_{}_", row.letter.to_ascii_lowercase());
+            assert!(tests.contains(&name), "no test for row {}", row.letter);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The role state machine: who may speak for the guest, and which frames may leave.
+//!
+//! Sans I/O: events and the time go in, actions come out. The `vmm` crate performs them over TCP;
+//! the tests perform them in memory under a seeded schedule of delays, crashes and partitions.
+//!
+//! ```text
+//! primary  AwaitingBackup → ClaimingFirstTerm → AwaitingReady → Protected ─────────→ Stopped
+//!               ↑______________________|_______________|            │ ↘ AwaitingEvidence ↗ │
+//!                                                                   ↓        ↓             ↑
+//!                                                                ClaimingTerm ──→ Alone ───┘
+//! backup   AwaitingWelcome → Following ──→ ClaimingTerm ──→ Live ──→ Stopped
+//!                                   ↘ AwaitingVerdict ─────────────────↗
+//! ```
+//!
+//! Invariants, asserted after every step: frames leave in order and each once; none leaves before
+//! its release rule holds, unless this side won a term of its own; a side that releases on its own
+//! is not connected to a peer that follows or leads it.
+
+mod backup;
+pub mod decision;
+pub mod incident;
+mod log_window;
+pub mod policy;
+mod primary;
+
+use core::fmt;
+
+use backup::Backup;
+use decision::{Decision, Row, Situation, Trouble, decide};
+use incident::IncidentReport;
+use policy::{Refusal, ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
+use primary::Primary;
+
+use crate::digest::OutputDigest;
+use crate::message::{ByeReason, Message};
+use crate::record::{Ordinal, Term};
+use crate::wire::WireError;
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DisconnectReason {
+    /// The peer closed it.
+    Closed,
+    /// The transport failed.
+    Transport {
+        /// What it said.
+        description: String,
+    },
+    /// The peer's bytes were not understood; the caller has closed the connection.
+    Wire(WireError),
+}
+
+impl fmt::Display for DisconnectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("peer closed the connection"),
+            Self::Transport { description } => f.write_str(description),
+            Self::Wire(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What happened. Connections come one at a time: the caller brings no second one before it has
+/// reported [`SessionEvent::Disconnected`] or been told [`Action::HangUp`] for the first, and
+/// reports nothing of a connection it was told to hang up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEvent {
+    /// A connection to a peer stands.
+    Connected,
+    /// The peer sent a message.
+    Received(Message),
+    /// The connection is gone.
+    Disconnected {
+        /// Why.
+        reason: DisconnectReason,
+    },
+    /// Time passed. Due at [`Session::next_deadline_ns`] at the latest.
+    Tick,
+    /// The recorder finished a log group.
+    Group {
+        /// As [`crate::GroupEncoder::finish`] made it.
+        bytes: Vec<u8>,
+    },
+    /// The guest transmitted a frame. The same on both sides; outputs are numbered here.
+    Output {
+        /// Exit at which it did.
+        at: Ordinal,
+        /// Digest of the output.
+        digest: OutputDigest,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// The run loop left this exit.
+    Executed(Ordinal),
+    /// The witness answered [`Action::ClaimTerm`].
+    TermClaimed {
+        /// The term asked for.
+        term: Term,
+        /// Whether it is ours.
+        granted: bool,
+    },
+    /// The run loop cannot follow the log.
+    ReplayFault {
+        /// Why: ordinal, field, expected and seen value.
+        description: String,
+    },
+    /// The guest ended.
+    GuestEnded {
+        /// Digest of registers, memory and device state.
+        state_digest: [u8; 32],
+    },
+    /// The host was asked to stop.
+    HostStop,
+}
+
+/// What to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this to the peer.
+    Send(Message),
+    /// Put this frame on the network now.
+    Transmit(Vec<u8>),
+    /// Ask the witness for this term and report [`SessionEvent::TermClaimed`]. When the witness
+    /// gives no answer, ask again.
+    ClaimTerm(Term),
+    /// Start the guest from power-on.
+    Begin {
+        /// The term in which it starts.
+        term: Term,
+        /// What its RTC says, in seconds since 1970.
+        rtc_epoch_s: u64,
+        /// When outputs are released.
+        release: ReleasePolicy,
+    },
+    /// Give this group to the replay cursor (backup).
+    DeliverGroup(Vec<u8>),
+    /// Seal the replay cursor: consume every record received, then take live inputs. Announce the
+    /// guest's MAC address.
+    GoLive {
+        /// The term in which this host speaks for the guest.
+        term: Term,
+    },
+    /// The primary goes on without a backup; log groups are no longer asked for.
+    GoAlone {
+        /// The term in which it does.
+        term: Term,
+    },
+    /// Keep this report and count a divergence.
+    Incident(Box<IncidentReport>),
+    /// While `true` the guest must wait at its exit. The recorder must have handed over its
+    /// unfinished group before it waits, or the backup waits as well.
+    Congested(bool),
+    /// Close the connection, after what was to be sent before.
+    HangUp,
+    /// A decision was taken; for logs.
+    Decided {
+        /// The row of the table.
+        row: &'static Row,
+        /// What led to it.
+        detail: String,
+    },
+    /// The session is over, after what was to be sent and transmitted before. No later event has
+    /// an effect.
+    Stop(StopReason),
+}
+
+/// The connection to the peer, as far as timers need it.
+#[derive(Debug, Default)]
+struct Link {
+    connected: bool,
+    last_sent_ns: u64,
+    last_heard_ns: u64,
+}
+
+/// What a handler may read and do.
+struct Context<'a> {
+    config: &'a SessionConfig,
+    now_ns: u64,
+    link: &'a mut Link,
+    actions: &'a mut Vec<Action>,
+    stopped: bool,
+}
+
+impl Context<'_> {
+    fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    fn send(&mut self, message: Message) {
+        assert!(self.link.connected, "{} has nowhere to go", message.name());
+        self.link.last_sent_ns = self.now_ns;
+        self.act(Action::Send(message));
+    }
+
+    fn hang_up(&mut self) {
+        if core::mem::take(&mut self.link.connected) {
+            self.act(Action::HangUp);
+        }
+    }
+
+    fn stop(&mut self, reason: StopReason) {
+        self.stopped = true;
+        self.act(Action::Stop(reason));
+    }
+
+    fn decide(&mut self, situation: Situation, trouble: Trouble, detail: &str) -> Decision {
+        let row = decide(situation, trouble);
+        self.act(Action::Decided { row, detail: detail.to_owned() });
+        row.decision
+    }
+
+    fn send_hello(&mut self) {
+        let SessionConfig { role, fingerprint, highest_term, .. } = self.config.clone();
+        self.send(Message::Hello { role, fingerprint, highest_term });
+    }
+
+    /// Tells the peer that the two cannot run together, and stops.
+    fn refuse(&mut self, refusal: Refusal) {
+        self.send(Message::Refuse { refusal: refusal.clone() });
+        self.stop(StopReason::BadConfiguration(refusal));
+    }
+
+    /// A newcomer finds a guest that runs. It is told so; the guest goes on.
+    fn refuse_newcomer(&mut self, message: &Message, term: Term) {
+        if matches!(message, Message::Hello { .. }) {
+            self.send(Message::Refuse { refusal: Refusal::AlreadyRunning { term } });
+        }
+        self.hang_up();
+    }
+
+    /// What the peer's hello forbids, if anything.
+    fn check_hello(&self, hello: &Message) -> Option<Refusal> {
+        let Message::Hello { role, fingerprint, .. } = hello else { return None };
+        if *role == self.config.role {
+            return Some(Refusal::SameRole { role: *role });
+        }
+        self.config.fingerprint.first_difference(fingerprint).map(Refusal::Fingerprint)
+    }
+
+    /// How long the peer has been silent, when that is too long.
+    fn silence_ns(&self, limit_ns: u64) -> Option<u64> {
+        let silent_ns = self.now_ns - self.link.last_heard_ns;
+        (self.link.connected && silent_ns >= limit_ns).then_some(silent_ns)
+    }
+
+    fn heartbeat_is_due(&self) -> bool {
+        let quiet_ns = self.now_ns - self.link.last_sent_ns;
+        self.link.connected && quiet_ns >= self.config.heartbeat_ns
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Primary(Primary),
+    Backup(Backup),
+    Stopped,
+}
+
+/// The role state machine of one host. See the module documentation.
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    now_ns: u64,
+    link: Link,
+    state: State,
+}
+
+impl Session {
+    /// A session that waits for its peer.
+    ///
+    /// # Errors
+    /// [`SessionConfigError`] when the configuration cannot work.
+    pub fn new(config: SessionConfig) -> Result<Self, SessionConfigError> {
+        config.check()?;
+        let state = match config.role {
+            Role::Primary => State::Primary(Primary::new(&config)),
+            Role::Backup => State::Backup(Backup::new(&config)),
+        };
+        Ok(Self { config, now_ns: 0, link: Link::default(), state })
+    }
+
+    /// Takes an event and appends what to do. `now_ns` is the host's monotonic clock.
+    ///
+    /// # Panics
+    /// When an invariant does not hold: the process must die rather than release a frame.
+    pub fn step(&mut self, now_ns: u64, event: SessionEvent, actions: &mut Vec<Action>) {
+        self.pass_time(now_ns);
+        let mut cx = Context {
+            config: &self.config,
+            now_ns: self.now_ns,
+            link: &mut self.link,
+            actions,
+            stopped: false,
+        };
+        match &event {
+            SessionEvent::Connected => {
+                assert!(!cx.link.connected, "a second connection");
+                *cx.link = Link {
+                    connected: true,
+                    last_sent_ns: cx.now_ns,
+                    last_heard_ns: cx.now_ns,
+                };
+            }
+            SessionEvent::Received(_) | SessionEvent::Disconnected { .. }
+                if !cx.link.connected =>
+            {
+                return;
+            }
+            SessionEvent::Received(_) => cx.link.last_heard_ns = cx.now_ns,
+            SessionEvent::Disconnected { .. } => cx.link.connected = false,
+            _ => {}
+        }
+        match &mut self.state {
+            State::Primary(primary) => primary.step(&mut cx, event),
+            State::Backup(backup) => backup.step(&mut cx, event),
+            State::Stopped => {}
+        }
+        if cx.stopped {
+            self.state = State::Stopped;
+        }
+        self.invariants();
+    }
+
+    /// When a pause of our own was longer than half the failure limit, the peer may have spoken all
+    /// along: what it sent waits behind this event. So only a part of the pause counts as silence.
+    fn pass_time(&mut self, now_ns: u64) {
+        let pause_ns = now_ns.saturating_sub(self.now_ns);
+        self.now_ns += pause_ns;
+        self.link.last_heard_ns += pause_ns.saturating_sub(self.config.failure_ns / 2);
+    }
+
+    /// When the next [`SessionEvent::Tick`] is due, on the clock of [`Self::step`]; `None` while
+    /// nothing waits for time to pass.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let (silence_limit_ns, own) = match &self.state {
+            State::Primary(primary) => primary.deadlines(&self.config),
+            State::Backup(backup) => backup.deadlines(&self.config),
+            State::Stopped => return None,
+        };
+        let Link { connected, last_sent_ns, last_heard_ns } = self.link;
+        let link = connected.then(|| {
+            let silence_ns = last_heard_ns + silence_limit_ns;
+            silence_ns.min(last_sent_ns + self.config.heartbeat_ns)
+        });
+        [link, own].into_iter().flatten().min()
+    }
+
+    /// Whether the session is over.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, State::Stopped)
+    }
+
+    /// The state in a word, for logs and metrics.
+    #[must_use]
+    pub fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Primary(primary) => primary.state_name(),
+            State::Backup(backup) => backup.state_name(),
+            State::Stopped => "Stopped",
+        }
+    }
+
+    fn invariants(&self) {
+        match &self.state {
+            State::Primary(primary) => primary.invariants(self.link.connected),
+            State::Backup(backup) => backup.invariants(self.link.connected),
+            State::Stopped => {}
+        }
+    }
+}
+
+/// The goodbye of a host that was asked to stop, if there is anyone to tell.
+fn stop_on_request(cx: &mut Context<'_>, term: Term) {
+    if cx.link.connected {
+        cx.send(Message::Bye { term, reason: ByeReason::HostRequest });
+    }
+    cx.stop(StopReason::HostRequest);
+}
+
+#[cfg(test)]
+mod tests;

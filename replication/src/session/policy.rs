@@ -1,0 +1,224 @@
+//! What a session is configured with, and the reasons for which it refuses or stops.
+
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::fingerprint::{Difference, Fingerprint};
+use crate::record::Term;
+use crate::wire::WireError;
+
+/// Which of the two a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Runs the guest with live inputs and speaks for it.
+    Primary,
+    /// Executes the primary's log and takes over when it dies.
+    Backup,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Primary => "primary",
+            Self::Backup => "backup",
+        })
+    }
+}
+
+/// When an output may leave the primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReleasePolicy {
+    /// When the backup has produced the same output.
+    #[default]
+    Compare,
+    /// When the backup has received the log through the exit that produced it.
+    Ack,
+}
+
+/// What a divergence leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DivergencePolicy {
+    /// The primary is believed and goes on alone; the backup stops.
+    #[default]
+    Failover,
+    /// Both stop.
+    Halt,
+}
+
+/// From when on the guest has to wait for the backup. The limit falls at half of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Log bytes the backup has not executed yet. Bounds memory on both sides and the time a
+    /// take-over needs to catch up.
+    pub log_bytes_max: u64,
+    /// Frames in the output gate.
+    pub gated_frames_max: u64,
+    /// Bytes of those frames.
+    pub gated_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { log_bytes_max: 8 << 20, gated_frames_max: 4096, gated_bytes_max: 8 << 20 }
+    }
+}
+
+/// Everything a [`crate::Session`] has to know beforehand.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// The role.
+    pub role: Role,
+    /// What the machine depends on.
+    pub fingerprint: Fingerprint,
+    /// Highest term the witness knew at start.
+    pub highest_term: Term,
+    /// What the guest's RTC says at power-on, in seconds since 1970 (the primary's counts).
+    pub rtc_epoch_s: u64,
+    /// When outputs are released (the primary's counts).
+    pub release: ReleasePolicy,
+    /// What a divergence leads to (the primary's counts).
+    pub on_divergence: DivergencePolicy,
+    /// A side that has been silent for this long says that it is alive.
+    pub heartbeat_ns: u64,
+    /// A peer that has been silent for this long is lost.
+    pub failure_ns: u64,
+    /// How long a newly connected peer may take for each step of the handshake.
+    pub handshake_ns: u64,
+    /// How long a side waits for the peer's evidence of a divergence.
+    pub evidence_ns: u64,
+    /// From when on the guest has to wait.
+    pub limits: Limits,
+}
+
+impl SessionConfig {
+    /// A configuration with the default timings and policies.
+    #[must_use]
+    pub fn new(role: Role, fingerprint: Fingerprint, highest_term: Term, rtc_epoch_s: u64) -> Self {
+        Self {
+            role,
+            fingerprint,
+            highest_term,
+            rtc_epoch_s,
+            release: ReleasePolicy::default(),
+            on_divergence: DivergencePolicy::default(),
+            heartbeat_ns: 50_000_000,
+            failure_ns: 500_000_000,
+            handshake_ns: 5_000_000_000,
+            evidence_ns: 1_000_000_000,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Checks the values against each other.
+    pub(super) fn check(&self) -> Result<(), SessionConfigError> {
+        let Self { heartbeat_ns, failure_ns, .. } = *self;
+        if heartbeat_ns == 0 || heartbeat_ns > failure_ns / 2 {
+            return Err(SessionConfigError::Heartbeat { heartbeat_ns, failure_ns });
+        }
+        let Limits { log_bytes_max, gated_frames_max, gated_bytes_max } = self.limits;
+        if log_bytes_max.min(gated_frames_max).min(gated_bytes_max) < 2 {
+            return Err(SessionConfigError::Limits { limits: self.limits });
+        }
+        Ok(())
+    }
+}
+
+/// A configuration that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SessionConfigError {
+    /// One lost or late heartbeat would count as a dead peer.
+    #[error("heartbeat of {heartbeat_ns} ns is not within 1..=half the failure limit {failure_ns}")]
+    Heartbeat {
+        /// [`SessionConfig::heartbeat_ns`].
+        heartbeat_ns: u64,
+        /// [`SessionConfig::failure_ns`].
+        failure_ns: u64,
+    },
+    /// The guest would have to wait for ever.
+    #[error("a limit is below 2: {limits:?}")]
+    Limits {
+        /// [`SessionConfig::limits`].
+        limits: Limits,
+    },
+}
+
+/// Why two sides cannot run together; from the point of view of whoever says so.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The machines differ.
+    #[error("{0}")]
+    Fingerprint(Difference),
+    /// Both are primary, or both backup.
+    #[error("both sides are {role}")]
+    SameRole {
+        /// The role of both.
+        role: Role,
+    },
+    /// The primary's term is not above what the backup's witness has seen: the two do not share a
+    /// witness, or the primary is a leftover.
+    #[error("term {offered} is stale: term {known} is known")]
+    StaleTerm {
+        /// The primary's term.
+        offered: Term,
+        /// The highest the backup's witness knows.
+        known: Term,
+    },
+    /// The guest runs already; a backup cannot join it.
+    #[error("the guest runs already, alone in term {term}")]
+    AlreadyRunning {
+        /// The term in which it runs.
+        term: Term,
+    },
+    /// The stream is not ours, or of another version.
+    #[error("{0}")]
+    Wire(WireError),
+}
+
+impl Refusal {
+    /// The same refusal seen from the other side.
+    #[must_use]
+    pub fn swapped(self) -> Self {
+        match self {
+            Self::Fingerprint(difference) => Self::Fingerprint(difference.swapped()),
+            other => other,
+        }
+    }
+}
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StopReason {
+    /// The guest ended, everything it sent is out.
+    #[error("the guest ended")]
+    Clean,
+    /// A host was asked to stop.
+    #[error("a host was asked to stop")]
+    HostRequest,
+    /// The two cannot run together.
+    #[error("bad configuration: {0}")]
+    BadConfiguration(Refusal),
+    /// The two executed different things and this side is not to go on.
+    #[error("primary and backup diverged")]
+    Divergence,
+    /// Another host won the term.
+    #[error("another host won term {term}")]
+    LostWitness {
+        /// The term.
+        term: Term,
+    },
+}
+
+impl StopReason {
+    /// Exit status of the process (design.md section 8).
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Clean | Self::HostRequest => 0,
+            Self::BadConfiguration(_) => 2,
+            Self::Divergence => 3,
+            Self::LostWitness { .. } => 4,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The witness: who may speak for the guest in a term.
+//!
+//! Why: when the channel breaks, each side sees only silence and cannot tell a dead peer from a cut
+//! cable. Both then ask for the same next term, and a compare-and-swap on a third place gives it to
+//! one of them. The I/O lives in the `vmm` crate; the rule lives here, once, as [`judge`].
+
+use std::error::Error;
+
+use thiserror::Error;
+
+use crate::record::Term;
+
+/// What a witness remembers: one line, `<term> <holder>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WitnessEntry {
+    /// The highest term given away.
+    pub term: Term,
+    /// Who got it; unique to a process.
+    pub holder: String,
+}
+
+/// Answer to a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The term is the claimant's.
+    Granted,
+    /// The term, or a later one, is another's.
+    Denied {
+        /// The entry that stands in the way.
+        current: WitnessEntry,
+    },
+}
+
+/// Why a witness gave no answer. The claim may or may not have been recorded; asking again is safe
+/// because a term is granted to its holder any number of times.
+#[derive(Debug, Error)]
+pub enum WitnessError {
+    /// It could not be reached.
+    #[error("witness {place} cannot be reached")]
+    Unreachable {
+        /// Its address or path.
+        place: String,
+        /// What the access said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It holds something that is no entry.
+    #[error("witness {place} holds \"{found}\", which is no entry")]
+    Malformed {
+        /// Its address or path.
+        place: String,
+        /// Its content.
+        found: String,
+    },
+}
+
+/// A place that survives either host and compares and swaps.
+pub trait Witness {
+    /// Claims `term` for `holder`, as [`judge`] says, atomically.
+    ///
+    /// # Errors
+    /// [`WitnessError`] when there is no answer. The caller asks again: while a claim is open
+    /// nothing is released.
+    fn claim(&mut self, term: Term, holder: &str) -> Result<Claim, WitnessError>;
+
+    /// The highest term given away; term 0 when none was.
+    ///
+    /// # Errors
+    /// [`WitnessError`] when there is no answer.
+    fn highest(&mut self) -> Result<Term, WitnessError>;
+}
+
+/// Whether `holder` gets `term` when `current` is what the witness holds. A term is granted once,
+/// to whoever asks first; asking again for one's own is granted again.
+#[must_use]
+pub fn judge(current: Option<&WitnessEntry>, term: Term, holder: &str) -> Claim {
+    match current {
+        Some(entry) if entry.term == term && entry.holder == holder => Claim::Granted,
+        Some(entry) if entry.term >= term => Claim::Denied { current: entry.clone() },
+        _ => Claim::Granted,
+    }
+}
+
+impl WitnessEntry {
+    /// The entry as the witness stores it.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        format!("{} {}\n", self.term, self.holder)
+    }
+
+    /// Reads a stored entry; `None` when it is none.
+    #[must_use]
+    pub fn from_line(line: &str) -> Option<Self> {
+        let (term, holder) = line.strip_suffix('\n')?.split_once(' ')?;
+        let entry = Self { term: Term(term.parse().ok()?), holder: holder.to_owned() };
+        (entry.to_line() == line && !holder.is_empty() && !holder.contains('\n')).then_some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(term: u64, holder: &str) -> WitnessEntry {
+        WitnessEntry { term: Term(term), holder: holder.into() }
+    }
+
+    #[test]
+    fn a_term_is_granted_once() {
+        let current = entry(4, "a");
+        let denied = Claim::Denied { current: current.clone() };
+        assert_eq!(judge(None, Term(1), "b"), Claim::Granted);
+        assert_eq!(judge(Some(&current), Term(5), "b"), Claim::Granted);
+        assert_eq!(judge(Some(&current), Term(4), "b"), denied);
+        assert_eq!(judge(Some(&current), Term(3), "a"), denied);
+    }
+
+    #[test]
+    fn asking_again_for_ones_own_term_is_granted_again() {
+        assert_eq!(judge(Some(&entry(4, "a")), Term(4), "a"), Claim::Granted);
+    }
+
+    #[test]
+    fn entries_survive_storage_and_others_are_told() {
+        let stored = entry(12, "host-a 4711");
+        assert_eq!(WitnessEntry::from_line(&stored.to_line()), Some(stored));
+        for line in ["", "\n", "12\n", "12 \n", "x a\n", "12 a", "012 a\n", "-1 a\n", "1 a\nb\n"] {
+            assert_eq!(WitnessEntry::from_line(line), None, "{line:?}");
+        }
+    }
+}
