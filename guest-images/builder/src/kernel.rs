@@ -56,7 +56,13 @@ pub(crate) fn build(store: &Store, source: &Path) -> Result<PathBuf, GuestBuildE
         .and_then(reader_sha256)
         .map_err(at(source))?;
     let recipe = format!("{NOT_UNPACKED:?} {ENVIRONMENT:?}");
-    let digest = digest([&archive[..], CONFIGURATION.as_bytes(), recipe.as_bytes()]);
+    // Comments are left out: they do not change a kernel.
+    let options: Vec<&str> = configuration_lines().collect();
+    let digest = digest([
+        &archive[..],
+        options.join("\n").as_bytes(),
+        recipe.as_bytes(),
+    ]);
     let folder = store.publish("guest-kernel", &digest, |finished| {
         let work = store.temporary()?;
         let log = store.path("guest-kernel.log");
@@ -112,6 +118,12 @@ fn compile(source: &Path, work: &Path, log: &Path) -> Result<PathBuf, GuestBuild
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     progress.run(make(BZIMAGE).arg(format!("-j{jobs}")), log)?;
     Ok(output.join("arch/x86/boot").join(BZIMAGE))
+}
+
+fn configuration_lines() -> impl Iterator<Item = &'static str> {
+    CONFIGURATION
+        .lines()
+        .filter(|line| line.starts_with("CONFIG_"))
 }
 
 /// Checks that every line of our configuration is in Kconfig's: it drops what it cannot fulfil silently.

@@ -62,6 +62,21 @@ pub struct Guest {
     /// bzImage of Debian's unmodified cloud kernel. It has the 8250 built in and no virtio-mmio: a guest with a
     /// console and no network.
     pub stock_kernel: PathBuf,
+    /// The guest programs; they run on a host too, as in `ftguest streamsum 1000000`.
+    pub programs: PathBuf,
+}
+
+impl Guest {
+    /// The guest in a folder that [`build`] made and `cargo xtask guest` printed.
+    pub fn in_folder(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            kernel: folder.join(KERNEL),
+            initramfs: folder.join(INITRAMFS),
+            stock_kernel: folder.join(STOCK_KERNEL),
+            programs: folder.join(PROGRAMS),
+        }
+    }
 }
 
 /// Why a guest could not be built.
@@ -124,33 +139,35 @@ pub fn build(inputs: &Inputs) -> Result<Guest, GuestBuildError> {
     let kernel = kernel::build(&store, &inputs.kernel_source)?;
     let programs = programs::build(&store)?;
     let initramfs = initramfs::archive(&inputs.busybox, &programs)?;
-    let stock_kernel = fs::read(&inputs.stock_kernel).map_err(at(&inputs.stock_kernel))?;
-    let bzimage = fs::read(&kernel).map_err(at(&kernel))?;
-
-    let parts = [
-        (KERNEL, &bzimage),
-        (INITRAMFS, &initramfs),
-        (STOCK_KERNEL, &stock_kernel),
+    let files = [
+        (KERNEL, &kernel),
+        (STOCK_KERNEL, &inputs.stock_kernel),
+        (PROGRAMS, &programs),
     ];
-    let digest = store::digest(
-        parts
-            .iter()
-            .flat_map(|(name, bytes)| [name.as_bytes(), bytes]),
-    );
+
+    let mut parts = vec![initramfs.clone()];
+    for (_, path) in files {
+        parts.push(fs::read(path).map_err(at(path))?);
+    }
+    let digest = store::digest(parts.iter().map(Vec::as_slice));
     let folder = store.publish("guest", &digest, |folder| {
-        parts.iter().try_for_each(|(name, bytes)| {
-            let path = folder.join(name);
-            fs::write(&path, bytes).map_err(at(&path))
-        })
+        let archive = folder.join(INITRAMFS);
+        fs::write(&archive, &initramfs).map_err(at(&archive))?;
+        files
+            .iter()
+            .try_for_each(|(name, path)| link_or_copy(path, &folder.join(name)))
     })?;
-    Ok(Guest {
-        kernel: folder.join(KERNEL),
-        initramfs: folder.join(INITRAMFS),
-        stock_kernel: folder.join(STOCK_KERNEL),
-        folder,
-    })
+    Ok(Guest::in_folder(&folder))
 }
 
+/// Kernels are the same in most guest folders, so they share their blocks where the file system allows.
+fn link_or_copy(from: &Path, to: &Path) -> Result<(), GuestBuildError> {
+    fs::hard_link(from, to)
+        .or_else(|_| fs::copy(from, to).map(drop))
+        .map_err(at(to))
+}
+
+const PROGRAMS: &str = "ftguest";
 const KERNEL: &str = "bzImage";
 const INITRAMFS: &str = "initramfs.cpio";
 const STOCK_KERNEL: &str = "stock-vmlinuz";

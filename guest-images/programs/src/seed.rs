@@ -1,8 +1,8 @@
 //! Makes the kernel's entropy pool ready at once.
 //!
-//! Without TSC and RDRAND the first reader of an unready pool collects jitter of the clock for seconds
-//! (`try_to_generate_entropy`, drivers/char/random.c). A loader that passes SETUP_RNG_SEED avoids that; this
-//! applet covers those that do not. It credits 256 bits for `ftguest.seed` of the command line and the clocks:
+//! Without TSC and RDRAND the only clock is the tick, whose jitter the kernel does not credit
+//! (`try_to_generate_entropy`, drivers/char/random.c), and interrupts fill the pool in minutes. A loader that
+//! passes SETUP_RNG_SEED avoids that; this applet covers those that do not. It credits 256 bits for `ftguest.seed` of the command line and the clocks:
 //! enough for tests that want two boots to differ, not for keys.
 
 use std::fs::{self, File};
