@@ -1,6 +1,7 @@
-//! The initramfs: a newc cpio archive (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+//! The initramfs: a newc cpio archive (Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
-//! It is not compressed: unpacking it in an emulated processor costs more than the two megabytes it saves.
+//! It is not compressed: that would save two megabytes and cost every boot the time to unpack them.
 //! Entries are sorted and carry neither times nor owners, so equal inputs give equal bytes.
 
 use std::collections::BTreeMap;
@@ -25,8 +26,8 @@ const MODE_FILE: u32 = 0o100_644;
 const MODE_LINK: u32 = 0o120_777;
 const MODE_CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// Device numbers of Documentation/admin-guide/devices.txt. The kernel opens /dev/console before init can
-/// mount anything.
+/// Device numbers of Documentation/admin-guide/devices.txt. The kernel opens /dev/console before
+/// init can mount anything.
 const CONSOLE_DEVICE: (u32, u32) = (5, 1);
 
 struct Entry {
@@ -37,11 +38,7 @@ struct Entry {
 
 impl Entry {
     fn new(mode: u32, content: impl Into<Vec<u8>>) -> Self {
-        Self {
-            mode,
-            device: (0, 0),
-            content: content.into(),
-        }
+        Self { mode, device: (0, 0), content: content.into() }
     }
 }
 
@@ -58,27 +55,17 @@ fn busybox_applets(busybox: &Path) -> Result<Vec<String>, GuestBuildError> {
     command.arg("--list");
     let output = command.output().map_err(not_started(&command))?;
     succeeded(&command, output.status, busybox)?;
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(str::to_owned)
-        .collect())
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
 fn entries(applets: &[String], busybox: Vec<u8>, programs: Vec<u8>) -> BTreeMap<String, Entry> {
     let mut entries = BTreeMap::new();
     let link = |name: &str, to: &str| (format!("bin/{name}"), Entry::new(MODE_LINK, to));
     entries.extend(applets.iter().map(|name| link(name, "busybox")));
-    // After busybox, whose httpd gives way to ours.
-    entries.extend(
-        ftvmm_guest_programs::APPLETS
-            .iter()
-            .map(|a| link(a.name, "ftguest")),
-    );
-    entries.extend(
-        DIRECTORIES
-            .iter()
-            .map(|&name| (name.to_owned(), Entry::new(MODE_DIRECTORY, []))),
-    );
+    // After busybox, whose httpd gives way to ours; busybox's shell still prefers its own, by name.
+    entries.extend(ftvmm_guest_programs::APPLETS.iter().map(|a| link(a.name, "ftguest")));
+    entries
+        .extend(DIRECTORIES.iter().map(|&name| (name.to_owned(), Entry::new(MODE_DIRECTORY, []))));
     for (name, mode, content) in [
         ("bin/busybox", MODE_PROGRAM, busybox),
         ("bin/ftguest", MODE_PROGRAM, programs),
@@ -87,10 +74,7 @@ fn entries(applets: &[String], busybox: Vec<u8>, programs: Vec<u8>) -> BTreeMap<
     ] {
         entries.insert(name.to_owned(), Entry::new(mode, content));
     }
-    let console = Entry {
-        device: CONSOLE_DEVICE,
-        ..Entry::new(MODE_CHARACTER_DEVICE, [])
-    };
+    let console = Entry { device: CONSOLE_DEVICE, ..Entry::new(MODE_CHARACTER_DEVICE, []) };
     entries.insert("dev/console".to_owned(), console);
     entries
 }
@@ -139,12 +123,7 @@ mod tests {
     #[test]
     fn links_programs_and_the_console_are_what_the_kernel_expects() {
         let found = parsed(&sample());
-        let named = |name: &str| {
-            found
-                .iter()
-                .find(|(entry, _)| entry.name() == name)
-                .unwrap()
-        };
+        let named = |name: &str| found.iter().find(|(entry, _)| entry.name() == name).unwrap();
         for (name, mode, content) in [
             ("bin", MODE_DIRECTORY, &b""[..]),
             ("bin/sh", MODE_LINK, b"busybox"),
@@ -165,11 +144,7 @@ mod tests {
     fn the_archive_is_the_same_every_time_and_carries_no_times_or_owners() {
         assert_eq!(sample(), sample());
         for (entry, _) in parsed(&sample()) {
-            assert_eq!(
-                (entry.mtime(), entry.uid(), entry.gid()),
-                (0, 0, 0),
-                "{name}"
-            );
+            assert_eq!((entry.mtime(), entry.uid(), entry.gid()), (0, 0, 0), "{}", entry.name());
         }
     }
 

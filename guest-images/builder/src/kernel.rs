@@ -1,7 +1,8 @@
 //! The tiny kernel: Debian's source, kernel.config on top of `allnoconfig`.
 //!
-//! The result is reproducible: the names and times that Kbuild would take from the machine are fixed
-//! (Documentation/kbuild/reproducible-builds.rst), and make sees none of the caller's variables.
+//! The result is reproducible: the names and times that Kbuild would take from the machine are
+//! fixed (Documentation/kbuild/reproducible-builds.rst), and make sees none of the caller's
+//! variables.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -17,8 +18,8 @@ use crate::{GuestBuildError, at};
 
 const CONFIGURATION: &str = include_str!("../../kernel.config");
 
-/// What a kernel without drivers for real hardware never compiles; it is two thirds of the archive. Kconfig
-/// and Makefiles stay, since every configuration reads all of them.
+/// What a kernel without drivers for real hardware never compiles; it is two thirds of the archive.
+/// Kconfig and Makefiles stay, since every configuration reads all of them.
 const NOT_UNPACKED: &[&str] = &[
     "*/arch/[a-w]*/*.[chS]",
     "*/arch/xtensa/*.[chS]",
@@ -52,17 +53,11 @@ const REDRAW_MS: u64 = 100;
 
 /// Returns the bzImage, building it when the source, the configuration or this recipe is new.
 pub(crate) fn build(store: &Store, source: &Path) -> Result<PathBuf, GuestBuildError> {
-    let archive = File::open(source)
-        .and_then(reader_sha256)
-        .map_err(at(source))?;
+    let archive = File::open(source).and_then(reader_sha256).map_err(at(source))?;
     let recipe = format!("{NOT_UNPACKED:?} {ENVIRONMENT:?}");
     // Comments are left out: they do not change a kernel.
     let options: Vec<&str> = configuration_lines().collect();
-    let digest = digest([
-        &archive[..],
-        options.join("\n").as_bytes(),
-        recipe.as_bytes(),
-    ]);
+    let digest = digest([&archive[..], options.join("\n").as_bytes(), recipe.as_bytes()]);
     let folder = store.publish("guest-kernel", &digest, |finished| {
         let work = store.temporary()?;
         let log = store.path("guest-kernel.log");
@@ -78,40 +73,23 @@ fn compile(source: &Path, work: &Path, log: &Path) -> Result<PathBuf, GuestBuild
     progress.bar.set_message("unpacking the source");
     let (tree, output) = (work.join("source"), work.join("build"));
     let configuration = work.join("kernel.config");
-    [&tree, &output]
-        .into_iter()
-        .try_for_each(|path| fs::create_dir(path).map_err(at(path)))?;
+    [&tree, &output].into_iter().try_for_each(|path| fs::create_dir(path).map_err(at(path)))?;
     fs::write(&configuration, CONFIGURATION).map_err(at(&configuration))?;
 
     let mut unpack = Command::new("tar");
-    unpack
-        .args(["--extract", "--strip-components=1", "--file"])
-        .arg(source)
-        .arg("-C")
-        .arg(&tree);
-    unpack.args(
-        NOT_UNPACKED
-            .iter()
-            .map(|pattern| format!("--exclude={pattern}")),
-    );
+    unpack.args(["--extract", "--strip-components=1", "--file"]).arg(source).arg("-C").arg(&tree);
+    unpack.args(NOT_UNPACKED.iter().map(|pattern| format!("--exclude={pattern}")));
     progress.run(&mut unpack, log)?;
 
     let make = |target: &str| {
         let mut command = Command::new("make");
         command.env_clear().envs(ENVIRONMENT.iter().copied());
         command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-        command
-            .arg("-C")
-            .arg(&tree)
-            .arg(format!("O={}", output.display()))
-            .arg(target);
+        command.arg("-C").arg(&tree).arg(format!("O={}", output.display())).arg(target);
         command
     };
     progress.bar.set_message("configuring");
-    progress.run(
-        make("allnoconfig").env("KCONFIG_ALLCONFIG", &configuration),
-        log,
-    )?;
+    progress.run(make("allnoconfig").env("KCONFIG_ALLCONFIG", &configuration), log)?;
     let written = output.join(".config");
     check_configuration(&fs::read_to_string(&written).map_err(at(&written))?)?;
 
@@ -121,28 +99,20 @@ fn compile(source: &Path, work: &Path, log: &Path) -> Result<PathBuf, GuestBuild
 }
 
 fn configuration_lines() -> impl Iterator<Item = &'static str> {
-    CONFIGURATION
-        .lines()
-        .filter(|line| line.starts_with("CONFIG_"))
+    CONFIGURATION.lines().filter(|line| line.starts_with("CONFIG_"))
 }
 
-/// Checks that every line of our configuration is in Kconfig's: it drops what it cannot fulfil silently.
+/// Checks that every line of our configuration is in Kconfig's: it drops what it cannot fulfil
+/// silently.
 fn check_configuration(written: &str) -> Result<(), GuestBuildError> {
-    for line in CONFIGURATION
-        .lines()
-        .filter(|line| line.starts_with("CONFIG_"))
-    {
+    for line in CONFIGURATION.lines().filter(|line| line.starts_with("CONFIG_")) {
         let honoured = match line.strip_suffix("=n") {
             // An option that is off is absent or in a comment.
-            Some(option) => !written
-                .lines()
-                .any(|l| l.starts_with(&format!("{option}="))),
+            Some(option) => !written.lines().any(|l| l.starts_with(&format!("{option}="))),
             None => written.lines().any(|l| l == line),
         };
         if !honoured {
-            return Err(GuestBuildError::ConfigurationIgnored {
-                line: line.to_owned(),
-            });
+            return Err(GuestBuildError::ConfigurationIgnored { line: line.to_owned() });
         }
     }
     Ok(())
@@ -168,16 +138,9 @@ impl Progress {
 
     /// Runs a program to its end, its output in the log.
     fn run(&self, command: &mut Command, log: &Path) -> Result<(), GuestBuildError> {
-        let mut file = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .map_err(at(log))?;
+        let mut file = File::options().create(true).append(true).open(log).map_err(at(log))?;
         let errors = file.try_clone().map_err(at(log))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
         let mut child = command.spawn().map_err(not_started(command))?;
         if let Some(output) = child.stdout.take() {
             self.follow(output, &mut file).map_err(at(log))?;

@@ -1,11 +1,13 @@
-//! Builds what runs in the virtual machine under test: a tiny kernel from Debian's source, an initramfs with
-//! busybox and our programs, and beside them Debian's stock kernel for the same initramfs.
+//! Builds what runs in the virtual machine under test: a tiny kernel from Debian's source, an
+//! initramfs with busybox and our programs, and beside them Debian's stock kernel for the same
+//! initramfs.
 //!
-//! Nothing is fetched here: the caller says where Debian's files are ([`Inputs`]), [`PACKAGES`] says which
-//! packages bring them and the tools.
+//! Nothing is fetched here: the caller says where Debian's files are ([`Inputs`]), [`PACKAGES`]
+//! says which packages bring them and the tools.
 //!
-//! Invariants: a finished folder in the cache is named by a digest of all that went into it, appears by one
-//! rename and never changes. Equal inputs give equal bytes: no time, name or path of the machine goes in.
+//! Invariants: a finished folder in the cache is named by a digest of all that went into it,
+//! appears by one rename and never changes. Equal inputs give equal bytes: no time, name or path of
+//! the machine goes in.
 
 mod initramfs;
 mod kernel;
@@ -59,8 +61,8 @@ pub struct Guest {
     pub kernel: PathBuf,
     /// The initramfs, an uncompressed cpio archive, for either kernel.
     pub initramfs: PathBuf,
-    /// bzImage of Debian's unmodified cloud kernel. It has the 8250 built in and no virtio-mmio: a guest with a
-    /// console and no network.
+    /// bzImage of Debian's unmodified cloud kernel. It has the 8250 built in and no virtio-mmio: a
+    /// guest with a console and no network.
     pub stock_kernel: PathBuf,
     /// The guest programs; they run on a host too, as in `ftguest streamsum 1000000`.
     pub programs: PathBuf,
@@ -110,7 +112,8 @@ pub enum GuestBuildError {
         /// The last lines of it.
         tail: String,
     },
-    /// Kconfig did not take a line of kernel.config: an option was renamed or lacks what it depends on.
+    /// Kconfig did not take a line of kernel.config: an option was renamed or lacks what it depends
+    /// on.
     #[error("the kernel's configuration does not honour {line:?}")]
     ConfigurationIgnored {
         /// The line.
@@ -129,8 +132,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> GuestBuildError {
     move |source| GuestBuildError::Io { path, source }
 }
 
-/// Builds what is not in the cache yet and returns the finished guest. The programs are always put to cargo,
-/// which knows best whether they are fresh. Concurrent builders wait for each other.
+/// Builds what is not in the cache yet and returns the finished guest. The programs are always put
+/// to cargo, which knows best whether they are fresh. Concurrent builders wait for each other.
 ///
 /// # Errors
 /// See [`GuestBuildError`]; nothing half-made is left under a final name.
@@ -139,11 +142,7 @@ pub fn build(inputs: &Inputs) -> Result<Guest, GuestBuildError> {
     let kernel = kernel::build(&store, &inputs.kernel_source)?;
     let programs = programs::build(&store)?;
     let initramfs = initramfs::archive(&inputs.busybox, &programs)?;
-    let files = [
-        (KERNEL, &kernel),
-        (STOCK_KERNEL, &inputs.stock_kernel),
-        (PROGRAMS, &programs),
-    ];
+    let files = [(KERNEL, &kernel), (STOCK_KERNEL, &inputs.stock_kernel), (PROGRAMS, &programs)];
 
     let mut parts = vec![initramfs.clone()];
     for (_, path) in files {
@@ -153,18 +152,15 @@ pub fn build(inputs: &Inputs) -> Result<Guest, GuestBuildError> {
     let folder = store.publish("guest", &digest, |folder| {
         let archive = folder.join(INITRAMFS);
         fs::write(&archive, &initramfs).map_err(at(&archive))?;
-        files
-            .iter()
-            .try_for_each(|(name, path)| link_or_copy(path, &folder.join(name)))
+        files.iter().try_for_each(|(name, path)| link_or_copy(path, &folder.join(name)))
     })?;
     Ok(Guest::in_folder(&folder))
 }
 
-/// Kernels are the same in most guest folders, so they share their blocks where the file system allows.
+/// Kernels are the same in most guest folders, so they share their blocks where the file system
+/// allows.
 fn link_or_copy(from: &Path, to: &Path) -> Result<(), GuestBuildError> {
-    fs::hard_link(from, to)
-        .or_else(|_| fs::copy(from, to).map(drop))
-        .map_err(at(to))
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop)).map_err(at(to))
 }
 
 const PROGRAMS: &str = "ftguest";

@@ -31,7 +31,8 @@ pub(crate) fn build(store: &Store) -> Result<PathBuf, GuestBuildError> {
         .current_dir(Path::new(WORKSPACE))
         .stdin(Stdio::null())
         .stderr(errors);
-    // A folder of its own: the same folder would have every other build undo the stripping, and wait for it.
+    // A folder of its own: the same folder would have every other build undo the stripping, and
+    // wait for it.
     command.arg("--target-dir").arg(store.path("guest-target"));
     let output = command.output().map_err(not_started(&command))?;
     succeeded(&command, output.status, &log)?;
@@ -58,10 +59,7 @@ mod tests {
         let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
              {\"reason\":\"compiler-artifact\",\"executable\":\"/t/release/ftguest\"}\n\
              {\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(
-            executable(messages),
-            Some(PathBuf::from("/t/release/ftguest"))
-        );
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/release/ftguest")));
         assert_eq!(executable("not json\n"), None);
     }
 }

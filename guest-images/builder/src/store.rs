@@ -28,10 +28,7 @@ impl Store {
         let file = File::create(&path).map_err(at(&path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| at(&path)(io::Error::from(errno)))?;
-        Ok(Self {
-            root: cache.to_owned(),
-            _lock: lock,
-        })
+        Ok(Self { root: cache.to_owned(), _lock: lock })
     }
 
     /// A path directly in the cache.
@@ -60,9 +57,7 @@ impl Store {
 
     /// A folder on the file system of the cache that goes away by itself.
     pub(crate) fn temporary(&self) -> Result<tempfile::TempDir, GuestBuildError> {
-        let builder = tempfile::Builder::new()
-            .prefix(".guest-")
-            .tempdir_in(&self.root);
+        let builder = tempfile::Builder::new().prefix(".guest-").tempdir_in(&self.root);
         builder.map_err(at(&self.root))
     }
 }
@@ -90,12 +85,7 @@ pub(crate) fn succeeded(
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
     let command = format!("{command:?}");
-    Err(GuestBuildError::CommandFailed {
-        command,
-        status,
-        log: log.to_owned(),
-        tail,
-    })
+    Err(GuestBuildError::CommandFailed { command, status, log: log.to_owned(), tail })
 }
 
 /// Adapter for `map_err`: this program could not be started.
@@ -118,17 +108,12 @@ mod tests {
             Err(GuestBuildError::NoExecutable { package: "x" })
         });
         assert!(failed.is_err());
-        let left: Vec<_> = fs::read_dir(cache.path())
-            .unwrap()
-            .map(Result::unwrap)
-            .collect();
+        let left: Vec<_> = fs::read_dir(cache.path()).unwrap().map(Result::unwrap).collect();
         assert_eq!(left.len(), 1, "only the lock: {left:?}");
 
         let write = |folder: &Path| fs::write(folder.join("f"), "x").map_err(at(folder));
         let first = store.publish("thing", &digest, write).unwrap();
-        let again = store
-            .publish("thing", &digest, |_| panic!("it is there already"))
-            .unwrap();
+        let again = store.publish("thing", &digest, |_| panic!("it is there already")).unwrap();
         assert_eq!(first, again);
         assert_eq!(fs::read(first.join("f")).unwrap(), b"x");
     }
@@ -144,9 +129,7 @@ mod tests {
         fs::write(log.path(), "first\nlast words\n").unwrap();
         let mut command = Command::new("false");
         let status = command.status().unwrap();
-        let text = succeeded(&command, status, log.path())
-            .unwrap_err()
-            .to_string();
+        let text = succeeded(&command, status, log.path()).unwrap_err().to_string();
         assert!(text.contains("last words"), "{text}");
     }
 }

@@ -1,7 +1,9 @@
 //! The guest in plain QEMU, without our VMM: what fails here is the guest's own fault.
 //!
-//! QEMU's `microvm` has what the tiny kernel drives: 8259, 8254, 8250, RTC and virtio-mmio named on the command
-//! line. Ignored by default because the first run builds a kernel; `cargo xtask test` runs it.
+//! QEMU's `microvm` has what the tiny kernel drives: 8259, 8254, 8250, RTC and virtio-mmio named on
+//! the command line. Ignored by default because the first run builds a kernel; `cargo xtask test`
+//! runs it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -26,14 +28,8 @@ fn guest() -> Guest {
         .stderr(Stdio::inherit())
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "cargo xtask guest: {}",
-        output.status
-    );
-    Guest::in_folder(&PathBuf::from(
-        String::from_utf8(output.stdout).unwrap().trim(),
-    ))
+    assert!(output.status.success(), "cargo xtask guest: {}", output.status);
+    Guest::in_folder(&PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()))
 }
 
 struct Machine {
@@ -44,27 +40,9 @@ struct Machine {
 impl Machine {
     fn boot(kernel: &Path, initramfs: &Path, parameters: &str, network: &[String]) -> Self {
         let mut qemu = Command::new("qemu-system-x86_64")
-            .args([
-                "-accel",
-                "tcg",
-                "-cpu",
-                "qemu64,-apic,-tsc",
-                "-m",
-                "192",
-                "-no-reboot",
-            ])
-            .args([
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-serial",
-                "stdio",
-            ])
-            .args([
-                "-M",
-                "microvm,pit=on,pic=on,rtc=on,isa-serial=on,x-option-roms=off,acpi=off",
-            ])
+            .args(["-accel", "tcg", "-cpu", "qemu64,-apic,-tsc", "-m", "192", "-no-reboot"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
+            .args(["-M", "microvm,pit=on,pic=on,rtc=on,isa-serial=on,x-option-roms=off,acpi=off"])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
@@ -78,12 +56,9 @@ impl Machine {
         let output = BufReader::new(qemu.stdout.take().unwrap());
         let (line, console) = mpsc::channel();
         thread::spawn(move || {
-            output
-                .split(b'\n')
-                .map_while(Result::ok)
-                .try_for_each(|bytes| {
-                    line.send(String::from_utf8_lossy(&bytes).trim_end().to_owned())
-                })
+            output.split(b'\n').map_while(Result::ok).try_for_each(|bytes| {
+                line.send(String::from_utf8_lossy(&bytes).trim_end().to_owned())
+            })
         });
         Self { qemu, console }
     }
@@ -128,26 +103,15 @@ fn hashes(line: &str) -> (String, String) {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn download(port: u16, request: &str, length: u64) -> [u8; 32] {
     let mut server = BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap());
-    write!(
-        server.get_mut(),
-        "GET {request}\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
+    write!(server.get_mut(), "GET {request}\r\nConnection: close\r\n\r\n").unwrap();
     let lines = server.by_ref().lines().map(Result::unwrap);
     let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    assert!(
-        head.contains(&format!("Content-Length: {length}")),
-        "{head:?}"
-    );
+    assert!(head.contains(&format!("Content-Length: {length}")), "{head:?}");
     reader_sha256(server).unwrap()
 }
 
@@ -192,10 +156,7 @@ fn the_tiny_guest_serves_the_network_and_its_console() {
 #[ignore = "builds a kernel and boots it; `cargo xtask test` runs it"]
 fn both_kernels_pass_the_same_selfcheck_and_no_two_boots_are_alike() {
     let guest = guest();
-    let here = Command::new(&guest.programs)
-        .args(["selfcheck", "2"])
-        .output()
-        .unwrap();
+    let here = Command::new(&guest.programs).args(["selfcheck", "2"]).output().unwrap();
     let (_, work) = hashes(&String::from_utf8(here.stdout).unwrap());
     let script = "ftguest.run=selfcheck:2,reboot:-f";
     let mut runs = Vec::new();

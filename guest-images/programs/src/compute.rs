@@ -1,6 +1,7 @@
-//! Pure computation: `compute ROUNDS` never leaves user mode between its first and its last line, which is
-//! what it takes to test inputs for a guest that does not exit. `compute 5s` sleeps for a moment after every
-//! round: without a time stamp counter the clock stands still until a tick gets in, and it gets in at an exit.
+//! Pure computation: `compute ROUNDS` never leaves user mode between its first and its last line,
+//! which is what it takes to test inputs for a guest that does not exit. `compute 5s` sleeps for a
+//! moment after every round: without a time stamp counter the clock stands still until a tick gets
+//! in, and it gets in at an exit.
 
 use std::thread;
 use std::time::Duration;
@@ -25,11 +26,7 @@ pub struct Computation {
 
 impl Default for Computation {
     fn default() -> Self {
-        Self {
-            table: (0..TABLE_WORDS as u64).map(mix).collect(),
-            state: 1,
-            rounds: 0,
-        }
+        Self { table: (0..TABLE_WORDS as u64).map(mix).collect(), state: 1, rounds: 0 }
     }
 }
 
@@ -46,9 +43,7 @@ impl Computation {
 
     /// A function of all that was computed.
     pub fn checksum(&self) -> u64 {
-        self.table
-            .iter()
-            .fold(self.state, |sum, &word| mix(sum ^ word))
+        self.table.iter().fold(self.state, |sum, &word| mix(sum ^ word))
     }
 
     /// The line that `compute` prints, the same on every machine for the same number of rounds.
@@ -66,17 +61,14 @@ pub fn line_after(rounds: u64) -> String {
 
 pub(crate) fn main(options: &Options) -> Result<(), AppletError> {
     const WANTED: &str = "a number of rounds, or of seconds as in 5s";
-    let amount: String = options
-        .position(0, WANTED)?
-        .unwrap_or(DEFAULT_ROUNDS.to_owned());
+    let amount: String = options.position(0, WANTED)?.unwrap_or(DEFAULT_ROUNDS.to_owned());
     let (number, timed) = match amount.strip_suffix('s') {
         Some(seconds) => (seconds, true),
         None => (amount.as_str(), false),
     };
-    let number: u64 = number.parse().map_err(|_| AppletError::Usage {
-        argument: amount.clone(),
-        wanted: WANTED,
-    })?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| AppletError::Usage { argument: amount.clone(), wanted: WANTED })?;
     if !timed {
         println!("{}", line_after(number));
         return Ok(());

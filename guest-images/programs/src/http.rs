@@ -1,8 +1,8 @@
 //! What to answer: the part of the HTTP server that does no I/O (RFC 9110, RFC 9112).
 //!
-//! GET and HEAD of files and of `/bytes/N[/SEED]`, one byte range (RFC 9110 §14). A request with several
-//! ranges gets the whole, which §14.2 allows. A request that could carry a body ends its connection, so that
-//! the body is never taken for the next request.
+//! GET and HEAD of files and of `/bytes/N[/SEED]`, one byte range (RFC 9110 §14). A request with
+//! several ranges gets the whole, which §14.2 allows. A request that could carry a body ends its
+//! connection, so that the body is never taken for the next request.
 
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -52,21 +52,12 @@ pub fn parse_head(bytes: &[u8]) -> Head {
         return Head::Malformed;
     };
     let header = |name: &str| {
-        let found = parsed
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name));
+        let found = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
         found.map(|header| String::from_utf8_lossy(header.value).trim().to_owned())
     };
-    let connection = header("connection")
-        .unwrap_or_default()
-        .to_ascii_lowercase();
+    let connection = header("connection").unwrap_or_default().to_ascii_lowercase();
     let asked = |word: &str| connection.split(',').any(|part| part.trim() == word);
-    let wants_more = if version == 0 {
-        asked("keep-alive")
-    } else {
-        !asked("close")
-    };
+    let wants_more = if version == 0 { asked("keep-alive") } else { !asked("close") };
     let has_body = header("content-length").is_some_and(|length| length != "0")
         || header("transfer-encoding").is_some();
     let request = Request {
@@ -96,25 +87,12 @@ pub enum Resource {
 pub fn resource(path: &str) -> Option<Resource> {
     if let Some(numbers) = path.strip_prefix("/bytes/") {
         let (length, seed) = numbers.split_once('/').unwrap_or((numbers, ""));
-        let seed = if seed.is_empty() {
-            DEFAULT_SEED
-        } else {
-            seed.parse().ok()?
-        };
-        return Some(Resource::Stream {
-            seed,
-            length_bytes: length.parse().ok()?,
-        });
+        let seed = if seed.is_empty() { DEFAULT_SEED } else { seed.parse().ok()? };
+        return Some(Resource::Stream { seed, length_bytes: length.parse().ok()? });
     }
     let relative = Path::new(path.strip_prefix('/')?);
-    let plain = relative
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
-    let named = if path == "/" {
-        Path::new("index.html")
-    } else {
-        relative
-    };
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    let named = if path == "/" { Path::new("index.html") } else { relative };
     plain.then(|| Resource::File(named.to_owned()))
 }
 
@@ -129,8 +107,8 @@ pub enum Selection {
     Unsatisfiable,
 }
 
-/// Applies the value of a `Range` header to a resource of `length_bytes` (RFC 9110 §14.1.2). What is not a
-/// single valid byte range is ignored (§14.2).
+/// Applies the value of a `Range` header to a resource of `length_bytes` (RFC 9110 §14.1.2). What
+/// is not a single valid byte range is ignored (§14.2).
 pub fn select(range: Option<&str>, length_bytes: u64) -> Selection {
     let Some((first, last)) = range.and_then(byte_range) else {
         return Selection::Whole;
@@ -142,11 +120,7 @@ pub fn select(range: Option<&str>, length_bytes: u64) -> Selection {
         (None, None) => return Selection::Whole,
     };
     let part = part.start..part.end.min(length_bytes);
-    if part.is_empty() {
-        Selection::Unsatisfiable
-    } else {
-        Selection::Part(part)
-    }
+    if part.is_empty() { Selection::Unsatisfiable } else { Selection::Part(part) }
 }
 
 fn byte_range(range: &str) -> Option<(Option<u64>, Option<u64>)> {
@@ -165,24 +139,15 @@ pub fn answer_head(selection: &Selection, length_bytes: u64, keep_alive: bool) -
         Selection::Whole => ("200 OK", String::new()),
         Selection::Part(part) => {
             let last = part.end - 1;
-            let range = format!(
-                "Content-Range: bytes {}-{last}/{length_bytes}\r\n",
-                part.start
-            );
+            let range = format!("Content-Range: bytes {}-{last}/{length_bytes}\r\n", part.start);
             ("206 Partial Content", range)
         }
-        Selection::Unsatisfiable => (
-            "416 Range Not Satisfiable",
-            format!("Content-Range: bytes */{length_bytes}\r\n"),
-        ),
+        Selection::Unsatisfiable => {
+            ("416 Range Not Satisfiable", format!("Content-Range: bytes */{length_bytes}\r\n"))
+        }
     };
     let body = body_range(selection, length_bytes);
-    head(
-        status,
-        body.end - body.start,
-        &format!("Accept-Ranges: bytes\r\n{extra}"),
-        keep_alive,
-    )
+    head(status, body.end - body.start, &format!("Accept-Ranges: bytes\r\n{extra}"), keep_alive)
 }
 
 /// The offsets of the resource that the body consists of.
@@ -252,10 +217,7 @@ mod tests {
         let part = answer_head(&Selection::Part(2..5), 10, true);
         assert!(part.starts_with("HTTP/1.1 206 "), "{part}");
         assert!(part.contains("\r\nContent-Length: 3\r\n"), "{part}");
-        assert!(
-            part.contains("\r\nContent-Range: bytes 2-4/10\r\n"),
-            "{part}"
-        );
+        assert!(part.contains("\r\nContent-Range: bytes 2-4/10\r\n"), "{part}");
         assert!(part.ends_with("\r\n\r\n"), "{part}");
         let none = answer_head(&Selection::Unsatisfiable, 10, false);
         assert!(none.contains("\r\nContent-Range: bytes */10\r\n"), "{none}");
@@ -270,10 +232,7 @@ mod tests {
             ("GET / HTTP/1.0\r\n\r\n", false),
             ("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n", true),
             ("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", false),
-            (
-                "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-                false,
-            ),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
         ];
         for (text, kept) in CASES {
             assert_eq!(complete(text).keep_alive, *kept, "{text:?}");
@@ -284,11 +243,7 @@ mod tests {
     fn a_request_is_complete_only_with_its_empty_line() {
         let text = "GET /bytes/9?x=1 HTTP/1.1\r\nHost: a\r\nrange:  bytes=1-2 \r\n\r\n";
         for length in 0..text.len() {
-            assert_eq!(
-                parse_head(&text.as_bytes()[..length]),
-                Head::Partial,
-                "{length}"
-            );
+            assert_eq!(parse_head(&text.as_bytes()[..length]), Head::Partial, "{length}");
         }
         let request = complete(text);
         assert_eq!(request.path, "/bytes/9");
@@ -305,14 +260,8 @@ mod tests {
         assert_eq!(resource("/a/b.txt"), file("a/b.txt"));
         assert_eq!(resource("/bytes/10"), stream(DEFAULT_SEED, 10));
         assert_eq!(resource("/bytes/10/3"), stream(3, 10));
-        for path in [
-            "/../etc/passwd",
-            "/a/../../b",
-            "//etc/passwd",
-            "/bytes/x",
-            "/bytes/1/x",
-            "a",
-        ] {
+        for path in ["/../etc/passwd", "/a/../../b", "//etc/passwd", "/bytes/x", "/bytes/1/x", "a"]
+        {
             assert_eq!(resource(path), None, "{path}");
         }
     }

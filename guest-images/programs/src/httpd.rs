@@ -1,5 +1,5 @@
-//! The HTTP server's I/O: what [`crate::http`] decides is sent in large writes, so that a network card with
-//! segmentation offload gets large segments.
+//! The HTTP server's I/O: what [`crate::http`] decides is sent in large writes, so that a network
+//! card with segmentation offload gets large segments.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -28,13 +28,9 @@ enum Source {
 impl Source {
     fn open(resource: &Resource, root: &Path) -> io::Result<(Self, u64)> {
         match resource {
-            Resource::Stream { seed, length_bytes } => Ok((
-                Self::Stream {
-                    seed: *seed,
-                    offset_bytes: 0,
-                },
-                *length_bytes,
-            )),
+            Resource::Stream { seed, length_bytes } => {
+                Ok((Self::Stream { seed: *seed, offset_bytes: 0 }, *length_bytes))
+            }
             Resource::File(name) => {
                 let file = File::open(root.join(name))?;
                 let about = file.metadata()?;
@@ -101,17 +97,10 @@ fn answer(client: &mut impl Write, request: &Request, root: &Path) -> io::Result
     };
     // Only GET has ranges (RFC 9110 §14.2).
     let is_head = request.method == "HEAD";
-    let selection = if is_head {
-        Selection::Whole
-    } else {
-        select(request.range.as_deref(), length_bytes)
-    };
+    let selection =
+        if is_head { Selection::Whole } else { select(request.range.as_deref(), length_bytes) };
     let head = answer_head(&selection, length_bytes, keep_alive);
-    let body = if is_head {
-        0..0
-    } else {
-        body_range(&selection, length_bytes)
-    };
+    let body = if is_head { 0..0 } else { body_range(&selection, length_bytes) };
     send(client, head, &mut source, body)
 }
 

@@ -1,5 +1,5 @@
-//! What runs inside the test guest, as a library: the applets of `ftguest`, and the byte stream that
-//! a client outside needs to check what it downloaded ([`stream`]).
+//! What runs inside the test guest, as a library: the applets of `ftguest`, and the byte stream
+//! that a client outside needs to check what it downloaded ([`stream`]).
 //!
 //! Invariants every applet keeps, because interrupts reach the guest only when it exits to the VMM:
 //! - nothing spins on a flag that only an interrupt can change; waiting is a system call;
@@ -57,11 +57,7 @@ pub const APPLETS: &[Applet] = &[
         usage: "[COUNT]   read the time stamp counter COUNT times, check that it only grows",
         run: rdtsc::main,
     },
-    Applet {
-        name: "seed",
-        usage: "  make the kernel's entropy pool ready",
-        run: seed::main,
-    },
+    Applet { name: "seed", usage: "  make the kernel's entropy pool ready", run: seed::main },
     Applet {
         name: "selfcheck",
         usage: "[ROUNDS]   varied work, checked; prints `SELFCHECK ok HASH …`",
@@ -134,16 +130,11 @@ pub fn run(name: &str, arguments: &[String]) -> Result<(), AppletError> {
     let applet = APPLETS
         .iter()
         .find(|applet| applet.name == name)
-        .ok_or_else(|| AppletError::Unknown {
-            name: name.to_owned(),
-        })?;
+        .ok_or_else(|| AppletError::Unknown { name: name.to_owned() })?;
     (applet.run)(&Options::new(arguments))
 }
 
 /// One line for each applet.
 pub fn usage() -> String {
-    APPLETS
-        .iter()
-        .map(|applet| format!("ftguest {} {}\n", applet.name, applet.usage))
-        .collect()
+    APPLETS.iter().map(|applet| format!("ftguest {} {}\n", applet.name, applet.usage)).collect()
 }

@@ -12,9 +12,7 @@ pub struct Options {
 impl Options {
     /// Takes the words after the applet's name.
     pub fn new(words: &[String]) -> Self {
-        Self {
-            words: words.to_vec(),
-        }
+        Self { words: words.to_vec() }
     }
 
     /// Whether `--name` was given.
@@ -47,18 +45,12 @@ impl Options {
         index: usize,
         wanted: &'static str,
     ) -> Result<Option<T>, AppletError> {
-        self.words
-            .get(index)
-            .map(|word| parse(word, wanted))
-            .transpose()
+        self.words.get(index).map(|word| parse(word, wanted)).transpose()
     }
 }
 
 fn parse<T: FromStr>(word: &str, wanted: &'static str) -> Result<T, AppletError> {
-    word.parse().map_err(|_| AppletError::Usage {
-        argument: word.to_owned(),
-        wanted,
-    })
+    word.parse().map_err(|_| AppletError::Usage { argument: word.to_owned(), wanted })
 }
 
 #[cfg(test)]
@@ -66,12 +58,7 @@ mod tests {
     use super::*;
 
     fn options(line: &str) -> Options {
-        Options::new(
-            &line
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>(),
-        )
+        Options::new(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]

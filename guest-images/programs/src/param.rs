@@ -1,10 +1,12 @@
 //! Parameters for the test guest on the kernel command line.
 //!
-//! A parameter is `name=value` between blanks; double quotes keep blanks together, as the kernel's own
-//! `next_arg` (lib/cmdline.c) has it: `name="a b"` or `"name=a b"`. The last one of a name wins.
+//! A parameter is `name=value` between blanks; double quotes keep blanks together, as the kernel's
+//! own `next_arg` (lib/cmdline.c) has it: `name="a b"` or `"name=a b"`. The last one of a name
+//! wins.
 //!
-//! `ftguest.run` is a shell script. Where a caller cannot pass quotes, it may be written without blanks:
-//! `,` separates commands and `:` separates words, as in `ftguest.run=selfcheck:20,reboot:-f`.
+//! `ftguest.run` is a shell script. Where a caller cannot pass quotes, it may be written without
+//! blanks: `,` separates commands and `:` separates words, as in
+//! `ftguest.run=selfcheck:20,reboot:-f`.
 
 use std::fs;
 
@@ -29,20 +31,14 @@ pub struct Parameter {
 pub fn parameter(command_line: &str, name: &str) -> Option<Parameter> {
     let with_name = |word: Parameter| {
         let text = word.text.strip_prefix(name)?.strip_prefix('=')?.to_owned();
-        Some(Parameter {
-            text,
-            quoted: word.quoted,
-        })
+        Some(Parameter { text, quoted: word.quoted })
     };
     words(command_line).into_iter().rev().find_map(with_name)
 }
 
 fn words(command_line: &str) -> Vec<Parameter> {
     let mut words = Vec::new();
-    let mut word = Parameter {
-        text: String::new(),
-        quoted: false,
-    };
+    let mut word = Parameter { text: String::new(), quoted: false };
     let mut inside = false;
     for character in command_line.chars().chain([' ']) {
         match character {
@@ -52,10 +48,7 @@ fn words(command_line: &str) -> Vec<Parameter> {
             }
             blank if blank.is_whitespace() && !inside => {
                 words.push(word);
-                word = Parameter {
-                    text: String::new(),
-                    quoted: false,
-                };
+                word = Parameter { text: String::new(), quoted: false };
             }
             other => word.text.push(other),
         }
@@ -67,17 +60,11 @@ fn words(command_line: &str) -> Vec<Parameter> {
 pub fn value(command_line: &str, name: &str) -> Option<String> {
     let Parameter { text, quoted } = parameter(command_line, name)?;
     let compact = name == SCRIPT && !quoted;
-    Some(if compact {
-        text.replace(',', ";").replace(':', " ")
-    } else {
-        text
-    })
+    Some(if compact { text.replace(',', ";").replace(':', " ") } else { text })
 }
 
 pub(crate) fn main(options: &Options) -> Result<(), AppletError> {
-    let name: String = options
-        .position(0, "a parameter's name")?
-        .unwrap_or_default();
+    let name: String = options.position(0, "a parameter's name")?.unwrap_or_default();
     let command_line = fs::read_to_string(COMMAND_LINE).map_err(AppletError::io(COMMAND_LINE))?;
     let default = options.position(1, "a default")?;
     let found = value(&command_line, &name).or(default);
@@ -113,10 +100,7 @@ mod tests {
     #[test]
     fn a_bare_script_gets_its_blanks_and_semicolons() {
         let line = "ftguest.run=selfcheck:5,reboot:-f";
-        assert_eq!(
-            value(line, SCRIPT).as_deref(),
-            Some("selfcheck 5;reboot -f")
-        );
+        assert_eq!(value(line, SCRIPT).as_deref(), Some("selfcheck 5;reboot -f"));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::stream::mix;
 const DEFAULT_COUNT: u64 = 1000;
 
 fn counter() -> u64 {
-    // SAFETY: RDTSC is part of every x86-64 processor and touches registers only; where CR4.TSD forbids it,
-    // the process gets a signal.
+    // SAFETY: RDTSC is part of every x86-64 processor and touches registers only; where CR4.TSD
+    // forbids it, the process gets a signal.
     unsafe { _rdtsc() }
 }
 

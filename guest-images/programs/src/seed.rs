@@ -1,9 +1,10 @@
 //! Makes the kernel's entropy pool ready at once.
 //!
 //! Without TSC and RDRAND the only clock is the tick, whose jitter the kernel does not credit
-//! (`try_to_generate_entropy`, drivers/char/random.c), and interrupts fill the pool in minutes. A loader that
-//! passes SETUP_RNG_SEED avoids that; this applet covers those that do not. It credits 256 bits for `ftguest.seed` of the command line and the clocks:
-//! enough for tests that want two boots to differ, not for keys.
+//! (`try_to_generate_entropy`, drivers/char/random.c), and interrupts fill the pool in minutes. A
+//! loader that passes SETUP_RNG_SEED avoids that; this applet covers those that do not. It credits
+//! 256 bits for `ftguest.seed` of the command line and the clocks: enough for tests that want two
+//! boots to differ, not for keys.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -51,14 +52,9 @@ pub(crate) fn main(_: &Options) -> Result<(), AppletError> {
         size_bytes: SEED_BYTES as i32,
         seed: hash.finalize().into(),
     };
-    let device = File::options()
-        .write(true)
-        .open(DEVICE)
-        .map_err(AppletError::io(DEVICE))?;
-    // SAFETY: the descriptor is open for the whole call and `info` is what the request reads: a header whose
-    // `size_bytes` is the length of the buffer behind it.
+    let device = File::options().write(true).open(DEVICE).map_err(AppletError::io(DEVICE))?;
+    // SAFETY: the descriptor is open for the whole call and `info` is what the request reads: a
+    // header whose `size_bytes` is the length of the buffer behind it.
     let added = unsafe { ioctl::rnd_add_entropy(device.as_raw_fd(), &raw const info) };
-    added
-        .map(drop)
-        .map_err(|errno| AppletError::io("RNDADDENTROPY")(errno.into()))
+    added.map(drop).map_err(|errno| AppletError::io("RNDADDENTROPY")(errno.into()))
 }

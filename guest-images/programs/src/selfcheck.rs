@@ -1,10 +1,13 @@
 //! `selfcheck`: varied work whose every result is checked, summed up in two hashes.
 //!
-//! - `work=` covers what does not depend on time or chance: the same for a number of rounds on every machine.
-//! - the hash after `ok` covers, in order, also what does: random bytes, clock readings, process ids, ports. A
+//! - `work=` covers what does not depend on time or chance: the same for a number of rounds on
+//!   every machine.
+//! - the hash after `ok` covers, in order, also what does: random bytes, clock readings, process
+//!   ids, ports. A
 //!   replay prints the line of its recording; two boots print different ones.
 //!
-//! Whatever runs side by side is collected in a fixed order, so that neither hash depends on a scheduler.
+//! Whatever runs side by side is collected in a fixed order, so that neither hash depends on a
+//! scheduler.
 
 mod checks;
 
@@ -46,11 +49,7 @@ impl Findings {
     fn line(self, rounds: u64) -> String {
         let run = hex(&self.run.finalize());
         let work = hex(&self.work.finalize());
-        format!(
-            "SELFCHECK ok {} rounds={rounds} work={}",
-            &run[..32],
-            &work[..32]
-        )
+        format!("SELFCHECK ok {} rounds={rounds} work={}", &run[..32], &work[..32])
     }
 }
 

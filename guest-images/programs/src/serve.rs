@@ -7,7 +7,8 @@ use std::thread;
 
 use crate::AppletError;
 
-/// Clients served at the same time; with 128 KiB of buffer each, this bounds the memory of a small guest.
+/// Clients served at the same time; with 128 KiB of buffer each, this bounds the memory of a small
+/// guest.
 pub const CLIENTS_MAX: usize = 128;
 
 const STACK_BYTES: usize = 128 << 10;
@@ -39,7 +40,8 @@ impl Drop for Slot {
     }
 }
 
-/// Serves every client of `listener` with `serve`, for ever. A client's error ends that client only.
+/// Serves every client of `listener` with `serve`, for ever. A client's error ends that client
+/// only.
 ///
 /// # Errors
 /// The listener broke or no thread can be had.
@@ -69,7 +71,8 @@ pub fn serve_clients(
     }
 }
 
-/// With `detach`, goes on in the background: the caller's shell sees the end once the sockets are bound.
+/// With `detach`, goes on in the background: the caller's shell sees the end once the sockets are
+/// bound.
 ///
 /// # Errors
 /// No second process can be had.

@@ -1,8 +1,9 @@
 //! An endless stream of bytes that both ends can compute: what `/bytes/N` serves.
 //!
-//! Word `i` (little-endian, 8 bytes) of the stream with seed `s` is output `i` of SplitMix64 started at
-//! `s` (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, §4). Its state
-//! is a plain counter, so any offset costs the same: a range request needs no run-up and no memory.
+//! Word `i` (little-endian, 8 bytes) of the stream with seed `s` is output `i` of SplitMix64
+//! started at `s` (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA
+//! 2014, §4). Its state is a plain counter, so any offset costs the same: a range request needs no
+//! run-up and no memory.
 
 use std::io::{self, Read};
 

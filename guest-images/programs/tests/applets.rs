@@ -1,4 +1,5 @@
 //! The applets as processes, on the machine that builds them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -24,11 +25,7 @@ struct Server {
 
 impl Server {
     fn start(applet: &str, more: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let port_word = port.to_string();
         let arguments = [&[applet, "--port", &port_word], more].concat();
         let child = ftguest(&arguments).spawn().unwrap();
@@ -57,10 +54,7 @@ fn ask(client: &mut BufReader<TcpStream>, request: &str) -> (String, u64) {
     let mut lines = client.by_ref().lines().map(Result::unwrap);
     let status = lines.next().unwrap();
     let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    let length = headers
-        .iter()
-        .find_map(|line| line.strip_prefix("Content-Length: "))
-        .unwrap();
+    let length = headers.iter().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
     (status, length.parse().unwrap())
 }
 
@@ -71,14 +65,9 @@ fn selfcheck_passes_and_tells_work_from_chance() {
         assert!(said.status.success(), "{said:?}");
         String::from_utf8(said.stdout).unwrap()
     });
-    let [first, second] = lines
-        .each_ref()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let [first, second] = lines.each_ref().map(|line| line.split_whitespace().collect::<Vec<_>>());
     assert_eq!(first[..2], ["SELFCHECK", "ok"]);
-    assert_ne!(
-        first[2], second[2],
-        "two runs saw the same random bytes and clocks"
-    );
+    assert_ne!(first[2], second[2], "two runs saw the same random bytes and clocks");
     assert_eq!(first[3..], second[3..], "the work itself differs");
     assert_eq!(first[3], "rounds=2");
 }
@@ -96,10 +85,7 @@ fn one_connection_serves_whole_parts_heads_and_errors() {
     assert_eq!(body, stream_sha256(DEFAULT_SEED, length));
 
     let range = "GET /hello HTTP/1.1\r\nRange: bytes=1-3\r\n\r\n";
-    assert_eq!(
-        ask(&mut client, range),
-        ("HTTP/1.1 206 Partial Content".into(), 3)
-    );
+    assert_eq!(ask(&mut client, range), ("HTTP/1.1 206 Partial Content".into(), 3));
     let mut part = [0; 3];
     client.read_exact(&mut part).unwrap();
     assert_eq!(&part, b"ell");
@@ -107,20 +93,10 @@ fn one_connection_serves_whole_parts_heads_and_errors() {
     let head = "HEAD /bytes/77 HTTP/1.1\r\n\r\n";
     assert_eq!(ask(&mut client, head), ("HTTP/1.1 200 OK".into(), 77));
     let missing = "GET /missing HTTP/1.1\r\n\r\n";
-    assert_eq!(
-        ask(&mut client, missing),
-        ("HTTP/1.1 404 Not Found".into(), 0)
-    );
+    assert_eq!(ask(&mut client, missing), ("HTTP/1.1 404 Not Found".into(), 0));
     let last = "DELETE /hello HTTP/1.1\r\nConnection: close\r\n\r\n";
-    assert_eq!(
-        ask(&mut client, last),
-        ("HTTP/1.1 405 Method Not Allowed".into(), 0)
-    );
-    assert_eq!(
-        client.read(&mut part).unwrap(),
-        0,
-        "the connection should be closed"
-    );
+    assert_eq!(ask(&mut client, last), ("HTTP/1.1 405 Method Not Allowed".into(), 0));
+    assert_eq!(client.read(&mut part).unwrap(), 0, "the connection should be closed");
     std::fs::remove_dir_all(root).unwrap();
 }
 
@@ -141,9 +117,7 @@ fn echod_answers_on_both_protocols() {
     assert_eq!(line, "over TCP\n");
 
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket
-        .send_to(b"over UDP", ("127.0.0.1", server.port))
-        .unwrap();
+    socket.send_to(b"over UDP", ("127.0.0.1", server.port)).unwrap();
     let mut datagram = [0; 16];
     let count = socket.recv(&mut datagram).unwrap();
     assert_eq!(&datagram[..count], b"over UDP");
@@ -152,22 +126,14 @@ fn echod_answers_on_both_protocols() {
 #[test]
 fn the_digest_and_counter_applets_answer() {
     let said = output(&["streamsum", "1000", "5"]);
-    assert_eq!(
-        String::from_utf8_lossy(&said.stdout).trim(),
-        hex(&stream_sha256(5, 1000))
-    );
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), hex(&stream_sha256(5, 1000)));
     assert!(String::from_utf8_lossy(&output(&["rdtsc", "10"]).stdout).starts_with("RDTSC ok "));
     assert!(String::from_utf8_lossy(&output(&["compute", "0s"]).stdout).ends_with("rounds=0\n"));
 }
 
 #[test]
 fn misuse_exits_with_2_and_shows_the_usage() {
-    for arguments in [
-        &[][..],
-        &["no-such-applet"],
-        &["compute", "x"],
-        &["httpd", "--port", "x"],
-    ] {
+    for arguments in [&[][..], &["no-such-applet"], &["compute", "x"], &["httpd", "--port", "x"]] {
         let said = output(arguments);
         assert_eq!(said.status.code(), Some(2), "{arguments:?}");
         assert!(String::from_utf8_lossy(&said.stderr).contains("ftguest selfcheck"));

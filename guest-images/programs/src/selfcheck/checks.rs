@@ -52,7 +52,8 @@ const NAP: Duration = Duration::from_millis(15);
 const TICK: Duration = Duration::from_millis(10);
 const TICKS: u64 = 3;
 
-/// Fails with a reason unless the condition holds. A macro, so that the reason is made only when needed.
+/// Fails with a reason unless the condition holds. A macro, so that the reason is made only when
+/// needed.
 macro_rules! require {
     ($holds:expr, $($reason:tt)+) => {
         if !$holds {
@@ -71,11 +72,7 @@ fn compute(findings: &mut Findings, round: u64) -> Outcome {
 /// Starts an applet of this very program.
 fn applet(arguments: &[&str], input: Stdio) -> std::io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("ftguest")
-        .args(arguments)
-        .stdin(input)
-        .stdout(Stdio::piped());
+    command.arg0("ftguest").args(arguments).stdin(input).stdout(Stdio::piped());
     command.stderr(Stdio::null()).spawn()
 }
 
@@ -85,25 +82,15 @@ fn processes(findings: &mut Findings, _: u64) -> Outcome {
         let child = child?;
         let id = child.id();
         let output = child.wait_with_output()?;
-        require!(
-            output.status.success(),
-            "child ended with {}",
-            output.status
-        );
+        require!(output.status.success(), "child ended with {}", output.status);
         let (said, wanted) = (String::from_utf8_lossy(&output.stdout), line_after(rounds));
-        require!(
-            said.trim_end() == wanted,
-            "child said {said:?}, not {wanted:?}"
-        );
+        require!(said.trim_end() == wanted, "child said {said:?}, not {wanted:?}");
         findings.fixed(wanted);
         findings.varying(id.to_le_bytes());
     }
     let failing = applet(&["compute", "no number"], Stdio::null())?;
     let status = failing.wait_with_output()?.status;
-    require!(
-        status.code() == Some(2),
-        "a child that should exit with 2: {status}"
-    );
+    require!(status.code() == Some(2), "a child that should exit with 2: {status}");
     Ok(())
 }
 
@@ -132,23 +119,13 @@ fn pipes(findings: &mut Findings, round: u64) -> Outcome {
     let thread = thread::spawn(move || pour(writer, round, PIPE_BYTES));
     let got = reader_sha256(reader)?;
     joined(thread)?;
-    require!(
-        got == wanted,
-        "a thread's bytes changed on their way through a pipe"
-    );
+    require!(got == wanted, "a thread's bytes changed on their way through a pipe");
 
     let mut child = applet(&["streamsum"], Stdio::piped())?;
-    pour(
-        child.stdin.take().ok_or("no pipe to the child")?,
-        round,
-        PIPE_BYTES,
-    )?;
+    pour(child.stdin.take().ok_or("no pipe to the child")?, round, PIPE_BYTES)?;
     let said = child.wait_with_output()?.stdout;
     let said = String::from_utf8_lossy(&said);
-    require!(
-        said.trim_end() == hex(&wanted),
-        "a child got other bytes through a pipe: {said}"
-    );
+    require!(said.trim_end() == hex(&wanted), "a child got other bytes through a pipe: {said}");
     findings.fixed(wanted);
     Ok(())
 }
@@ -174,11 +151,7 @@ fn files_in(directory: &Path, findings: &mut Findings, round: u64) -> Outcome {
         names.push(entry?.path());
     }
     names.sort();
-    require!(
-        names.len() as u64 == FILES,
-        "{} files, not {FILES}",
-        names.len()
-    );
+    require!(names.len() as u64 == FILES, "{} files, not {FILES}", names.len());
     for (number, path) in (0..).zip(&names) {
         let got = reader_sha256(File::open(path)?)?;
         let wanted = stream_sha256(round ^ number, number * 997);
@@ -190,17 +163,11 @@ fn files_in(directory: &Path, findings: &mut Findings, round: u64) -> Outcome {
 
 fn mappings(findings: &mut Findings, round: u64) -> Outcome {
     let mut memory = MmapMut::map_anon(MAPPED_BYTES)?;
-    require!(
-        memory.iter().all(|&byte| byte == 0),
-        "fresh memory is not zero"
-    );
+    require!(memory.iter().all(|&byte| byte == 0), "fresh memory is not zero");
     stream::fill(round, 0, &mut memory);
 
     let digest = reader_sha256(&memory[..])?;
-    require!(
-        digest == stream_sha256(round, MAPPED_BYTES as u64),
-        "memory holds something else"
-    );
+    require!(digest == stream_sha256(round, MAPPED_BYTES as u64), "memory holds something else");
     findings.fixed(digest);
     Ok(())
 }
@@ -219,10 +186,7 @@ fn clocks(findings: &mut Findings, _: u64) -> Outcome {
     let mut before = Duration::ZERO;
     for _ in 0..20 {
         let now = monotonic()?;
-        require!(
-            now >= before,
-            "the monotonic clock went from {before:?} to {now:?}"
-        );
+        require!(now >= before, "the monotonic clock went from {before:?} to {now:?}");
         findings.varying(now.as_nanos().to_le_bytes());
         before = now;
     }
@@ -253,7 +217,8 @@ fn timers(findings: &mut Findings, _: u64) -> Outcome {
     for _ in 0..TICKS {
         timer.wait()?;
     }
-    // A wait that comes late covers several periods, so only the first is certain to have been waited for.
+    // A wait that comes late covers several periods, so only the first is certain to have been
+    // waited for.
     elapsed(findings, start, TICK)
 }
 
@@ -280,10 +245,7 @@ fn tcp(findings: &mut Findings, round: u64) -> Outcome {
     let server = thread::spawn(move || pour(listener.accept()?.0, round, TCP_BYTES));
     let got = reader_sha256(TcpStream::connect(address)?)?;
     joined(server)?;
-    require!(
-        got == stream_sha256(round, TCP_BYTES),
-        "TCP delivered something else"
-    );
+    require!(got == stream_sha256(round, TCP_BYTES), "TCP delivered something else");
     findings.fixed(got);
     findings.varying(address.port().to_le_bytes());
     Ok(())
@@ -299,14 +261,8 @@ fn udp(findings: &mut Findings, round: u64) -> Outcome {
         stream::fill(round ^ number, 0, &mut sent);
         client.send_to(&sent, server.local_addr()?)?;
         let (count, from) = server.recv_from(&mut got)?;
-        require!(
-            got[..count] == sent[..],
-            "datagram {number} arrived changed"
-        );
-        require!(
-            from == client.local_addr()?,
-            "datagram {number} came from {from}"
-        );
+        require!(got[..count] == sent[..], "datagram {number} arrived changed");
+        require!(from == client.local_addr()?, "datagram {number} came from {from}");
         findings.fixed(&sent);
     }
     Ok(())
@@ -317,10 +273,7 @@ fn unix(findings: &mut Findings, round: u64) -> Outcome {
     let writer = thread::spawn(move || pour(far, round, PIPE_BYTES));
     let got = reader_sha256(near)?;
     joined(writer)?;
-    require!(
-        got == stream_sha256(round, PIPE_BYTES),
-        "a Unix socket delivered something else"
-    );
+    require!(got == stream_sha256(round, PIPE_BYTES), "a Unix socket delivered something else");
     findings.fixed(got);
     Ok(())
 }
