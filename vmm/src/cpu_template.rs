@@ -36,46 +36,14 @@ const ADDRESS_BITS: u32 = 0x3028;
 
 /// In EAX, EBX, ECX, EDX order; a leaf not named here does not exist for the guest.
 const LEAVES: [Leaf; 8] = [
-    Leaf {
-        function: 0,
-        keep: [0, ALL, ALL, ALL],
-        set: [1, 0, 0, 0],
-    },
-    Leaf {
-        function: 1,
-        keep: [ALL, 0, 0, FEATURES_EDX],
-        set: [0, CLFLUSH_LINE, 0, 0],
-    },
-    Leaf {
-        function: 0x8000_0000,
-        keep: [0, ALL, ALL, ALL],
-        set: [0x8000_0008, 0, 0, 0],
-    },
-    Leaf {
-        function: 0x8000_0001,
-        keep: [0, 0, EXTENDED_ECX, EXTENDED_EDX],
-        set: [0; 4],
-    },
-    Leaf {
-        function: 0x8000_0002,
-        keep: [ALL; 4],
-        set: [0; 4],
-    },
-    Leaf {
-        function: 0x8000_0003,
-        keep: [ALL; 4],
-        set: [0; 4],
-    },
-    Leaf {
-        function: 0x8000_0004,
-        keep: [ALL; 4],
-        set: [0; 4],
-    },
-    Leaf {
-        function: 0x8000_0008,
-        keep: [0; 4],
-        set: [ADDRESS_BITS, 0, 0, 0],
-    },
+    Leaf { function: 0, keep: [0, ALL, ALL, ALL], set: [1, 0, 0, 0] },
+    Leaf { function: 1, keep: [ALL, 0, 0, FEATURES_EDX], set: [0, CLFLUSH_LINE, 0, 0] },
+    Leaf { function: 0x8000_0000, keep: [0, ALL, ALL, ALL], set: [0x8000_0008, 0, 0, 0] },
+    Leaf { function: 0x8000_0001, keep: [0, 0, EXTENDED_ECX, EXTENDED_EDX], set: [0; 4] },
+    Leaf { function: 0x8000_0002, keep: [ALL; 4], set: [0; 4] },
+    Leaf { function: 0x8000_0003, keep: [ALL; 4], set: [0; 4] },
+    Leaf { function: 0x8000_0004, keep: [ALL; 4], set: [0; 4] },
+    Leaf { function: 0x8000_0008, keep: [0; 4], set: [ADDRESS_BITS, 0, 0, 0] },
 ];
 
 const fn bits(positions: &[u32]) -> u32 {
@@ -132,10 +100,7 @@ impl CpuTemplate {
             call: "KVM_SET_CPUID2",
             source: kvm_ioctls::Error::new(libc::E2BIG),
         })?;
-        Ok(Self {
-            cpuid,
-            digest: hash.finalize().into(),
-        })
+        Ok(Self { cpuid, digest: hash.finalize().into() })
     }
 
     /// SHA-256 over every leaf the guest can see.
@@ -148,23 +113,16 @@ impl CpuTemplate {
     /// # Errors
     /// When KVM refuses.
     pub fn apply(&self, vcpu: &Vcpu) -> Result<(), KvmError> {
-        vcpu.fd()
-            .set_cpuid2(&self.cpuid)
-            .map_err(call("KVM_SET_CPUID2"))
+        vcpu.fd().set_cpuid2(&self.cpuid).map_err(call("KVM_SET_CPUID2"))
     }
 }
 
 fn reduce(supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, TemplateError> {
     let mut reduced = Vec::with_capacity(LEAVES.len());
     for leaf in &LEAVES {
-        let host = supported
-            .iter()
-            .find(|e| e.function == leaf.function)
-            .copied();
-        let host = host.unwrap_or(kvm_cpuid_entry2 {
-            function: leaf.function,
-            ..Default::default()
-        });
+        let host = supported.iter().find(|e| e.function == leaf.function).copied();
+        let host =
+            host.unwrap_or(kvm_cpuid_entry2 { function: leaf.function, ..Default::default() });
         reduced.push(kvm_cpuid_entry2 {
             function: leaf.function,
             index: 0,
@@ -177,16 +135,9 @@ fn reduce(supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, Templ
         });
     }
     for (function, needed) in [(1, FEATURES_EDX), (0x8000_0001, EXTENDED_EDX)] {
-        let got = reduced
-            .iter()
-            .find(|e| e.function == function)
-            .map_or(0, |e| e.edx);
+        let got = reduced.iter().find(|e| e.function == function).map_or(0, |e| e.edx);
         if got != needed {
-            return Err(TemplateError::MissingFeatures {
-                leaf: function,
-                got,
-                needed,
-            });
+            return Err(TemplateError::MissingFeatures { leaf: function, got, needed });
         }
     }
     Ok(reduced)
@@ -220,19 +171,12 @@ mod tests {
         let one = leaves.iter().find(|e| e.function == 1).unwrap();
         assert_eq!(one.edx & (1 << 4 | 1 << 9), 0, "TSC and APIC");
         assert_eq!(one.ecx, 0, "RDRAND, XSAVE, x2APIC, hypervisor");
-        assert!(
-            leaves
-                .iter()
-                .all(|e| e.function != 0x4000_0000 && e.function != 7)
-        );
+        assert!(leaves.iter().all(|e| e.function != 0x4000_0000 && e.function != 7));
     }
 
     #[test]
     fn refuses_a_host_without_sse2() {
         let answer = reduce(&host(ALL & !(1 << 26)));
-        assert!(matches!(
-            answer,
-            Err(TemplateError::MissingFeatures { leaf: 1, .. })
-        ));
+        assert!(matches!(answer, Err(TemplateError::MissingFeatures { leaf: 1, .. })));
     }
 }

@@ -82,10 +82,7 @@ impl FromStr for Fault {
         let (place, bits) = match kind {
             "mem" => {
                 let digits = place.strip_prefix("0x").ok_or_else(wrong)?;
-                (
-                    Place::Memory(u64::from_str_radix(digits, 16).map_err(|_| wrong())?),
-                    8,
-                )
+                (Place::Memory(u64::from_str_radix(digits, 16).map_err(|_| wrong())?), 8)
             }
             "reg" => {
                 let index = REGISTERS.iter().position(|(name, _)| *name == place);
@@ -107,30 +104,14 @@ mod tests {
     #[test]
     fn reads_both_kinds() {
         let memory: Fault = "mem:0x1000:7@42".parse().unwrap();
-        assert_eq!(
-            memory,
-            Fault {
-                at: Ordinal(42),
-                place: Place::Memory(0x1000),
-                bit: 7
-            }
-        );
-        assert_eq!(
-            "reg:rip:63@1".parse::<Fault>().unwrap().place,
-            Place::Register(16)
-        );
+        assert_eq!(memory, Fault { at: Ordinal(42), place: Place::Memory(0x1000), bit: 7 });
+        assert_eq!("reg:rip:63@1".parse::<Fault>().unwrap().place, Place::Register(16));
     }
 
     #[test]
     fn refuses_what_it_cannot_do() {
-        for text in [
-            "",
-            "mem:0x1000:8@1",
-            "reg:rax:64@1",
-            "reg:xyz:1@1",
-            "mem:12:1@1",
-            "mem:0x1:1",
-        ] {
+        for text in ["", "mem:0x1000:8@1", "reg:rax:64@1", "reg:xyz:1@1", "mem:12:1@1", "mem:0x1:1"]
+        {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
     }

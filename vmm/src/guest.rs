@@ -1,6 +1,7 @@
 //! From a configuration to a machine that stands at its kernel's entry.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ftvmm_devices::{Board, BoardConfig, kernel_command_line};
 use ftvmm_replication::{Fingerprint, LogHeader, PROTOCOL_VERSION};
@@ -9,7 +10,7 @@ use thiserror::Error;
 
 use crate::boot::{BootError, BootPlan, ImageError, KernelImage, prepare};
 use crate::cpu_template::{self, CpuTemplate, TemplateError};
-use crate::kvm::{KvmError, Vm};
+use crate::kvm::{KvmError, Memory, Vcpu, Vm};
 use crate::machine::Machine;
 
 /// Kernel parameters every guest of ours needs: no ACPI and no APIC (neither is there), no delay-loop
@@ -41,10 +42,7 @@ pub struct GuestConfig {
 
 impl GuestConfig {
     fn board(&self) -> BoardConfig {
-        BoardConfig {
-            rtc_epoch_s: self.rtc_epoch_s,
-            net_mac: self.net_mac,
-        }
+        BoardConfig { rtc_epoch_s: self.rtc_epoch_s, net_mac: self.net_mac }
     }
 }
 
@@ -86,10 +84,10 @@ pub enum GuestError {
     Kvm(#[from] KvmError),
 }
 
-/// A guest that has not run yet.
+/// A guest that is loaded but not switched on.
 pub struct Guest {
-    /// The machine.
-    pub machine: Machine,
+    vcpu: Vcpu,
+    memory: Arc<Memory>,
     /// What two hosts, or a recording and its replay, must agree on.
     pub fingerprint: Fingerprint,
     /// Kernel RDTSC and RDTSCP instructions turned into port reads.
@@ -102,27 +100,15 @@ impl Guest {
     /// # Errors
     /// Says which file or which part of the host does not do.
     pub fn assemble(config: &GuestConfig) -> Result<Self, GuestError> {
-        let GuestConfig {
-            kernel,
-            initramfs,
-            cmdline,
-            memory_mib,
-            net_mac,
-            ..
-        } = config;
+        let GuestConfig { kernel, initramfs, cmdline, memory_mib, net_mac, .. } = config;
         if !MEMORY_MIB.contains(memory_mib) {
             return Err(GuestError::MemorySize { got: *memory_mib });
         }
         let kernel_file = read("kernel", kernel)?;
-        let initramfs_file = initramfs
-            .as_ref()
-            .map(|path| read("initramfs", path))
-            .transpose()?;
+        let initramfs_file = initramfs.as_ref().map(|path| read("initramfs", path)).transpose()?;
         let kernel_sha256: [u8; 32] = Sha256::digest(&kernel_file).into();
-        let image = KernelImage::parse(kernel_file).map_err(|source| GuestError::Image {
-            path: kernel.clone(),
-            source,
-        })?;
+        let image = KernelImage::parse(kernel_file)
+            .map_err(|source| GuestError::Image { path: kernel.clone(), source })?;
 
         let vm = Vm::new(u64::from(*memory_mib) << 20)?;
         let template = CpuTemplate::for_host(&vm)?;
@@ -140,22 +126,19 @@ impl Guest {
             memory_mib: *memory_mib,
             net_mac: *net_mac,
         };
-        let plan = BootPlan {
-            kernel: image,
-            initramfs: initramfs_file.as_deref(),
-            cmdline,
-        };
+        let plan = BootPlan { kernel: image, initramfs: initramfs_file.as_deref(), cmdline };
         let loaded = prepare(plan, vm.memory(), &vcpu)?;
+        let memory = vm.memory().clone();
+        Ok(Self { vcpu, memory, fingerprint, rdtsc_sites: loaded.rdtsc_sites })
+    }
+
+    /// Switches the guest on, at the time of day the configuration says.
+    pub fn power_on(self, config: &GuestConfig) -> Machine {
         let mut board = Board::new(&config.board());
         for (port, value) in FIRMWARE_WRITES {
             board.pio_write(port, &[value]);
         }
-        let machine = Machine::new(vcpu, vm.memory().clone(), board);
-        Ok(Self {
-            machine,
-            fingerprint,
-            rdtsc_sites: loaded.rdtsc_sites,
-        })
+        Machine::new(self.vcpu, self.memory, board)
     }
 }
 
@@ -163,10 +146,7 @@ impl Guest {
     /// What a recording of this guest starts with.
     pub fn log_header(&self, config: &GuestConfig) -> LogHeader {
         let absolute = |path: &Path| {
-            std::path::absolute(path)
-                .unwrap_or_else(|_| path.into())
-                .to_string_lossy()
-                .into_owned()
+            std::path::absolute(path).unwrap_or_else(|_| path.into()).to_string_lossy().into_owned()
         };
         LogHeader {
             fingerprint: self.fingerprint.clone(),
@@ -178,11 +158,7 @@ impl Guest {
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, GuestError> {
-    std::fs::read(path).map_err(|source| GuestError::File {
-        what,
-        path: path.into(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| GuestError::File { what, path: path.into(), source })
 }
 
 /// The user's kernel command line with what the machine needs in front, so that the user's parameters win
@@ -190,9 +166,5 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, GuestError> {
 pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
     let devices = kernel_command_line(board);
     let parts = [BASE_CMDLINE, devices.trim(), user.trim()];
-    parts
-        .into_iter()
-        .filter(|p| !p.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
+    parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -12,5 +12,6 @@ pub mod host;
 pub mod input;
 pub mod kvm;
 pub mod machine;
+pub mod peer;
 pub mod report;
 pub mod run_loop;

@@ -30,14 +30,7 @@ pub struct Machine {
 impl Machine {
     /// Puts a machine together from a vCPU that stands at the kernel's entry.
     pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board) -> Self {
-        Self {
-            vcpu,
-            memory,
-            board,
-            chain: 0,
-            inputs: 0,
-            fault: None,
-        }
+        Self { vcpu, memory, board, chain: 0, inputs: 0, fault: None }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
@@ -98,12 +91,7 @@ impl Machine {
             fault.inject(&self.vcpu, &self.memory)?;
         }
         match exit {
-            Exit::Pio {
-                port,
-                direction,
-                size_bytes,
-                ..
-            } => {
+            Exit::Pio { port, direction, size_bytes, .. } => {
                 match (port, direction, size_bytes) {
                     (RDTSC_PORT, Direction::Read, 4) => self.read_tsc(false)?,
                     (RDTSCP_PORT, Direction::Read, 4) => self.read_tsc(true)?,
@@ -112,9 +100,7 @@ impl Machine {
                 let data_digest = xxh3_64(self.vcpu.pio_data());
                 self.link(at, port.into(), data_digest);
             }
-            Exit::Mmio {
-                addr, direction, ..
-            } => {
+            Exit::Mmio { addr, direction, .. } => {
                 let data = self.vcpu.mmio_data();
                 match direction {
                     Direction::Read => self.board.mmio_read(&*self.memory, addr, data),
@@ -180,11 +166,7 @@ impl Machine {
     }
 
     fn access_ports(&mut self, port: u16, direction: Direction, size_bytes: u8) {
-        for access in self
-            .vcpu
-            .pio_data()
-            .chunks_exact_mut(usize::from(size_bytes))
-        {
+        for access in self.vcpu.pio_data().chunks_exact_mut(usize::from(size_bytes)) {
             match direction {
                 Direction::Read => self.board.pio_read(port, access),
                 Direction::Write => self.board.pio_write(port, access),
@@ -195,9 +177,7 @@ impl Machine {
     /// The kernel's RDTSC: guest time in nanoseconds, in EDX:EAX; RDTSCP also clears ECX (TSC_AUX).
     fn read_tsc(&mut self, with_aux: bool) -> Result<(), KvmError> {
         let tsc = self.board.now_ns();
-        self.vcpu
-            .pio_data()
-            .copy_from_slice(&(tsc as u32).to_le_bytes());
+        self.vcpu.pio_data().copy_from_slice(&(tsc as u32).to_le_bytes());
         let mut regs = self.vcpu.regs()?;
         regs.rdx = tsc >> 32;
         if with_aux {
@@ -217,10 +197,7 @@ impl Machine {
 
 fn reads_clock(exit: Exit) -> bool {
     match exit {
-        Exit::Pio {
-            port: RDTSC_PORT | RDTSCP_PORT,
-            ..
-        } => true,
+        Exit::Pio { port: RDTSC_PORT | RDTSCP_PORT, .. } => true,
         Exit::Pio { port, .. } => Board::reads_clock(port),
         _ => false,
     }

@@ -25,6 +25,8 @@ pub struct Report {
     pub divergences: u64,
     /// Take-overs by this side.
     pub takeovers: u64,
+    /// From the loss of the peer to the first live exit, if this side took over.
+    pub takeover_seconds: Option<f64>,
     /// Frames whose digest the two sides compared.
     pub frames_compared: u64,
     /// Digest of registers, all memory and device state, in hexadecimal; absent when the run did not end at

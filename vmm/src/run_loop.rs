@@ -84,6 +84,11 @@ impl Ending {
         }
     }
 
+    /// True when the guest ended itself.
+    pub fn by_guest(&self) -> bool {
+        self.first_incomplete() != self.at
+    }
+
     /// The reason as recordings name it.
     pub fn reason(&self) -> EndReason {
         match self.cause {

@@ -87,44 +87,29 @@ impl KernelImage {
     /// Says what the bytes are not.
     pub fn parse(file: Vec<u8>) -> Result<Self, ImageError> {
         if file.starts_with(ELF_MAGIC) {
-            return Ok(Self {
-                elf: file,
-                header: setup_header::default(),
-            });
+            return Ok(Self { elf: file, header: setup_header::default() });
         }
-        let header = setup_header_of(&file).ok_or_else(|| ImageError::NotAKernel {
-            first_bytes: first_bytes(&file),
-        })?;
+        let header = setup_header_of(&file)
+            .ok_or_else(|| ImageError::NotAKernel { first_bytes: first_bytes(&file) })?;
         if header.version < OLDEST_PROTOCOL {
-            return Err(ImageError::TooOld {
-                got: header.version,
-            });
+            return Err(ImageError::TooOld { got: header.version });
         }
-        let setup_sectors = if header.setup_sects == 0 {
-            4
-        } else {
-            usize::from(header.setup_sects)
-        };
+        let setup_sectors =
+            if header.setup_sects == 0 { 4 } else { usize::from(header.setup_sects) };
         let start = (setup_sectors + 1) * SECTOR_BYTES + header.payload_offset as usize;
         let end = start + header.payload_length as usize;
-        let payload = file.get(start..end).ok_or(ImageError::CutOff {
-            end,
-            file_bytes: file.len(),
-        })?;
+        let payload =
+            file.get(start..end).ok_or(ImageError::CutOff { end, file_bytes: file.len() })?;
         let elf = unpack(payload)?;
         if !elf.starts_with(ELF_MAGIC) {
-            return Err(ImageError::NotAKernel {
-                first_bytes: first_bytes(&elf),
-            });
+            return Err(ImageError::NotAKernel { first_bytes: first_bytes(&elf) });
         }
         Ok(Self { elf, header })
     }
 }
 
 fn setup_header_of(file: &[u8]) -> Option<setup_header> {
-    let bytes = file
-        .get(SETUP_HEADER_OFFSET..)?
-        .get(..size_of::<setup_header>())?;
+    let bytes = file.get(SETUP_HEADER_OFFSET..)?.get(..size_of::<setup_header>())?;
     let mut header = setup_header::default();
     header.as_mut_slice().copy_from_slice(bytes);
     (header.header == SETUP_MAGIC).then_some(header)
@@ -138,9 +123,7 @@ fn unpack(payload: &[u8]) -> Result<Vec<u8>, ImageError> {
     let (_, format, unpack) = FORMATS
         .iter()
         .find(|(magic, ..)| payload.starts_with(magic))
-        .ok_or_else(|| ImageError::UnknownPayload {
-            first_bytes: first_bytes(payload),
-        })?;
+        .ok_or_else(|| ImageError::UnknownPayload { first_bytes: first_bytes(payload) })?;
     unpack(payload).map_err(|source| ImageError::DamagedPayload { format, source })
 }
 
@@ -219,10 +202,7 @@ mod tests {
 
     #[test]
     fn unpacks_gzip() {
-        assert_eq!(
-            KernelImage::parse(bzimage(&gzip(&vmlinux()))).unwrap().elf,
-            vmlinux()
-        );
+        assert_eq!(KernelImage::parse(bzimage(&gzip(&vmlinux()))).unwrap().elf, vmlinux());
     }
 
     #[test]
@@ -262,10 +242,7 @@ mod tests {
     fn a_cut_off_image_is_named() {
         let mut file = bzimage(&gzip(&vmlinux()));
         file.truncate(file.len() - 1);
-        assert!(matches!(
-            KernelImage::parse(file),
-            Err(ImageError::CutOff { .. })
-        ));
+        assert!(matches!(KernelImage::parse(file), Err(ImageError::CutOff { .. })));
     }
 
     #[test]
@@ -274,9 +251,6 @@ mod tests {
         let middle = packed.len() / 2;
         packed[middle] ^= 0xff;
         let answer = KernelImage::parse(bzimage(&packed));
-        assert!(matches!(
-            answer,
-            Err(ImageError::DamagedPayload { format: "gzip", .. })
-        ));
+        assert!(matches!(answer, Err(ImageError::DamagedPayload { format: "gzip", .. })));
     }
 }

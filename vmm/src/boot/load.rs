@@ -129,27 +129,12 @@ pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loade
     let mut kernel = plan.kernel;
     let rdtsc_sites = rdtsc::patch(&mut kernel.elf);
     let memory_bytes = memory.iter().map(|r| r.len()).sum();
-    let low_end = memory
-        .iter()
-        .map(|r| r.len())
-        .next()
-        .unwrap_or(0)
-        .min(DEVICE_HOLE_START);
-    let loaded = Elf::load(
-        memory,
-        None,
-        &mut Cursor::new(&kernel.elf),
-        Some(GuestAddress(HIGH_RAM_START)),
-    )
-    .map_err(|source| BootError::Kernel {
-        memory_bytes,
-        source,
-    })?;
+    let low_end = memory.iter().map(|r| r.len()).next().unwrap_or(0).min(DEVICE_HOLE_START);
+    let loaded =
+        Elf::load(memory, None, &mut Cursor::new(&kernel.elf), Some(GuestAddress(HIGH_RAM_START)))
+            .map_err(|source| BootError::Kernel { memory_bytes, source })?;
 
-    let mut params = boot_params {
-        hdr: kernel.header,
-        ..Default::default()
-    };
+    let mut params = boot_params { hdr: kernel.header, ..Default::default() };
     params.hdr.type_of_loader = 0xff;
     params.hdr.boot_flag = 0xaa55;
     params.hdr.header = 0x5372_6448;
@@ -162,21 +147,15 @@ pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loade
     }
     let cmdline = Cmdline::try_from(plan.cmdline, CMDLINE_BYTES_MAX)
         .map_err(|source| BootError::Cmdline { source })?;
-    load_cmdline(memory, GuestAddress(CMDLINE), &cmdline).map_err(|source| BootError::Kernel {
-        memory_bytes,
-        source,
-    })?;
+    load_cmdline(memory, GuestAddress(CMDLINE), &cmdline)
+        .map_err(|source| BootError::Kernel { memory_bytes, source })?;
     params.hdr.cmd_line_ptr = CMDLINE as u32;
     params.hdr.cmdline_size = plan.cmdline.len() as u32;
 
     let mut e820 = vec![(0, LOW_RAM_END), (HIGH_RAM_START, low_end - HIGH_RAM_START)];
     e820.extend(memory.iter().skip(1).map(|r| (r.start_addr().0, r.len())));
     for (slot, (addr, size)) in params.e820_table.iter_mut().zip(&e820) {
-        *slot = boot_e820_entry {
-            addr: *addr,
-            size: *size,
-            r#type: E820_RAM,
-        };
+        *slot = boot_e820_entry { addr: *addr, size: *size, r#type: E820_RAM };
     }
     params.e820_entries = e820.len() as u8;
     at(ZERO_PAGE, memory.write_obj(params, GuestAddress(ZERO_PAGE)))?;
@@ -196,24 +175,14 @@ fn place_initramfs(
         .checked_sub(initramfs_bytes as u64)
         .map(|start| start & !(PAGE_BYTES - 1))
         .filter(|&start| start >= kernel_end)
-        .ok_or(BootError::InitramfsTooBig {
-            initramfs_bytes,
-            kernel_end,
-            memory_bytes,
-        })
+        .ok_or(BootError::InitramfsTooBig { initramfs_bytes, kernel_end, memory_bytes })
 }
 
 fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
-    at(
-        PML4,
-        memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4)),
-    )?;
-    at(
-        PDPT,
-        memory.write_obj(PD | PRESENT_WRITABLE, GuestAddress(PDPT)),
-    )?;
+    at(PML4, memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4)))?;
+    at(PDPT, memory.write_obj(PD | PRESENT_WRITABLE, GuestAddress(PDPT)))?;
     for i in 0..512 {
         let entry = i << 21 | PRESENT_WRITABLE | LARGE;
         at(PD, memory.write_obj(entry, GuestAddress(PD + i * 8)))?;
@@ -223,10 +192,7 @@ fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
 
 fn enter_long_mode(memory: &Memory, vcpu: &Vcpu, entry: u64) -> Result<(), BootError> {
     for (i, descriptor) in [0, 0, GDT_CODE, GDT_DATA].into_iter().enumerate() {
-        at(
-            GDT,
-            memory.write_obj(descriptor, GuestAddress(GDT + i as u64 * 8)),
-        )?;
+        at(GDT, memory.write_obj(descriptor, GuestAddress(GDT + i as u64 * 8)))?;
     }
     let code = kvm_segment {
         base: 0,
@@ -239,13 +205,7 @@ fn enter_long_mode(memory: &Memory, vcpu: &Vcpu, entry: u64) -> Result<(), BootE
         g: 1,
         ..Default::default()
     };
-    let data = kvm_segment {
-        selector: DATA_SELECTOR,
-        type_: 3,
-        l: 0,
-        db: 1,
-        ..code
-    };
+    let data = kvm_segment { selector: DATA_SELECTOR, type_: 3, l: 0, db: 1, ..code };
     let mut sregs = vcpu.sregs()?;
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
@@ -277,9 +237,6 @@ mod tests {
     fn an_initramfs_that_would_reach_into_the_kernel_is_refused() {
         let answer = place_initramfs(48 << 20, 32 << 20, 64 << 20, 64 << 20);
         assert!(matches!(answer, Err(BootError::InitramfsTooBig { .. })));
-        assert_eq!(
-            place_initramfs(1, 32 << 20, 64 << 20, 64 << 20).unwrap(),
-            (64 << 20) - 4096
-        );
+        assert_eq!(place_initramfs(1, 32 << 20, 64 << 20, 64 << 20).unwrap(), (64 << 20) - 4096);
     }
 }

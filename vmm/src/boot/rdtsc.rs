@@ -58,10 +58,7 @@ fn patch_section(address: u64, code: &mut [u8]) -> usize {
 
 /// Address and file range of each section with code, straight from the section header table.
 fn executable_sections(elf: &[u8]) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
-    let u16_at = |at: usize| {
-        elf.get(at..at + 2)
-            .map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
-    };
+    let u16_at = |at: usize| elf.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
     let table = u64_at(elf, 0x28) as usize;
     let (entry_bytes, count) = (usize::from(u16_at(0x3a)), usize::from(u16_at(0x3c)));
     let names = table + usize::from(u16_at(0x3e)) * entry_bytes;
@@ -77,17 +74,12 @@ fn executable_sections(elf: &[u8]) -> impl Iterator<Item = (u64, std::ops::Range
         }
         let offset = u64_at(elf, header + 0x18) as usize;
         let size = u64_at(elf, header + 0x20) as usize;
-        Some((
-            u64_at(elf, header + 0x10),
-            offset..offset.checked_add(size)?,
-        ))
+        Some((u64_at(elf, header + 0x10), offset..offset.checked_add(size)?))
     })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..at + 4)
-        .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -101,13 +93,10 @@ mod tests {
     #[test]
     fn patches_instructions_and_nothing_that_only_looks_like_one() {
         // mov eax,0x310f ; rdtsc ; lfence ; rdtscp ; ret
-        let mut code = vec![
-            0xb8, 0x0f, 0x31, 0, 0, 0x0f, 0x31, 0x0f, 0xae, 0xe8, 0x0f, 0x01, 0xf9, 0xc3,
-        ];
+        let mut code =
+            vec![0xb8, 0x0f, 0x31, 0, 0, 0x0f, 0x31, 0x0f, 0xae, 0xe8, 0x0f, 0x01, 0xf9, 0xc3];
         assert_eq!(patch_section(0, &mut code), 2);
-        let wanted = [
-            0xb8, 0x0f, 0x31, 0, 0, 0xe5, 0x55, 0x0f, 0xae, 0xe8, 0xe5, 0x56, 0x90, 0xc3,
-        ];
+        let wanted = [0xb8, 0x0f, 0x31, 0, 0, 0xe5, 0x55, 0x0f, 0xae, 0xe8, 0xe5, 0x56, 0x90, 0xc3];
         assert_eq!(code, wanted);
     }
 

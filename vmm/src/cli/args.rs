@@ -204,25 +204,18 @@ impl FromStr for NetArg {
                 _ => return Err(format!("'{part}' is not tap=NAME or mac=aa:bb:cc:dd:ee:ff")),
             }
         }
-        Ok(Self {
-            tap: tap.ok_or("tap=NAME is missing")?,
-            mac,
-        })
+        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac })
     }
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], String> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|b| u8::from_str_radix(b, 16).ok().filter(|_| b.len() == 2))
-        .collect();
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|b| u8::from_str_radix(b, 16).ok().filter(|_| b.len() == 2)).collect();
     let mac: [u8; 6] = bytes
         .and_then(|b| b.try_into().ok())
         .ok_or_else(|| format!("'{text}' is no MAC address like 52:54:00:46:54:01"))?;
     if mac[0] & 1 != 0 {
-        return Err(format!(
-            "'{text}' is a multicast address; the first byte must be even"
-        ));
+        return Err(format!("'{text}' is a multicast address; the first byte must be even"));
     }
     Ok(mac)
 }
@@ -256,13 +249,7 @@ mod tests {
     #[test]
     fn net_takes_a_tap_and_a_mac() {
         let net: NetArg = "tap=ftvm0,mac=02:00:00:00:00:09".parse().unwrap();
-        assert_eq!(
-            net,
-            NetArg {
-                tap: "ftvm0".into(),
-                mac: [2, 0, 0, 0, 0, 9]
-            }
-        );
+        assert_eq!(net, NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9] });
         assert_eq!("tap=t".parse::<NetArg>().unwrap().mac, DEFAULT_MAC);
     }
 
@@ -277,12 +264,7 @@ mod tests {
             let error = text.parse::<NetArg>().unwrap_err();
             assert!(error.contains(wanted), "{text}: {error}");
         }
-        assert!(
-            "etcd:http://x"
-                .parse::<WitnessArg>()
-                .unwrap_err()
-                .contains("file:PATH")
-        );
+        assert!("etcd:http://x".parse::<WitnessArg>().unwrap_err().contains("file:PATH"));
     }
 
     #[test]

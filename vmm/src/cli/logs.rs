@@ -22,10 +22,7 @@ pub fn logs(command: &LogCommand) -> Result<(), CommandError> {
 }
 
 fn damaged(path: &Path) -> impl Fn(ftvmm_replication::LogError) -> CommandError {
-    move |e| CommandError::Recording {
-        path: path.into(),
-        why: e.to_string(),
-    }
+    move |e| CommandError::Recording { path: path.into(), why: e.to_string() }
 }
 
 fn print_stat(path: &Path) -> Result<(), CommandError> {

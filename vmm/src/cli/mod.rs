@@ -2,6 +2,7 @@
 
 mod args;
 mod logs;
+mod pair;
 mod replay;
 mod run;
 
@@ -142,10 +143,7 @@ pub fn main() -> ExitCode {
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FTVMM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 fn doctor(json: bool) -> ExitCode {
@@ -158,11 +156,7 @@ fn doctor(json: bool) -> ExitCode {
     } else {
         println!("{diagnosis}");
     }
-    ExitCode::from(if diagnosis.suitable {
-        0
-    } else {
-        status::FAILED
-    })
+    ExitCode::from(if diagnosis.suitable { 0 } else { status::FAILED })
 }
 
 fn write_report(path: Option<&Path>, report: &Report) -> Result<(), CommandError> {

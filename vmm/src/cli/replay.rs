@@ -28,10 +28,8 @@ pub fn open_log(path: &Path) -> Result<LogReader<BufReader<File>>, CommandError>
         path: path.into(),
         source,
     })?;
-    LogReader::new(BufReader::new(file)).map_err(|e| CommandError::Recording {
-        path: path.into(),
-        why: e.to_string(),
-    })
+    LogReader::new(BufReader::new(file))
+        .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })
 }
 
 /// Replays a recording.
@@ -43,37 +41,31 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     let reader = open_log(&args.file)?;
     let header = reader.header().clone();
     let config = GuestConfig {
-        kernel: args
-            .kernel
-            .clone()
-            .unwrap_or_else(|| header.kernel_path.clone().into()),
-        initramfs: args
-            .initrd
-            .clone()
-            .or_else(|| header.initramfs_path.clone().map(Into::into)),
+        kernel: args.kernel.clone().unwrap_or_else(|| header.kernel_path.clone().into()),
+        initramfs: args.initrd.clone().or_else(|| header.initramfs_path.clone().map(Into::into)),
         cmdline: header.fingerprint.cmdline.clone(),
         memory_mib: header.fingerprint.memory_mib,
         net_mac: header.fingerprint.net_mac,
         rtc_epoch_s: header.rtc_epoch_s,
     };
-    let mut guest = Guest::assemble(&config)?;
+    let guest = Guest::assemble(&config)?;
     if let Some(difference) = header.fingerprint.first_difference(&guest.fingerprint) {
         let why = format!("was made with another guest: {difference}");
-        return Err(CommandError::Recording {
-            path: args.file.clone(),
-            why,
-        });
+        return Err(CommandError::Recording { path: args.file.clone(), why });
     }
+    let rdtsc_sites = guest.rdtsc_sites;
+    let mut machine = guest.power_on(&config);
     let mut inputs = LogInputs::new(reader, args.until.map(Ordinal));
     let mut outputs = Replayed::default();
     let clock = HostClock::host_start();
-    let ending = run_loop::run(&mut guest.machine, &mut inputs, &mut outputs)?;
+    let ending = run_loop::run(&mut machine, &mut inputs, &mut outputs)?;
     let seconds = clock.host_now_ns() as f64 / 1e9;
-    let digest = digest_at(&guest.machine, &ending)?;
+    let digest = digest_at(&machine, &ending)?;
     let report = Report {
         outputs: outputs.frames,
         log_bytes: inputs.bytes_read(),
-        ..report("replay", &guest, &ending, digest, seconds)
+        rdtsc_sites,
+        ..report("replay", &machine, &ending, digest, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
     if let Some(torn) = inputs.torn() {

@@ -13,7 +13,8 @@ use super::{CommandError, host, write_report};
 use crate::guest::{Guest, GuestConfig, full_cmdline};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
-    EventLoop, HostOutputs, RawTerminal, Signals, Subscriber, Tap, TapReader, Ticker, read_console,
+    BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
+    read_console,
 };
 use crate::input::{Alarm, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded};
 use crate::kvm::install_kick_handler;
@@ -29,7 +30,7 @@ pub fn run(args: &RunArgs) -> Result<(), CommandError> {
     install_kick_handler()?;
     match args.role {
         Role::Solo => solo(args),
-        Role::Primary | Role::Backup => todo!(),
+        Role::Primary | Role::Backup => super::pair::pair(args),
     }
 }
 
@@ -39,13 +40,7 @@ pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
     GuestConfig {
         kernel: args.kernel.clone().unwrap_or_default(),
         initramfs: args.initrd.clone(),
-        cmdline: full_cmdline(
-            &args.cmdline,
-            &BoardConfig {
-                rtc_epoch_s,
-                net_mac,
-            },
-        ),
+        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac }),
         memory_mib: args.mem,
         net_mac,
         rtc_epoch_s,
@@ -62,53 +57,41 @@ pub fn create_log(
         path: path.into(),
         source,
     })?;
-    let writer =
-        LogWriter::new(BufWriter::new(file), header).map_err(|e| CommandError::Recording {
-            path: path.into(),
-            why: e.to_string(),
-        })?;
+    let writer = LogWriter::new(BufWriter::new(file), header)
+        .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
     Ok(FileLog::new(writer))
 }
 
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let queue = Arc::new(LiveQueue::default());
-    let mut waited: Vec<Subscriber> = vec![Box::new(Signals::take(queue.clone())?)];
-    let tap = args
-        .net
-        .as_ref()
-        .map(|net| Tap::open(&net.tap))
-        .transpose()?;
+    let stopped = queue.clone();
+    let signals = BlockedSignals::block()?.on_signal(move || stopped.stop(StopCause::Requested));
+    let mut waited: Vec<Subscriber> = vec![Box::new(signals)];
+    let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let rtc_epoch_s = host_unix_seconds();
     let config = guest_config(args, rtc_epoch_s);
-    let mut guest = Guest::assemble(&config)?;
-    if let Some(fault) = args.inject_fault {
-        guest.machine.schedule(fault);
-    }
-    let writer = tap
-        .as_ref()
-        .map(Tap::try_clone)
-        .transpose()
-        .map_err(host("second tap handle"))?;
+    let guest = Guest::assemble(&config)?;
+    let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
     let mut outputs = HostOutputs::new(writer);
     if let Some(tap) = tap {
-        waited.push(Box::new(TapReader {
-            tap,
-            queue: queue.clone(),
-        }));
+        waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
     }
     let mut log = match &args.record {
         Some(path) => Some(create_log(path, &guest.log_header(&config))?),
         None => None,
     };
-    let mut alarm = None;
-    if log.is_none() {
-        let kicked = queue.clone();
-        let ticker = Ticker::new(move || kicked.kick())?;
-        alarm = Some(Alarm::new(ticker.timer()));
-        waited.push(Box::new(ticker));
+    let kicked = queue.clone();
+    let ticker = Ticker::new(move || kicked.kick())?;
+    let alarm = Alarm::new(ticker.timer());
+    waited.push(Box::new(ticker));
+    queue.set_unrecorded(log.is_none());
+    let rdtsc_sites = guest.rdtsc_sites;
+    let mut machine = guest.power_on(&config);
+    if let Some(fault) = args.inject_fault {
+        machine.schedule(fault);
     }
-    let kicker = guest.machine.vcpu().kicker();
-    queue.kick_with(kicker.clone(), log.is_none());
+    let kicker = machine.vcpu().kicker();
+    queue.kick_with(kicker.clone());
     let _events = EventLoop::start(waited)?;
     let terminal = RawTerminal::enter();
     read_console(queue.clone(), &terminal).map_err(host("console thread"))?;
@@ -117,29 +100,27 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let live = LiveInputs::new(queue, clock, 0, alarm);
     let started = clock.host_now_ns();
     let result = match &mut log {
-        None => run_loop::run(&mut guest.machine, &mut { live }, &mut outputs),
+        None => run_loop::run(&mut machine, &mut { live }, &mut outputs),
         Some(log) => {
             let mut inputs = Recorded::new(live, log);
-            run_loop::run(&mut guest.machine, &mut inputs, &mut outputs)
+            run_loop::run(&mut machine, &mut inputs, &mut outputs)
         }
     };
     kicker.retire();
     drop(terminal);
     let seconds = (clock.host_now_ns() - started) as f64 / 1e9;
     let ending = result?;
-    let digest = digest_at(&guest.machine, &ending)?;
+    let digest = digest_at(&machine, &ending)?;
     let mut log_bytes = 0;
     if let Some(log) = log {
-        let end = digest.map(|state_digest| End {
-            state_digest,
-            reason: ending.reason(),
-        });
+        let end = digest.map(|state_digest| End { state_digest, reason: ending.reason() });
         log_bytes = log.finish(ending.first_incomplete(), end)?;
     }
     let report = Report {
         log_bytes,
         outputs: outputs.frames(),
-        ..report("solo", &guest, &ending, digest, seconds)
+        rdtsc_sites,
+        ..report("solo", &machine, &ending, digest, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
     verdict(&ending)
@@ -147,17 +128,13 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
 
 /// The state digest, when the run ended where a replay can end too.
 pub fn digest_at(machine: &Machine, ending: &Ending) -> Result<Option<[u8; 32]>, CommandError> {
-    Ok(if ending.at_exit {
-        Some(machine.state_digest()?)
-    } else {
-        None
-    })
+    Ok(if ending.at_exit { Some(machine.state_digest()?) } else { None })
 }
 
 /// The part of the report every role has.
 pub fn report(
     role: &'static str,
-    guest: &Guest,
+    machine: &Machine,
     ending: &Ending,
     digest: Option<[u8; 32]>,
     seconds: f64,
@@ -166,9 +143,9 @@ pub fn report(
         role,
         end: Some(ending.cause),
         exits: ending.at.0,
-        inputs: guest.machine.inputs(),
+        inputs: machine.inputs(),
         state_digest: digest.map(|d| hex(&d)),
-        rdtsc_sites: guest.rdtsc_sites,
+        guest_faults: machine.board().guest_faults().count,
         seconds,
         ..Report::default()
     }

@@ -60,17 +60,9 @@ pub fn cpuid_mask(host: &Host, ring: Ring) -> Findings {
     }
     let highest_basic = execute_cpuid(&mut guest, HIGHEST_BASIC_LEAF)?;
     for leaf in HIDDEN_LEAVES {
-        expect_leaf(
-            leaf,
-            execute_cpuid(&mut guest, leaf)?,
-            &[[0; 4], highest_basic],
-        )?;
+        expect_leaf(leaf, execute_cpuid(&mut guest, leaf)?, &[[0; 4], highest_basic])?;
     }
-    Ok(format!(
-        "{} leaves as set, {} hidden",
-        host.cpuid.as_slice().len(),
-        HIDDEN_LEAVES.len()
-    ))
+    Ok(format!("{} leaves as set, {} hidden", host.cpuid.as_slice().len(), HIDDEN_LEAVES.len()))
 }
 
 fn expect_leaf(leaf: u32, got: [u32; 4], allowed: &[[u32; 4]]) -> Result<(), ProbeFailure> {
@@ -108,8 +100,7 @@ pub fn rdtsc_disabled(host: &Host) -> Findings {
 
 /// Without CR4.TSD, RDTSC is no fault.
 pub fn rdtsc_enabled(host: &Host) -> Findings {
-    host.guest(programs::rdtsc(), Ring::User)?
-        .run_to(Stop::Report)?;
+    host.guest(programs::rdtsc(), Ring::User)?.run_to(Stop::Report)?;
     Ok("runs in ring 3".into())
 }
 
@@ -117,10 +108,7 @@ pub fn rdtsc_enabled(host: &Host) -> Findings {
 pub fn single_step(host: &Host, ring: Ring) -> Findings {
     let program = programs::steps();
     let mut guest = host.guest(program, ring)?;
-    let debug = |control| kvm_guest_debug {
-        control,
-        ..Default::default()
-    };
+    let debug = |control| kvm_guest_debug { control, ..Default::default() };
     guest
         .vcpu
         .fd()
@@ -131,19 +119,12 @@ pub fn single_step(host: &Host, ring: Ring) -> Findings {
         let regs = guest.run_to(Stop::Debug)?;
         expect_equal(format!("RIP after step {step}"), regs.rip, *address)?;
     }
-    guest
-        .vcpu
-        .fd()
-        .set_guest_debug(&debug(0))
-        .map_err(call("KVM_SET_GUEST_DEBUG"))?;
+    guest.vcpu.fd().set_guest_debug(&debug(0)).map_err(call("KVM_SET_GUEST_DEBUG"))?;
     let regs = guest.run_to(Stop::Report)?;
     expect_equal("RBX at the end", regs.rbx, 5)?;
     expect_equal("memory at the end", guest.read_u64(layout::DATA)?, 5)?;
     expect_equal("RSI at the end", regs.rsi, 7)?;
-    Ok(format!(
-        "{} steps of one instruction each",
-        addresses.len() - 1
-    ))
+    Ok(format!("{} steps of one instruction each", addresses.len() - 1))
 }
 
 /// Where each instruction of a straight program starts.
@@ -156,8 +137,7 @@ fn instruction_addresses(program: &[u8]) -> Vec<u64> {
 
 /// INT3 reaches the guest's own handler.
 pub fn int3(host: &Host) -> Findings {
-    host.guest(programs::int3(), Ring::Kernel)?
-        .run_to(Stop::Exception { vector: 3 })?;
+    host.guest(programs::int3(), Ring::Kernel)?.run_to(Stop::Exception { vector: 3 })?;
     Ok("#BP in the guest".into())
 }
 
@@ -182,28 +162,13 @@ pub fn xrstor(host: &Host) -> Findings {
         .kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
-    if !cpuid
-        .as_slice()
-        .iter()
-        .any(|e| e.function == 1 && e.ecx & FEATURE_XSAVE != 0)
-    {
+    if !cpuid.as_slice().iter().any(|e| e.function == 1 && e.ecx & FEATURE_XSAVE != 0) {
         return Ok("this CPU has none, and no guest is shown it".into());
     }
     let guest = MicroGuest::new(programs::xrstor(), Ring::Kernel, CR4_OSXSAVE, &cpuid)?;
-    let mut xcrs = kvm_xcrs {
-        nr_xcrs: 1,
-        ..Default::default()
-    };
-    xcrs.xcrs[0] = kvm_xcr {
-        xcr: 0,
-        value: XCR0,
-        ..Default::default()
-    };
-    guest
-        .vcpu
-        .fd()
-        .set_xcrs(&xcrs)
-        .map_err(call("KVM_SET_XCRS"))?;
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: XCR0, ..Default::default() };
+    guest.vcpu.fd().set_xcrs(&xcrs).map_err(call("KVM_SET_XCRS"))?;
     gives_16(guest)
 }
 

@@ -26,10 +26,7 @@ pub fn repeats(host: &Host, ring: Ring) -> Findings {
     for number in 2..=RUNS {
         compare(number, &first, &run(host, ring)?)?;
     }
-    Ok(format!(
-        "{RUNS} runs: same registers at {} exits, same memory",
-        first.exits.len()
-    ))
+    Ok(format!("{RUNS} runs: same registers at {} exits, same memory", first.exits.len()))
 }
 
 fn run(host: &Host, ring: Ring) -> Result<Trace, ProbeFailure> {
@@ -59,11 +56,7 @@ fn compare(number: u32, first: &Trace, other: &Trace) -> Result<(), ProbeFailure
             )?;
         }
     }
-    same_bytes(
-        |at| format!("memory at {at:#x} after run {number}"),
-        &first.memory,
-        &other.memory,
-    )
+    same_bytes(|at| format!("memory at {at:#x} after run {number}"), &first.memory, &other.memory)
 }
 
 fn same_bytes(
@@ -74,16 +67,8 @@ fn same_bytes(
     if expected == got {
         return Ok(());
     }
-    let at = expected
-        .iter()
-        .zip(got)
-        .take_while(|(expected, got)| expected == got)
-        .count();
-    let show = |bytes: &[u8]| {
-        bytes
-            .get(at)
-            .map_or("nothing".into(), |byte| format!("{byte:#04x}"))
-    };
+    let at = expected.iter().zip(got).take_while(|(expected, got)| expected == got).count();
+    let show = |bytes: &[u8]| bytes.get(at).map_or("nothing".into(), |byte| format!("{byte:#04x}"));
     Err(ProbeFailure::Differs {
         what: what(at),
         got: show(got),
@@ -98,14 +83,8 @@ mod tests {
     #[test]
     fn a_difference_is_placed_and_shown() {
         let failure = same_bytes(|at| format!("byte {at}"), &[1, 2, 3], &[1, 9, 3]).unwrap_err();
-        assert_eq!(
-            failure.to_string(),
-            "byte 1: got 0x09, expected 0x02 as in the first run"
-        );
+        assert_eq!(failure.to_string(), "byte 1: got 0x09, expected 0x02 as in the first run");
         let failure = same_bytes(|at| format!("byte {at}"), &[1, 2], &[1]).unwrap_err();
-        assert_eq!(
-            failure.to_string(),
-            "byte 1: got nothing, expected 0x02 as in the first run"
-        );
+        assert_eq!(failure.to_string(), "byte 1: got nothing, expected 0x02 as in the first run");
     }
 }

@@ -34,12 +34,8 @@ const DATA: u64 = layout::DATA / PAGE_BYTES;
 
 /// The log reports the pages written, then, once read, only those written after.
 pub fn complete(host: &Host) -> Findings {
-    let memory = Memory::from_ranges(&[(GuestAddress(0), layout::MEMORY_BYTES as usize)]).map_err(
-        |source| KvmError::Memory {
-            bytes: layout::MEMORY_BYTES,
-            source,
-        },
-    )?;
+    let memory = Memory::from_ranges(&[(GuestAddress(0), layout::MEMORY_BYTES as usize)])
+        .map_err(|source| KvmError::Memory { bytes: layout::MEMORY_BYTES, source })?;
     load(&memory, programs::dirty_pages())?;
     let vm = create_logged_vm(host, &memory)?;
     let mut vcpu = vm.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
@@ -52,9 +48,7 @@ pub fn complete(host: &Host) -> Findings {
     let second = dirty_after_run(&vm, &mut vcpu)?;
     expect_between("since the log was read", &second, &again, &again)?;
     let extra = first.len() - written.len();
-    Ok(format!(
-        "no page missing, {extra} only read in the first reading, none in the second"
-    ))
+    Ok(format!("no page missing, {extra} only read in the first reading, none in the second"))
 }
 
 /// The guest's log after it has run to its next report.
@@ -75,11 +69,7 @@ fn expect_between(
         return Ok(());
     }
     let words = |pages: &BTreeSet<u64>| {
-        pages
-            .iter()
-            .map(|page| format!("{page:#x}"))
-            .collect::<Vec<_>>()
-            .join(" ")
+        pages.iter().map(|page| format!("{page:#x}")).collect::<Vec<_>>().join(" ")
     };
     Err(ProbeFailure::Differs {
         what: format!("pages dirty {when}"),
@@ -90,12 +80,10 @@ fn expect_between(
 
 fn create_logged_vm(host: &Host, memory: &Memory) -> Result<VmFd, KvmError> {
     let vm = uninterrupted(|| host.kvm.create_vm().map_err(call("KVM_CREATE_VM")))?;
-    let start = memory
-        .get_host_address(GuestAddress(0))
-        .map_err(|_| KvmError::Call {
-            call: "KVM_SET_USER_MEMORY_REGION",
-            source: kvm_ioctls::Error::new(libc::EFAULT),
-        })?;
+    let start = memory.get_host_address(GuestAddress(0)).map_err(|_| KvmError::Call {
+        call: "KVM_SET_USER_MEMORY_REGION",
+        source: kvm_ioctls::Error::new(libc::EFAULT),
+    })?;
     let region = kvm_userspace_memory_region {
         slot: SLOT,
         flags: KVM_MEM_LOG_DIRTY_PAGES,
@@ -119,37 +107,22 @@ fn pages(log: &[u64]) -> BTreeSet<u64> {
 
 fn run_to_report(vcpu: &mut VcpuFd) -> Result<(), ProbeFailure> {
     let expected = Stop::Report;
-    let rip = |vcpu: &VcpuFd| {
-        vcpu.get_regs()
-            .map(|regs| regs.rip)
-            .map_err(call("KVM_GET_REGS"))
-    };
+    let rip = |vcpu: &VcpuFd| vcpu.get_regs().map(|regs| regs.rip).map_err(call("KVM_GET_REGS"));
     for _ in 0..KICKS_PER_RUN_MAX {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, _)) if port == u16::from(layout::REPORT) => return Ok(()),
             Ok(VcpuExit::IoOut(port, _)) => {
                 let got = decode_port(port, Direction::Write);
-                return Err(ProbeFailure::WrongStop {
-                    got,
-                    rip: rip(vcpu)?,
-                    expected,
-                });
+                return Err(ProbeFailure::WrongStop { got, rip: rip(vcpu)?, expected });
             }
             Ok(_) => return Err(ProbeFailure::EmulationFailure { rip: rip(vcpu)? }),
             Err(e) if e.errno() == libc::EINTR => {}
             Err(source) => {
-                return Err(KvmError::Call {
-                    call: "KVM_RUN",
-                    source,
-                }
-                .into());
+                return Err(KvmError::Call { call: "KVM_RUN", source }.into());
             }
         }
     }
-    Err(ProbeFailure::NoStop {
-        rip: rip(vcpu)?,
-        expected,
-    })
+    Err(ProbeFailure::NoStop { rip: rip(vcpu)?, expected })
 }
 
 #[cfg(test)]
@@ -166,9 +139,6 @@ mod tests {
 
     #[test]
     fn a_bitmap_is_a_set_of_pages_without_the_page_tables() {
-        assert_eq!(
-            pages(&[1 << 63 | 0b111_0001, 0b10]),
-            BTreeSet::from([0, 63, 65])
-        );
+        assert_eq!(pages(&[1 << 63 | 0b111_0001, 0b10]), BTreeSet::from([0, 63, 65]));
     }
 }

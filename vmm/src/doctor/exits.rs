@@ -32,10 +32,7 @@ pub fn mmio(host: &Host) -> Findings {
     let mut guest = host.guest(programs::mmio(), Ring::Kernel)?;
     guest.run_to(Stop::MmioRead { addr: layout::MMIO })?;
     guest.vcpu.mmio_data().copy_from_slice(&41u32.to_le_bytes());
-    guest.run_to(Stop::MmioWrite {
-        addr: layout::MMIO + 8,
-        value: 42,
-    })?;
+    guest.run_to(Stop::MmioWrite { addr: layout::MMIO + 8, value: 42 })?;
     guest.run_to(Stop::Report)?;
     Ok("read answered, write seen".into())
 }
@@ -61,11 +58,7 @@ pub fn interrupt(host: &Host) -> Findings {
         let taken = guest.read_u64(layout::TICKS)?;
         expect_equal(format!("ring {ring}: interrupts taken"), taken, 1)?;
         let rip = guest.read_u64(layout::TICKS + 8)?;
-        expect_equal(
-            format!("ring {ring}: interrupted RIP"),
-            rip,
-            layout::CODE + IN_BYTES,
-        )?;
+        expect_equal(format!("ring {ring}: interrupted RIP"), rip, layout::CODE + IN_BYTES)?;
     }
     Ok("taken right after the exit in both rings".into())
 }
@@ -86,11 +79,7 @@ pub fn forced_stop(host: &Host) -> Findings {
             let (got, rip, expected) = (stop, regs.rip, Stop::Interrupted);
             return Err(ProbeFailure::WrongStop { got, rip, expected });
         }
-        expect_equal(
-            format!("ring {ring}: rounds before the first kick"),
-            regs.rcx,
-            0,
-        )?;
+        expect_equal(format!("ring {ring}: rounds before the first kick"), regs.rcx, 0)?;
         guest.run_to_kick(1)?;
         let rounds = guest.vcpu.regs()?.rcx.wrapping_neg();
         if rounds == 0 {

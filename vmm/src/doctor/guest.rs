@@ -43,13 +43,8 @@ const CPUID_1_EDX_APIC: u32 = 1 << 9;
 
 /// Null, kernel code, kernel data, user data, user code; accessed bits set, so the CPU writes
 /// nothing.
-const GDT: [u64; 5] = [
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0x00cf_f300_0000_ffff,
-    0x00af_fb00_0000_ffff,
-];
+const GDT: [u64; 5] =
+    [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
 const KERNEL_CODE: u16 = 0x08;
 const KERNEL_DATA: u16 = 0x10;
 const USER_DATA: u16 = 0x1b;
@@ -170,17 +165,10 @@ pub fn template_cpuid() -> Result<CpuId, ProbeFailure> {
     let vm = uninterrupted(|| Vm::new(layout::MEMORY_BYTES))?;
     let vcpu = vm.create_vcpu()?;
     CpuTemplate::for_host(&vm)?.apply(&vcpu)?;
-    let mut cpuid = vcpu
-        .fd()
-        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-        .map_err(call("KVM_GET_CPUID2"))?;
+    let mut cpuid = vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_CPUID2"))?;
     // Older kernels do not tell how many entries they filled; the others are zero, as no leaf is.
     cpuid.retain(|leaf| *leaf != kvm_cpuid_entry2::default());
-    for leaf in cpuid
-        .as_mut_slice()
-        .iter_mut()
-        .filter(|leaf| leaf.function == 1)
-    {
+    for leaf in cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1) {
         // KVM shows the APIC while IA32_APIC_BASE has it enabled, as it does in this fresh vCPU.
         leaf.edx &= !CPUID_1_EDX_APIC;
     }
@@ -234,34 +222,17 @@ impl MicroGuest {
     /// When KVM cannot go on.
     pub fn run(&mut self) -> Result<Stop, ProbeFailure> {
         Ok(match self.vcpu.run(false) {
-            Ok(Exit::Pio {
-                port, direction, ..
-            }) => decode_port(port, direction),
-            Ok(Exit::Mmio {
-                addr,
-                direction: Direction::Read,
-                ..
-            }) => Stop::MmioRead { addr },
-            Ok(Exit::Mmio {
-                addr,
-                direction: Direction::Write,
-                ..
-            }) => {
+            Ok(Exit::Pio { port, direction, .. }) => decode_port(port, direction),
+            Ok(Exit::Mmio { addr, direction: Direction::Read, .. }) => Stop::MmioRead { addr },
+            Ok(Exit::Mmio { addr, direction: Direction::Write, .. }) => {
                 let data = self.vcpu.mmio_data();
-                let value = data
-                    .iter()
-                    .take(4)
-                    .rev()
-                    .fold(0, |v, byte| v << 8 | u32::from(*byte));
+                let value = data.iter().take(4).rev().fold(0, |v, byte| v << 8 | u32::from(*byte));
                 Stop::MmioWrite { addr, value }
             }
             Ok(Exit::Hlt) => Stop::Hlt,
             Ok(Exit::Shutdown) => Stop::Shutdown,
             Ok(Exit::Interrupted | Exit::WindowOpen) => Stop::Interrupted,
-            Err(KvmError::UnknownExit {
-                reason: KVM_EXIT_DEBUG,
-                ..
-            }) => Stop::Debug,
+            Err(KvmError::UnknownExit { reason: KVM_EXIT_DEBUG, .. }) => Stop::Debug,
             Err(KvmError::UnknownExit {
                 reason: KVM_EXIT_INTERNAL_ERROR,
                 suberror: KVM_INTERNAL_ERROR_EMULATION,
@@ -286,10 +257,7 @@ impl MicroGuest {
                 }
             }
         }
-        Err(ProbeFailure::NoStop {
-            rip: self.vcpu.regs()?.rip,
-            expected,
-        })
+        Err(ProbeFailure::NoStop { rip: self.vcpu.regs()?.rip, expected })
     }
 
     /// Lets a program that never stops run until the watchdog has kicked `kicks` times.
@@ -380,16 +348,8 @@ pub fn set_registers(
         present: 1,
         ..Default::default()
     };
-    sregs.gdt = kvm_dtable {
-        base: layout::GDT,
-        limit: 0x27,
-        ..Default::default()
-    };
-    sregs.idt = kvm_dtable {
-        base: layout::IDT,
-        limit: 0xfff,
-        ..Default::default()
-    };
+    sregs.gdt = kvm_dtable { base: layout::GDT, limit: 0x27, ..Default::default() };
+    sregs.idt = kvm_dtable { base: layout::IDT, limit: 0xfff, ..Default::default() };
     sregs.cr0 = CR0;
     sregs.cr3 = layout::PAGE_TABLES;
     sregs.cr4 = CR4 | cr4;
@@ -423,9 +383,7 @@ pub fn decode_port(port: u16, direction: Direction) -> Stop {
         (Ok(p), Direction::Write)
             if (layout::EXCEPTION..layout::EXCEPTION + EXCEPTIONS).contains(&p) =>
         {
-            Stop::Exception {
-                vector: p - layout::EXCEPTION,
-            }
+            Stop::Exception { vector: p - layout::EXCEPTION }
         }
         _ => Stop::StrangePort { port },
     }
@@ -439,25 +397,10 @@ mod tests {
     fn a_port_names_the_stop() {
         assert_eq!(decode_port(0x10, Direction::Write), Stop::Report);
         assert_eq!(decode_port(0x11, Direction::Read), Stop::Ask);
-        assert_eq!(
-            decode_port(0x8d, Direction::Write),
-            Stop::Exception { vector: 13 }
-        );
-        assert_eq!(
-            decode_port(0x9f, Direction::Write),
-            Stop::Exception { vector: 31 }
-        );
-        assert_eq!(
-            decode_port(0xa0, Direction::Write),
-            Stop::StrangePort { port: 0xa0 }
-        );
-        assert_eq!(
-            decode_port(0x10, Direction::Read),
-            Stop::StrangePort { port: 0x10 }
-        );
-        assert_eq!(
-            decode_port(0x110, Direction::Write),
-            Stop::StrangePort { port: 0x110 }
-        );
+        assert_eq!(decode_port(0x8d, Direction::Write), Stop::Exception { vector: 13 });
+        assert_eq!(decode_port(0x9f, Direction::Write), Stop::Exception { vector: 31 });
+        assert_eq!(decode_port(0xa0, Direction::Write), Stop::StrangePort { port: 0xa0 });
+        assert_eq!(decode_port(0x10, Direction::Read), Stop::StrangePort { port: 0x10 });
+        assert_eq!(decode_port(0x110, Direction::Write), Stop::StrangePort { port: 0x110 });
     }
 }

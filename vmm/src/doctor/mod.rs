@@ -92,11 +92,7 @@ fn supervise(
     let signal = SIGRTMIN() + KICK_SIGNAL_OFFSET;
     if let Err(cause) = register_signal_handler(signal, on_kick) {
         let detail = format!("sigaction of the real-time signal {signal} failed: {cause}");
-        return Diagnosis::new(vec![Check {
-            name: COMPLETE,
-            verdict: Verdict::Fail,
-            detail,
-        }]);
+        return Diagnosis::new(vec![Check { name: COMPLETE, verdict: Verdict::Fail, detail }]);
     }
     let (sender, receiver) = mpsc::channel();
     let prober = thread::spawn(move || {
@@ -125,20 +121,14 @@ fn supervise(
                 let _ = prober.kill(signal);
             }
             Err(RecvTimeoutError::Disconnected) => {
-                break prober
-                    .join()
-                    .map_err(|_| "the probe panicked; this is a fault of ftvmm");
+                break prober.join().map_err(|_| "the probe panicked; this is a fault of ftvmm");
             }
         }
     };
     if let Err(why) = complete {
         let after = checks.last().map_or("nothing", |check| check.name);
         let detail = format!("{why} (the last check made was: {after})");
-        checks.push(Check {
-            name: COMPLETE,
-            verdict: Verdict::Fail,
-            detail,
-        });
+        checks.push(Check { name: COMPLETE, verdict: Verdict::Fail, detail });
     }
     Diagnosis::new(checks)
 }
@@ -160,16 +150,8 @@ fn examine_host(found: &mut dyn FnMut(Check)) {
 impl Check {
     fn new(name: &'static str, when_it_holds: Verdict, findings: Findings) -> Self {
         match findings {
-            Ok(detail) => Self {
-                name,
-                verdict: when_it_holds,
-                detail,
-            },
-            Err(failure) => Self {
-                name,
-                verdict: Verdict::Fail,
-                detail: failure.to_string(),
-            },
+            Ok(detail) => Self { name, verdict: when_it_holds, detail },
+            Err(failure) => Self { name, verdict: Verdict::Fail, detail: failure.to_string() },
         }
     }
 }
@@ -177,11 +159,7 @@ impl Check {
 impl Diagnosis {
     fn new(checks: Vec<Check>) -> Self {
         let named = |verdict| {
-            checks
-                .iter()
-                .filter(move |c| c.verdict == verdict)
-                .map(|c| c.name)
-                .collect::<Vec<_>>()
+            checks.iter().filter(move |c| c.verdict == verdict).map(|c| c.name).collect::<Vec<_>>()
         };
         let (failed, passed) = (named(Verdict::Fail), named(Verdict::Pass));
         let suitable = failed.is_empty();
@@ -189,38 +167,20 @@ impl Diagnosis {
             format!("suitable: all {} checks hold", passed.len())
         } else {
             let only_slow = failed.iter().all(|name| speed::NAMES.contains(name));
-            let reason = if only_slow {
-                "correct but interpreted: "
-            } else {
-                ""
-            };
+            let reason = if only_slow { "correct but interpreted: " } else { "" };
             format!(
                 "unsuitable: {reason}{}; use the lab (cargo xtask does this by itself)",
                 failed.join(", ")
             )
         };
-        Self {
-            suitable,
-            summary,
-            checks,
-        }
+        Self { suitable, summary, checks }
     }
 }
 
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self
-            .checks
-            .iter()
-            .map(|check| check.name.len())
-            .max()
-            .unwrap_or(0);
-        for Check {
-            name,
-            verdict,
-            detail,
-        } in &self.checks
-        {
+        let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+        for Check { name, verdict, detail } in &self.checks {
             let verdict = match verdict {
                 Verdict::Pass => "pass",
                 Verdict::Fail => "FAIL",
@@ -237,11 +197,7 @@ mod tests {
     use super::*;
 
     fn check(name: &'static str, verdict: Verdict) -> Check {
-        Check {
-            name,
-            verdict,
-            detail: format!("about {name}"),
-        }
+        Check { name, verdict, detail: format!("about {name}") }
     }
 
     #[test]
@@ -264,19 +220,13 @@ mod tests {
             check("HLT exit", Verdict::Pass),
             check(speed::NAMES[0], Verdict::Fail),
         ]);
-        assert!(
-            diagnosis
-                .summary
-                .starts_with("unsuitable: correct but interpreted: speed")
-        );
+        assert!(diagnosis.summary.starts_with("unsuitable: correct but interpreted: speed"));
     }
 
     #[test]
     fn the_table_is_aligned() {
-        let diagnosis = Diagnosis::new(vec![
-            check("a", Verdict::Pass),
-            check("longer name", Verdict::Info),
-        ]);
+        let diagnosis =
+            Diagnosis::new(vec![check("a", Verdict::Pass), check("longer name", Verdict::Info)]);
         assert_eq!(
             diagnosis.to_string(),
             "pass  a            about a\n\
@@ -310,10 +260,7 @@ mod tests {
     fn a_prober_that_panics_makes_unsuitable() {
         let diagnosis = supervise(3, |_| panic!("on purpose"));
         assert!(!diagnosis.suitable);
-        assert!(
-            diagnosis.checks[0].detail.contains("panicked"),
-            "{diagnosis}"
-        );
+        assert!(diagnosis.checks[0].detail.contains("panicked"), "{diagnosis}");
     }
 
     #[test]
@@ -324,11 +271,7 @@ mod tests {
                 .guest(programs::count_down(), guest::Ring::Kernel)
                 .and_then(|mut guest| guest.run_to(guest::Stop::Report));
             let given_up = matches!(stop, Err(failure::ProbeFailure::NoStop { .. }));
-            let verdict = if given_up {
-                Verdict::Pass
-            } else {
-                Verdict::Fail
-            };
+            let verdict = if given_up { Verdict::Pass } else { Verdict::Fail };
             found(check("given up", verdict));
         });
         assert!(diagnosis.suitable, "{diagnosis}");
@@ -340,19 +283,10 @@ mod tests {
         let opened = diagnosis.checks[0].verdict == Verdict::Pass;
         let expected = if opened { 1 + PROBES.len() } else { 1 };
         assert_eq!(diagnosis.checks.len(), expected, "{diagnosis}");
-        let failed = |name| {
-            diagnosis
-                .checks
-                .iter()
-                .any(|c| c.name == name && c.verdict == Verdict::Fail)
-        };
+        let failed =
+            |name| diagnosis.checks.iter().any(|c| c.name == name && c.verdict == Verdict::Fail);
         if diagnosis.checks[0].detail.contains("kvm_pvm") {
-            for name in [
-                "CPUID mask (ring 0)",
-                "RDTSC with CR4.TSD",
-                "INT3",
-                "POPCNT",
-            ] {
+            for name in ["CPUID mask (ring 0)", "RDTSC with CR4.TSD", "INT3", "POPCNT"] {
                 assert!(failed(name), "{name} holds under kvm_pvm? {diagnosis}");
             }
             assert!(!diagnosis.suitable);

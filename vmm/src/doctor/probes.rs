@@ -25,39 +25,23 @@ pub struct Probe {
 }
 
 const fn needed(name: &'static str, examine: fn(&Host) -> Findings) -> Probe {
-    Probe {
-        name,
-        verdict: Verdict::Pass,
-        examine,
-    }
+    Probe { name, verdict: Verdict::Pass, examine }
 }
 
 const fn informational(name: &'static str, examine: fn(&Host) -> Findings) -> Probe {
-    Probe {
-        name,
-        verdict: Verdict::Info,
-        examine,
-    }
+    Probe { name, verdict: Verdict::Info, examine }
 }
 
 /// Every check after the opening of `/dev/kvm`, in the order made and printed.
 pub const PROBES: &[Probe] = &[
     needed("capabilities", capabilities),
     informational("optional capabilities", optional_capabilities),
-    needed("CPUID mask (ring 0)", |host| {
-        cpu::cpuid_mask(host, Ring::Kernel)
-    }),
-    needed("CPUID mask (ring 3)", |host| {
-        cpu::cpuid_mask(host, Ring::User)
-    }),
+    needed("CPUID mask (ring 0)", |host| cpu::cpuid_mask(host, Ring::Kernel)),
+    needed("CPUID mask (ring 3)", |host| cpu::cpuid_mask(host, Ring::User)),
     needed("RDTSC with CR4.TSD", cpu::rdtsc_disabled),
     needed("RDTSC without CR4.TSD", cpu::rdtsc_enabled),
-    needed("single step (ring 0)", |host| {
-        cpu::single_step(host, Ring::Kernel)
-    }),
-    needed("single step (ring 3)", |host| {
-        cpu::single_step(host, Ring::User)
-    }),
+    needed("single step (ring 0)", |host| cpu::single_step(host, Ring::Kernel)),
+    needed("single step (ring 3)", |host| cpu::single_step(host, Ring::User)),
     needed("port exit", exits::port_read),
     needed("HLT exit", exits::halt),
     needed("MMIO exit", exits::mmio),
@@ -70,18 +54,10 @@ pub const PROBES: &[Probe] = &[
     needed("CMPXCHG16B", cpu::cmpxchg16b),
     needed("FXRSTOR", cpu::fxrstor),
     needed("XRSTOR", cpu::xrstor),
-    needed("determinism (ring 0)", |host| {
-        determinism::repeats(host, Ring::Kernel)
-    }),
-    needed("determinism (ring 3)", |host| {
-        determinism::repeats(host, Ring::User)
-    }),
-    needed(speed::NAMES[0], |host| {
-        speed::instructions(host, Ring::Kernel)
-    }),
-    needed(speed::NAMES[1], |host| {
-        speed::instructions(host, Ring::User)
-    }),
+    needed("determinism (ring 0)", |host| determinism::repeats(host, Ring::Kernel)),
+    needed("determinism (ring 3)", |host| determinism::repeats(host, Ring::User)),
+    needed(speed::NAMES[0], |host| speed::instructions(host, Ring::Kernel)),
+    needed(speed::NAMES[1], |host| speed::instructions(host, Ring::User)),
     informational("port exit cost", speed::port_exit),
     informational("PMU", pmu),
 ];
@@ -101,10 +77,7 @@ impl Host {
     /// When `/dev/kvm` cannot be used at all.
     pub fn open() -> Result<Self, ProbeFailure> {
         let cpuid = template_cpuid()?;
-        Ok(Self {
-            kvm: Kvm::new().map_err(call("open(/dev/kvm)"))?,
-            cpuid,
-        })
+        Ok(Self { kvm: Kvm::new().map_err(call("open(/dev/kvm)"))?, cpuid })
     }
 
     /// What KVM this is.
@@ -113,10 +86,7 @@ impl Host {
             .into_iter()
             .find(|module| Path::new("/sys/module").join(module).exists())
             .unwrap_or("an unknown module");
-        format!(
-            "API version {}, provided by {provider}",
-            self.kvm.get_api_version()
-        )
+        format!("API version {}, provided by {provider}", self.kvm.get_api_version())
     }
 
     /// A machine with `program` in it and the template's CPUID.
@@ -139,17 +109,11 @@ const NEEDED: [(Cap, &str); 7] = [
     (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
 ];
 
-const OPTIONAL: [(Cap, &str); 2] = [
-    (Cap::SyncRegs, "KVM_CAP_SYNC_REGS"),
-    (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
-];
+const OPTIONAL: [(Cap, &str); 2] =
+    [(Cap::SyncRegs, "KVM_CAP_SYNC_REGS"), (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR")];
 
 fn capabilities(host: &Host) -> Findings {
-    let missing = names(
-        NEEDED
-            .iter()
-            .filter(|(cap, _)| !host.kvm.check_extension(*cap)),
-    );
+    let missing = names(NEEDED.iter().filter(|(cap, _)| !host.kvm.check_extension(*cap)));
     if missing.is_empty() {
         return Ok(format!("all {} present", NEEDED.len()));
     }
@@ -157,9 +121,8 @@ fn capabilities(host: &Host) -> Findings {
 }
 
 fn optional_capabilities(host: &Host) -> Findings {
-    let (present, absent): (Vec<_>, Vec<_>) = OPTIONAL
-        .iter()
-        .partition(|(cap, _)| host.kvm.check_extension(*cap));
+    let (present, absent): (Vec<_>, Vec<_>) =
+        OPTIONAL.iter().partition(|(cap, _)| host.kvm.check_extension(*cap));
     Ok(match (names(present), names(absent)) {
         (present, absent) if absent.is_empty() => format!("present: {present}"),
         (present, absent) if present.is_empty() => format!("absent: {absent}"),
@@ -168,23 +131,14 @@ fn optional_capabilities(host: &Host) -> Findings {
 }
 
 fn names<'a>(caps: impl IntoIterator<Item = &'a (Cap, &'a str)>) -> String {
-    caps.into_iter()
-        .map(|(_, name)| *name)
-        .collect::<Vec<_>>()
-        .join(", ")
+    caps.into_iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
 }
 
 /// perf registers the PMU `cpu` (on hybrid CPUs `cpu_core`) only when it found working counters.
 fn pmu(_: &Host) -> Findings {
-    let present = ["cpu", "cpu_core"].into_iter().any(|pmu| {
-        Path::new("/sys/bus/event_source/devices")
-            .join(pmu)
-            .exists()
-    });
-    let words = if present {
-        "hardware counters present"
-    } else {
-        "no hardware counters"
-    };
+    let present = ["cpu", "cpu_core"]
+        .into_iter()
+        .any(|pmu| Path::new("/sys/bus/event_source/devices").join(pmu).exists());
+    let words = if present { "hardware counters present" } else { "no hardware counters" };
     Ok(format!("{words}; ftvmm does not need them"))
 }

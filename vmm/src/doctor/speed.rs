@@ -28,19 +28,13 @@ pub fn instructions(host: &Host, ring: Ring) -> Findings {
     // RCX starts at zero, so the loop is 2^64 rounds long.
     let mut guest = host.guest(programs::count_down(), ring)?;
     guest.run_to_kick(1)?;
-    let (clock, rounds_before) = (
-        HostClock::host_start(),
-        guest.vcpu.regs()?.rcx.wrapping_neg(),
-    );
+    let (clock, rounds_before) = (HostClock::host_start(), guest.vcpu.regs()?.rcx.wrapping_neg());
     guest.run_to_kick(KICKS)?;
     let (time_ns, rounds_after) = (clock.host_now_ns(), guest.vcpu.regs()?.rcx.wrapping_neg());
     let instructions = (rounds_after - rounds_before) as f64 * INSTRUCTIONS_PER_ROUND;
     let mips = instructions / time_ns as f64 * 1e3;
     if mips < MIPS_MIN {
-        return Err(ProbeFailure::Slow {
-            mips,
-            mips_min: MIPS_MIN,
-        });
+        return Err(ProbeFailure::Slow { mips, mips_min: MIPS_MIN });
     }
     Ok(format!("{mips:.0} million instructions a second"))
 }

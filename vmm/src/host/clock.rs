@@ -10,14 +10,9 @@ pub struct HostClock {
 
 impl HostClock {
     /// A clock that reads zero now.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "this module is where host time is read"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "this module is where host time is read")]
     pub fn host_start() -> Self {
-        Self {
-            start: Instant::now(),
-        }
+        Self { start: Instant::now() }
     }
 
     /// Nanoseconds since the start.
@@ -27,12 +22,7 @@ impl HostClock {
 }
 
 /// Seconds since the Unix epoch, for the guest's real-time clock at power-on; logged in the recording's header.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "this module is where host time is read"
-)]
+#[allow(clippy::disallowed_methods, reason = "this module is where host time is read")]
 pub fn host_unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -21,10 +21,7 @@ impl RawTerminal {
     /// Switches standard input to raw mode; leaves anything but a terminal alone.
     pub fn enter() -> Self {
         let stdin = std::io::stdin();
-        let before = stdin
-            .is_terminal()
-            .then(|| tcgetattr(&stdin).ok())
-            .flatten();
+        let before = stdin.is_terminal().then(|| tcgetattr(&stdin).ok()).flatten();
         if let Some(before) = &before {
             let mut raw = before.clone();
             cfmakeraw(&mut raw);
@@ -53,26 +50,24 @@ impl Drop for RawTerminal {
 /// When the host has no thread left.
 pub fn read_console(queue: Arc<LiveQueue>, terminal: &RawTerminal) -> std::io::Result<()> {
     let escapes = terminal.is_raw();
-    std::thread::Builder::new()
-        .name("console".into())
-        .spawn(move || {
-            let mut buffer = [0; 4096];
-            let mut escaped = false;
-            let mut stdin = std::io::stdin();
-            while let Ok(count @ 1..) = stdin.read(&mut buffer) {
-                let mut typed = Vec::with_capacity(count);
-                for &byte in &buffer[..count] {
-                    match (escapes && escaped, byte) {
-                        (true, ESCAPE_QUIT) => queue.stop(StopCause::Requested),
-                        (false, ESCAPE) if escapes => escaped = true,
-                        _ => {
-                            typed.push(byte);
-                            escaped = false;
-                        }
+    std::thread::Builder::new().name("console".into()).spawn(move || {
+        let mut buffer = [0; 4096];
+        let mut escaped = false;
+        let mut stdin = std::io::stdin();
+        while let Ok(count @ 1..) = stdin.read(&mut buffer) {
+            let mut typed = Vec::with_capacity(count);
+            for &byte in &buffer[..count] {
+                match (escapes && escaped, byte) {
+                    (true, ESCAPE_QUIT) => queue.stop(StopCause::Requested),
+                    (false, ESCAPE) if escapes => escaped = true,
+                    _ => {
+                        typed.push(byte);
+                        escaped = false;
                     }
                 }
-                queue.push_console(&typed);
             }
-        })?;
+            queue.push_console(&typed);
+        }
+    })?;
     Ok(())
 }

@@ -17,7 +17,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Tap;
 use crate::input::LiveQueue;
-use crate::run_loop::StopCause;
 
 /// A failure of the host's event machinery.
 #[derive(Debug, Error)]
@@ -54,21 +53,15 @@ impl EventLoop {
         }
         manager.add_subscriber(Box::new(Wake(wake.try_clone()?)));
         let seen = Arc::clone(&ended);
-        let thread = std::thread::Builder::new()
-            .name("host-events".into())
-            .spawn(move || {
-                while !seen.load(Ordering::Acquire) {
-                    if let Err(error) = manager.run() {
-                        tracing::error!(%error, "waiting for host events failed");
-                        return;
-                    }
+        let thread = std::thread::Builder::new().name("host-events".into()).spawn(move || {
+            while !seen.load(Ordering::Acquire) {
+                if let Err(error) = manager.run() {
+                    tracing::error!(%error, "waiting for host events failed");
+                    return;
                 }
-            })?;
-        Ok(Self {
-            ended,
-            wake,
-            thread: Some(thread),
-        })
+            }
+        })?;
+        Ok(Self { ended, wake, thread: Some(thread) })
     }
 }
 
@@ -129,32 +122,40 @@ impl MutEventSubscriber for TapReader {
     }
 }
 
-/// SIGINT and SIGTERM end the run.
-pub struct Signals {
+/// SIGINT and SIGTERM, taken over.
+pub struct BlockedSignals(SignalFd);
+
+/// Calls a function at SIGINT and SIGTERM.
+pub struct Signals<F> {
     fd: SignalFd,
-    queue: Arc<LiveQueue>,
+    on_signal: F,
 }
 
-impl Signals {
+impl BlockedSignals {
     /// Takes the two signals over; to be called before the first thread starts, which inherits the mask.
     ///
     /// # Errors
     /// When the host refuses.
-    pub fn take(queue: Arc<LiveQueue>) -> Result<Self, HostEventsError> {
+    pub fn block() -> Result<Self, HostEventsError> {
         let mut set = SigSet::empty();
         set.add(Signal::SIGINT);
         set.add(Signal::SIGTERM);
         set.thread_block().map_err(std::io::Error::from)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let fd = SignalFd::with_flags(&set, flags).map_err(std::io::Error::from)?;
-        Ok(Self { fd, queue })
+        Ok(Self(fd))
+    }
+
+    /// Says what to do when one comes.
+    pub fn on_signal<F: FnMut()>(self, on_signal: F) -> Signals<F> {
+        Signals { fd: self.0, on_signal }
     }
 }
 
-impl MutEventSubscriber for Signals {
+impl<F: FnMut()> MutEventSubscriber for Signals<F> {
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         while let Ok(Some(_)) = self.fd.read_signal() {
-            self.queue.stop(StopCause::Requested);
+            (self.on_signal)();
         }
     }
 
@@ -177,10 +178,7 @@ impl<F: FnMut()> Ticker<F> {
     pub fn new(on_tick: F) -> Result<Self, HostEventsError> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
-        Ok(Self {
-            timer: Arc::new(timer),
-            on_tick,
-        })
+        Ok(Self { timer: Arc::new(timer), on_tick })
     }
 
     /// A timer that fires every `period_ns`.
@@ -190,10 +188,7 @@ impl<F: FnMut()> Ticker<F> {
     pub fn every(period_ns: u64, on_tick: F) -> Result<Self, HostEventsError> {
         let ticker = Self::new(on_tick)?;
         let period = Expiration::Interval(TimeSpec::from(Duration::from_nanos(period_ns.max(1))));
-        ticker
-            .timer
-            .set(period, TimerSetTimeFlags::empty())
-            .map_err(std::io::Error::from)?;
+        ticker.timer.set(period, TimerSetTimeFlags::empty()).map_err(std::io::Error::from)?;
         Ok(ticker)
     }
 

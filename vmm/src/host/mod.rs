@@ -5,9 +5,13 @@ mod console;
 mod events;
 mod outputs;
 mod tap;
+mod witness_file;
 
 pub use console::{RawTerminal, read_console};
-pub use events::{EventLoop, HostEventsError, Signals, Subscriber, TapReader, Ticker, watch};
+pub use events::{
+    BlockedSignals, EventLoop, HostEventsError, Subscriber, TapReader, Ticker, watch,
+};
 pub use outputs::{HostOutputs, print_console};
 
-pub use tap::{Tap, TapError};
+pub use tap::{Tap, TapError, VNET_HEADER_BYTES};
+pub use witness_file::FileWitness;

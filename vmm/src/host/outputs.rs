@@ -33,9 +33,9 @@ impl OutputSink for HostOutputs {
             Output::Frame(frame) => {
                 self.frames += 1;
                 match &self.tap {
-                    Some(tap) => tap
-                        .write_frame(&frame)
-                        .map_err(|source| InputError::Tap { source }),
+                    Some(tap) => {
+                        tap.write_frame(&frame).map_err(|source| InputError::Tap { source })
+                    }
                     None => Ok(()),
                 }
             }

@@ -72,11 +72,7 @@ impl Tap {
             return Err(TapError::Missing { name: name.into() });
         }
         let refused = |step| {
-            move |source: std::io::Error| TapError::Refused {
-                name: name.into(),
-                step,
-                source,
-            }
+            move |source: std::io::Error| TapError::Refused { name: name.into(), step, source }
         };
         let os = |errno: nix::Error| std::io::Error::from(errno);
         let file = OpenOptions::new()
@@ -94,9 +90,7 @@ impl Tap {
         request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
         let fd = file.as_raw_fd();
         // SAFETY: TUNSETIFF reads one ifreq, which lives for the call.
-        unsafe { tun_set_iff(fd, &request) }
-            .map_err(os)
-            .map_err(refused("TUNSETIFF"))?;
+        unsafe { tun_set_iff(fd, &request) }.map_err(os).map_err(refused("TUNSETIFF"))?;
         let size = VNET_HEADER_BYTES as c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives for the call.
         unsafe { tun_set_vnet_header_size(fd, &size) }
@@ -106,10 +100,7 @@ impl Tap {
         unsafe { tun_set_offload(fd, TUN_F_CSUM as c_int) }
             .map_err(os)
             .map_err(refused("TUNSETOFFLOAD"))?;
-        Ok(Self {
-            file,
-            buffer: vec![0; FRAME_BYTES_MAX],
-        })
+        Ok(Self { file, buffer: vec![0; FRAME_BYTES_MAX] })
     }
 
     /// The next frame with its header, or `None` when there is none now.
@@ -146,10 +137,7 @@ impl Tap {
     /// # Errors
     /// When the host is out of file descriptors.
     pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone()?,
-            buffer: vec![0; FRAME_BYTES_MAX],
-        })
+        Ok(Self { file: self.file.try_clone()?, buffer: vec![0; FRAME_BYTES_MAX] })
     }
 }
 
@@ -172,10 +160,7 @@ mod tests {
     #[test]
     fn a_name_that_is_none_is_refused() {
         for name in ["", "a-name-of-20-letters", "a/b", "a b", ".."] {
-            assert!(
-                matches!(Tap::open(name), Err(TapError::BadName { .. })),
-                "{name}"
-            );
+            assert!(matches!(Tap::open(name), Err(TapError::BadName { .. })), "{name}");
         }
     }
 }

@@ -7,22 +7,22 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
-use ftvmm_replication::{Claim, Term, Witness, WitnessError};
+use ftvmm_replication::Term;
+use ftvmm_replication::witness::{Claim, Witness, WitnessEntry, WitnessError, judge};
 
 /// A witness in the files `PATH.1`, `PATH.2`, …
 #[derive(Clone, Debug)]
 pub struct FileWitness {
     path: PathBuf,
-    holder: String,
 }
 
 impl FileWitness {
-    /// A witness at `path` in whose files this host calls itself `holder`.
-    pub fn new(path: PathBuf, holder: String) -> Self {
-        Self { path, holder }
+    /// A witness at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
     }
 
     fn suffixed(&self, suffix: &str) -> PathBuf {
@@ -31,53 +31,72 @@ impl FileWitness {
         name.into()
     }
 
-    fn failed(&self, doing: &'static str) -> impl Fn(std::io::Error) -> WitnessError + '_ {
-        move |e| WitnessError::Unavailable {
-            what: format!("{doing} '{}': {e}", self.path.display()),
-        }
-    }
-}
-
-impl Witness for FileWitness {
-    fn claim(&mut self, term: Term) -> Result<Claim, WitnessError> {
-        let highest = self.highest()?;
-        if highest > term {
-            return Ok(Claim::Denied { holder: format!("a host in term {highest}") });
-        }
-        let mine = self.suffixed(&format!(".claim-{}", self.holder));
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&mine)?;
-            writeln!(file, "{}", self.holder)?;
-            file.sync_all()
-        };
-        write().map_err(self.failed("cannot write beside"))?;
-        let term_file = self.suffixed(&format!(".{term}"));
-        let linked = fs::hard_link(&mine, &term_file);
-        let _ = fs::remove_file(&mine);
-        match linked {
-            Ok(()) => Ok(Claim::Granted),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                let holder = fs::read_to_string(&term_file).unwrap_or_default().trim().to_owned();
-                Ok(if holder == self.holder { Claim::Granted } else { Claim::Denied { holder } })
-            }
-            Err(e) => Err(self.failed("cannot link beside")(e)),
+    fn unreachable(&self, source: io::Error) -> WitnessError {
+        WitnessError::Unreachable {
+            place: self.path.display().to_string(),
+            source: Box::new(source),
         }
     }
 
-    fn highest(&mut self) -> Result<Term, WitnessError> {
+    fn highest_term(&self) -> io::Result<Term> {
         let folder = match self.path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
             _ => PathBuf::from("."),
         };
         let prefix = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned() + ".";
-        let entries = fs::read_dir(folder).map_err(self.failed("cannot list the folder of"))?;
         let mut highest = Term(0);
-        for entry in entries {
-            let name = entry.map_err(self.failed("cannot list the folder of"))?.file_name();
+        for entry in fs::read_dir(folder)? {
+            let name = entry?.file_name();
             let term = name.to_string_lossy().strip_prefix(&prefix).and_then(|n| n.parse().ok());
             highest = highest.max(Term(term.unwrap_or(0)));
         }
         Ok(highest)
+    }
+
+    fn entry(&self, term: Term) -> Result<Option<WitnessEntry>, WitnessError> {
+        if term == Term(0) {
+            return Ok(None);
+        }
+        let file = self.suffixed(&format!(".{term}"));
+        let found = fs::read_to_string(&file).map_err(|e| self.unreachable(e))?;
+        let entry = WitnessEntry::from_line(&found).filter(|entry| entry.term == term);
+        let place = file.display().to_string();
+        entry.map(Some).ok_or(WitnessError::Malformed { place, found })
+    }
+
+    /// Makes the term's file with its content in one step; false when it is there already.
+    fn create(&self, entry: &WitnessEntry) -> io::Result<bool> {
+        let mine = self.suffixed(&format!(".claim-{}", entry.holder.replace(['/', ' '], "-")));
+        let mut file = fs::File::create(&mine)?;
+        file.write_all(entry.to_line().as_bytes())?;
+        file.sync_all()?;
+        let linked = fs::hard_link(&mine, self.suffixed(&format!(".{}", entry.term)));
+        let _ = fs::remove_file(&mine);
+        match linked {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Witness for FileWitness {
+    fn claim(&mut self, term: Term, holder: &str) -> Result<Claim, WitnessError> {
+        let highest = self.highest()?;
+        let current = self.entry(highest)?;
+        if let denied @ Claim::Denied { .. } = judge(current.as_ref(), term, holder) {
+            return Ok(denied);
+        }
+        let wanted = WitnessEntry { term, holder: holder.to_owned() };
+        if self.create(&wanted).map_err(|e| self.unreachable(e))? {
+            return Ok(Claim::Granted);
+        }
+        // Another was faster, or this is our own file.
+        Ok(judge(self.entry(term)?.as_ref(), term, holder))
+    }
+
+    fn highest(&mut self) -> Result<Term, WitnessError> {
+        self.highest_term().map_err(|e| self.unreachable(e))
     }
 }
 
@@ -85,21 +104,21 @@ impl Witness for FileWitness {
 mod tests {
     use super::*;
 
-    fn pair(folder: &std::path::Path) -> (FileWitness, FileWitness) {
-        let path = folder.join("witness");
-        (FileWitness::new(path.clone(), "a".into()), FileWitness::new(path, "b".into()))
+    fn denied(term: u64, holder: &str) -> Claim {
+        Claim::Denied { current: WitnessEntry { term: Term(term), holder: holder.into() } }
     }
 
     #[test]
     fn a_term_has_one_holder() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut a, mut b) = pair(folder.path());
-        assert_eq!(a.claim(Term(1)).unwrap(), Claim::Granted);
-        assert_eq!(b.claim(Term(1)).unwrap(), Claim::Denied { holder: "a".into() });
-        assert_eq!(a.claim(Term(1)).unwrap(), Claim::Granted, "asking again changes nothing");
-        assert_eq!(b.claim(Term(2)).unwrap(), Claim::Granted);
-        assert_eq!(a.highest().unwrap(), Term(2));
-        assert!(matches!(a.claim(Term(1)).unwrap(), Claim::Denied { .. }), "a past term");
+        let mut witness = FileWitness::new(folder.path().join("witness"));
+        assert_eq!(witness.highest().unwrap(), Term(0));
+        assert_eq!(witness.claim(Term(1), "a").unwrap(), Claim::Granted);
+        assert_eq!(witness.claim(Term(1), "b").unwrap(), denied(1, "a"));
+        assert_eq!(witness.claim(Term(1), "a").unwrap(), Claim::Granted, "asked again");
+        assert_eq!(witness.claim(Term(2), "b").unwrap(), Claim::Granted);
+        assert_eq!(witness.highest().unwrap(), Term(2));
+        assert_eq!(witness.claim(Term(1), "a").unwrap(), denied(2, "b"), "a past term");
     }
 
     #[test]
@@ -109,8 +128,10 @@ mod tests {
         let granted: usize = std::thread::scope(|scope| {
             let racers: Vec<_> = (0..16)
                 .map(|i| {
-                    let mut witness = FileWitness::new(path.clone(), format!("host-{i}"));
-                    scope.spawn(move || witness.claim(Term(7)).unwrap() == Claim::Granted)
+                    let mut witness = FileWitness::new(path.clone());
+                    scope.spawn(move || {
+                        witness.claim(Term(7), &format!("host {i}")).unwrap() == Claim::Granted
+                    })
                 })
                 .collect();
             racers.into_iter().map(|r| usize::from(r.join().unwrap())).sum()
@@ -120,8 +141,17 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_not_there_is_named() {
-        let mut witness = FileWitness::new("/nowhere/at/all/witness".into(), "a".into());
-        let error = witness.claim(Term(1)).unwrap_err().to_string();
+        let mut witness = FileWitness::new("/nowhere/at/all/witness".into());
+        let error = witness.claim(Term(1), "a").unwrap_err().to_string();
         assert!(error.contains("/nowhere/at/all/witness"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_entry_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("witness");
+        std::fs::write(folder.path().join("witness.3"), "hello").unwrap();
+        let answer = FileWitness::new(path).claim(Term(4), "a");
+        assert!(matches!(answer, Err(WitnessError::Malformed { .. })));
     }
 }

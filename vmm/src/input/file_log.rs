@@ -24,12 +24,7 @@ impl<W: Write> FileLog<W> {
     /// A log that goes to `writer`, whose header is written.
     pub fn new(writer: LogWriter<W>) -> Self {
         let (group_since, left) = (Ordinal(0), Ordinal(0));
-        Self {
-            writer,
-            group: GroupEncoder::new(),
-            group_since,
-            left,
-        }
+        Self { writer, group: GroupEncoder::new(), group_since, left }
     }
 
     /// Writes how the guest ended, if it ended where a replay can end too, and closes the file; returns its
@@ -39,25 +34,18 @@ impl<W: Write> FileLog<W> {
     /// When the file cannot be written.
     pub fn finish(mut self, at: Ordinal, end: Option<End>) -> Result<u64, InputError> {
         if let Some(end) = end {
-            self.append(&Record {
-                at,
-                event: Event::End(end),
-            })?;
+            self.append(&Record { at, event: Event::End(end) })?;
         }
         self.close_group()?;
         let bytes = self.writer.written_bytes();
-        self.writer
-            .finish()
-            .map_err(|source| InputError::LogWrite { source })?;
+        self.writer.finish().map_err(|source| InputError::LogWrite { source })?;
         Ok(bytes)
     }
 
     fn close_group(&mut self) -> Result<(), InputError> {
         self.group_since = self.left;
         let group = self.group.finish(self.left);
-        self.writer
-            .write_group(&group)
-            .map_err(|source| InputError::LogWrite { source })
+        self.writer.write_group(&group).map_err(|source| InputError::LogWrite { source })
     }
 }
 

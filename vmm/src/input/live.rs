@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,17 +32,12 @@ pub struct GuestClock {
 impl GuestClock {
     /// A clock that shows `guest_ns` when the host's shows `host_ns`.
     pub fn anchored(host: HostClock, host_ns: u64, guest_ns: u64) -> Self {
-        Self {
-            host,
-            offset_ns: guest_ns.wrapping_sub(host_ns) as i64,
-        }
+        Self { host, offset_ns: guest_ns.wrapping_sub(host_ns) as i64 }
     }
 
     /// Guest time now, in nanoseconds since power-on.
     pub fn host_now_ns(&self) -> u64 {
-        self.host
-            .host_now_ns()
-            .saturating_add_signed(self.offset_ns)
+        self.host.host_now_ns().saturating_add_signed(self.offset_ns)
     }
 
     /// The host's clock under it.
@@ -59,7 +55,6 @@ struct Waiting {
     stop_at_once: bool,
     halted: bool,
     kicker: Option<Kicker>,
-    kick_on_input: bool,
     frames_dropped: u64,
 }
 
@@ -68,15 +63,23 @@ struct Waiting {
 pub struct LiveQueue {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
+    unrecorded: AtomicBool,
 }
 
 impl LiveQueue {
-    /// Gives the queue the means to interrupt the running guest; `on_input` uses it for every input, as
-    /// unrecorded runs want it.
-    pub fn kick_with(&self, kicker: Kicker, on_input: bool) {
-        let mut waiting = self.lock();
-        waiting.kicker = Some(kicker);
-        waiting.kick_on_input = on_input;
+    /// Gives the queue the means to interrupt the running guest.
+    pub fn kick_with(&self, kicker: Kicker) {
+        self.lock().kicker = Some(kicker);
+    }
+
+    /// Says whether inputs interrupt the running guest and reach it between exits, where no log could name
+    /// them.
+    pub fn set_unrecorded(&self, unrecorded: bool) {
+        self.unrecorded.store(unrecorded, Ordering::Release);
+    }
+
+    fn is_unrecorded(&self) -> bool {
+        self.unrecorded.load(Ordering::Acquire)
     }
 
     /// Hands over a frame from the tap.
@@ -118,7 +121,7 @@ impl LiveQueue {
     fn wake(&self, waiting: MutexGuard<'_, Waiting>) {
         if waiting.halted {
             self.arrived.notify_one();
-        } else if waiting.kick_on_input
+        } else if self.is_unrecorded()
             && let Some(kicker) = &waiting.kicker
         {
             kicker.kick();
@@ -136,7 +139,7 @@ pub struct LiveInputs {
     clock: GuestClock,
     last_ns: u64,
     sampled_at: Option<Ordinal>,
-    alarm: Option<Alarm>,
+    alarm: Alarm,
 }
 
 /// Interrupts a running, unrecorded guest when its timer is due.
@@ -148,10 +151,7 @@ pub struct Alarm {
 impl Alarm {
     /// An alarm that fires `timer`; whoever waits for the timer calls [`LiveQueue::kick`].
     pub fn new(timer: Arc<TimerFd>) -> Self {
-        Self {
-            timer,
-            set_for_ns: None,
-        }
+        Self { timer, set_for_ns: None }
     }
 
     fn set(&mut self, deadline_ns: Option<u64>, now_ns: u64) {
@@ -174,21 +174,16 @@ impl Alarm {
 }
 
 impl LiveInputs {
-    /// Live inputs for a guest that has seen guest time up to `last_ns`. With an alarm the run is
-    /// unrecorded: inputs also reach the guest between exits.
-    pub fn new(
-        queue: Arc<LiveQueue>,
-        clock: GuestClock,
-        last_ns: u64,
-        alarm: Option<Alarm>,
-    ) -> Self {
-        Self {
-            queue,
-            clock,
-            last_ns,
-            sampled_at: None,
-            alarm,
-        }
+    /// Live inputs for a guest that has seen guest time up to `last_ns`. The alarm is
+    /// used while the run is unrecorded ([`LiveQueue::set_unrecorded`]).
+    pub fn new(queue: Arc<LiveQueue>, clock: GuestClock, last_ns: u64, alarm: Alarm) -> Self {
+        Self { queue, clock, last_ns, sampled_at: None, alarm }
+    }
+
+    /// Goes on with another clock, after the guest has seen guest time up to `last_ns`.
+    pub fn resume(&mut self, clock: GuestClock, last_ns: u64) {
+        self.clock = clock;
+        self.last_ns = last_ns;
     }
 
     fn sample(&mut self, now_ns: u64) -> Step {
@@ -201,7 +196,7 @@ impl InputSource for LiveInputs {
     fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
         let queue = Arc::clone(&self.queue);
         let mut waiting = queue.lock();
-        if situation.at.is_none() && self.alarm.is_none() {
+        if situation.at.is_none() && !self.unrecorded() {
             let now = waiting.stop.filter(|_| waiting.stop_at_once);
             return Ok(now.map_or(Step::Proceed, Step::Stop));
         }
@@ -210,9 +205,7 @@ impl InputSource for LiveInputs {
                 return Ok(Step::Stop(cause));
             }
             let now_ns = self.clock.host_now_ns().max(self.last_ns);
-            let due = situation
-                .deadline_ns
-                .is_some_and(|deadline| deadline <= now_ns);
+            let due = situation.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
             let wants_sample = situation.reads_clock && self.sampled_at != situation.at;
             if wants_sample || (due && now_ns > self.last_ns) {
                 self.sampled_at = situation.at;
@@ -228,8 +221,8 @@ impl InputSource for LiveInputs {
                 return Ok(Step::Apply(Input::ConsoleRx { bytes }));
             }
             if !situation.halted {
-                if let Some(alarm) = &mut self.alarm {
-                    alarm.set(situation.deadline_ns, now_ns);
+                if queue.is_unrecorded() {
+                    self.alarm.set(situation.deadline_ns, now_ns);
                 }
                 return Ok(Step::Proceed);
             }
@@ -240,16 +233,13 @@ impl InputSource for LiveInputs {
                     let woken = queue.arrived.wait_timeout(waiting, bound);
                     woken.unwrap_or_else(PoisonError::into_inner).0
                 }
-                None => queue
-                    .arrived
-                    .wait(waiting)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => queue.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
             };
             waiting.halted = false;
         }
     }
 
     fn unrecorded(&self) -> bool {
-        self.alarm.is_some()
+        self.queue.is_unrecorded()
     }
 }

@@ -53,10 +53,7 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
         };
         match step {
             Step::Apply(input) => {
-                let record = Record {
-                    at,
-                    event: Event::Input(input),
-                };
+                let record = Record { at, event: Event::Input(input) };
                 self.log.append(&record)?;
                 let Event::Input(input) = record.event else {
                     unreachable!("made two lines above")
@@ -65,18 +62,17 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
             }
             Step::Proceed => {
                 if at.0.is_multiple_of(CHECK_EVERY_EXITS) {
-                    let check = Check {
-                        chain: situation.chain,
-                    };
-                    self.log.append(&Record {
-                        at,
-                        event: Event::Check(check),
-                    })?;
+                    let check = Check { chain: situation.chain };
+                    self.log.append(&Record { at, event: Event::Check(check) })?;
                 }
                 self.log.left(at)?;
                 Ok(Step::Proceed)
             }
             Step::Stop(cause) => Ok(Step::Stop(cause)),
         }
+    }
+
+    fn unrecorded(&self) -> bool {
+        self.source.unrecorded()
     }
 }

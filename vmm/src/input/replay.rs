@@ -19,13 +19,7 @@ pub struct LogInputs<R> {
 impl<R: Read> LogInputs<R> {
     /// Inputs from `reader`, at most up to the exit `until`.
     pub fn new(reader: LogReader<R>, until: Option<Ordinal>) -> Self {
-        Self {
-            reader,
-            cursor: ReplayCursor::new(),
-            until,
-            end: None,
-            torn: None,
-        }
+        Self { reader, cursor: ReplayCursor::new(), until, end: None, torn: None }
     }
 
     /// How the recorded guest ended; `at` is the first exit this guest did not get past.
@@ -33,10 +27,7 @@ impl<R: Read> LogInputs<R> {
     /// # Errors
     /// When the log cannot be read, or the recorded guest went on.
     pub fn recorded_end(&mut self, at: Ordinal) -> Result<Option<End>, InputError> {
-        let end = Situation {
-            at: Some(at),
-            ..Situation::default()
-        };
+        let end = Situation { at: Some(at), ..Situation::default() };
         if self.end.is_none() && !matches!(self.next(&end)?, Step::Stop(_)) {
             let what = "the guest ended before this exit, the recorded one went on".into();
             return Err(InputError::Divergence { at: at.0, what });
@@ -55,21 +46,13 @@ impl<R: Read> LogInputs<R> {
     }
 
     fn read_group(&mut self) -> Result<(), InputError> {
-        let group = self
-            .reader
-            .next_group()
-            .map_err(|source| InputError::LogRead { source })?;
+        let group = self.reader.next_group().map_err(|source| InputError::LogRead { source })?;
         match group {
-            Some(group) => self
-                .cursor
-                .push_group(group)
-                .map_err(|source| InputError::LogOrder { source })?,
+            Some(group) => {
+                self.cursor.push_group(group).map_err(|source| InputError::LogOrder { source })?
+            }
             None => {
-                if let Some(Tail::Torn {
-                    offset_bytes,
-                    reason,
-                }) = self.reader.tail()
-                {
+                if let Some(Tail::Torn { offset_bytes, reason }) = self.reader.tail() {
                     self.torn = Some(format!("at byte {offset_bytes}: {reason}"));
                 }
                 self.cursor.seal();

@@ -106,10 +106,7 @@ impl Vm {
         let kvm = Kvm::new().map_err(|source| match source.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
             libc::EACCES | libc::EPERM => KvmError::NoPermission,
-            _ => KvmError::Call {
-                call: "open(/dev/kvm)",
-                source,
-            },
+            _ => KvmError::Call { call: "open(/dev/kvm)", source },
         })?;
         let got = kvm.get_api_version();
         if got != KVM_API_VERSION as i32 {
@@ -126,8 +123,7 @@ impl Vm {
             }
         }
         let fd = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
-        fd.set_tss_address(TSS_ADDRESS)
-            .map_err(call("KVM_SET_TSS_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
         let memory = map_memory(memory_bytes)?;
         for (slot, region) in memory.iter().enumerate() {
             let region = kvm_userspace_memory_region {
@@ -142,11 +138,7 @@ impl Vm {
             unsafe { fd.set_user_memory_region(region) }
                 .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        Ok(Self {
-            kvm,
-            fd,
-            memory: Arc::new(memory),
-        })
+        Ok(Self { kvm, fd, memory: Arc::new(memory) })
     }
 
     /// The guest's memory.
@@ -159,9 +151,7 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn create_vcpu(&self) -> Result<Vcpu, KvmError> {
-        Ok(Vcpu::new(
-            self.fd.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?,
-        ))
+        Ok(Vcpu::new(self.fd.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?))
     }
 
     /// Every CPUID leaf this host's KVM could show a guest.
@@ -169,9 +159,7 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, KvmError> {
-        self.kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(call("KVM_GET_SUPPORTED_CPUID"))
+        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))
     }
 }
 
@@ -179,10 +167,7 @@ fn map_memory(bytes: u64) -> Result<Memory, KvmError> {
     let low = bytes.min(DEVICE_HOLE_START);
     let mut ranges = vec![(vm_memory::GuestAddress(0), low as usize)];
     if bytes > low {
-        ranges.push((
-            vm_memory::GuestAddress(HIGH_MEMORY_START),
-            (bytes - low) as usize,
-        ));
+        ranges.push((vm_memory::GuestAddress(HIGH_MEMORY_START), (bytes - low) as usize));
     }
     Memory::from_ranges(&ranges).map_err(|source| KvmError::Memory { bytes, source })
 }

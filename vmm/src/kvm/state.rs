@@ -72,9 +72,7 @@ impl CpuState {
 
     /// The parts, in a fixed order.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
-        self.parts
-            .iter()
-            .map(|(name, bytes)| (*name, bytes.as_slice()))
+        self.parts.iter().map(|(name, bytes)| (*name, bytes.as_slice()))
     }
 }
 
@@ -83,22 +81,12 @@ fn words(words: &[u64]) -> Vec<u8> {
 }
 
 fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
-    let entries: Vec<_> = MSRS
-        .iter()
-        .map(|&(index, _)| kvm_msr_entry {
-            index,
-            ..Default::default()
-        })
-        .collect();
-    let refused = || KvmError::Call {
-        call: "KVM_GET_MSRS",
-        source: kvm_ioctls::Error::new(libc::EINVAL),
-    };
+    let entries: Vec<_> =
+        MSRS.iter().map(|&(index, _)| kvm_msr_entry { index, ..Default::default() }).collect();
+    let refused =
+        || KvmError::Call { call: "KVM_GET_MSRS", source: kvm_ioctls::Error::new(libc::EINVAL) };
     let mut msrs = Msrs::from_entries(&entries).map_err(|_| refused())?;
-    let read = vcpu
-        .fd()
-        .get_msrs(&mut msrs)
-        .map_err(call("KVM_GET_MSRS"))?;
+    let read = vcpu.fd().get_msrs(&mut msrs).map_err(call("KVM_GET_MSRS"))?;
     if read != MSRS.len() {
         return Err(refused());
     }

@@ -50,10 +50,7 @@ impl Vcpu {
                 return Ok(Exit::Interrupted);
             }
             Err(source) => {
-                return Err(KvmError::Call {
-                    call: "KVM_RUN",
-                    source,
-                });
+                return Err(KvmError::Call { call: "KVM_RUN", source });
             }
         }
         let run = self.fd.get_kvm_run();
@@ -86,18 +83,12 @@ impl Vcpu {
                     KVM_EXIT_INTERNAL_ERROR => unsafe { run.__bindgen_anon_1.internal.suberror },
                     // SAFETY: the exit reason says that KVM filled the `fail_entry` member.
                     KVM_EXIT_FAIL_ENTRY => unsafe {
-                        run.__bindgen_anon_1
-                            .fail_entry
-                            .hardware_entry_failure_reason as u32
+                        run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason as u32
                     },
                     _ => 0,
                 };
                 let rip = self.regs().map_or(0, |regs| regs.rip);
-                Err(KvmError::UnknownExit {
-                    reason,
-                    suberror,
-                    rip,
-                })
+                Err(KvmError::UnknownExit { reason, suberror, rip })
             }
         }
     }
@@ -112,9 +103,7 @@ impl Vcpu {
         // SAFETY: KVM puts the data inside the mapping of kvm_run at `data_offset`
         // (KVM api.rst, KVM_EXIT_IO); the borrow of self keeps the next KVM_RUN away.
         unsafe {
-            let start = std::ptr::from_mut(run)
-                .cast::<u8>()
-                .add(io.data_offset as usize);
+            let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
             std::slice::from_raw_parts_mut(start, length)
         }
     }
@@ -147,17 +136,12 @@ impl Vcpu {
     /// # Errors
     /// When KVM refuses.
     pub fn inject(&mut self, vector: u8) -> Result<(), KvmError> {
-        let interrupt = kvm_interrupt {
-            irq: u32::from(vector),
-        };
+        let interrupt = kvm_interrupt { irq: u32::from(vector) };
         // SAFETY: KVM_INTERRUPT reads one kvm_interrupt, which lives for the call.
         let answer = unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) };
         if answer < 0 {
             let source = kvm_ioctls::Error::last();
-            return Err(KvmError::Call {
-                call: "KVM_INTERRUPT",
-                source,
-            });
+            return Err(KvmError::Call { call: "KVM_INTERRUPT", source });
         }
         Ok(())
     }
@@ -200,10 +184,7 @@ impl Vcpu {
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };
         let flag = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit);
-        Kicker {
-            thread,
-            flag: Arc::new(AtomicU64::new(flag as u64)),
-        }
+        Kicker { thread, flag: Arc::new(AtomicU64::new(flag as u64)) }
     }
 }
 
@@ -214,11 +195,7 @@ impl AsRawFd for Vcpu {
 }
 
 fn direction(is_write: bool) -> Direction {
-    if is_write {
-        Direction::Write
-    } else {
-        Direction::Read
-    }
+    if is_write { Direction::Write } else { Direction::Read }
 }
 
 /// Makes a running `KVM_RUN` return from another thread; a kick that comes between two runs makes the next
@@ -257,10 +234,6 @@ extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 /// # Errors
 /// When the host refuses.
 pub fn install_kick_handler() -> Result<(), KvmError> {
-    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, on_kick).map_err(|source| {
-        KvmError::Call {
-            call: "sigaction",
-            source,
-        }
-    })
+    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, on_kick)
+        .map_err(|source| KvmError::Call { call: "sigaction", source })
 }

@@ -1,8 +1,7 @@
 //! The byte stream to the other host: TCP, never blocking.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -45,7 +44,6 @@ pub struct Channel {
     stream: TcpStream,
     unsent: Vec<u8>,
     buffer: Vec<u8>,
-    sent_bytes: u64,
 }
 
 impl Channel {
@@ -87,7 +85,15 @@ impl Channel {
     fn new(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, unsent: Vec::new(), buffer: vec![0; RECEIVE_BYTES], sent_bytes: 0 })
+        Ok(Self { stream, unsent: Vec::new(), buffer: vec![0; RECEIVE_BYTES] })
+    }
+
+    /// A second handle on the connection, to be waited for.
+    ///
+    /// # Errors
+    /// When the host is out of descriptors.
+    pub fn try_clone_stream(&self) -> std::io::Result<TcpStream> {
+        self.stream.try_clone()
     }
 
     /// Where the next bytes to send are to be appended; [`Self::flush`] sends them.
@@ -113,7 +119,6 @@ impl Channel {
                 Err(e) => break Err(e),
             }
         };
-        self.sent_bytes += sent as u64;
         self.unsent.drain(..sent);
         result
     }
@@ -132,15 +137,11 @@ impl Channel {
             }
         }
     }
-
-    /// Bytes sent so far.
-    pub fn sent_bytes(&self) -> u64 {
-        self.sent_bytes
-    }
 }
 
-impl AsRawFd for Channel {
-    fn as_raw_fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+impl Drop for Channel {
+    /// Ends the connection for every handle on it.
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

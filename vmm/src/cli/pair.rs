@@ -1,0 +1,258 @@
+//! `--role primary|backup`: two hosts in lockstep.
+
+use std::sync::Arc;
+
+use ftvmm_replication::End;
+use ftvmm_replication::session::policy::{
+    DivergencePolicy, Refusal, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
+};
+use ftvmm_replication::witness::Witness;
+
+use super::args::{OnDivergence, Release, Role, RunArgs};
+use super::run::{create_log, digest_at, guest_config, report, verdict};
+use super::{CommandError, host, write_report};
+use crate::guest::{Guest, GuestConfig};
+use crate::host::clock::host_unix_seconds;
+use crate::host::{
+    BlockedSignals, EventLoop, FileWitness, RawTerminal, Subscriber, Tap, TapReader, Ticker,
+    read_console,
+};
+use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorded};
+use crate::machine::Machine;
+use crate::peer::{
+    Channel, ChannelError, ChannelEvents, FollowInputs, Peer, PeerConfig, PeerLog, PeerOutputs,
+};
+use crate::report::Report;
+use crate::run_loop::{self, Ending, RunError, StopCause};
+
+/// A peer that is alive says so this many times within the failure limit.
+const HEARTBEATS_PER_FAILURE: u64 = 10;
+
+/// Runs one half of a pair.
+///
+/// # Errors
+/// Anything that ends the run badly.
+pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
+    let queue = Arc::new(LiveQueue::default());
+    let signals = BlockedSignals::block()?;
+    let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
+    let reader = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
+    let config = guest_config(args, host_unix_seconds());
+    let guest = Guest::assemble(&config)?;
+
+    let peer = make_peer(args, &guest, &config, tap, queue.clone())?;
+    let (connection, role) = match (args.role, args.listen, args.connect) {
+        (Role::Backup, _, Some(address)) => {
+            let channel = Channel::connect(address)?;
+            let events = ChannelEvents::connected(peer.clone(), channel);
+            (events.map_err(host("second channel handle"))?, "backup")
+        }
+        (_, Some(address), _) => {
+            let listener = Channel::listen(address)?;
+            tracing::info!(%address, "waiting for the backup");
+            (ChannelEvents::listening(peer.clone(), listener), "primary")
+        }
+        _ => return Err(CommandError::Configuration("--listen or --connect is missing".into())),
+    };
+    let (tail, kicked, stopped) = (peer.tail_ticker()?, queue.clone(), peer.clone());
+    let alarm = Ticker::new(move || kicked.kick())?;
+    let parts = Parts {
+        peer: peer.clone(),
+        queue: queue.clone(),
+        alarm: Alarm::new(alarm.timer()),
+        tail: tail.timer(),
+        role,
+    };
+    let mut waited: Vec<Subscriber> = vec![
+        Box::new(signals.on_signal(move || stopped.host_stop())),
+        Box::new(connection),
+        Box::new(peer.ticker()?),
+        Box::new(tail),
+        Box::new(alarm),
+    ];
+    if let Some(tap) = reader {
+        waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
+    }
+    let _events = EventLoop::start(waited)?;
+    let begin = match peer.wait_for_begin() {
+        Ok(begin) => begin,
+        Err(reason) => return stopped_by(&reason),
+    };
+    let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
+    parts.run(args, guest, &config)
+}
+
+fn make_peer(
+    args: &RunArgs,
+    guest: &Guest,
+    config: &GuestConfig,
+    tap: Option<Tap>,
+    queue: Arc<LiveQueue>,
+) -> Result<Arc<Peer>, CommandError> {
+    let witness = args.witness.clone().ok_or_else(|| {
+        CommandError::Configuration("--witness is missing; use --witness file:PATH".into())
+    })?;
+    let mut witness = FileWitness::new(witness.0);
+    let unusable = |e: &dyn std::error::Error| {
+        let cause = e.source().map(|c| format!(": {c}")).unwrap_or_default();
+        CommandError::Configuration(format!("{e}{cause}"))
+    };
+    let highest_term = witness.highest().map_err(|e| unusable(&e))?;
+    let session_role = match args.role {
+        Role::Backup => SessionRole::Backup,
+        _ => SessionRole::Primary,
+    };
+    let mut session = SessionConfig::new(
+        session_role,
+        guest.fingerprint.clone(),
+        highest_term,
+        config.rtc_epoch_s,
+    );
+    session.release = match args.release {
+        Release::Compare => ReleasePolicy::Compare,
+        Release::Ack => ReleasePolicy::Ack,
+    };
+    session.on_divergence = match args.on_divergence {
+        OnDivergence::Failover => DivergencePolicy::Failover,
+        OnDivergence::Halt => DivergencePolicy::Halt,
+    };
+    session.failure_ns = args.failure_timeout_ms * 1_000_000;
+    session.heartbeat_ns = session.failure_ns / HEARTBEATS_PER_FAILURE;
+    let unique = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map_err(host("random name for the witness"))?;
+    Peer::new(PeerConfig {
+        session,
+        witness: Box::new(witness),
+        holder: format!("{session_role} {}", unique.trim()),
+        tap,
+        net_mac: config.net_mac,
+        queue,
+        horizon_ns: args.horizon_us * 1000,
+        incident_dir: args.incident_dir.clone(),
+        unrecorded_when_alone: args.record.is_none(),
+    })
+    .map_err(|e| CommandError::Configuration(format!("--failure-timeout-ms: {e}")))
+}
+
+/// What the run needs besides the guest.
+struct Parts {
+    peer: Arc<Peer>,
+    queue: Arc<LiveQueue>,
+    alarm: Alarm,
+    tail: Arc<nix::sys::timerfd::TimerFd>,
+    role: &'static str,
+}
+
+impl Parts {
+    fn run(self, args: &RunArgs, guest: Guest, config: &GuestConfig) -> Result<(), CommandError> {
+        let recording = match &args.record {
+            Some(path) => Some(create_log(path, &guest.log_header(config))?),
+            None => None,
+        };
+        let rdtsc_sites = guest.rdtsc_sites;
+        let mut machine = guest.power_on(config);
+        if let Some(fault) = args.inject_fault {
+            machine.schedule(fault);
+        }
+        let kicker = machine.vcpu().kicker();
+        self.queue.kick_with(kicker.clone());
+        let terminal = RawTerminal::enter();
+        read_console(self.queue.clone(), &terminal).map_err(host("console thread"))?;
+        let Self { peer, queue, alarm, tail, role } = self;
+        let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
+        let started_ns = peer.clock().host_now_ns();
+        let live = LiveInputs::new(queue, clock, 0, alarm);
+        let mut outputs = PeerOutputs::new(peer.clone());
+        let mut log = PeerLog::new(peer.clone(), tail, recording);
+        let (result, went_on) = if args.role == Role::Backup {
+            let mut inputs = FollowInputs::new(peer.clone(), live);
+            let result = run_loop::run(&mut machine, &mut inputs, &mut outputs);
+            let went_on = match &result {
+                Ok(ending) if ending.by_guest() => {
+                    inputs.primary_went_on(ending.first_incomplete())
+                }
+                _ => None,
+            };
+            (result, went_on)
+        } else {
+            let mut inputs = Recorded::new(live, &mut log);
+            (run_loop::run(&mut machine, &mut inputs, &mut outputs), None)
+        };
+        kicker.retire();
+        drop(terminal);
+        let seconds = (peer.clock().host_now_ns() - started_ns) as f64 / 1e9;
+        let (ending, digest, reason) = conclude(&peer, &machine, result, went_on)?;
+        if let Some(recording) = log.into_recording() {
+            let end = digest.map(|state_digest| End { state_digest, reason: ending.reason() });
+            recording.finish(ending.first_incomplete(), end)?;
+        }
+        let counters = peer.counters();
+        let report = Report {
+            outputs: counters.outputs,
+            log_bytes: counters.log_bytes,
+            divergences: counters.divergences,
+            takeovers: counters.takeovers,
+            takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
+            frames_compared: counters.digests,
+            rdtsc_sites,
+            ..report(role, &machine, &ending, digest, seconds)
+        };
+        write_report(args.report.as_deref(), &report)?;
+        stopped_by(&reason)?;
+        verdict(&ending)
+    }
+}
+
+/// Tells the other host how the run ended here, and learns how the pair ends.
+fn conclude(
+    peer: &Arc<Peer>,
+    machine: &Machine,
+    result: Result<Ending, RunError>,
+    went_on: Option<String>,
+) -> Result<(Ending, Option<[u8; 32]>, StopReason), CommandError> {
+    let ending = match result {
+        Ok(ending) => ending,
+        // A backup whose CPU or inputs fail has left the path of the primary.
+        Err(error) if peer.follows() => {
+            let reason = peer.fault(error.to_string());
+            stopped_by(&reason)?;
+            return Err(error.into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let digest = digest_at(machine, &ending)?;
+    let reason = match (went_on, digest, ending.cause) {
+        (Some(description), ..) => peer.fault(description),
+        (None, _, StopCause::Protocol) => peer.stopped().unwrap_or(StopReason::HostRequest),
+        (None, Some(state_digest), _) => {
+            let end = End { state_digest, reason: ending.reason() };
+            peer.guest_ended(ending.first_incomplete(), end)
+        }
+        (None, None, _) => peer.stop_now(),
+    };
+    Ok((ending, digest, reason))
+}
+
+/// The exit status of the protocol's reason to stop.
+fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
+    match reason {
+        StopReason::Clean | StopReason::HostRequest => Ok(()),
+        StopReason::BadConfiguration(Refusal::Wire(error)) => {
+            Err(CommandError::Configuration(format!("{error}; is the address an ftvmm's?")))
+        }
+        StopReason::BadConfiguration(refusal) => {
+            Err(CommandError::Configuration(format!("the two hosts do not fit: {refusal}")))
+        }
+        StopReason::Divergence => Err(CommandError::Divergence(reason.to_string())),
+        StopReason::LostWitness { .. } => Err(CommandError::LostWitness(reason.to_string())),
+    }
+}
+
+impl From<ChannelError> for CommandError {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Listen { .. } => Self::Configuration(error.to_string()),
+            ChannelError::Connect { .. } | ChannelError::SetUp(_) => Self::Peer(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The run loop's two ends when there is another host: the log sink and the output sink, the same on both
+//! sides, and the backup's input source.
+
+use std::sync::Arc;
+
+use ftvmm_devices::{Input, Output};
+use ftvmm_replication::{CursorStep, Ordinal, OutputDigest, Record, SessionEvent};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::TimerSetTimeFlags;
+use nix::sys::timerfd::{Expiration, TimerFd};
+
+use super::Peer;
+use crate::host::print_console;
+use crate::input::{FileLog, GuestClock, InputError, LiveInputs, LogSink};
+use crate::run_loop::{InputSource, OutputSink, Situation, Step, StopCause};
+
+/// How long the end of a burst of exits may stay unsent when the guest goes computing, in nanoseconds.
+const TAIL_NS: i64 = 1_000_000;
+/// Exits after which a backup that never waits says how far it is.
+const REPORT_EVERY_EXITS: u64 = 256;
+
+type Recording = FileLog<std::io::BufWriter<std::fs::File>>;
+
+/// Sends the log to the backup, and to a recording if there is one.
+pub struct PeerLog {
+    peer: Arc<Peer>,
+    tail: Arc<TimerFd>,
+    recording: Option<Recording>,
+}
+
+impl PeerLog {
+    /// A log for `peer`; `tail` is [`Peer::tail_ticker`]'s timer.
+    pub fn new(peer: Arc<Peer>, tail: Arc<TimerFd>, recording: Option<Recording>) -> Self {
+        Self { peer, tail, recording }
+    }
+
+    /// The recording, to end it.
+    pub fn into_recording(self) -> Option<Recording> {
+        self.recording
+    }
+}
+
+impl LogSink for PeerLog {
+    fn append(&mut self, record: &Record) -> Result<(), InputError> {
+        if let Some(recording) = &mut self.recording {
+            recording.append(record)?;
+        }
+        let mut state = self.peer.lock();
+        if state.records_log() {
+            state.log.push(record);
+            state.unsent = true;
+        }
+        Ok(())
+    }
+
+    fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
+        if let Some(recording) = &mut self.recording {
+            recording.left(at)?;
+        }
+        let mut state = self.peer.lock();
+        if !state.records_log() {
+            return Ok(());
+        }
+        state.horizon = at;
+        state.unsent = true;
+        let now_ns = self.peer.clock.host_now_ns();
+        if now_ns >= state.log_sent_ns + state.horizon_ns {
+            self.peer.send_log(&mut state);
+        } else if !std::mem::replace(&mut state.tail_armed, true) {
+            let once = Expiration::OneShot(TimeSpec::new(0, TAIL_NS));
+            if let Err(error) = self.tail.set(once, TimerSetTimeFlags::empty()) {
+                tracing::error!(%error, "the log's timer cannot be set");
+            }
+        }
+        if state.congested {
+            self.peer.send_log(&mut state);
+            while state.congested && state.stop.is_none() {
+                state = self.peer.wait(state);
+            }
+        }
+        Ok(())
+    }
+
+    fn rest(&mut self) -> Result<(), InputError> {
+        let mut state = self.peer.lock();
+        self.peer.send_log(&mut state);
+        Ok(())
+    }
+}
+
+/// Hands frames to the session, which decides when they leave; prints the console of a guest that is live.
+pub struct PeerOutputs {
+    peer: Arc<Peer>,
+}
+
+impl PeerOutputs {
+    /// Outputs that go through `peer`'s session.
+    pub fn new(peer: Arc<Peer>) -> Self {
+        Self { peer }
+    }
+}
+
+impl OutputSink for PeerOutputs {
+    fn emit(&mut self, at: Ordinal, chain: u64, output: Output) -> Result<(), InputError> {
+        let frame = match output {
+            Output::Frame(frame) => frame,
+            Output::Console(bytes) => {
+                print_console(&bytes);
+                return Ok(());
+            }
+        };
+        let digest = OutputDigest::of(at, chain, &frame);
+        let mut state = self.peer.lock();
+        // The backup cannot produce this output before it knows that nothing else happens at this exit.
+        self.peer.send_log(&mut state);
+        self.peer.step_locked(&mut state, SessionEvent::Output { at, digest, frame });
+        Ok(())
+    }
+}
+
+/// Inputs from the primary's log until the session goes live, then from this host.
+pub struct FollowInputs {
+    peer: Arc<Peer>,
+    live: LiveInputs,
+    is_live: bool,
+    /// Guest time of the last sample, and host time when it was applied.
+    clock: GuestClock,
+    last_ns: u64,
+    reported: Ordinal,
+}
+
+impl FollowInputs {
+    /// Follows `peer`'s log; `live` is for later.
+    pub fn new(peer: Arc<Peer>, live: LiveInputs) -> Self {
+        let clock = GuestClock::anchored(peer.clock, 0, 0);
+        Self { peer, live, is_live: false, clock, last_ns: 0, reported: Ordinal(0) }
+    }
+
+    fn fault(&self, at: Ordinal, what: String) -> Result<Step, InputError> {
+        self.peer.fault(format!("exit {at}: {what}"));
+        Ok(Step::Stop(StopCause::Protocol))
+    }
+
+    fn report(&mut self, through: Ordinal) {
+        if through > self.reported {
+            self.reported = through;
+            self.peer.step(SessionEvent::Executed(through));
+        }
+    }
+}
+
+impl InputSource for FollowInputs {
+    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        if self.is_live {
+            return self.live.next(situation);
+        }
+        let Some(at) = situation.at else {
+            let stopped = self.peer.stopped().is_some();
+            return Ok(if stopped { Step::Stop(StopCause::Protocol) } else { Step::Proceed });
+        };
+        let before = Ordinal(at.0 - 1);
+        if before.0 >= self.reported.0 + REPORT_EVERY_EXITS {
+            self.report(before);
+        }
+        loop {
+            let mut state = self.peer.lock();
+            if state.stop.is_some() {
+                return Ok(Step::Stop(StopCause::Protocol));
+            }
+            match state.cursor.next(at) {
+                CursorStep::Apply(input) => {
+                    if let Input::Time { now_ns } = input {
+                        self.last_ns = now_ns;
+                        let host_ns = self.peer.clock.host_now_ns();
+                        self.clock = GuestClock::anchored(self.peer.clock, host_ns, now_ns);
+                    }
+                    return Ok(Step::Apply(input));
+                }
+                CursorStep::Proceed => return Ok(Step::Proceed),
+                CursorStep::Check(check) if check.chain == situation.chain => {}
+                CursorStep::Check(check) => {
+                    drop(state);
+                    let (own, theirs) = (situation.chain, check.chain);
+                    let what = format!("exits have digest {own:016x}, the primary's {theirs:016x}");
+                    return self.fault(at, what);
+                }
+                CursorStep::Missed { record, .. } => {
+                    drop(state);
+                    return self.fault(at, format!("went past the primary's '{record}'"));
+                }
+                CursorStep::End(_) => return Ok(Step::Stop(StopCause::EndOfLog)),
+                CursorStep::Exhausted => {
+                    state.took_over(self.peer.clock.host_now_ns());
+                    drop(state);
+                    self.is_live = true;
+                    self.live.resume(self.clock, self.last_ns);
+                    return self.live.next(situation);
+                }
+                CursorStep::Wait if before > self.reported => {
+                    drop(state);
+                    self.report(before);
+                }
+                CursorStep::Wait => drop(self.peer.wait(state)),
+            }
+        }
+    }
+
+    fn unrecorded(&self) -> bool {
+        self.is_live && self.live.unrecorded()
+    }
+}
+
+impl FollowInputs {
+    /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this one did not
+    /// get past. `None` when it ended too or is gone.
+    pub fn primary_went_on(&mut self, at: Ordinal) -> Option<String> {
+        if self.is_live {
+            return None;
+        }
+        loop {
+            let mut state = self.peer.lock();
+            if state.stop.is_some() {
+                return None;
+            }
+            match state.cursor.next(at) {
+                CursorStep::End(_) | CursorStep::Exhausted => return None,
+                CursorStep::Wait => drop(self.peer.wait(state)),
+                _ => return Some(format!("exit {at}: the guest ended, the primary's went on")),
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The other host: performs what the replication [`Session`] decides.
+//!
+//! ```text
+//! vCPU thread    PeerLog, PeerOutputs, FollowInputs ─┐                      ┌─► channel, tap, witness
+//!                                                    ├─► Session ─► actions ┤
+//! host events    channel bytes, ticks, signals ──────┘                      └─► replay cursor, live queue
+//! ```
+//!
+//! One lock holds the session and everything its actions touch, so actions are performed in the order in
+//! which they were decided. Nothing under the lock blocks: the channel and the tap never do, and the witness
+//! is asked on a thread of its own.
+
+mod announce;
+mod channel;
+mod events;
+mod incident;
+mod inputs;
+mod state;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ftvmm_replication::session::policy::{ReleasePolicy, SessionConfigError, StopReason};
+use ftvmm_replication::witness::{Claim, Witness};
+use ftvmm_replication::{End, Event, Ordinal, Record, Session, SessionConfig, SessionEvent, Term};
+
+pub use channel::{Channel, ChannelError};
+pub use events::ChannelEvents;
+pub use inputs::{FollowInputs, PeerLog, PeerOutputs};
+use state::State;
+
+use crate::host::Tap;
+use crate::host::clock::HostClock;
+use crate::input::LiveQueue;
+use crate::run_loop::StopCause;
+
+/// Pause between two questions to a witness that does not answer.
+const WITNESS_RETRY: Duration = Duration::from_millis(100);
+
+/// What the session said at the guest's start.
+#[derive(Clone, Copy, Debug)]
+pub struct Begin {
+    /// Unix time of power-on in seconds.
+    pub rtc_epoch_s: u64,
+    /// When frames leave.
+    pub release: ReleasePolicy,
+}
+
+/// Numbers for the report.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeerCounters {
+    /// Frames the guest sent.
+    pub outputs: u64,
+    /// Bytes of finished log groups sent or received.
+    pub log_bytes: u64,
+    /// Digests of outputs sent or received.
+    pub digests: u64,
+    /// Divergences found.
+    pub divergences: u64,
+    /// Take-overs by this host.
+    pub takeovers: u64,
+    /// From the loss of the peer to the first live exit, in nanoseconds.
+    pub takeover_ns: Option<u64>,
+}
+
+/// What a peer is made with.
+pub struct PeerConfig {
+    /// For the session.
+    pub session: SessionConfig,
+    /// Who decides which host is live.
+    pub witness: Box<dyn Witness + Send>,
+    /// How this host calls itself at the witness.
+    pub holder: String,
+    /// The guest's tap, if it has a network card.
+    pub tap: Option<Tap>,
+    /// The card's address, to be announced after a take-over.
+    pub net_mac: Option<[u8; 6]>,
+    /// Where live inputs wait.
+    pub queue: Arc<LiveQueue>,
+    /// Longest time a horizon is held back while the guest makes exits, in nanoseconds.
+    pub horizon_ns: u64,
+    /// Folder for incident reports.
+    pub incident_dir: PathBuf,
+    /// Without a recording a host that is alone takes inputs between exits too.
+    pub unrecorded_when_alone: bool,
+}
+
+/// The session, its channel, and what waits for them.
+pub struct Peer {
+    state: Mutex<State>,
+    changed: Condvar,
+    witness: Mutex<Box<dyn Witness + Send>>,
+    holder: String,
+    queue: Arc<LiveQueue>,
+    clock: HostClock,
+}
+
+impl Peer {
+    /// A peer that is not connected yet.
+    ///
+    /// # Errors
+    /// When the session's configuration cannot work.
+    pub fn new(config: PeerConfig) -> Result<Arc<Self>, SessionConfigError> {
+        let PeerConfig { session, witness, holder, tap, net_mac, queue, horizon_ns, .. } = config;
+        let role = session.role;
+        let session = Session::new(session)?;
+        let mut state = State::new(role, session, tap, net_mac, queue.clone(), horizon_ns);
+        state.incident_dir = config.incident_dir;
+        state.unrecorded_when_alone = config.unrecorded_when_alone;
+        Ok(Arc::new(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            witness: Mutex::new(witness),
+            holder,
+            queue,
+            clock: HostClock::host_start(),
+        }))
+    }
+
+    /// The clock all of the session's times are on.
+    pub fn clock(&self) -> HostClock {
+        self.clock
+    }
+
+    /// Tells the session what happened and performs what it decides.
+    pub fn step(self: &Arc<Self>, event: SessionEvent) {
+        let mut state = self.lock();
+        self.step_locked(&mut state, event);
+    }
+
+    fn step_locked(self: &Arc<Self>, state: &mut State, event: SessionEvent) {
+        state.step(self.clock.host_now_ns(), event);
+        self.settle(state);
+    }
+
+    /// After the session's steps: sends what is to be sent, asks what is to be asked, wakes who waits.
+    fn settle(self: &Arc<Self>, state: &mut State) {
+        state.flush_channel();
+        for term in std::mem::take(&mut state.claims) {
+            self.claim(term);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Asks the witness on a thread of its own, until it answers.
+    fn claim(self: &Arc<Self>, term: Term) {
+        let peer = Arc::clone(self);
+        let ask = move || {
+            loop {
+                let mut witness = peer.witness.lock().unwrap_or_else(PoisonError::into_inner);
+                match witness.claim(term, &peer.holder) {
+                    Ok(claim) => {
+                        if let Claim::Denied { current } = &claim {
+                            tracing::warn!(%term, holder = current.holder, "the witness says no");
+                        }
+                        drop(witness);
+                        let granted = claim == Claim::Granted;
+                        return peer.step(SessionEvent::TermClaimed { term, granted });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the witness does not answer; asking again")
+                    }
+                }
+                drop(witness);
+                std::thread::sleep(WITNESS_RETRY);
+            }
+        };
+        let started = std::thread::Builder::new().name("witness".into()).spawn(ask);
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to ask the witness; this host cannot become live");
+        }
+    }
+
+    /// Waits until the guest may start; an error says why it may not.
+    ///
+    /// # Errors
+    /// The session's reason to stop.
+    pub fn wait_for_begin(&self) -> Result<Begin, StopReason> {
+        let mut state = self.lock();
+        loop {
+            match (&state.stop, state.begin) {
+                (Some(reason), _) => return Err(reason.clone()),
+                (None, Some(begin)) => return Ok(begin),
+                (None, None) => state = self.wait(state),
+            }
+        }
+    }
+
+    /// Tells the other host how the guest ended here and waits until both know. `at` is the first exit the
+    /// guest did not get past.
+    pub fn guest_ended(self: &Arc<Self>, at: Ordinal, end: End) -> StopReason {
+        let mut state = self.lock();
+        if state.records_log() {
+            state.log.push(&Record { at, event: Event::End(end) });
+            state.unsent = true;
+            self.send_log(&mut state);
+        }
+        let state_digest = end.state_digest;
+        self.step_locked(&mut state, SessionEvent::GuestEnded { state_digest });
+        self.wait_for_stop(state)
+    }
+
+    /// Tells the other host that this one cannot follow, and waits for what is decided.
+    pub fn fault(self: &Arc<Self>, description: String) -> StopReason {
+        let mut state = self.lock();
+        tracing::error!(description, "this host cannot follow the log");
+        self.step_locked(&mut state, SessionEvent::ReplayFault { description });
+        self.wait_for_stop(state)
+    }
+
+    /// Ends the session at the host's request, whatever it waits for.
+    pub fn stop_now(self: &Arc<Self>) -> StopReason {
+        let mut state = self.lock();
+        self.step_locked(&mut state, SessionEvent::HostStop);
+        self.wait_for_stop(state)
+    }
+
+    /// True while inputs come from the other host's log.
+    pub fn follows(&self) -> bool {
+        self.lock().follows()
+    }
+
+    fn wait_for_stop(&self, mut state: MutexGuard<'_, State>) -> StopReason {
+        loop {
+            match &state.stop {
+                Some(reason) => return reason.clone(),
+                None => state = self.wait(state),
+            }
+        }
+    }
+
+    /// Why the session stopped, if it did.
+    pub fn stopped(&self) -> Option<StopReason> {
+        self.lock().stop.clone()
+    }
+
+    /// The user asked this host to stop: a host that speaks for the guest ends it, one that follows leaves.
+    pub fn host_stop(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if state.begin.is_some() && !state.follows() {
+            drop(state);
+            self.queue.stop(StopCause::Requested);
+        } else {
+            self.step_locked(&mut state, SessionEvent::HostStop);
+        }
+    }
+
+    /// Numbers for the report.
+    pub fn counters(&self) -> PeerCounters {
+        self.lock().counters
+    }
+
+    /// Sends what the backup may not know yet: the records since the last time, and how far they are complete.
+    fn send_log(self: &Arc<Self>, state: &mut State) {
+        if !std::mem::take(&mut state.unsent) || !state.records_log() {
+            return;
+        }
+        let bytes = state.log.finish(state.horizon);
+        state.counters.log_bytes += bytes.len() as u64;
+        state.log_sent_ns = self.clock.host_now_ns();
+        self.step_locked(state, SessionEvent::Group { bytes });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+}
