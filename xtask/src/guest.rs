@@ -21,10 +21,7 @@ pub fn run(_arguments: &GuestArguments) -> Result<ExitCode, Box<dyn Error>> {
 /// # Errors
 /// What the package system or the build answered.
 pub fn ensure() -> Result<Guest, Box<dyn Error>> {
-    let wanted: Vec<Package> = PACKAGES
-        .iter()
-        .map(|&(name, why)| Package { name, why })
-        .collect();
+    let wanted: Vec<Package> = PACKAGES.iter().map(|&(name, why)| Package { name, why }).collect();
     packages::ensure(&wanted)?;
     let inputs = Inputs {
         cache: packages::cache_directory()?,

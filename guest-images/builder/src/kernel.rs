@@ -69,6 +69,7 @@ pub(crate) fn build(store: &Store, source: &Path) -> Result<PathBuf, GuestBuildE
 }
 
 fn compile(source: &Path, work: &Path, log: &Path) -> Result<PathBuf, GuestBuildError> {
+    File::create(log).map_err(at(log))?;
     let progress = Progress::new();
     progress.bar.set_message("unpacking the source");
     let (tree, output) = (work.join("source"), work.join("build"));

@@ -12,6 +12,7 @@ use crate::{GuestBuildError, at};
 
 /// Enough of a SHA-256 to tell apart what one cache will ever hold.
 const NAME_DIGITS: usize = 16;
+const TEMPORARY_PREFIX: &str = ".guest-";
 const TAIL_LINES: usize = 15;
 
 /// The cache, held by one builder at a time.
@@ -28,6 +29,7 @@ impl Store {
         let file = File::create(&path).map_err(at(&path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| at(&path)(io::Error::from(errno)))?;
+        remove_leftovers(cache)?;
         Ok(Self { root: cache.to_owned(), _lock: lock })
     }
 
@@ -57,9 +59,20 @@ impl Store {
 
     /// A folder on the file system of the cache that goes away by itself.
     pub(crate) fn temporary(&self) -> Result<tempfile::TempDir, GuestBuildError> {
-        let builder = tempfile::Builder::new().prefix(".guest-").tempdir_in(&self.root);
+        let builder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(&self.root);
         builder.map_err(at(&self.root))
     }
+}
+
+/// Removes what an interrupted builder left: it held the lock, so none is at work there.
+fn remove_leftovers(cache: &Path) -> Result<(), GuestBuildError> {
+    for entry in fs::read_dir(cache).map_err(at(cache))? {
+        let entry = entry.map_err(at(cache))?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+            fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The SHA-256 of the parts, each with its length so that no two lists of parts look alike.
@@ -116,6 +129,17 @@ mod tests {
         let again = store.publish("thing", &digest, |_| panic!("it is there already")).unwrap();
         assert_eq!(first, again);
         assert_eq!(fs::read(first.join("f")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_an_interrupted_builder_left_is_removed_and_nothing_else() {
+        let cache = tempfile::tempdir().unwrap();
+        let (left, kept) = (cache.path().join(".guest-left"), cache.path().join("guest-kept"));
+        fs::create_dir_all(left.join("build")).unwrap();
+        fs::create_dir(&kept).unwrap();
+        Store::lock(cache.path()).unwrap();
+        assert!(!left.exists());
+        assert!(kept.exists());
     }
 
     #[test]

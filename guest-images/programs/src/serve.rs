@@ -4,6 +4,7 @@ use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::AppletError;
 
@@ -11,6 +12,8 @@ use crate::AppletError;
 /// guest.
 pub const CLIENTS_MAX: usize = 128;
 
+/// Far longer than any failover may take.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(120);
 const STACK_BYTES: usize = 128 << 10;
 
 #[derive(Default)]
@@ -62,13 +65,19 @@ pub fn serve_clients(
         let client_thread = move || {
             let _slot = slot;
             // Clients go away in the middle of things; there is nobody to tell.
-            let _ = serve(client);
+            let _ = with_patience(&client).and_then(|()| serve(client));
         };
         thread::Builder::new()
             .stack_size(STACK_BYTES)
             .spawn(client_thread)
             .map_err(AppletError::io("thread"))?;
     }
+}
+
+/// Clients of a test vanish without a word; their places must become free again.
+fn with_patience(client: &TcpStream) -> io::Result<()> {
+    client.set_read_timeout(Some(CLIENT_PATIENCE))?;
+    client.set_write_timeout(Some(CLIENT_PATIENCE))
 }
 
 /// With `detach`, goes on in the background: the caller's shell sees the end once the sockets are
