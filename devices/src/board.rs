@@ -285,18 +285,12 @@ impl Board {
 
     /// What the guest has done wrong towards its devices so far.
     pub fn guest_faults(&self) -> GuestFaults {
-        self.net
-            .as_ref()
-            .map(|net| *net.faults())
-            .unwrap_or_default()
+        self.net.as_ref().map(|net| *net.faults()).unwrap_or_default()
     }
 
     /// Frames that passed the network card, and those that did not.
     pub fn net_counters(&self) -> NetCounters {
-        self.net
-            .as_ref()
-            .map(|net| *net.counters())
-            .unwrap_or_default()
+        self.net.as_ref().map(|net| *net.counters()).unwrap_or_default()
     }
 
     /// Timer ticks the guest will never see because it left [`crate::OWED_TICKS_MAX`] of them waiting.
@@ -311,16 +305,7 @@ impl Board {
 
     /// Everything the board remembers, outputs not taken yet included.
     pub fn save(&self) -> BoardState {
-        let Board {
-            now_ns,
-            pic,
-            pit,
-            rtc,
-            console,
-            reset,
-            net,
-            outputs,
-        } = self;
+        let Board { now_ns, pic, pit, rtc, console, reset, net, outputs } = self;
         BoardState {
             now_ns: *now_ns,
             pic: pic.save(),
@@ -338,16 +323,7 @@ impl Board {
     /// # Errors
     /// [`InvalidState`] when no board could have been in that state.
     pub fn restore(state: BoardState) -> Result<Board, InvalidState> {
-        let BoardState {
-            now_ns,
-            pic,
-            pit,
-            rtc,
-            console,
-            reset,
-            net,
-            outputs,
-        } = state;
+        let BoardState { now_ns, pic, pit, rtc, console, reset, net, outputs } = state;
         let board = Board {
             now_ns,
             pic: Pic::try_from(pic)?,

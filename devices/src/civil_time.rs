@@ -37,11 +37,7 @@ impl DateTime {
         let is_next_year = month_from_march >= 10;
         DateTime {
             year: (cycle * 400 + year_of_cycle + u64::from(is_next_year)) as u16,
-            month: (if is_next_year {
-                month_from_march - 9
-            } else {
-                month_from_march + 3
-            }) as u8,
+            month: (if is_next_year { month_from_march - 9 } else { month_from_march + 3 }) as u8,
             day: (day_of_year - (153 * month_from_march + 2) / 5 + 1) as u8,
             hour: (second_of_day / 3_600) as u8,
             minute: (second_of_day / 60 % 60) as u8,
@@ -90,14 +86,7 @@ mod tests {
     use super::*;
 
     fn at(year: u16, month: u8, day: u8, hour: u8, minute: u8, second: u8) -> DateTime {
-        DateTime {
-            year,
-            month,
-            day,
-            hour,
-            minute,
-            second,
-        }
+        DateTime { year, month, day, hour, minute, second }
     }
 
     #[test]

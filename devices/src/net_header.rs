@@ -138,32 +138,19 @@ mod tests {
             (frame(1, 0, 0, 0, (34, 16)), Ok(())),
             (frame(1, 0, 0, 0, (42, 16)), Ok(())),
             (frame(1, 0, 0, 0, (43, 16)), Err(ChecksumOutsideFrame)),
-            (
-                frame(1, 0, 0, 0, (0xffff, 0xffff)),
-                Err(ChecksumOutsideFrame),
-            ),
+            (frame(1, 0, 0, 0, (0xffff, 0xffff)), Err(ChecksumOutsideFrame)),
             (frame(1, 1, 54, 1448, (34, 16)), Ok(())),
             (frame(1, 1, 60, 1448, (34, 16)), Ok(())),
             (frame(1, 1, 61, 1448, (34, 16)), Err(HeaderLength)),
             (frame(0, 1, 54, 1448, (34, 16)), Err(SegmentationIncomplete)),
             (frame(1, 1, 54, 0, (34, 16)), Err(SegmentationIncomplete)),
-            (
-                frame(1, 4, 54, 1448, (34, 16)),
-                Err(SegmentationNotNegotiated),
-            ),
-            (
-                frame(1, 0x81, 54, 1448, (34, 16)),
-                Err(SegmentationNotNegotiated),
-            ),
+            (frame(1, 4, 54, 1448, (34, 16)), Err(SegmentationNotNegotiated)),
+            (frame(1, 0x81, 54, 1448, (34, 16)), Err(SegmentationNotNegotiated)),
             (frame(0, 0, 0, 0, (0, 0))[..25].to_vec(), Err(ShortFrame)),
             (vec![], Err(ShortFrame)),
         ] {
             let before = frame.clone();
-            assert_eq!(
-                check_transmitted(&mut frame, true, true),
-                expected,
-                "{before:?}"
-            );
+            assert_eq!(check_transmitted(&mut frame, true, true), expected, "{before:?}");
             if expected.is_ok() {
                 assert_eq!(frame[FLAGS], before[FLAGS] & 1);
                 assert_eq!(frame[NUM_BUFFERS..HEADER_BYTES], [0, 0]);
@@ -175,24 +162,15 @@ mod tests {
         assert_eq!(ignored[..HEADER_BYTES], [0; HEADER_BYTES]);
         let (mut partial, mut segmented) =
             (frame(1, 0, 0, 0, (34, 16)), frame(1, 1, 54, 1448, (34, 16)));
-        assert_eq!(
-            check_transmitted(&mut partial, false, false),
-            Err(ChecksumNotNegotiated)
-        );
-        assert_eq!(
-            check_transmitted(&mut segmented, true, false),
-            Err(SegmentationNotNegotiated)
-        );
+        assert_eq!(check_transmitted(&mut partial, false, false), Err(ChecksumNotNegotiated));
+        assert_eq!(check_transmitted(&mut segmented, true, false), Err(SegmentationNotNegotiated));
     }
 
     #[test]
     fn received_header_passes_to_a_guest_with_checksum_offload() {
         let mut partial = frame(0xff, 0, 0, 0, (34, 16));
         assert!(prepare_received(&mut partial, true));
-        assert_eq!(
-            partial[..HEADER_BYTES],
-            [3, 0, 0, 0, 0, 0, 34, 0, 16, 0, 1, 0]
-        );
+        assert_eq!(partial[..HEADER_BYTES], [3, 0, 0, 0, 0, 0, 34, 0, 16, 0, 1, 0]);
         assert_eq!(partial[HEADER_BYTES..], (0..60).collect::<Vec<u8>>());
     }
 
@@ -201,10 +179,7 @@ mod tests {
         let mut partial = frame(1, 0, 0, 0, (34, 6));
         let mut expected: Vec<u8> = (0..60).collect();
         assert!(prepare_received(&mut partial, false));
-        assert_eq!(
-            partial[..HEADER_BYTES],
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
-        );
+        assert_eq!(partial[..HEADER_BYTES], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
         // Summed by hand: words 0x2223, 0x2425 .. 0x3a3b from byte 34 on.
         let sum: u32 = (34..60).step_by(2).map(|i| i << 8 | (i + 1)).sum();
         let folded = !((sum & 0xffff) + (sum >> 16)) as u16;

@@ -91,10 +91,7 @@ impl Chip {
 
     /// Priority rank of the most urgent input in `inputs`: 0 is the most urgent, 8 means none.
     fn rank(&self, inputs: u8) -> u32 {
-        inputs
-            .rotate_right(u32::from(self.highest))
-            .trailing_zeros()
-            .min(8)
+        inputs.rotate_right(u32::from(self.highest)).trailing_zeros().min(8)
     }
 
     fn input_of_rank(&self, rank: u32) -> u8 {
@@ -216,11 +213,8 @@ impl Chip {
 
     /// Non-specific EOI: in special mask mode it leaves masked inputs alone (data sheet, "Special Mask Mode").
     fn end_most_urgent(&mut self) -> Option<u8> {
-        let candidates = if self.special_mask {
-            self.in_service & !self.mask
-        } else {
-            self.in_service
-        };
+        let candidates =
+            if self.special_mask { self.in_service & !self.mask } else { self.in_service };
         let rank = self.rank(candidates);
         if rank == 8 {
             return None;
@@ -242,11 +236,7 @@ impl Chip {
                 };
             }
             InitStep::Icw3 => {
-                self.init_step = if self.needs_icw4 {
-                    InitStep::Icw4
-                } else {
-                    InitStep::Ready
-                };
+                self.init_step = if self.needs_icw4 { InitStep::Icw4 } else { InitStep::Ready };
             }
             InitStep::Icw4 => {
                 self.auto_eoi = value & ICW4_AUTO_EOI != 0;
@@ -290,11 +280,7 @@ impl TryFrom<PicState> for Pic {
 
 impl Pic {
     pub(crate) fn new() -> Self {
-        Pic {
-            state: PicState {
-                chips: [Chip::new(), Chip::new()],
-            },
-        }
+        Pic { state: PicState { chips: [Chip::new(), Chip::new()] } }
     }
 
     pub(crate) fn save(&self) -> PicState {
@@ -380,11 +366,7 @@ impl Pic {
             return self.poll(chip);
         }
         let chip = &self.state.chips[chip];
-        if chip.read_in_service {
-            chip.in_service
-        } else {
-            chip.requests
-        }
+        if chip.read_in_service { chip.in_service } else { chip.requests }
     }
 
     pub(crate) fn read_data(&mut self, chip: usize) -> u8 {

@@ -47,9 +47,7 @@ pub(crate) fn ticks_at(now_ns: u64) -> u64 {
 /// The first nanosecond at which `tick` ticks have passed; exact. `None` beyond the end of guest time.
 fn ns_of_tick(tick: u64) -> Option<u64> {
     let (seconds, rest) = (tick / PIT_HZ, tick % PIT_HZ);
-    seconds
-        .checked_mul(NS_PER_S)?
-        .checked_add((rest * NS_PER_S).div_ceil(PIT_HZ))
+    seconds.checked_mul(NS_PER_S)?.checked_add((rest * NS_PER_S).div_ceil(PIT_HZ))
 }
 
 /// What the timer remembers; plain data, checked when it becomes a [`Pit`] again.
@@ -77,13 +75,7 @@ impl TryFrom<PitState> for Pit {
     type Error = InvalidState;
 
     fn try_from(state: PitState) -> Result<Self, InvalidState> {
-        let PitState {
-            now_ns,
-            counters,
-            port_b,
-            owed_ticks,
-            lost_ticks,
-        } = state;
+        let PitState { now_ns, counters, port_b, owed_ticks, lost_ticks } = state;
         let now_tick = ticks_at(now_ns);
         InvalidState::check(port_b & !PORT_B_WRITABLE == 0, "pit.port_b")?;
         InvalidState::check(owed_ticks <= OWED_TICKS_MAX, "pit.owed_ticks")?;
@@ -94,14 +86,7 @@ impl TryFrom<PitState> for Pit {
             Counter::restore(c1, now_tick, gates[1])?,
             Counter::restore(c2, now_tick, gates[2])?,
         ];
-        Ok(Pit {
-            now_ns,
-            now_tick,
-            counters,
-            port_b,
-            owed_ticks,
-            lost_ticks,
-        })
+        Ok(Pit { now_ns, now_tick, counters, port_b, owed_ticks, lost_ticks })
     }
 }
 
@@ -118,14 +103,7 @@ impl Pit {
     }
 
     pub(crate) fn save(&self) -> PitState {
-        let Pit {
-            now_ns,
-            now_tick: _,
-            counters,
-            port_b,
-            owed_ticks,
-            lost_ticks,
-        } = self;
+        let Pit { now_ns, now_tick: _, counters, port_b, owed_ticks, lost_ticks } = self;
         PitState {
             now_ns: *now_ns,
             counters: counters.each_ref().map(Counter::save),
@@ -138,10 +116,7 @@ impl Pit {
     /// Guest time moves on to `now_ns`; the caller guarantees that it never goes back.
     pub(crate) fn advance(&mut self, now_ns: u64) {
         let tick = ticks_at(now_ns);
-        let [edges, ..] = self
-            .counters
-            .each_mut()
-            .map(|c| c.advance(self.now_tick, tick));
+        let [edges, ..] = self.counters.each_mut().map(|c| c.advance(self.now_tick, tick));
         self.now_ns = now_ns;
         self.now_tick = tick;
         self.owe(edges);

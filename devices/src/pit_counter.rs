@@ -109,10 +109,7 @@ impl Counter {
             InvalidState::check(count_ok(run.count), "pit.counter.run.count")?;
         }
         let run_at = state.run.map(|run| run.at_tick);
-        InvalidState::check(
-            run_at.is_none_or(|at| at <= now_tick + 1),
-            "pit.counter.run.at_tick",
-        )?;
+        InvalidState::check(run_at.is_none_or(|at| at <= now_tick + 1), "pit.counter.run.at_tick")?;
         let counter = Counter { state, gate };
         if let Some(successor) = counter.state.successor {
             let boundary = counter.next_boundary(now_tick);
@@ -133,11 +130,7 @@ impl Counter {
 
     /// Modes 6 and 7 are other spellings of 2 and 3.
     fn mode(&self) -> u8 {
-        if self.state.mode_bits > 5 {
-            self.state.mode_bits & 3
-        } else {
-            self.state.mode_bits
-        }
+        if self.state.mode_bits > 5 { self.state.mode_bits & 3 } else { self.state.mode_bits }
     }
 
     fn is_periodic(&self) -> bool {
@@ -149,9 +142,7 @@ impl Counter {
     }
 
     fn elapsed(&self, run: Run, tick: u64) -> u64 {
-        self.state
-            .stopped_at_elapsed
-            .unwrap_or(tick.saturating_sub(run.at_tick))
+        self.state.stopped_at_elapsed.unwrap_or(tick.saturating_sub(run.at_tick))
     }
 
     /// Control word with an access mode: forgets the count, keeps only the gate (data sheet, "Programming").
@@ -201,10 +192,7 @@ impl Counter {
 
     /// Loads `count` at the next clock.
     fn start(&mut self, count: u32, tick: u64) {
-        self.state.run = Some(Run {
-            at_tick: tick + 1,
-            count,
-        });
+        self.state.run = Some(Run { at_tick: tick + 1, count });
         self.state.successor = None;
         self.state.stopped_at_elapsed = (!self.gate && !self.is_gate_started()).then_some(0);
     }
@@ -228,11 +216,7 @@ impl Counter {
             (_, true) => {
                 // Modes 0 and 4 go on where the gate stopped them.
                 if let (Some(run), Some(elapsed)) = (&mut self.state.run, elapsed) {
-                    run.at_tick = if elapsed == 0 {
-                        tick + 1
-                    } else {
-                        tick - elapsed.min(tick)
-                    };
+                    run.at_tick = if elapsed == 0 { tick + 1 } else { tick - elapsed.min(tick) };
                 }
                 self.state.stopped_at_elapsed = None;
             }
@@ -311,11 +295,7 @@ impl Counter {
             2 => (count - elapsed % count) as u16,
             3 => {
                 let (phase, high_ticks) = (elapsed % count, count.div_ceil(2));
-                let step = if phase < high_ticks {
-                    phase
-                } else {
-                    phase - high_ticks
-                };
+                let step = if phase < high_ticks { phase } else { phase - high_ticks };
                 ((count & !1) - 2 * step) as u16
             }
             _ => count.wrapping_sub(elapsed) as u16,

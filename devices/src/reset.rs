@@ -4,7 +4,7 @@
 //! |------|------|--------|-------|---------|
 //! | 0x60 | i8042 data | rw | 0xff | no controller: reads all ones |
 //! | 0x64 | i8042 status / command | r / w | 0x01 | command 0xfe pulses the processor's reset line |
-//! | 0xcf9 | reset control | rw | 0 | bit 2 rising resets, bits 3 and 1 choose how (82371AB data sheet, §4.3) |
+//! | 0xcf9 | reset control | rw | 0 | bit 2 resets, bits 3 and 1 choose how (82371AB data sheet, §4.3) |
 //!
 //! The status register always says "output buffer full, input buffer empty" (IBM PC/AT Technical Reference, "keyboard
 //! controller"). The empty input buffer lets a guest that is about to reset send its command at once; the output
@@ -48,22 +48,14 @@ impl TryFrom<ResetState> for ResetPorts {
     type Error = InvalidState;
 
     fn try_from(state: ResetState) -> Result<Self, InvalidState> {
-        InvalidState::check(
-            state.reset_control & !CF9_WRITABLE == 0,
-            "reset.reset_control",
-        )?;
+        InvalidState::check(state.reset_control & !CF9_WRITABLE == 0, "reset.reset_control")?;
         Ok(ResetPorts { state })
     }
 }
 
 impl ResetPorts {
     pub(crate) fn new() -> Self {
-        ResetPorts {
-            state: ResetState {
-                reset_control: 0,
-                event: None,
-            },
-        }
+        ResetPorts { state: ResetState { reset_control: 0, event: None } }
     }
 
     pub(crate) fn save(&self) -> ResetState {
@@ -89,7 +81,7 @@ impl ResetPorts {
     }
 
     pub(crate) fn write_reset_control(&mut self, value: u8) {
-        if value & !self.state.reset_control & CF9_RESET_CPU != 0 {
+        if value & CF9_RESET_CPU != 0 {
             self.state.event = Some(PowerEvent::Reset);
         }
         self.state.reset_control = value & CF9_WRITABLE;
@@ -120,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_control_resets_when_bit_2_rises() {
+    fn reset_control_resets_on_bit_2() {
         let mut ports = ResetPorts::new();
         ports.write_reset_control(0x02);
         assert_eq!(ports.power_event(), None);
@@ -131,18 +123,9 @@ mod tests {
 
     #[test]
     fn saved_state_is_checked() {
-        let state = ResetState {
-            reset_control: 0x0e,
-            event: Some(PowerEvent::Reset),
-        };
+        let state = ResetState { reset_control: 0x0e, event: Some(PowerEvent::Reset) };
         assert_eq!(ResetPorts::try_from(state.clone()).unwrap().save(), state);
-        let bad = ResetState {
-            reset_control: 0x10,
-            ..state
-        };
-        assert_eq!(
-            ResetPorts::try_from(bad).unwrap_err().field,
-            "reset.reset_control"
-        );
+        let bad = ResetState { reset_control: 0x10, ..state };
+        assert_eq!(ResetPorts::try_from(bad).unwrap_err().field, "reset.reset_control");
     }
 }

@@ -81,10 +81,7 @@ impl TryFrom<RtcState> for Rtc {
         InvalidState::check(state.ram.len() == RAM_BYTES, "rtc.ram")?;
         InvalidState::check(state.index < 0x80, "rtc.index")?;
         InvalidState::check(state.epoch_s <= UNIX_S_MAX, "rtc.epoch_s")?;
-        InvalidState::check(
-            state.offset_s.unsigned_abs() <= 2 * UNIX_S_MAX,
-            "rtc.offset_s",
-        )?;
+        InvalidState::check(state.offset_s.unsigned_abs() <= 2 * UNIX_S_MAX, "rtc.offset_s")?;
         let set = state.ram[usize::from(REG_B)] & REG_B_SET != 0;
         InvalidState::check(set == state.frozen.is_some(), "rtc.frozen")?;
         Ok(Rtc { state })
@@ -98,14 +95,7 @@ impl Rtc {
         ram[usize::from(REG_A)] = REG_A_RESET;
         ram[usize::from(REG_B)] = REG_B_24_HOUR;
         let epoch_s = epoch_s.min(UNIX_S_MAX);
-        let state = RtcState {
-            now_s: 0,
-            epoch_s,
-            offset_s: 0,
-            frozen: None,
-            index: 0,
-            ram,
-        };
+        let state = RtcState { now_s: 0, epoch_s, offset_s: 0, frozen: None, index: 0, ram };
         Rtc { state }
     }
 
@@ -204,11 +194,7 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.has_mode(REG_B_BINARY) {
-            value
-        } else {
-            ((value / 10) << 4) | (value % 10)
-        }
+        if self.has_mode(REG_B_BINARY) { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
@@ -232,11 +218,7 @@ impl Rtc {
             return self.decode(value);
         }
         let hour = self.decode(value & !HOUR_PM) % 12;
-        if value & HOUR_PM != 0 {
-            hour + 12
-        } else {
-            hour
-        }
+        if value & HOUR_PM != 0 { hour + 12 } else { hour }
     }
 }
 

@@ -105,23 +105,13 @@ impl TryFrom<ConsoleState> for Console {
     type Error = InvalidState;
 
     fn try_from(state: ConsoleState) -> Result<Self, InvalidState> {
-        let ConsoleState {
-            uart,
-            backlog,
-            dropped_bytes,
-        } = state;
+        let ConsoleState { uart, backlog, dropped_bytes } = state;
         InvalidState::check(backlog.len() <= BACKLOG_BYTES_MAX, "serial.backlog")?;
         let uart = Serial::from_state(&uart, PulseFlag::default(), NoEvents, Printed::default())
-            .map_err(|_| InvalidState {
-                field: "serial.uart.in_buffer",
-            })?;
+            .map_err(|_| InvalidState { field: "serial.uart.in_buffer" })?;
         // vm-superio triggers for what is pending; the saved PIC has latched that already.
         uart.interrupt_evt().0.set(false);
-        Ok(Console {
-            uart,
-            backlog: backlog.into(),
-            dropped_bytes,
-        })
+        Ok(Console { uart, backlog: backlog.into(), dropped_bytes })
     }
 }
 
@@ -135,11 +125,7 @@ impl Console {
     }
 
     pub(crate) fn save(&self) -> ConsoleState {
-        let Console {
-            uart,
-            backlog,
-            dropped_bytes,
-        } = self;
+        let Console { uart, backlog, dropped_bytes } = self;
         ConsoleState {
             uart: uart.state(),
             backlog: backlog.iter().copied().collect(),

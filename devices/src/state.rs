@@ -10,10 +10,6 @@ pub struct InvalidState {
 
 impl InvalidState {
     pub(crate) fn check(holds: bool, field: &'static str) -> Result<(), InvalidState> {
-        if holds {
-            Ok(())
-        } else {
-            Err(InvalidState { field })
-        }
+        if holds { Ok(()) } else { Err(InvalidState { field }) }
     }
 }

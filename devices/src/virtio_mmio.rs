@@ -90,10 +90,7 @@ pub(crate) struct Transport {
     faults: GuestFaults,
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "a constant that virtio-queue accepts or no test passes"
-)]
+#[expect(clippy::expect_used, reason = "a constant that virtio-queue accepts or no test passes")]
 fn new_queue() -> Queue {
     Queue::new(QUEUE_SIZE_MAX).expect("the maximum size is a power of two")
 }
@@ -153,10 +150,8 @@ impl Transport {
             queues,
             faults,
         } = state;
-        let queues: Vec<Queue> = queues
-            .into_iter()
-            .map(Queue::try_from)
-            .collect::<Result<_, _>>()?;
+        let queues: Vec<Queue> =
+            queues.into_iter().map(Queue::try_from).collect::<Result<_, _>>()?;
         let restored = Transport {
             status,
             interrupt_status,
@@ -183,10 +178,7 @@ impl Transport {
         }
         InvalidState::check(status & !STATUS_BITS == 0, "virtio.status")?;
         let interrupts = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
-        InvalidState::check(
-            interrupt_status & !interrupts == 0,
-            "virtio.interrupt_status",
-        )?;
+        InvalidState::check(interrupt_status & !interrupts == 0, "virtio.interrupt_status")?;
         InvalidState::check(
             !restored.has_status(VIRTIO_CONFIG_S_FEATURES_OK) || restored.features_acceptable(),
             "virtio.driver_features",
@@ -216,10 +208,7 @@ impl Transport {
     pub(crate) fn is_live(&self, queue: u16) -> bool {
         self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
             && !self.has_status(VIRTIO_CONFIG_S_NEEDS_RESET)
-            && self
-                .queues
-                .get(usize::from(queue))
-                .is_some_and(QueueT::ready)
+            && self.queues.get(usize::from(queue)).is_some_and(QueueT::ready)
     }
 
     pub(crate) fn queue(&mut self, queue: u16) -> &mut Queue {
@@ -267,12 +256,12 @@ impl Transport {
                 1 => (self.offered_features >> 32) as u32,
                 _ => 0,
             },
-            VIRTIO_MMIO_QUEUE_NUM_MAX => self
-                .selected_queue()
-                .map_or(0, |queue| u32::from(queue.max_size())),
-            VIRTIO_MMIO_QUEUE_READY => self
-                .selected_queue()
-                .map_or(0, |queue| u32::from(queue.ready())),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                self.selected_queue().map_or(0, |queue| u32::from(queue.max_size()))
+            }
+            VIRTIO_MMIO_QUEUE_READY => {
+                self.selected_queue().map_or(0, |queue| u32::from(queue.ready()))
+            }
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
             VIRTIO_MMIO_STATUS => self.status,
             VIRTIO_MMIO_SHM_LEN_LOW
@@ -400,10 +389,7 @@ fn set_size(queue: &mut Queue, number: u16, value: u32) -> Result<(), GuestFault
     u16::try_from(value)
         .ok()
         .and_then(|size| queue.try_set_size(size).ok())
-        .ok_or(GuestFault::QueueSize {
-            queue: number,
-            size: value,
-        })
+        .ok_or(GuestFault::QueueSize { queue: number, size: value })
 }
 
 /// virtio-queue silently keeps the old address when the new one is misaligned; a driver deserves to know.
@@ -443,10 +429,7 @@ fn set_ring_address(
     if address as u32 == value {
         Ok(())
     } else {
-        Err(GuestFault::QueueAlignment {
-            queue: number,
-            address_low: value,
-        })
+        Err(GuestFault::QueueAlignment { queue: number, address_low: value })
     }
 }
 

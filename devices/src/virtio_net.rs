@@ -94,12 +94,7 @@ impl TryFrom<VirtioNetState> for VirtioNet {
     type Error = InvalidState;
 
     fn try_from(state: VirtioNetState) -> Result<Self, InvalidState> {
-        let VirtioNetState {
-            mac,
-            transport,
-            backlog,
-            counters,
-        } = state;
+        let VirtioNetState { mac, transport, backlog, counters } = state;
         let fresh = VirtioNet::new(mac);
         InvalidState::check(backlog.len() <= RX_BACKLOG_FRAMES_MAX, "virtio_net.backlog")?;
         for frame in &backlog {
@@ -111,13 +106,7 @@ impl TryFrom<VirtioNetState> for VirtioNet {
             backlog.is_empty() || transport.is_live(RX_QUEUE),
             "virtio_net.backlog.not_live",
         )?;
-        Ok(VirtioNet {
-            mac,
-            transport,
-            backlog: backlog.into(),
-            counters,
-            ..fresh
-        })
+        Ok(VirtioNet { mac, transport, backlog: backlog.into(), counters, ..fresh })
     }
 }
 
@@ -133,13 +122,7 @@ impl VirtioNet {
     }
 
     pub(crate) fn save(&self) -> VirtioNetState {
-        let VirtioNet {
-            mac,
-            transport,
-            backlog,
-            counters,
-            gathered: _,
-        } = self;
+        let VirtioNet { mac, transport, backlog, counters, gathered: _ } = self;
         VirtioNetState {
             mac: *mac,
             transport: transport.save(),
@@ -230,21 +213,15 @@ impl VirtioNet {
                     self.counters.tx_frames += 1;
                 }
                 Err(problem) => {
-                    self.transport
-                        .record_fault(GuestFault::FrameHeader { problem });
+                    self.transport.record_fault(GuestFault::FrameHeader { problem });
                 }
             }
             let queue = self.transport.queue(TX_QUEUE);
-            queue
-                .add_used(mem, head, 0)
-                .map_err(|error| ring_fault(error, TX_QUEUE))?;
+            queue.add_used(mem, head, 0).map_err(|error| ring_fault(error, TX_QUEUE))?;
         }
         let queue = self.transport.queue(TX_QUEUE);
         // The guest stands still, so more frames now mean that its rings lie on top of one another.
-        if queue
-            .enable_notification(mem)
-            .map_err(|error| ring_fault(error, TX_QUEUE))?
-        {
+        if queue.enable_notification(mem).map_err(|error| ring_fault(error, TX_QUEUE))? {
             return Err(GuestFault::AvailableIndex { queue: TX_QUEUE });
         }
         self.interrupt_if_wanted(mem, TX_QUEUE)
@@ -278,9 +255,7 @@ impl VirtioNet {
         while let Some(frame) = self.backlog.front() {
             let Some(chain) = next_chain(queue, RX_QUEUE, mem)? else {
                 // The answer to "are there new buffers" is known: the guest stands still.
-                queue
-                    .enable_notification(mem)
-                    .map_err(|error| ring_fault(error, RX_QUEUE))?;
+                queue.enable_notification(mem).map_err(|error| ring_fault(error, RX_QUEUE))?;
                 break;
             };
             let head = chain.head();

@@ -135,10 +135,7 @@ impl<M: GuestMemory> Chain<'_, M> {
             return Err(GuestFault::LongChain { queue, head });
         }
         self.descriptors_left -= 1;
-        let descriptor = self
-            .descriptors
-            .next()
-            .ok_or(GuestFault::BrokenChain { queue, head })?;
+        let descriptor = self.descriptors.next().ok_or(GuestFault::BrokenChain { queue, head })?;
         if descriptor.is_write_only() != for_writing {
             return Err(GuestFault::WrongDirection { queue, head });
         }
@@ -159,10 +156,9 @@ impl<M: GuestMemory> Chain<'_, M> {
         let mut filled = 0;
         while let Some(descriptor) = self.next(false)? {
             let end = filled + descriptor.len() as usize;
-            let part = buffer.get_mut(filled..end).ok_or(GuestFault::LongChain {
-                queue: self.queue,
-                head: self.head,
-            })?;
+            let part = buffer
+                .get_mut(filled..end)
+                .ok_or(GuestFault::LongChain { queue: self.queue, head: self.head })?;
             self.mem
                 .read_slice(part, descriptor.addr())
                 .map_err(|_| self.outside_memory(&descriptor))?;
@@ -175,10 +171,9 @@ impl<M: GuestMemory> Chain<'_, M> {
     pub(crate) fn write(mut self, mut bytes: &[u8]) -> Result<(), GuestFault> {
         let frame_bytes = bytes.len() as u32;
         while !bytes.is_empty() {
-            let descriptor = self.next(true)?.ok_or(GuestFault::ReceiveBufferTooSmall {
-                head: self.head,
-                frame_bytes,
-            })?;
+            let descriptor = self
+                .next(true)?
+                .ok_or(GuestFault::ReceiveBufferTooSmall { head: self.head, frame_bytes })?;
             let (part, rest) = bytes.split_at(bytes.len().min(descriptor.len() as usize));
             self.mem
                 .write_slice(part, descriptor.addr())

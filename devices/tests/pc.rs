@@ -18,15 +18,9 @@ struct Pc {
 
 impl Pc {
     fn new() -> Pc {
-        let config = BoardConfig {
-            rtc_epoch_s: EPOCH_S,
-            net_mac: None,
-        };
+        let config = BoardConfig { rtc_epoch_s: EPOCH_S, net_mac: None };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-        Pc {
-            board: Board::new(&config),
-            mem,
-        }
+        Pc { board: Board::new(&config), mem }
     }
 
     fn inb(&mut self, port: u16) -> u8 {
@@ -44,12 +38,7 @@ impl Pc {
     }
 
     fn type_bytes(&mut self, bytes: &[u8]) {
-        self.board.apply(
-            &self.mem,
-            Input::ConsoleRx {
-                bytes: bytes.to_vec(),
-            },
-        );
+        self.board.apply(&self.mem, Input::ConsoleRx { bytes: bytes.to_vec() });
     }
 
     /// init_8259A(0)
@@ -102,12 +91,7 @@ impl Pc {
 
 #[test]
 fn every_jiffy_arrives_however_late_the_guest_looks() {
-    for step_ns in [
-        NS_PER_MS / 10,
-        3 * NS_PER_MS,
-        77 * NS_PER_MS,
-        900 * NS_PER_MS,
-    ] {
+    for step_ns in [NS_PER_MS / 10, 3 * NS_PER_MS, 77 * NS_PER_MS, 900 * NS_PER_MS] {
         let mut pc = Pc::new();
         pc.init_pic();
         pc.unmask(0);
@@ -143,10 +127,7 @@ fn deadline_is_the_exact_moment_of_the_next_tick() {
         assert_eq!(pc.take_irq(|_| {}), Some(0));
     }
     // 1193 clocks a tick, 10 000 ticks and the loading clock; rounded up once, not ten thousand times.
-    assert_eq!(
-        pc.board.now_ns(),
-        (11_930_001u64 * 1_000_000_000).div_ceil(1_193_182)
-    );
+    assert_eq!(pc.board.now_ns(), (11_930_001u64 * 1_000_000_000).div_ceil(1_193_182));
 }
 
 #[test]
@@ -156,10 +137,7 @@ fn printing_is_one_output_a_burst() {
         assert_eq!(pc.inb(0x3fd) & 0x60, 0x60);
         pc.outb(*byte, 0x3f8);
     }
-    assert_eq!(
-        pc.take_outputs(),
-        [Output::Console(b"Linux version 6.1\n".to_vec())]
-    );
+    assert_eq!(pc.take_outputs(), [Output::Console(b"Linux version 6.1\n".to_vec())]);
     assert_eq!(pc.take_outputs(), []);
 }
 
@@ -234,10 +212,7 @@ fn absent_ports_and_wrong_widths_float() {
         for width in [2, 4] {
             let mut data = [0; 4];
             pc.board.pio_read(port, &mut data[..width]);
-            assert!(
-                data[..width].iter().all(|byte| *byte == FLOATING_BUS),
-                "port {port:#x}"
-            );
+            assert!(data[..width].iter().all(|byte| *byte == FLOATING_BUS), "port {port:#x}");
             pc.board.pio_write(port, &data[..width]);
         }
     }
@@ -261,9 +236,7 @@ fn linux_reboots_through_the_keyboard_controller() {
 
 #[test]
 fn only_the_timer_and_the_clock_data_read_the_time() {
-    let reading: Vec<u16> = (0..=u16::MAX)
-        .filter(|port| Board::reads_clock(*port))
-        .collect();
+    let reading: Vec<u16> = (0..=u16::MAX).filter(|port| Board::reads_clock(*port)).collect();
     assert_eq!(reading, [0x40, 0x41, 0x42, 0x43, 0x61, 0x71]);
 }
 

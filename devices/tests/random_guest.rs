@@ -2,10 +2,7 @@
 //! moments. Nothing may panic, work and outputs stay bounded, every stop has its reason, the same sequence always gives
 //! the same board, and a board that was saved and restored in the middle goes on as if nothing had happened.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a refused state or an address outside memory is a failure"
-)]
+#![allow(clippy::unwrap_used, reason = "a refused state or an address outside memory is a failure")]
 
 mod common;
 
@@ -21,63 +18,23 @@ const TX_BYTES_PER_NOTIFICATION_MAX: usize = 256 * 65_565;
 
 #[derive(Clone, Debug)]
 enum Step {
-    PioRead {
-        port: u16,
-        width: usize,
-    },
-    PioWrite {
-        port: u16,
-        data: Vec<u8>,
-    },
-    MmioRead {
-        offset: u64,
-        width: usize,
-    },
-    MmioWrite {
-        offset: u64,
-        data: Vec<u8>,
-    },
-    Register {
-        offset: u64,
-        value: u32,
-    },
-    Poke {
-        address: u64,
-        value: u64,
-    },
-    Descriptor {
-        queue: u32,
-        index: u16,
-        descriptor: (u64, u32, u16, u16),
-    },
-    Available {
-        queue: u32,
-        head: u16,
-    },
-    Notify {
-        queue: u32,
-    },
-    Send {
-        length: usize,
-        header: [u8; 12],
-    },
-    Refill {
-        count: u16,
-    },
-    BringUp {
-        features: u64,
-    },
+    PioRead { port: u16, width: usize },
+    PioWrite { port: u16, data: Vec<u8> },
+    MmioRead { offset: u64, width: usize },
+    MmioWrite { offset: u64, data: Vec<u8> },
+    Register { offset: u64, value: u32 },
+    Poke { address: u64, value: u64 },
+    Descriptor { queue: u32, index: u16, descriptor: (u64, u32, u16, u16) },
+    Available { queue: u32, head: u16 },
+    Notify { queue: u32 },
+    Send { length: usize, header: [u8; 12] },
+    Refill { count: u16 },
+    BringUp { features: u64 },
     Acknowledge,
     EndOfInterrupt,
-    Advance {
-        by_ns: u64,
-    },
-    Arrive {
-        frame: Vec<u8>,
-    },
-    Type {
-        bytes: Vec<u8>,
-    },
+    Advance { by_ns: u64 },
+    Arrive { frame: Vec<u8> },
+    Type { bytes: Vec<u8> },
     TakeOutputs,
 }
 
@@ -123,12 +80,7 @@ fn register() -> impl Strategy<Value = u64> {
 }
 
 fn features() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        Just(FEATURES),
-        Just(FEATURES | EVENT_IDX),
-        Just(1 << 32),
-        any::<u64>()
-    ]
+    prop_oneof![Just(FEATURES), Just(FEATURES | EVENT_IDX), Just(1 << 32), any::<u64>()]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -182,35 +134,23 @@ fn take(driver: &mut Driver, step: &Step, seen: &mut Vec<u8>, sent: &mut Vec<Out
         Step::PioWrite { port, data } => driver.board.pio_write(port, &data),
         Step::MmioRead { offset, width } => {
             let mut data = vec![0; width];
-            driver
-                .board
-                .mmio_read(&driver.mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
+            driver.board.mmio_read(&driver.mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
             seen.extend(data);
         }
         Step::MmioWrite { offset, data } => {
-            driver
-                .board
-                .mmio_write(&driver.mem, VIRTIO_NET_MMIO_BASE + offset, &data);
+            driver.board.mmio_write(&driver.mem, VIRTIO_NET_MMIO_BASE + offset, &data);
         }
         Step::Register { offset, value } => {
             driver.write(offset, value);
             seen.extend(driver.read(offset).to_le_bytes());
         }
         Step::Poke { address, value } => poke(driver, address, &value.to_le_bytes()),
-        Step::Descriptor {
-            queue,
-            index,
-            descriptor: (address, length, flags, next),
-        } => {
+        Step::Descriptor { queue, index, descriptor: (address, length, flags, next) } => {
             let mut descriptor = address.to_le_bytes().to_vec();
             descriptor.extend(length.to_le_bytes());
             descriptor.extend(flags.to_le_bytes());
             descriptor.extend(next.to_le_bytes());
-            poke(
-                driver,
-                desc_table(queue) + 16 * u64::from(index),
-                &descriptor,
-            );
+            poke(driver, desc_table(queue) + 16 * u64::from(index), &descriptor);
         }
         Step::Available { queue, head } => driver.make_available(queue, head),
         Step::Notify { queue } => driver.notify(queue),
@@ -221,14 +161,8 @@ fn take(driver: &mut Driver, step: &Step, seen: &mut Vec<u8>, sent: &mut Vec<Out
         }
         Step::Refill { count } => driver.add_receive_buffers(count),
         Step::BringUp { features } => {
-            driver
-                .mem
-                .write_slice(&[0; 0x3000], GuestAddress(desc_table(RX)))
-                .unwrap();
-            driver
-                .mem
-                .write_slice(&[0; 0x3000], GuestAddress(desc_table(TX)))
-                .unwrap();
+            driver.mem.write_slice(&[0; 0x3000], GuestAddress(desc_table(RX))).unwrap();
+            driver.mem.write_slice(&[0; 0x3000], GuestAddress(desc_table(TX))).unwrap();
             driver.next_avail = [0; 2];
             driver.negotiate(features);
             driver.set_up_queue(RX);
@@ -245,12 +179,7 @@ fn take(driver: &mut Driver, step: &Step, seen: &mut Vec<u8>, sent: &mut Vec<Out
         Step::Advance { by_ns } => {
             let now_ns = driver.board.now_ns().saturating_add(by_ns);
             driver.board.apply(&driver.mem, Input::Time { now_ns });
-            assert!(
-                driver
-                    .board
-                    .next_deadline_ns()
-                    .is_none_or(|deadline| deadline > now_ns)
-            );
+            assert!(driver.board.next_deadline_ns().is_none_or(|deadline| deadline > now_ns));
         }
         Step::Arrive { frame } => driver.arrive(frame),
         Step::Type { bytes } => driver.board.apply(&driver.mem, Input::ConsoleRx { bytes }),
@@ -279,13 +208,7 @@ struct Run {
 fn run(steps: &[Step], restored_at: Option<usize>) -> Run {
     let mut driver = Driver::up(FEATURES | EVENT_IDX);
     init_pic(&mut driver.board);
-    for (port, value) in [
-        (0x21, 0),
-        (0xa1, 0),
-        (0x43, 0x34),
-        (0x40, 0xa9),
-        (0x40, 0x04),
-    ] {
+    for (port, value) in [(0x21, 0), (0xa1, 0), (0x43, 0x34), (0x40, 0xa9), (0x40, 0x04)] {
         driver.board.pio_write(port, &[value]);
     }
     let (mut seen, mut sent) = (Vec::new(), Vec::new());
@@ -307,12 +230,7 @@ fn run(steps: &[Step], restored_at: Option<usize>) -> Run {
     }
     let mut memory = vec![0; MEMORY_BYTES];
     driver.mem.read_slice(&mut memory, GuestAddress(0)).unwrap();
-    Run {
-        state: driver.board.save(),
-        seen,
-        sent,
-        memory,
-    }
+    Run { state: driver.board.save(), seen, sent, memory }
 }
 
 proptest! {
@@ -367,29 +285,13 @@ proptest! {
 fn a_busy_board_survives_saving_field_by_field() {
     let mut driver = Driver::up(FEATURES | EVENT_IDX);
     let Driver { board, mem, .. } = &mut driver;
-    for (port, value) in [
-        (0x43, 0x34),
-        (0x40, 0xa9),
-        (0x40, 0x04),
-        (0x70, 0x0b),
-        (0x71, 0x82),
-    ] {
+    for (port, value) in [(0x43, 0x34), (0x40, 0xa9), (0x40, 0x04), (0x70, 0x0b), (0x71, 0x82)] {
         board.pio_write(port, &[value]);
     }
     board.pio_write(0xcf9, &[0x0e]);
     board.pio_write(0x3f8, b"x");
-    board.apply(
-        mem,
-        Input::Time {
-            now_ns: 100_000_000_000,
-        },
-    );
-    board.apply(
-        mem,
-        Input::ConsoleRx {
-            bytes: vec![b'y'; 70_000],
-        },
-    );
+    board.apply(mem, Input::Time { now_ns: 100_000_000_000 });
+    board.apply(mem, Input::ConsoleRx { bytes: vec![b'y'; 70_000] });
     driver.arrive(frame(1, 60));
     driver.arrive(frame(2, 60));
     driver.send(&frame(3, 5));
@@ -405,8 +307,5 @@ fn a_busy_board_survives_saving_field_by_field() {
     assert!(restored.lost_ticks() > 0);
     assert_eq!(restored.lost_ticks(), board.lost_ticks());
     assert!(restored.dropped_console_bytes() > 0);
-    assert_eq!(
-        restored.dropped_console_bytes(),
-        board.dropped_console_bytes()
-    );
+    assert_eq!(restored.dropped_console_bytes(), board.dropped_console_bytes());
 }

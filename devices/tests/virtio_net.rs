@@ -55,11 +55,7 @@ fn configuration_takes_any_width_and_registers_only_their_own() {
         board.mmio_write(mem, VIRTIO_NET_MMIO_BASE + 0x70, &data[..width.min(2)]);
     }
     let mut data = [0; 4];
-    board.mmio_read(
-        mem,
-        VIRTIO_NET_MMIO_BASE + VIRTIO_NET_MMIO_BYTES - 2,
-        &mut data,
-    );
+    board.mmio_read(mem, VIRTIO_NET_MMIO_BASE + VIRTIO_NET_MMIO_BYTES - 2, &mut data);
     assert_eq!(data, [FLOATING_BUS; 4], "half outside");
     assert_eq!(driver.read(0x70), 0);
 }
@@ -76,11 +72,7 @@ fn features_are_accepted_only_from_the_offered_ones() {
     ] {
         let mut driver = Driver::new();
         driver.negotiate(features);
-        assert_eq!(
-            driver.read(0x70) & STATUS_FEATURES_OK != 0,
-            accepted,
-            "{features:#x}"
-        );
+        assert_eq!(driver.read(0x70) & STATUS_FEATURES_OK != 0, accepted, "{features:#x}");
         driver.write(0x70, 0x0f);
         assert_eq!(driver.read(0x70) & STATUS_DRIVER_OK != 0, accepted);
     }
@@ -134,14 +126,8 @@ fn received_frames_fill_the_buffers_in_order() {
             let arrived = frame(round as u8, length);
             driver.arrive(arrived.clone());
             let head = round % QUEUE_SIZE;
-            assert_eq!(
-                driver.take_used(RX),
-                [(u32::from(head), 12 + length as u32)]
-            );
-            assert_eq!(
-                driver.bytes(buffer(RX, head), 12 + length),
-                as_received(arrived)
-            );
+            assert_eq!(driver.take_used(RX), [(u32::from(head), 12 + length as u32)]);
+            assert_eq!(driver.bytes(buffer(RX, head), 12 + length), as_received(arrived));
         }
         assert_eq!(driver.board.net_counters().rx_frames, 600);
     }
@@ -175,11 +161,7 @@ fn frames_wait_for_buffers_and_are_dropped_when_too_many_wait() {
         assert_eq!(driver.board.net_counters().rx_dropped_backlog_full, 3);
         assert!(!driver.board.network_ready());
         if features & EVENT_IDX != 0 {
-            assert_eq!(
-                driver.avail_event(RX),
-                2,
-                "the card asks to hear of the next buffer"
-            );
+            assert_eq!(driver.avail_event(RX), 2, "the card asks to hear of the next buffer");
         }
         driver.add_receive_buffers(100);
         driver.notify(RX);
@@ -214,12 +196,7 @@ fn frames_the_host_should_not_have_sent_are_refused() {
     driver.add_receive_buffers(4);
     let mut segment = frame(0, 60);
     segment[1] = 1;
-    for refused in [
-        vec![],
-        frame(0, 13),
-        frame(0, RX_FRAME_BYTES_MAX - 11),
-        segment,
-    ] {
+    for refused in [vec![], frame(0, 13), frame(0, RX_FRAME_BYTES_MAX - 11), segment] {
         driver.arrive(refused);
     }
     assert_eq!(driver.take_used(RX), []);
@@ -241,11 +218,7 @@ fn no_event_is_lost_between_status_acknowledge_and_callback() {
     assert_eq!(driver.read(0x60), 1);
     driver.arrive(frame(2, 60));
     driver.write(0x64, 1);
-    assert_eq!(
-        driver.take_used(RX).len(),
-        3,
-        "the callback sees what the acknowledge swallowed"
-    );
+    assert_eq!(driver.take_used(RX).len(), 3, "the callback sees what the acknowledge swallowed");
     assert!(!driver.board.interrupt_pending());
     driver.arrive(frame(3, 60));
     assert_eq!(driver.board.acknowledge_interrupt(), Some(0x35));
@@ -303,17 +276,8 @@ fn a_ready_queue_keeps_its_registers() {
 
 #[test]
 fn the_command_line_names_the_card() {
-    let config = BoardConfig {
-        rtc_epoch_s: 0,
-        net_mac: Some(MAC),
-    };
-    assert_eq!(
-        kernel_command_line(&config),
-        "virtio_mmio.device=4K@0xd0000000:5"
-    );
-    let config = BoardConfig {
-        net_mac: None,
-        ..config
-    };
+    let config = BoardConfig { rtc_epoch_s: 0, net_mac: Some(MAC) };
+    assert_eq!(kernel_command_line(&config), "virtio_mmio.device=4K@0xd0000000:5");
+    let config = BoardConfig { net_mac: None, ..config };
     assert_eq!(kernel_command_line(&config), "");
 }

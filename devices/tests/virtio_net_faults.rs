@@ -54,10 +54,7 @@ const MISDEEDS: &[Misdeed] = &[
             driver.make_available(TX, 256);
             driver.notify(TX);
         },
-        GuestFault::BrokenChain {
-            queue: 1,
-            head: 256,
-        },
+        GuestFault::BrokenChain { queue: 1, head: 256 },
     ),
     (
         "an indirect table outside memory",
@@ -106,11 +103,7 @@ const MISDEEDS: &[Misdeed] = &[
             driver.make_available(TX, 0);
             driver.notify(TX);
         },
-        GuestFault::BufferOutsideMemory {
-            queue: 1,
-            address: u64::MAX - 3,
-            length_bytes: 60,
-        },
+        GuestFault::BufferOutsideMemory { queue: 1, address: u64::MAX - 3, length_bytes: 60 },
     ),
     (
         "a buffer to write in the transmit queue",
@@ -137,10 +130,7 @@ const MISDEEDS: &[Misdeed] = &[
             driver.make_available(RX, 0);
             driver.arrive(frame(0, 60));
         },
-        GuestFault::ReceiveBufferTooSmall {
-            head: 0,
-            frame_bytes: 72,
-        },
+        GuestFault::ReceiveBufferTooSmall { head: 0, frame_bytes: 72 },
     ),
     (
         "a receive buffer outside memory",
@@ -149,11 +139,7 @@ const MISDEEDS: &[Misdeed] = &[
             driver.make_available(RX, 0);
             driver.arrive(frame(0, 60));
         },
-        GuestFault::BufferOutsideMemory {
-            queue: 0,
-            address: 1 << 40,
-            length_bytes: 1536,
-        },
+        GuestFault::BufferOutsideMemory { queue: 0, address: 1 << 40, length_bytes: 1536 },
     ),
     (
         "an available index that runs ahead",
@@ -187,11 +173,7 @@ fn a_broken_driver_finds_needs_reset_and_the_reason_is_kept() {
         let faults = driver.board.guest_faults();
         assert_eq!((faults.count, faults.first), (1, Some(*fault)), "{name}");
         assert!(!fault.to_string().is_empty());
-        assert_eq!(
-            driver.read(0x70) & STATUS_NEEDS_RESET,
-            STATUS_NEEDS_RESET,
-            "{name}"
-        );
+        assert_eq!(driver.read(0x70) & STATUS_NEEDS_RESET, STATUS_NEEDS_RESET, "{name}");
         assert_eq!(driver.read(0x60), 2, "{name}: a configuration interrupt");
         assert!(!driver.board.network_ready(), "{name}");
         // Nothing more is served …
@@ -216,74 +198,20 @@ fn a_broken_driver_finds_needs_reset_and_the_reason_is_kept() {
 #[test]
 fn bad_queue_registers_are_faults_at_once() {
     for (name, offset, value, fault) in [
-        (
-            "size 0",
-            0x38,
-            0,
-            GuestFault::QueueSize { queue: 1, size: 0 },
-        ),
-        (
-            "size 3",
-            0x38,
-            3,
-            GuestFault::QueueSize { queue: 1, size: 3 },
-        ),
-        (
-            "size 512",
-            0x38,
-            512,
-            GuestFault::QueueSize {
-                queue: 1,
-                size: 512,
-            },
-        ),
-        (
-            "size 65 537",
-            0x38,
-            0x1_0001,
-            GuestFault::QueueSize {
-                queue: 1,
-                size: 0x1_0001,
-            },
-        ),
-        (
-            "table",
-            0x80,
-            0x1008,
-            GuestFault::QueueAlignment {
-                queue: 1,
-                address_low: 0x1008,
-            },
-        ),
-        (
-            "available",
-            0x90,
-            0x1001,
-            GuestFault::QueueAlignment {
-                queue: 1,
-                address_low: 0x1001,
-            },
-        ),
-        (
-            "used",
-            0xa0,
-            0x1002,
-            GuestFault::QueueAlignment {
-                queue: 1,
-                address_low: 0x1002,
-            },
-        ),
+        ("size 0", 0x38, 0, GuestFault::QueueSize { queue: 1, size: 0 }),
+        ("size 3", 0x38, 3, GuestFault::QueueSize { queue: 1, size: 3 }),
+        ("size 512", 0x38, 512, GuestFault::QueueSize { queue: 1, size: 512 }),
+        ("size 65 537", 0x38, 0x1_0001, GuestFault::QueueSize { queue: 1, size: 0x1_0001 }),
+        ("table", 0x80, 0x1008, GuestFault::QueueAlignment { queue: 1, address_low: 0x1008 }),
+        ("available", 0x90, 0x1001, GuestFault::QueueAlignment { queue: 1, address_low: 0x1001 }),
+        ("used", 0xa0, 0x1002, GuestFault::QueueAlignment { queue: 1, address_low: 0x1002 }),
     ] {
         let mut driver = Driver::new();
         driver.negotiate(FEATURES);
         driver.write(0x30, TX);
         driver.write(offset, value);
         assert_eq!(driver.board.guest_faults().last, Some(fault), "{name}");
-        assert_eq!(
-            driver.read(0x70) & STATUS_NEEDS_RESET,
-            STATUS_NEEDS_RESET,
-            "{name}"
-        );
+        assert_eq!(driver.read(0x70) & STATUS_NEEDS_RESET, STATUS_NEEDS_RESET, "{name}");
     }
     for offset in [0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4] {
         let mut driver = Driver::new();
@@ -300,11 +228,28 @@ fn bad_queue_registers_are_faults_at_once() {
         driver.write(offset, 0x7fff_fff0);
         driver.write(0x44, 1);
         let fault = GuestFault::QueueOutsideMemory { queue: 0 };
-        assert_eq!(
-            driver.board.guest_faults().last,
-            Some(fault),
-            "register {offset:#x}"
-        );
+        assert_eq!(driver.board.guest_faults().last, Some(fault), "register {offset:#x}");
         assert_eq!(driver.read(0x44), 0);
     }
+}
+
+#[test]
+fn a_used_ring_that_rewrites_the_available_index_is_a_fault() {
+    let mut driver = Driver::new();
+    driver.negotiate(FEATURES);
+    driver.write(0x30, TX);
+    driver.write(0x38, 1);
+    // The only used element lies on the available ring's flags, index and entry.
+    for (offset, address) in [(0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x1ffc)] {
+        driver.write(offset, address);
+    }
+    driver.write(0x44, 1);
+    driver.write(0x70, 0x0f);
+    driver.poke(0x1000, 0x3000u64);
+    driver.poke(0x1008, 72u64);
+    driver.poke(0x2002, 1u16);
+    driver.notify(TX);
+    assert_eq!(driver.take_frames().len(), 1);
+    assert_eq!(driver.board.guest_faults().last, Some(GuestFault::AvailableIndex { queue: 1 }));
+    assert_eq!(driver.read(0x70) & STATUS_NEEDS_RESET, STATUS_NEEDS_RESET);
 }

@@ -65,10 +65,7 @@ fn owed_ticks_are_kept_up_to_the_cap() {
     assert_eq!((take_all(&mut pit), pit.lost_ticks()), (OWED_TICKS_MAX, 7));
     pit.advance(ns_of_tick(1 + 1193 * 20_000).unwrap());
     program(&mut pit, 0, 2, 1193);
-    assert!(
-        !pit.owes_tick(),
-        "a new program forgets what the old one owed"
-    );
+    assert!(!pit.owes_tick(), "a new program forgets what the old one owed");
 }
 
 #[test]
@@ -101,11 +98,7 @@ fn one_shot_of_linux_fires_once() {
 fn port_b_gates_counter_2_and_shows_its_out() {
     let mut pit = Pit::new();
     pit.write_port_b(0xff);
-    assert_eq!(
-        pit.read_port_b(),
-        0x2f,
-        "counter 2 is not programmed: OUT high"
-    );
+    assert_eq!(pit.read_port_b(), 0x2f, "counter 2 is not programmed: OUT high");
     // pit_calibrate_tsc(): gate off, mode 0, gate on, wait for OUT.
     pit.write_port_b(0x00);
     program(&mut pit, 2, 0, 1000);
@@ -161,10 +154,7 @@ fn read_back_bits_choose_status_or_count() {
     assert_eq!(pit.read_counter(0), 0b1011_0100);
     pit.write_control(0xd2); // count only
     pit.advance(ns_of_tick(500).unwrap());
-    assert_eq!(
-        u16::from_le_bytes([pit.read_counter(0), pit.read_counter(0)]),
-        990
-    );
+    assert_eq!(u16::from_le_bytes([pit.read_counter(0), pit.read_counter(0)]), 990);
 }
 
 #[test]

@@ -22,9 +22,7 @@ fn read(counter: &mut Counter, tick: u64) -> u16 {
 
 /// OUT as the figures draw it, one character a tick from tick 1, the clock that loads the count.
 fn waveform(counter: &Counter, ticks: u64) -> String {
-    (1..=ticks)
-        .map(|tick| if counter.out(tick) { '#' } else { '_' })
-        .collect()
+    (1..=ticks).map(|tick| if counter.out(tick) { '#' } else { '_' }).collect()
 }
 
 #[test]
@@ -37,11 +35,7 @@ fn out_follows_the_figures() {
         (7, 5, "###__###__##"),
         (4, 3, "###_########"),
     ] {
-        assert_eq!(
-            waveform(&counting(mode, count, true), 12),
-            expected,
-            "mode {mode}"
-        );
+        assert_eq!(waveform(&counting(mode, count, true), 12), expected, "mode {mode}");
     }
 }
 
@@ -106,18 +100,10 @@ fn rising_edges_are_where_out_rises() {
             let rises = |tick: &u64| !counter.out(tick - 1) && counter.out(*tick);
             for tick in 0..60 {
                 let next = (tick + 1..=tick + 20).find(rises);
-                assert_eq!(
-                    counter.next_rising_edge(tick),
-                    next,
-                    "mode {mode}, {count}, {tick}"
-                );
+                assert_eq!(counter.next_rising_edge(tick), next, "mode {mode}, {count}, {tick}");
                 for end in tick..tick + 20 {
                     let expected = (tick + 1..=end).filter(rises).count() as u64;
-                    assert_eq!(
-                        counter.rising_edges(tick, end),
-                        expected,
-                        "mode {mode}, {count}"
-                    );
+                    assert_eq!(counter.rising_edges(tick, end), expected, "mode {mode}, {count}");
                 }
             }
         }
@@ -138,11 +124,7 @@ fn a_new_count_waits_for_the_end_of_the_period() {
     }
     let mut strobe = counting(4, 10, true);
     write(&mut strobe, 4, 4);
-    assert_eq!(
-        strobe.next_rising_edge(4),
-        Some(10),
-        "mode 4 starts over at once"
-    );
+    assert_eq!(strobe.next_rising_edge(4), Some(10), "mode 4 starts over at once");
 }
 
 #[test]
@@ -190,11 +172,9 @@ fn gate_low_from_the_start_holds_a_count_back() {
 
 #[test]
 fn access_modes() {
-    for (control, written, count) in [
-        (0x10, &[7u8][..], 7),
-        (0x20, &[7], 0x700),
-        (0x30, &[7, 9], 0x907),
-    ] {
+    for (control, written, count) in
+        [(0x10, &[7u8][..], 7), (0x20, &[7], 0x700), (0x30, &[7, 9], 0x907)]
+    {
         let mut counter = Counter::new(true);
         counter.program(control);
         written.iter().for_each(|byte| {
@@ -214,11 +194,7 @@ fn a_latched_count_stays_until_it_is_read() {
     counter.latch_count(3);
     assert_eq!(counter.read(9), 0x33);
     assert_eq!(counter.read(10), 0x12);
-    assert_eq!(
-        read(&mut counter, 11),
-        0x1234 - 10,
-        "then the running count again"
-    );
+    assert_eq!(read(&mut counter, 11), 0x1234 - 10, "then the running count again");
     counter.latch_count(12);
     counter.program(0x34);
     write(&mut counter, 500, 12);
@@ -230,40 +206,24 @@ fn status_byte() {
     let mut counter = Counter::new(true);
     counter.program(0x3f);
     counter.latch_status(0);
-    assert_eq!(
-        counter.read(0),
-        0b1111_1111,
-        "OUT, null count, both bytes, mode 7, BCD"
-    );
+    assert_eq!(counter.read(0), 0b1111_1111, "OUT, null count, both bytes, mode 7, BCD");
     counter.program(0x10);
     counter.latch_status(0);
     assert_eq!(counter.read(0), 0b0101_0000);
     counter.write(3, 0);
     counter.latch_status(0);
     counter.latch_status(3);
-    assert_eq!(
-        counter.read(4),
-        0b0101_0000,
-        "not loaded yet, and latched once"
-    );
+    assert_eq!(counter.read(4), 0b0101_0000, "not loaded yet, and latched once");
     counter.latch_status(1);
     assert_eq!(counter.read(4), 0b0001_0000);
     counter.latch_count(4);
     counter.latch_status(4);
-    assert_eq!(
-        counter.read(9),
-        0b1001_0000,
-        "status comes before the count"
-    );
+    assert_eq!(counter.read(9), 0b1001_0000, "status comes before the count");
     assert_eq!(counter.read(9), 0);
     let mut counter = counting(2, 10, true);
     write(&mut counter, 20, 5);
     counter.latch_status(6);
-    assert_eq!(
-        counter.read(6) & 0x40,
-        0x40,
-        "the new count has not been taken"
-    );
+    assert_eq!(counter.read(6) & 0x40, 0x40, "the new count has not been taken");
     counter.advance(5, 11);
     counter.latch_status(11);
     assert_eq!(counter.read(11) & 0x40, 0);
@@ -283,10 +243,7 @@ fn saved_state_round_trips_and_is_checked() {
     counter.latch_count(5);
     counter.latch_status(5);
     let state = counter.save();
-    assert_eq!(
-        Counter::restore(state.clone(), 5, true).unwrap().save(),
-        state
-    );
+    assert_eq!(Counter::restore(state.clone(), 5, true).unwrap().save(), state);
     let refused = |change: fn(&mut PitCounterState), field| {
         let mut bad = state.clone();
         change(&mut bad);
@@ -295,41 +252,14 @@ fn saved_state_round_trips_and_is_checked() {
     let mut stopped = counting(0, 10, true);
     stopped.set_gate(false, 5);
     let stopped = stopped.save();
-    assert_eq!(
-        Counter::restore(stopped.clone(), 5, false).unwrap().save(),
-        stopped
-    );
+    assert_eq!(Counter::restore(stopped.clone(), 5, false).unwrap().save(), stopped);
     assert!(Counter::restore(stopped, 5, true).is_err());
     refused(|state| state.mode_bits = 8, "pit.counter.mode_bits");
     refused(|state| state.count = Some(0), "pit.counter.count");
     refused(|state| state.count = Some(0x1_0001), "pit.counter.count");
-    refused(
-        |state| {
-            state.run = Some(Run {
-                at_tick: 0,
-                count: 0,
-            })
-        },
-        "pit.counter.run.count",
-    );
-    refused(
-        |state| {
-            state.run = Some(Run {
-                at_tick: 7,
-                count: 9,
-            })
-        },
-        "pit.counter.run.at_tick",
-    );
-    refused(
-        |state| {
-            state.successor = Some(Run {
-                at_tick: 12,
-                count: 9,
-            })
-        },
-        SUCCESSOR,
-    );
+    refused(|state| state.run = Some(Run { at_tick: 0, count: 0 }), "pit.counter.run.count");
+    refused(|state| state.run = Some(Run { at_tick: 7, count: 9 }), "pit.counter.run.at_tick");
+    refused(|state| state.successor = Some(Run { at_tick: 12, count: 9 }), SUCCESSOR);
     refused(|state| state.mode_bits = 4, SUCCESSOR);
     refused(|state| state.stopped_at_elapsed = Some(1), SUCCESSOR);
 }

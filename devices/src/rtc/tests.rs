@@ -17,17 +17,7 @@ fn set(rtc: &mut Rtc, index: u8, value: u8) {
 
 /// Century, year, month, day, hour, minute, second, day of week.
 fn registers(rtc: &mut Rtc) -> [u8; 8] {
-    [
-        CENTURY,
-        YEAR,
-        MONTH,
-        DAY,
-        HOURS,
-        MINUTES,
-        SECONDS,
-        DAY_OF_WEEK,
-    ]
-    .map(|index| get(rtc, index))
+    [CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS, DAY_OF_WEEK].map(|index| get(rtc, index))
 }
 
 #[test]
@@ -35,10 +25,7 @@ fn time_in_every_format() {
     for (mode, expected) in [
         (REG_B_24_HOUR, [0x20, 0x23, 0x11, 0x14, 0x22, 0x13, 0x20, 3]),
         (0, [0x20, 0x23, 0x11, 0x14, 0x90, 0x13, 0x20, 3]),
-        (
-            REG_B_24_HOUR | REG_B_BINARY,
-            [20, 23, 11, 14, 22, 13, 20, 3],
-        ),
+        (REG_B_24_HOUR | REG_B_BINARY, [20, 23, 11, 14, 22, 13, 20, 3]),
         (REG_B_BINARY, [20, 23, 11, 14, 0x80 | 10, 13, 20, 3]),
     ] {
         let mut rtc = Rtc::new(EPOCH_S);
@@ -49,14 +36,7 @@ fn time_in_every_format() {
 
 #[test]
 fn twelve_hour_clock() {
-    for (hour, shown) in [
-        (0, 0x12),
-        (1, 0x01),
-        (11, 0x11),
-        (12, 0x92),
-        (13, 0x81),
-        (23, 0x91),
-    ] {
+    for (hour, shown) in [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)] {
         let mut rtc = Rtc::new(hour * 3600);
         set(&mut rtc, REG_B, 0);
         assert_eq!(get(&mut rtc, HOURS), shown);
@@ -75,10 +55,7 @@ fn time_passes_with_guest_time_only() {
     rtc.advance(NS_PER_S);
     assert_eq!(get(&mut rtc, SECONDS), 0x21);
     rtc.advance(6_401 * NS_PER_S);
-    assert_eq!(
-        registers(&mut rtc),
-        [0x20, 0x23, 0x11, 0x15, 0x00, 0x00, 0x01, 4]
-    );
+    assert_eq!(registers(&mut rtc), [0x20, 0x23, 0x11, 0x15, 0x00, 0x00, 0x01, 4]);
 }
 
 #[test]
@@ -87,14 +64,9 @@ fn setting_the_clock_as_linux_does() {
     let mut rtc = Rtc::new(EPOCH_S);
     rtc.advance(100 * NS_PER_S);
     set(&mut rtc, REG_B, REG_B_SET | REG_B_24_HOUR);
-    for (index, value) in [
-        (DAY, 0x29),
-        (MONTH, 0x02),
-        (YEAR, 0x24),
-        (CENTURY, 0x20),
-        (HOURS, 0x23),
-        (MINUTES, 0x59),
-    ] {
+    for (index, value) in
+        [(DAY, 0x29), (MONTH, 0x02), (YEAR, 0x24), (CENTURY, 0x20), (HOURS, 0x23), (MINUTES, 0x59)]
+    {
         set(&mut rtc, index, value);
     }
     set(&mut rtc, SECONDS, 0x58);
@@ -102,10 +74,7 @@ fn setting_the_clock_as_linux_does() {
     assert_eq!(get(&mut rtc, SECONDS), 0x58, "SET holds the clock");
     set(&mut rtc, REG_B, REG_B_24_HOUR);
     rtc.advance(203 * NS_PER_S);
-    assert_eq!(
-        registers(&mut rtc),
-        [0x20, 0x24, 0x03, 0x01, 0x00, 0x00, 0x01, 6]
-    );
+    assert_eq!(registers(&mut rtc), [0x20, 0x24, 0x03, 0x01, 0x00, 0x00, 0x01, 6]);
 }
 
 #[test]
@@ -113,17 +82,11 @@ fn one_field_can_be_set_while_the_clock_runs() {
     let mut rtc = Rtc::new(EPOCH_S);
     set(&mut rtc, MINUTES, 0x45);
     rtc.advance(NS_PER_S);
-    assert_eq!(
-        registers(&mut rtc),
-        [0x20, 0x23, 0x11, 0x14, 0x22, 0x45, 0x21, 3]
-    );
+    assert_eq!(registers(&mut rtc), [0x20, 0x23, 0x11, 0x14, 0x22, 0x45, 0x21, 3]);
     set(&mut rtc, MONTH, 0x13);
     set(&mut rtc, DAY, 0x00);
     set(&mut rtc, DAY_OF_WEEK, 0x07);
-    assert_eq!(
-        registers(&mut rtc),
-        [0x20, 0x23, 0x11, 0x14, 0x22, 0x45, 0x21, 3]
-    );
+    assert_eq!(registers(&mut rtc), [0x20, 0x23, 0x11, 0x14, 0x22, 0x45, 0x21, 3]);
 }
 
 #[test]

@@ -14,16 +14,9 @@ const MCR_LOOP: u8 = 0x10;
 #[test]
 fn registers_after_reset() {
     let mut console = Console::new();
-    for (offset, value) in [
-        (0, 0),
-        (1, 0),
-        (2, 0xc1),
-        (3, 0x03),
-        (4, 0x08),
-        (5, 0x60),
-        (6, 0xb0),
-        (7, 0),
-    ] {
+    for (offset, value) in
+        [(0, 0), (1, 0), (2, 0xc1), (3, 0x03), (4, 0x08), (5, 0x60), (6, 0xb0), (7, 0)]
+    {
         assert_eq!(console.read(offset), value, "register {offset}");
     }
     assert!(!console.take_pulse());
@@ -82,27 +75,15 @@ fn backlog_is_bounded_and_drops_are_counted() {
     console.enqueue(&[2; 10]);
     // One byte moved on into the UART, which left room for one more.
     assert_eq!(console.dropped_bytes(), 9);
-    let bytes: Vec<u8> = (0..=BACKLOG_BYTES_MAX)
-        .map(|_| console.read(DATA))
-        .collect();
-    assert_eq!(
-        (bytes[BACKLOG_BYTES_MAX - 1], bytes[BACKLOG_BYTES_MAX]),
-        (1, 2)
-    );
+    let bytes: Vec<u8> = (0..=BACKLOG_BYTES_MAX).map(|_| console.read(DATA)).collect();
+    assert_eq!((bytes[BACKLOG_BYTES_MAX - 1], bytes[BACKLOG_BYTES_MAX]), (1, 2));
     assert_eq!(console.read(LSR_OFFSET) & LSR_DATA_READY, 0);
 }
 
 #[test]
 fn saved_state_round_trips_without_a_second_pulse() {
     let mut console = Console::new();
-    for (offset, value) in [
-        (3, 0x83),
-        (0, 0x18),
-        (1, 0x01),
-        (3, 0x1b),
-        (1, 0x07),
-        (4, 0x0b),
-    ] {
+    for (offset, value) in [(3, 0x83), (0, 0x18), (1, 0x01), (3, 0x1b), (1, 0x07), (4, 0x0b)] {
         console.write(offset, value);
     }
     console.write(7, 0x77);
@@ -119,8 +100,5 @@ fn saved_state_round_trips_without_a_second_pulse() {
     assert_eq!(Console::try_from(bad).unwrap_err().field, "serial.backlog");
     let mut bad = state;
     bad.uart.in_buffer = vec![0; 65];
-    assert_eq!(
-        Console::try_from(bad).unwrap_err().field,
-        "serial.uart.in_buffer"
-    );
+    assert_eq!(Console::try_from(bad).unwrap_err().field, "serial.uart.in_buffer");
 }

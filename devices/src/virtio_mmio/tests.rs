@@ -32,10 +32,7 @@ fn busy() -> TransportState {
         assert_eq!(transport.write(&mem, offset, value), Request::Nothing);
     }
     assert!(transport.is_live(0) && !transport.is_live(1) && !transport.is_live(2));
-    assert_eq!(
-        transport.write(&mem, VIRTIO_MMIO_QUEUE_NOTIFY, 0),
-        Request::Notify(0)
-    );
+    assert_eq!(transport.write(&mem, VIRTIO_MMIO_QUEUE_NOTIFY, 0), Request::Notify(0));
     transport.interrupt_used();
     transport.record_fault(GuestFault::QueueOutsideMemory { queue: 0 });
     transport.save()
@@ -52,28 +49,16 @@ fn saved_state_round_trips_and_is_checked() {
     };
     refused(|state| state.queues.truncate(1), "virtio.queues");
     refused(|state| state.status |= 0x10, "virtio.status");
-    refused(
-        |state| state.status &= !VIRTIO_CONFIG_S_FEATURES_OK,
-        "virtio.queue.ready",
-    );
-    refused(
-        |state| state.interrupt_status = 4,
-        "virtio.interrupt_status",
-    );
-    refused(
-        |state| state.driver_features |= 1 << 63,
-        "virtio.driver_features",
-    );
+    refused(|state| state.status &= !VIRTIO_CONFIG_S_FEATURES_OK, "virtio.queue.ready");
+    refused(|state| state.interrupt_status = 4, "virtio.interrupt_status");
+    refused(|state| state.driver_features |= 1 << 63, "virtio.driver_features");
     refused(
         |state| state.driver_features &= !(1 << VIRTIO_RING_F_EVENT_IDX),
         "virtio.queue.event_idx_enabled",
     );
     let mut bad = transport().save();
     bad.status = VIRTIO_CONFIG_S_DRIVER_OK;
-    assert_eq!(
-        transport().restore(bad).unwrap_err().field,
-        "virtio.status.driver_ok"
-    );
+    assert_eq!(transport().restore(bad).unwrap_err().field, "virtio.status.driver_ok");
 }
 
 #[test]
@@ -103,13 +88,7 @@ fn a_reset_forgets_all_but_the_faults() {
     assert_eq!(restored.write(&mem, VIRTIO_MMIO_STATUS, 0), Request::Reset);
     let faults = *restored.faults();
     assert_eq!(faults.count, 1);
-    assert_eq!(
-        restored.save(),
-        TransportState {
-            faults,
-            ..transport().save()
-        }
-    );
+    assert_eq!(restored.save(), TransportState { faults, ..transport().save() });
 }
 
 #[test]

@@ -16,18 +16,12 @@ fn impossible_backlogs_are_refused() {
         refused(|state| state.backlog = vec![vec![]; RX_BACKLOG_FRAMES_MAX + 1]),
         "virtio_net.backlog"
     );
-    assert_eq!(
-        refused(|state| state.backlog = vec![vec![0; 11]]),
-        "virtio_net.backlog.frame"
-    );
+    assert_eq!(refused(|state| state.backlog = vec![vec![0; 11]]), "virtio_net.backlog.frame");
     assert_eq!(
         refused(|state| state.backlog = vec![vec![0; RX_FRAME_BYTES_MAX + 1]]),
         "virtio_net.backlog.frame"
     );
     let mut state = VirtioNet::new([0; 6]).save();
     state.backlog = vec![frame()];
-    assert_eq!(
-        VirtioNet::try_from(state).unwrap_err().field,
-        "virtio_net.backlog.not_live"
-    );
+    assert_eq!(VirtioNet::try_from(state).unwrap_err().field, "virtio_net.backlog.not_live");
 }

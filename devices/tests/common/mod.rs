@@ -45,17 +45,9 @@ pub struct Driver {
 
 impl Driver {
     pub fn new() -> Driver {
-        let config = BoardConfig {
-            rtc_epoch_s: 1_700_000_000,
-            net_mac: Some(MAC),
-        };
+        let config = BoardConfig { rtc_epoch_s: 1_700_000_000, net_mac: Some(MAC) };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
-        Driver {
-            board: Board::new(&config),
-            mem,
-            next_avail: [0; 2],
-            seen_used: [0; 2],
-        }
+        Driver { board: Board::new(&config), mem, next_avail: [0; 2], seen_used: [0; 2] }
     }
 
     /// A driver whose card is up, with `features`.
@@ -70,17 +62,12 @@ impl Driver {
 
     pub fn read(&mut self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.board
-            .mmio_read(&self.mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
+        self.board.mmio_read(&self.mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
         u32::from_le_bytes(data)
     }
 
     pub fn write(&mut self, offset: u64, value: u32) {
-        self.board.mmio_write(
-            &self.mem,
-            VIRTIO_NET_MMIO_BASE + offset,
-            &value.to_le_bytes(),
-        );
+        self.board.mmio_write(&self.mem, VIRTIO_NET_MMIO_BASE + offset, &value.to_le_bytes());
     }
 
     pub fn negotiate(&mut self, features: u64) {
@@ -97,11 +84,9 @@ impl Driver {
     pub fn set_up_queue(&mut self, queue: u32) {
         self.write(0x30, queue);
         self.write(0x38, u32::from(QUEUE_SIZE));
-        for (offset, address) in [
-            (0x80, desc_table(queue)),
-            (0x90, avail_ring(queue)),
-            (0xa0, used_ring(queue)),
-        ] {
+        for (offset, address) in
+            [(0x80, desc_table(queue)), (0x90, avail_ring(queue)), (0xa0, used_ring(queue))]
+        {
             self.write(offset, address as u32);
             self.write(offset + 4, (address >> 32) as u32);
         }
@@ -118,9 +103,7 @@ impl Driver {
 
     pub fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.mem
-            .read_slice(&mut bytes, GuestAddress(address))
-            .unwrap();
+        self.mem.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
 
@@ -159,9 +142,7 @@ impl Driver {
     /// Transmits header and frame as one buffer.
     pub fn send(&mut self, frame: &[u8]) {
         let index = self.next_avail[TX as usize] % QUEUE_SIZE;
-        self.mem
-            .write_slice(frame, GuestAddress(buffer(TX, index)))
-            .unwrap();
+        self.mem.write_slice(frame, GuestAddress(buffer(TX, index))).unwrap();
         self.set_descriptor(TX, index, (buffer(TX, index), frame.len() as u32, 0, 0));
         self.make_available(TX, index);
         self.notify(TX);
@@ -197,14 +178,10 @@ impl Driver {
     }
 
     pub fn take_frames(&mut self) -> Vec<Vec<u8>> {
-        let frames = self
-            .board
-            .take_outputs()
-            .into_iter()
-            .map(|output| match output {
-                Output::Frame(frame) => frame,
-                Output::Console(_) => vec![],
-            });
+        let frames = self.board.take_outputs().into_iter().map(|output| match output {
+            Output::Frame(frame) => frame,
+            Output::Console(_) => vec![],
+        });
         frames.collect()
     }
 }
