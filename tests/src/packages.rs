@@ -27,32 +27,21 @@ pub struct Package {
 
 /// What the lab needs on the outer machine.
 pub const LAB: &[Package] = &[
-    Package {
-        name: "qemu-system-x86",
-        why: "emulates a machine with AMD-V, carries virtiofsd",
-    },
-    Package {
-        name: "busybox-static",
-        why: "the userland of a lab host",
-    },
-    Package {
-        name: "iproute2",
-        why: "private networks between hosts and clients",
-    },
-    Package {
-        name: "kmod",
-        why: "depmod: the load order of the lab kernel's modules",
-    },
+    Package { name: "qemu-system-x86", why: "emulates a machine with AMD-V, carries virtiofsd" },
+    Package { name: "busybox-static", why: "the userland of a lab host" },
+    Package { name: "iproute2", why: "private networks between hosts and clients" },
+    Package { name: "kmod", why: "depmod: the load order of the lab kernel's modules" },
 ];
 
 /// What real clients on the outer machine are made of.
-pub const CLIENTS: &[Package] = &[Package {
-    name: "curl",
-    why: "the client that must not notice a failover",
-}];
+pub const CLIENTS: &[Package] =
+    &[Package { name: "curl", why: "the client that must not notice a failover" }];
 
 /// The package that always depends on Debian's newest cloud kernel.
 const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
+
+/// apt changes this directory with every update.
+const APT_LISTS: &str = "/var/lib/apt/lists";
 
 /// Why something from Debian could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -142,9 +131,7 @@ pub fn ensure(packages: &[Package]) -> Result<(), PackageError> {
 }
 
 fn is_installed(name: &str) -> bool {
-    let query = Command::new("dpkg-query")
-        .args(["-W", "-f=${db:Status-Status}", name])
-        .output();
+    let query = Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", name]).output();
     query.is_ok_and(|answer| answer.stdout == b"installed")
 }
 
@@ -154,21 +141,13 @@ fn update() -> Result<(), PackageError> {
 }
 
 fn apt_get(directory: &Path, arguments: &[&str]) -> Result<(), PackageError> {
-    run_logged(
-        Command::new("apt-get")
-            .args(arguments)
-            .current_dir(directory),
-    )
+    run_logged(Command::new("apt-get").args(arguments).current_dir(directory))
 }
 
 /// Runs a program of the package system, its output appended to the log in the cache.
 fn run_logged(command: &mut Command) -> Result<(), PackageError> {
     let log = cache_directory()?.join("packages.log");
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .map_err(at(&log))?;
+    let file = OpenOptions::new().create(true).append(true).open(&log).map_err(at(&log))?;
     let errors = file.try_clone().map_err(at(&log))?;
     let said = command
         .env("DEBIAN_FRONTEND", "noninteractive")
@@ -184,20 +163,13 @@ fn run_logged(command: &mut Command) -> Result<(), PackageError> {
     let text = fs::read_to_string(&log).map_err(at(&log))?;
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(12)..].join("\n");
-    Err(PackageError::CommandFailed {
-        command: format!("{command:?}"),
-        log,
-        tail,
-    })
+    Err(PackageError::CommandFailed { command: format!("{command:?}"), log, tail })
 }
 
 /// What apt would install for `name`, if anything.
 fn candidate_version(name: &str) -> Option<String> {
     let show = ["show", "--no-all-versions", name];
-    field(
-        &Command::new("apt-cache").args(show).output().ok()?.stdout,
-        "Version",
-    )
+    field(&Command::new("apt-cache").args(show).output().ok()?.stdout, "Version")
 }
 
 fn field(control: &[u8], name: &str) -> Option<String> {
@@ -215,9 +187,7 @@ pub fn fetch_extracted(
     name: &str,
     prepare: impl Fn(&Path) -> Result<(), PackageError>,
 ) -> Result<PathBuf, PackageError> {
-    let unknown = || PackageError::Unknown {
-        package: name.to_owned(),
-    };
+    let unknown = || PackageError::Unknown { package: name.to_owned() };
     let version = match candidate_version(name) {
         Some(version) => version,
         None => update().and_then(|()| candidate_version(name).ok_or_else(unknown))?,
@@ -238,22 +208,14 @@ pub fn fetch_extracted(
     }
 
     let _step = Step::start(format!("fetching {name} {version}"));
-    let aside = tempfile::Builder::new()
-        .prefix(".new-")
-        .tempdir_in(&store)
-        .map_err(at(&store))?;
+    let aside = tempfile::Builder::new().prefix(".new-").tempdir_in(&store).map_err(at(&store))?;
     let wanted = format!("{name}={version}");
     let download = || apt_get(aside.path(), &["download", &wanted]);
     // The archive drops superseded versions, so lists that have grown old name files that are gone.
     download().or_else(|_| update().and_then(|()| download()))?;
     let archive = fs::read_dir(aside.path())
         .map_err(at(aside.path()))?
-        .find_map(|entry| {
-            entry
-                .ok()
-                .map(|e| e.path())
-                .filter(|p| has_extension(p, "deb"))
-        })
+        .find_map(|entry| entry.ok().map(|e| e.path()).filter(|p| has_extension(p, "deb")))
         .ok_or_else(unknown)?;
     let tree = aside.path().join("tree");
     run_logged(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&tree))?;
@@ -263,8 +225,7 @@ pub fn fetch_extracted(
 }
 
 fn has_extension(path: &Path, wanted: &str) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension == wanted)
+    path.extension().is_some_and(|extension| extension == wanted)
 }
 
 /// Debian's stock kernel for clouds, unpacked in the cache.
@@ -284,49 +245,66 @@ pub struct CloudKernel {
 /// # Errors
 /// See [`fetch_extracted`]; also when the package is not laid out as Debian kernels are.
 pub fn cloud_kernel() -> Result<CloudKernel, PackageError> {
-    let versioned = cloud_kernel_package()?;
+    let (versioned, tree) = match resolved_before() {
+        Some(known) => known,
+        None => resolve()?,
+    };
     let release = versioned.trim_start_matches("linux-image-").to_owned();
-    let tree = fetch_extracted(&versioned, |tree| {
-        run_logged(Command::new("depmod").arg("-b").arg(tree).arg(&release))
-    })?;
     let bzimage = tree.join("boot").join(format!("vmlinuz-{release}"));
     let modules = tree.join("lib/modules").join(&release);
-    let lacks = |wanted| PackageError::Incomplete {
-        package: versioned.clone(),
-        wanted,
-    };
+    let lacks = |wanted| PackageError::Incomplete { package: versioned.clone(), wanted };
     if !bzimage.is_file() {
         return Err(lacks("/boot/vmlinuz"));
     }
     if !modules.join("modules.dep").is_file() {
         return Err(lacks("/lib/modules"));
     }
-    Ok(CloudKernel {
-        bzimage,
-        modules,
-        release,
-    })
+    Ok(CloudKernel { bzimage, modules, release })
+}
+
+/// Where the answer of the last [`resolve`] is kept: asking apt costs seconds.
+fn resolved_file() -> Option<PathBuf> {
+    Some(cache_directory().ok()?.join("deb").join(CLOUD_KERNEL))
+}
+
+/// The kept answer, when apt's lists have not changed since and the tree is still there.
+fn resolved_before() -> Option<(String, PathBuf)> {
+    let file = resolved_file()?;
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    if modified(&file)? < modified(Path::new(APT_LISTS))? {
+        return None;
+    }
+    let text = fs::read_to_string(&file).ok()?;
+    let (versioned, tree) = text.split_once('\n')?;
+    let tree = PathBuf::from(tree);
+    tree.is_dir().then(|| (versioned.to_owned(), tree))
+}
+
+fn resolve() -> Result<(String, PathBuf), PackageError> {
+    let versioned = cloud_kernel_package()?;
+    let release = versioned.trim_start_matches("linux-image-");
+    let tree = fetch_extracted(&versioned, |tree| {
+        run_logged(Command::new("depmod").arg("-b").arg(tree).arg(release))
+    })?;
+    if let Some(file) = resolved_file() {
+        let aside = file.with_extension(std::process::id().to_string());
+        fs::write(&aside, format!("{versioned}\n{}", tree.display())).map_err(at(&aside))?;
+        fs::rename(&aside, &file).map_err(at(&file))?;
+    }
+    Ok((versioned, tree))
 }
 
 fn cloud_kernel_package() -> Result<String, PackageError> {
     let ask = || {
-        let depends = Command::new("apt-cache")
-            .args(["depends", CLOUD_KERNEL])
-            .output()
-            .ok()?;
+        let depends = Command::new("apt-cache").args(["depends", CLOUD_KERNEL]).output().ok()?;
         let text = String::from_utf8_lossy(&depends.stdout).into_owned();
-        let name = text
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: "))?
-            .to_owned();
+        let name = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "))?.to_owned();
         name.starts_with("linux-image-").then_some(name)
     };
     match ask() {
         Some(name) => Ok(name),
         None => update().and_then(|()| {
-            ask().ok_or_else(|| PackageError::Unknown {
-                package: CLOUD_KERNEL.to_owned(),
-            })
+            ask().ok_or_else(|| PackageError::Unknown { package: CLOUD_KERNEL.to_owned() })
         }),
     }
 }

@@ -21,9 +21,7 @@ impl Step {
         let what = what.into();
         if !std::io::stderr().is_terminal() {
             eprintln!("{what} ...");
-            return Self {
-                bar: ProgressBar::hidden(),
-            };
+            return Self { bar: ProgressBar::hidden() };
         }
         let bar = ProgressBar::new_spinner().with_message(what);
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]") {

@@ -2,6 +2,7 @@
 //!
 //! Every check is written once, against [`Lab`], and runs on both backends: emulated machines,
 //! and namespaces of this machine (which need no KVM to be checked). They need root.
+#![allow(clippy::unwrap_used, reason = "a helper that unwraps is a check of the test that calls it")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,18 +16,11 @@ use ftvmm_tests::lab::{Backend, Ended, Lab, LabConfig, LabError};
 use ftvmm_tests::packages;
 
 fn start(backend: Backend, name: &str, hosts: usize) -> Lab {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("lab")
-        .join(name);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lab").join(name);
     let _ = fs::remove_dir_all(&folder);
     let agent = PathBuf::from(env!("CARGO_BIN_EXE_lab-agent"));
-    let config = LabConfig {
-        backend,
-        hosts,
-        folder,
-        agent,
-        ..LabConfig::new(backend, "").unwrap()
-    };
+    let config =
+        LabConfig { backend, hosts, folder, agent, ..LabConfig::new(backend, "").unwrap() };
     Lab::start(config).unwrap()
 }
 
@@ -59,20 +53,11 @@ fn ping(lab: &Lab, from: usize, address: &str) -> bool {
 }
 
 fn status_and_streams(lab: &Lab) {
-    let output = lab
-        .host(0)
-        .run(&["sh", "-c", "echo out; echo err >&2; exit 7"])
-        .unwrap();
+    let output = lab.host(0).run(&["sh", "-c", "echo out; echo err >&2; exit 7"]).unwrap();
     assert_eq!(output.ended, Ended::Status(7));
-    assert_eq!(
-        (&output.stdout[..], &output.stderr[..]),
-        (&b"out\n"[..], &b"err\n"[..])
-    );
+    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
     let refused = lab.host(0).run(&["no-such-program"]);
-    assert!(
-        matches!(refused, Err(LabError::Refused { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(LabError::Refused { .. })), "{refused:?}");
 }
 
 fn standard_input_and_signals(lab: &Lab) {
@@ -81,16 +66,9 @@ fn standard_input_and_signals(lab: &Lab) {
     cat.write_stdin(&sent);
     let output = cat.finish().unwrap();
     assert_eq!(output.ended, Ended::Status(0));
-    assert!(
-        output.stdout == sent,
-        "{} bytes came back changed",
-        output.stdout.len()
-    );
+    assert!(output.stdout == sent, "{} bytes came back changed", output.stdout.len());
 
-    let sleeper = lab
-        .host(0)
-        .spawn(&["sh", "-c", "echo up; sleep 1000; true"])
-        .unwrap();
+    let sleeper = lab.host(0).spawn(&["sh", "-c", "echo up; sleep 1000; true"]).unwrap();
     assert!(sleeper.wait_for_stdout("up").unwrap());
     sleeper.signal(nix::libc::SIGTERM);
     assert_eq!(sleeper.wait().unwrap(), Ended::Signal(nix::libc::SIGTERM));
@@ -103,17 +81,9 @@ fn files_both_ways(lab: &Lab) {
     sh(lab, 0, &format!("cd {share} && cat in in > out"));
     let expected = [&content[..], &content[..]].concat();
     assert!(fs::read(lab.share().join("out")).unwrap() == expected);
-    assert_eq!(
-        sh(lab, 1, &format!("wc -c < {share}/out")),
-        "600000",
-        "the other host sees it too"
-    );
+    assert_eq!(sh(lab, 1, &format!("wc -c < {share}/out")), "600000", "the other host sees it too");
     // A file that has been looked at and then replaced is seen new at once: nothing is cached.
-    sh(
-        lab,
-        0,
-        &format!("cd {share} && echo new > out.tmp && mv out.tmp out"),
-    );
+    sh(lab, 0, &format!("cd {share} && echo new > out.tmp && mv out.tmp out"));
     assert_eq!(sh(lab, 1, &format!("cat {share}/out")), "new");
 }
 
@@ -121,10 +91,9 @@ fn files_both_ways(lab: &Lab) {
 fn one_winner_per_name(lab: &Lab) {
     const NAMES: usize = 100;
     let share = lab.host(0).share().display();
-    for (way, take) in [
-        ("excl", "(set -C; echo $me > $i) 2>/dev/null"),
-        ("link", "ln mine.$me $i 2>/dev/null"),
-    ] {
+    for (way, take) in
+        [("excl", "(set -C; echo $me > $i) 2>/dev/null"), ("link", "ln mine.$me $i 2>/dev/null")]
+    {
         fs::create_dir(lab.share().join(way)).unwrap();
         let script = |me: &str| {
             format!(
@@ -132,11 +101,8 @@ fn one_winner_per_name(lab: &Lab) {
                  for i in $(seq {NAMES}); do {take} && echo $i; done; exit 0"
             )
         };
-        let racers = [0, 1].map(|i| {
-            lab.host(i)
-                .spawn(&["sh", "-c", &script(lab.host(i).letter())])
-                .unwrap()
-        });
+        let racers = [0, 1]
+            .map(|i| lab.host(i).spawn(&["sh", "-c", &script(lab.host(i).letter())]).unwrap());
         for racer in &racers {
             assert!(racer.wait_for_stdout("ready").unwrap());
         }
@@ -145,22 +111,10 @@ fn one_winner_per_name(lab: &Lab) {
         }
         let won = racers.map(|racer| {
             let printed = racer.finish().unwrap().text();
-            printed
-                .lines()
-                .skip(1)
-                .map(|name| name.parse().unwrap())
-                .collect::<BTreeSet<usize>>()
+            printed.lines().skip(1).map(|name| name.parse().unwrap()).collect::<BTreeSet<usize>>()
         });
-        assert!(
-            won[0].is_disjoint(&won[1]),
-            "{way}: both won {:?}",
-            &won[0] & &won[1]
-        );
-        assert_eq!(
-            &won[0] | &won[1],
-            (1..=NAMES).collect(),
-            "{way}: somebody wins every name"
-        );
+        assert!(won[0].is_disjoint(&won[1]), "{way}: both won {:?}", &won[0] & &won[1]);
+        assert_eq!(&won[0] | &won[1], (1..=NAMES).collect(), "{way}: somebody wins every name");
         for name in 1..=NAMES {
             let owner = fs::read_to_string(lab.share().join(way).join(name.to_string())).unwrap();
             let winner = if won[0].contains(&name) { "a\n" } else { "b\n" };
@@ -189,26 +143,12 @@ fn a_client_reaches_a_server_through_br0(lab: &Lab) {
     let host = lab.host(0);
     fs::write(lab.share().join("page"), "served\n").unwrap();
     host.tap("ftvm0").unwrap();
-    assert_eq!(
-        sh(lab, 0, "ls /sys/class/net/br0/brif | tr '\\n' ' '"),
-        "eth0 ftvm0"
-    );
+    assert_eq!(sh(lab, 0, "ls /sys/class/net/br0/brif | tr '\\n' ' '"), "eth0 ftvm0");
     let home = host.share().display().to_string();
-    let _server = host
-        .spawn(&["busybox", "httpd", "-f", "-p", "80", "-h", &home])
-        .unwrap();
+    let _server = host.spawn(&["busybox", "httpd", "-f", "-p", "80", "-h", &home]).unwrap();
     let url = format!("http://{}/page", host.outer_address());
-    let curl = [
-        "curl",
-        "-sS",
-        "--retry",
-        "30",
-        "--retry-connrefused",
-        "--retry-delay",
-        "1",
-        &url,
-    ];
-    let answer = lab.client(&curl).output().unwrap();
+    let curl = ["curl", "-sS", "--retry", "30", "--retry-connrefused", "--retry-delay", "1", &url];
+    let answer = lab.run_client(&curl).unwrap();
     assert_eq!(answer.stdout, b"served\n", "{answer:?}");
 }
 
@@ -216,23 +156,14 @@ fn a_cut_link_is_cut_and_mends(lab: &Lab) {
     assert!(ping(lab, 0, "10.77.0.2"));
     lab.host(1).set_link(false).unwrap();
     assert!(!ping(lab, 0, "10.77.0.2"));
-    assert!(
-        ping(lab, 0, "10.78.0.2"),
-        "the other network is not touched"
-    );
+    assert!(ping(lab, 0, "10.78.0.2"), "the other network is not touched");
     lab.host(1).set_link(true).unwrap();
     assert!((0..10).any(|_| ping(lab, 0, "10.77.0.2")));
 }
 
 fn a_hard_stop_ends_one_host_and_a_restart_brings_it_back(lab: &Lab) {
-    let stays = lab
-        .host(0)
-        .spawn(&["sh", "-c", "echo up; read word; echo $word"])
-        .unwrap();
-    let goes = lab
-        .host(1)
-        .spawn(&["sh", "-c", "echo up; sleep 1000"])
-        .unwrap();
+    let stays = lab.host(0).spawn(&["sh", "-c", "echo up; read word; echo $word"]).unwrap();
+    let goes = lab.host(1).spawn(&["sh", "-c", "echo up; sleep 1000"]).unwrap();
     assert!(stays.wait_for_stdout("up").unwrap() && goes.wait_for_stdout("up").unwrap());
     lab.host(1).kill();
     let gone = goes.wait();
@@ -247,13 +178,8 @@ fn a_hard_stop_ends_one_host_and_a_restart_brings_it_back(lab: &Lab) {
 fn a_silent_lab_is_reported_with_its_last_words(lab: &Lab) {
     let host = lab.host(0);
     let script = "echo the guest said this; sleep 1000";
-    let mute = host
-        .spawn(&["sh", "-c", script])
-        .unwrap()
-        .with_silence(Duration::from_secs(2));
-    let Err(LabError::Silent { tails, .. }) = mute.wait() else {
-        panic!("it was not silent")
-    };
+    let mute = host.spawn(&["sh", "-c", script]).unwrap().with_silence(Duration::from_secs(2));
+    let Err(LabError::Silent { tails, .. }) = mute.wait() else { panic!("it was not silent") };
     assert!(tails.contains("the guest said this"), "{tails}");
 }
 
@@ -290,34 +216,18 @@ fn own(backend: Backend, check: &str, hosts: usize) -> Lab {
 #[test]
 fn an_emulated_host_has_kvm_with_nested_paging() {
     let lab = shared(Backend::Lab);
-    assert_eq!(
-        sh(
-            &lab,
-            0,
-            "test -c /dev/kvm && cat /sys/module/kvm_amd/parameters/npt"
-        ),
-        "Y"
-    );
+    assert_eq!(sh(&lab, 0, "test -c /dev/kvm && cat /sys/module/kvm_amd/parameters/npt"), "Y");
 }
 
 #[test]
 fn a_hard_stop_of_a_local_host_ends_even_what_detached_itself() {
     let lab = own(Backend::Local, "detached", 1);
     let lock = lab.share().join("lock");
-    let hold = format!(
-        "setsid flock {} sleep 1000 </dev/null >/dev/null 2>&1 & exit 0",
-        lock.display()
-    );
+    let hold =
+        format!("setsid flock {} sleep 1000 </dev/null >/dev/null 2>&1 & exit 0", lock.display());
     sh(&lab, 0, &hold);
-    let free = || {
-        Command::new("flock")
-            .arg("-n")
-            .arg(&lock)
-            .arg("true")
-            .status()
-            .unwrap()
-            .success()
-    };
+    let free =
+        || Command::new("flock").arg("-n").arg(&lock).arg("true").status().unwrap().success();
     while free() {
         std::thread::yield_now();
     }
@@ -371,10 +281,7 @@ fn the_next_lab_removes_what_a_killed_one_left() {
     assert!(exists(&name));
     maker.kill().unwrap();
     maker.wait().unwrap();
-    assert!(
-        exists(&name) && exists(&format!("{name}.a")),
-        "SIGKILL leaves it behind"
-    );
+    assert!(exists(&name) && exists(&format!("{name}.a")), "SIGKILL leaves it behind");
     drop(own(Backend::Local, "successor", 1));
     assert!(!exists(&name) && !exists(&format!("{name}.a")));
 }

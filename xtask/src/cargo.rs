@@ -7,15 +7,7 @@ use std::process::{Command, Stdio};
 /// Builds one program in the release profile; returns its path.
 pub fn build(package: &str, program: &str) -> Result<PathBuf, Box<dyn Error>> {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--package",
-            package,
-            "--bin",
-            program,
-        ])
+        .args(["build", "--quiet", "--release", "--package", package, "--bin", program])
         .args(["--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()?;
@@ -23,11 +15,9 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf, Box<dyn Error>> {
         return Err(format!("{program} does not build").into());
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    let executables = messages.lines().filter_map(|line| {
+    let mut executables = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(PathBuf::from(message.get("executable")?.as_str()?))
     });
-    executables
-        .last()
-        .ok_or_else(|| format!("cargo did not say where {program} is").into())
+    executables.next_back().ok_or_else(|| format!("cargo did not say where {program} is").into())
 }

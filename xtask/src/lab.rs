@@ -71,9 +71,7 @@ pub fn run(arguments: &LabArguments) -> Result<ExitCode, Box<dyn Error>> {
     // Never joined: a read from a terminal cannot be interrupted, the end of the program can.
     thread::spawn(move || feed_from_own_stdin(&fed));
     let ended = process.wait()?;
-    Ok(ExitCode::from(
-        u8::try_from(ended.shell_code()).unwrap_or(u8::MAX),
-    ))
+    Ok(ExitCode::from(u8::try_from(ended.shell_code()).unwrap_or(u8::MAX)))
 }
 
 fn feed_from_own_stdin(process: &LabProcess) {

@@ -14,9 +14,9 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -72,29 +72,14 @@ fn boot() -> Result<(), Box<dyn Error>> {
 fn set_up_and_supervise() -> Result<(), Box<dyn Error>> {
     for (kind, place, data) in MOUNTS {
         fs::create_dir_all(place)?;
-        mount(
-            Some(*kind),
-            *place,
-            Some(*kind),
-            MsFlags::empty(),
-            Some(*data),
-        )
-        .map_err(|errno| format!("mounting {place}: {errno}"))?;
+        mount(Some(*kind), *place, Some(*kind), MsFlags::empty(), Some(*data))
+            .map_err(|errno| format!("mounting {place}: {errno}"))?;
     }
     load_modules(Path::new("/modules"))?;
     fs::create_dir_all(SHARE)?;
-    mount(
-        Some(SHARE_TAG),
-        SHARE,
-        Some("virtiofs"),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .map_err(|errno| format!("mounting {SHARE}: {errno}"))?;
-    let port = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(agent_port()?)?;
+    mount(Some(SHARE_TAG), SHARE, Some("virtiofs"), MsFlags::empty(), None::<&str>)
+        .map_err(|errno| format!("mounting {SHARE}: {errno}"))?;
+    let port = OpenOptions::new().read(true).write(true).open(agent_port()?)?;
     let search_path = format!("{SHARE}/bin:/bin");
     supervise(Some(&search_path), port.try_clone()?.into(), port.into())
 }
@@ -102,9 +87,8 @@ fn set_up_and_supervise() -> Result<(), Box<dyn Error>> {
 /// Loads every file of `directory` in the order of the names, which the builder of the initramfs
 /// chose so that each module comes after those it needs.
 fn load_modules(directory: &Path) -> Result<(), Box<dyn Error>> {
-    let mut modules: Vec<PathBuf> = fs::read_dir(directory)?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<Result<_, _>>()?;
+    let mut modules: Vec<PathBuf> =
+        fs::read_dir(directory)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
     modules.sort();
     for module in modules {
         let file = File::open(&module)?;
@@ -157,19 +141,15 @@ type Table = Arc<Mutex<HashMap<CommandId, Running>>>;
 
 fn serve() -> Result<(), Box<dyn Error>> {
     let mut requests = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let reports: Reports = Arc::new(Mutex::new(File::from(
-        io::stdout().as_fd().try_clone_to_owned()?,
-    )));
+    let reports: Reports =
+        Arc::new(Mutex::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)));
     let table = Table::default();
     send(&reports, &Report::Ready);
     while let Some(request) = read_frame(&mut requests)? {
         match request {
             Request::Start(id, start) => run(id, &start, &table, &reports),
             Request::Stdin(id, bytes) => {
-                if let Some(Running {
-                    stdin: Some(stdin), ..
-                }) = lock(&table).get(&id)
-                {
+                if let Some(Running { stdin: Some(stdin), .. }) = lock(&table).get(&id) {
                     // A command that closed its input or ended does not want the rest.
                     let _ = stdin.send(bytes);
                 }
@@ -219,27 +199,15 @@ fn follow(id: CommandId, mut child: Child, table: &Table, reports: &Reports) {
         thread::spawn(move || feed(pipe, &bytes));
     }
     let group = Pid::from_raw(pid.cast_signed());
-    lock(table).insert(
-        id,
-        Running {
-            group,
-            stdin: Some(stdin),
-        },
-    );
+    lock(table).insert(id, Running { group, stdin: Some(stdin) });
     send(reports, &Report::Started(id, pid));
 
     let carry = |stream, pipe: Option<Box<dyn Read + Send>>| {
         let reports = Arc::clone(reports);
         pipe.map(|pipe| thread::spawn(move || carry_output(id, stream, pipe, &reports)))
     };
-    let stdout = carry(
-        Stream::Stdout,
-        child.stdout.take().map(|pipe| Box::new(pipe) as _),
-    );
-    let stderr = carry(
-        Stream::Stderr,
-        child.stderr.take().map(|pipe| Box::new(pipe) as _),
-    );
+    let stdout = carry(Stream::Stdout, child.stdout.take().map(|pipe| Box::new(pipe) as _));
+    let stderr = carry(Stream::Stderr, child.stderr.take().map(|pipe| Box::new(pipe) as _));
     let (table, reports) = (Arc::clone(table), Arc::clone(reports));
     thread::spawn(move || {
         let status = child.wait();
@@ -248,7 +216,9 @@ fn follow(id: CommandId, mut child: Child, table: &Table, reports: &Reports) {
             let _ = carrier.join();
         }
         lock(&table).remove(&id);
-        send(&reports, &Report::Ended(id, how_it_ended(status)));
+        // Only an agent that lost its child to another waiter fails here; that is no success.
+        let ended = status.map_or(Ended::Status(i32::from(u8::MAX)), Ended::from);
+        send(&reports, &Report::Ended(id, ended));
     });
 }
 
@@ -265,24 +235,10 @@ fn carry_output(id: CommandId, stream: Stream, mut pipe: impl Read, reports: &Re
     loop {
         match pipe.read(&mut buffer) {
             Ok(0) => return,
-            Ok(count) => send(
-                reports,
-                &Report::Output(id, stream, buffer[..count].to_vec()),
-            ),
+            Ok(count) => send(reports, &Report::Output(id, stream, buffer[..count].to_vec())),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
         }
-    }
-}
-
-fn how_it_ended(status: io::Result<ExitStatus>) -> Ended {
-    match status {
-        Ok(status) => match (status.code(), status.signal()) {
-            (Some(code), _) => Ended::Status(code),
-            (None, signal) => Ended::Signal(signal.unwrap_or_default()),
-        },
-        // Only an agent that lost its child to another waiter comes here; never a success.
-        Err(_) => Ended::Status(i32::from(u8::MAX)),
     }
 }
 

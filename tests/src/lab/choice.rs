@@ -42,28 +42,19 @@ fn backend_named(name: &str) -> Result<Backend, LabError> {
     match name {
         "lab" => Ok(Backend::Lab),
         "local" => Ok(Backend::Local),
-        _ => Err(LabError::UnknownBackend {
-            got: name.to_owned(),
-        }),
+        _ => Err(LabError::UnknownBackend { got: name.to_owned() }),
     }
 }
 
 fn diagnosed(ftvmm: &Path) -> Result<(Backend, String), LabError> {
     // Exit status 1 only repeats `"suitable": false`.
-    let said = Command::new(ftvmm)
-        .args(["doctor", "--json"])
-        .output()
-        .map_err(at(ftvmm))?;
+    let said = Command::new(ftvmm).args(["doctor", "--json"]).output().map_err(at(ftvmm))?;
     let diagnosis: Diagnosis = serde_json::from_slice(&said.stdout).map_err(|error| {
         let errors = String::from_utf8_lossy(&said.stderr);
         let reason = format!("`{} doctor --json`: {error}; {errors}", ftvmm.display());
         LabError::NoDiagnosis { reason }
     })?;
-    let backend = if diagnosis.suitable {
-        Backend::Local
-    } else {
-        Backend::Lab
-    };
+    let backend = if diagnosis.suitable { Backend::Local } else { Backend::Lab };
     Ok((backend, diagnosis.summary))
 }
 

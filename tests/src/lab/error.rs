@@ -100,7 +100,7 @@ pub enum LabError {
 }
 
 /// Attaches the path or program to a system error.
-pub(crate) fn at(what: impl AsRef<Path>) -> impl FnOnce(io::Error) -> LabError {
+pub fn at(what: impl AsRef<Path>) -> impl FnOnce(io::Error) -> LabError {
     let what = what.as_ref().display().to_string();
     move |source| LabError::Io { what, source }
 }

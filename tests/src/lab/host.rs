@@ -64,13 +64,7 @@ impl Host {
             shared.watch.follow(&log(&shared.config.folder, letter));
         }
         let (machine, link) = power_on(number, letter, &shared)?;
-        Ok(Self {
-            number,
-            letter,
-            shared,
-            running: Some(machine).into(),
-            link: link.into(),
-        })
+        Ok(Self { number, letter, shared, running: Some(machine).into(), link: link.into() })
     }
 
     /// Waits until the host takes commands and makes its networks.
@@ -90,15 +84,11 @@ impl Host {
     }
 
     fn shell(&self, doing: &str, script: &str, env: &[(&str, &str)]) -> Result<(), LabError> {
-        let output = self
-            .launch(&["busybox", "sh", "-c", script], env, false)?
-            .finish()?;
+        let output = self.launch(&["busybox", "sh", "-c", script], env, false)?.finish()?;
         if output.ended.success() {
             return Ok(());
         }
-        let said = String::from_utf8_lossy(&output.stderr)
-            .trim_end()
-            .to_owned();
+        let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
         Err(LabError::HostCommandFailed {
             host: self.letter.to_owned(),
             doing: doing.to_owned(),
@@ -112,17 +102,10 @@ impl Host {
         env: &[(&str, &str)],
         forward: bool,
     ) -> Result<LabProcess, LabError> {
-        let argv = argv
-            .iter()
-            .map(|argument| argument.as_ref().to_owned())
-            .collect();
+        let argv = argv.iter().map(|argument| argument.as_ref().to_owned()).collect();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        let start = Start {
-            argv,
-            env: env.iter().map(owned).collect(),
-        };
-        self.link()
-            .spawn(start, forward, self.shared.config.silence)
+        let start = Start { argv, env: env.iter().map(owned).collect() };
+        self.link().spawn(start, forward, self.shared.config.silence)
     }
 
     /// `a` or `b`.
@@ -199,9 +182,7 @@ impl Host {
 
     fn set_port(&self, nic: Nic, up: bool) -> Result<(), LabError> {
         let state = if up { "up" } else { "down" };
-        self.shared
-            .outer
-            .ip(&["link", "set", "dev", &nic.port(self.letter), state])
+        self.shared.outer.ip(&["link", "set", "dev", &nic.port(self.letter), state])
     }
 
     /// The hard stop: the host is gone when this returns, as if its power had been cut.
@@ -227,25 +208,12 @@ fn power_on(
     letter: &'static str,
     shared: &Shared,
 ) -> Result<(Machine, Arc<Link>), LabError> {
-    let LabConfig {
-        memory_mib,
-        folder,
-        agent,
-        ..
-    } = &shared.config;
+    let LabConfig { memory_mib, folder, agent, .. } = &shared.config;
     let (machine, stream): (Machine, UnixStream) = match &shared.image {
         Some(image) => {
             let (share, outer) = (&shared.share, &shared.outer);
             let memory_mib = *memory_mib;
-            let plan = Plan {
-                letter,
-                number,
-                memory_mib,
-                image,
-                folder,
-                share,
-                outer,
-            };
+            let plan = Plan { letter, number, memory_mib, image, folder, share, outer };
             let (host, stream) = QemuHost::start(&plan)?;
             (Machine::Qemu { _host: host }, stream)
         }

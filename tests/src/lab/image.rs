@@ -35,16 +35,20 @@ pub(crate) struct Image {
     pub(crate) initramfs: PathBuf,
 }
 
+impl Drop for Image {
+    fn drop(&mut self) {
+        // It can be made again and would outweigh the logs it lies among.
+        let _ = fs::remove_file(&self.initramfs);
+    }
+}
+
 /// Makes the image in `folder`.
 pub(crate) fn build(folder: &Path, agent: &Path) -> Result<Image, LabError> {
     let kernel = packages::cloud_kernel()?;
     let initramfs = folder.join("initramfs.cpio");
     let archive = archive(&kernel, agent)?;
     fs::write(&initramfs, archive).map_err(at(&initramfs))?;
-    Ok(Image {
-        kernel: kernel.bzimage,
-        initramfs,
-    })
+    Ok(Image { kernel: kernel.bzimage, initramfs })
 }
 
 fn archive(kernel: &CloudKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
@@ -53,33 +57,17 @@ fn archive(kernel: &CloudKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
         archive.add(directory, ModeFileType::Directory, 0o755, &[])?;
     }
     archive.add("init", ModeFileType::Regular, 0o755, &read(agent)?)?;
-    archive.add(
-        "bin/busybox",
-        ModeFileType::Regular,
-        0o755,
-        &read(Path::new(BUSYBOX))?,
-    )?;
-    let applets = Command::new(BUSYBOX)
-        .arg("--list")
-        .output()
-        .map_err(at(BUSYBOX))?;
+    archive.add("bin/busybox", ModeFileType::Regular, 0o755, &read(Path::new(BUSYBOX))?)?;
+    let applets = Command::new(BUSYBOX).arg("--list").output().map_err(at(BUSYBOX))?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines() {
         if applet != "busybox" {
-            archive.add(
-                &format!("bin/{applet}"),
-                ModeFileType::Symlink,
-                0o777,
-                b"busybox",
-            )?;
+            archive.add(&format!("bin/{applet}"), ModeFileType::Symlink, 0o777, b"busybox")?;
         }
     }
     let dependencies = kernel.modules.join("modules.dep");
     let dependencies = fs::read_to_string(&dependencies).map_err(at(&dependencies))?;
     for (number, module) in load_order(&dependencies, MODULES)?.iter().enumerate() {
-        let name = Path::new(module)
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
+        let name = Path::new(module).file_name().unwrap_or_default().to_string_lossy();
         let content = read(&kernel.modules.join(module))?;
         archive.add(
             &format!("modules/{number:02}-{name}"),
@@ -108,10 +96,7 @@ impl Archive {
     ) -> Result<(), LabError> {
         let write = || -> io::Result<()> {
             let length = u32::try_from(content.len()).map_err(io::Error::other)?;
-            let entry = Builder::new(name)
-                .mode(mode)
-                .nlink(1)
-                .set_mode_file_type(kind);
+            let entry = Builder::new(name).mode(mode).nlink(1).set_mode_file_type(kind);
             let mut writer = entry.write(&mut self.0, length);
             writer.write_all(content)?;
             writer.finish().map(|_| ())
@@ -132,9 +117,7 @@ fn load_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>, LabErr
             .lines()
             .filter_map(|line| line.split_once(':'))
             .find(|(module, _)| module.rsplit('/').next() == Some(&file));
-        let no_module = || LabError::NoModule {
-            module: (*name).to_owned(),
-        };
+        let no_module = || LabError::NoModule { module: (*name).to_owned() };
         let (module, needed) = line.ok_or_else(no_module)?;
         for path in needed.split_whitespace().rev().chain([module]) {
             if !order.iter().any(|known| known == path) {

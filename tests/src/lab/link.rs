@@ -94,16 +94,10 @@ impl Link {
         match report {
             Report::Ready => state.ready = true,
             Report::Started(id, pid) => {
-                state
-                    .commands
-                    .entry(id)
-                    .and_modify(|command| command.pid = Some(pid));
+                state.commands.entry(id).and_modify(|command| command.pid = Some(pid));
             }
             Report::Refused(id, reason) => {
-                state
-                    .commands
-                    .entry(id)
-                    .and_modify(|command| command.refused = Some(reason));
+                state.commands.entry(id).and_modify(|command| command.refused = Some(reason));
             }
             Report::Output(id, stream, bytes) => {
                 if let Some(command) = state.commands.get_mut(&id) {
@@ -111,14 +105,21 @@ impl Link {
                 }
             }
             Report::Ended(id, ended) => {
-                state
-                    .commands
-                    .entry(id)
-                    .and_modify(|command| command.ended = Some(ended));
+                self.note(id, &format!("{ended:?}"));
+                state.commands.entry(id).and_modify(|command| command.ended = Some(ended));
             }
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Adds a line to the list of what was run on this host and how it ended.
+    fn note(&self, id: CommandId, text: &str) {
+        let path = self.folder.join(format!("{}-commands.log", self.host));
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let age_s = self.watch.age().as_secs_f64();
+        // Only people read it; what the tests judge is kept in memory.
+        let _ = file.and_then(|mut file| writeln!(file, "{age_s:10.3} {id:03} {text}"));
     }
 
     /// Waits until `look` finds what it wants, the host is gone or the lab is silent for too long.
@@ -136,11 +137,7 @@ impl Link {
             let doing = || doing.to_owned();
             if state.gone {
                 let host = self.host.clone();
-                return Err(LabError::HostGone {
-                    host,
-                    doing: doing(),
-                    tails: self.watch.tails(),
-                });
+                return Err(LabError::HostGone { host, doing: doing(), tails: self.watch.tails() });
             }
             if self.watch.silence() > silence {
                 return Err(LabError::Silent {
@@ -175,44 +172,22 @@ impl Link {
             let mut state = self.state();
             state.last_id += 1;
             let id = state.last_id;
-            let base = Path::new(&program)
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy();
+            let base = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
             let log = self.folder.join(format!("{}-{id:03}-{base}", self.host));
-            state.commands.insert(
-                id,
-                CommandState {
-                    log,
-                    forward,
-                    ..CommandState::default()
-                },
-            );
+            state.commands.insert(id, CommandState { log, forward, ..CommandState::default() });
             id
         };
+        self.note(id, &start.argv.join(" "));
         self.send(&Request::Start(id, start));
         let doing = format!("starting {program}");
         let started = self.wait_until(&doing, silence, |state| {
             let command = state.commands.get_mut(&id)?;
-            command
-                .pid
-                .map(Ok)
-                .or_else(|| command.refused.take().map(Err))
+            command.pid.map(Ok).or_else(|| command.refused.take().map(Err))
         })?;
         let host = self.host.clone();
         match started {
-            Ok(pid) => Ok(LabProcess {
-                link: Arc::clone(self),
-                id,
-                pid,
-                program,
-                silence,
-            }),
-            Err(reason) => Err(LabError::Refused {
-                host,
-                program,
-                reason,
-            }),
+            Ok(pid) => Ok(LabProcess { link: Arc::clone(self), id, pid, program, silence }),
+            Err(reason) => Err(LabError::Refused { host, program, reason }),
         }
     }
 }
@@ -226,11 +201,7 @@ impl CommandState {
         if captured.file.is_none() {
             let path = PathBuf::from(format!("{}.{suffix}", self.log.display()));
             watch.follow(&path);
-            captured.file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&path)
-                .ok();
+            captured.file = OpenOptions::new().create(true).append(true).open(&path).ok();
         }
         if let Some(file) = &mut captured.file {
             // The copy in memory is the one that is judged; the file is for people.
@@ -323,12 +294,7 @@ impl LabProcess {
     }
 
     fn captured(&self, pick: impl FnOnce(&CommandState) -> Vec<u8>) -> Vec<u8> {
-        self.link
-            .state()
-            .commands
-            .get(&self.id)
-            .map(pick)
-            .unwrap_or_default()
+        self.link.state().commands.get(&self.id).map(pick).unwrap_or_default()
     }
 
     /// How it ended, if it has.
@@ -342,9 +308,7 @@ impl LabProcess {
     /// [`LabError::HostGone`], or [`LabError::Silent`] after the lab's bound of silence.
     pub fn wait(&self) -> Result<Ended, LabError> {
         let doing = format!("waiting for the end of {}", self.program);
-        self.link.wait_until(&doing, self.silence, |state| {
-            state.commands.get(&self.id)?.ended
-        })
+        self.link.wait_until(&doing, self.silence, |state| state.commands.get(&self.id)?.ended)
     }
 
     /// Waits until `wanted` appears in its standard output or it ends; true when it appeared.
@@ -360,10 +324,7 @@ impl LabProcess {
             let command = state.commands.get(&self.id)?;
             let bytes = &command.stdout.bytes;
             let from = searched.saturating_sub(needle.len());
-            if bytes[from..]
-                .windows(needle.len().max(1))
-                .any(|window| window == needle)
-            {
+            if bytes[from..].windows(needle.len().max(1)).any(|window| window == needle) {
                 return Some(true);
             }
             searched = bytes.len();
@@ -378,11 +339,7 @@ impl LabProcess {
     pub fn finish(self) -> Result<Output, LabError> {
         self.close_stdin();
         let ended = self.wait()?;
-        Ok(Output {
-            ended,
-            stdout: self.stdout(),
-            stderr: self.stderr(),
-        })
+        Ok(Output { ended, stdout: self.stdout(), stderr: self.stderr() })
     }
 }
 

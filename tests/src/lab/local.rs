@@ -2,8 +2,8 @@
 //!
 //! The agent is process 1 of a PID namespace inside a network namespace that two veth pairs join
 //! to the same bridges an emulated host is plugged into. The hard stop first cuts the host's
-//! links, then kills process 1: the kernel ends the whole PID namespace with it, so no process of
-//! the dead host acts after another has seen it die.
+//! links, then kills all of it: with process 1 the kernel ends the whole PID namespace, so nothing
+//! forked meanwhile escapes, and what still runs for an instant reaches nobody.
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -36,11 +36,7 @@ impl LocalHost {
             add_veth(outer, &namespace, nic)?;
         }
         let log = console(folder, letter);
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .map_err(at(&log))?;
+        let log = OpenOptions::new().create(true).append(true).open(&log).map_err(at(&log))?;
         let (ours, theirs) = UnixStream::pair().map_err(at("agent stream"))?;
         let (input, output) = (theirs.try_clone().map_err(at("agent stream"))?, theirs);
         let child = namespace

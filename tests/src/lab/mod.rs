@@ -18,6 +18,7 @@
 pub mod protocol;
 
 mod choice;
+mod client;
 mod error;
 mod host;
 mod image;
@@ -34,13 +35,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use choice::{Backend, choose_backend};
-pub use error::LabError;
+pub use error::{LabError, at};
 pub use host::Host;
 pub use link::{LabProcess, Output};
 pub use protocol::Ended;
 
 use crate::packages;
-use error::at;
+
 use host::Shared;
 use net::Namespace;
 use watch::Watch;
@@ -86,18 +87,11 @@ impl LabConfig {
 /// Cargo puts `xtask` and `lab-agent` into one directory and tests into `deps` below it.
 fn find_agent() -> Result<PathBuf, LabError> {
     let own = std::env::current_exe().map_err(at("current_exe"))?;
-    let candidates = || {
-        own.ancestors()
-            .skip(1)
-            .take(2)
-            .map(|place| place.join("lab-agent"))
-    };
-    candidates()
-        .find(|path| path.is_file())
-        .ok_or_else(|| LabError::NotBuilt {
-            path: candidates().next().unwrap_or_default(),
-            command: "cargo build --release --package ftvmm-tests",
-        })
+    let candidates = || own.ancestors().skip(1).take(2).map(|place| place.join("lab-agent"));
+    candidates().find(|path| path.is_file()).ok_or_else(|| LabError::NotBuilt {
+        path: candidates().next().unwrap_or_default(),
+        command: "cargo build --release --package ftvmm-tests",
+    })
 }
 
 /// A running lab.
@@ -131,13 +125,7 @@ impl Lab {
         let share = folder.join("share");
         let config = LabConfig { folder, ..config };
         let watch = Arc::new(Watch::new());
-        let shared = Arc::new(Shared {
-            config,
-            image,
-            share,
-            watch,
-            outer,
-        });
+        let shared = Arc::new(Shared { config, image, share, watch, outer });
         let numbers = 1..=shared.config.hosts.clamp(1, HOSTS_MAX);
         let hosts = numbers
             .map(|number| Host::start(number, Arc::clone(&shared)))
@@ -183,11 +171,23 @@ impl Lab {
     }
 
     /// A command for a real client: on this machine, in the network the hosts are plugged into.
+    /// Waiting for it is the caller's; [`Self::run_client`] bounds the wait.
     pub fn client(&self, argv: &[&str]) -> Command {
         let (program, arguments) = argv.split_first().unwrap_or((&"true", &[]));
         let mut command = self.shared.outer.command(program);
         command.args(arguments);
         command
+    }
+
+    /// Runs a client to its end. What it writes counts as a sign of life and is kept in the
+    /// folder as `client-<number>-<program>.stdout|stderr`.
+    ///
+    /// # Errors
+    /// [`LabError::Silent`] when client and lab were silent for too long; the client is killed.
+    pub fn run_client(&self, argv: &[&str]) -> Result<Output, LabError> {
+        let LabConfig { folder, silence, .. } = &self.shared.config;
+        let program = argv.first().copied().unwrap_or_default();
+        client::run(self.client(argv), program, folder, &self.shared.watch, *silence)
     }
 
     /// Last lines of every log, for a failure message.

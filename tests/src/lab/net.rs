@@ -22,6 +22,9 @@ use super::error::{LabError, at};
 const NAMESPACES: &str = "/run/netns";
 const PREFIX: &str = "ftvmm-lab";
 
+/// A round takes a few milliseconds; one or two are enough for processes that can die.
+const KILL_ROUNDS_MAX: usize = 1000;
+
 /// Which of a host's two NICs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nic {
@@ -90,7 +93,7 @@ impl Namespace {
         command
     }
 
-    /// Sends SIGKILL to every process inside.
+    /// Ends every process inside; none is left when this returns.
     pub(crate) fn kill_all(&self) {
         kill_processes_of(&self.name);
     }
@@ -108,30 +111,27 @@ fn ip(arguments: &[&str]) -> Result<(), LabError> {
 
 /// Runs a program that is silent when all is well.
 pub(crate) fn run(command: &mut Command) -> Result<(), LabError> {
-    let output = command
-        .output()
-        .map_err(at(Path::new(command.get_program())))?;
+    let output = command.output().map_err(at(Path::new(command.get_program())))?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr)
-        .trim_end()
-        .to_owned();
-    Err(LabError::CommandFailed {
-        command: format!("{command:?}"),
-        said,
-    })
+    let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+    Err(LabError::CommandFailed { command: format!("{command:?}"), said })
 }
 
+/// SIGKILL takes a moment to act and a process may fork meanwhile, so it looks again until nobody
+/// is left, giving up on processes that the kernel does not let die.
 fn kill_processes_of(namespace: &str) {
-    let Ok(pids) = Command::new("ip")
-        .args(["netns", "pids", namespace])
-        .output()
-    else {
-        return;
-    };
-    for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
-        if let Ok(pid) = pid.parse() {
+    for _ in 0..KILL_ROUNDS_MAX {
+        let Ok(pids) = Command::new("ip").args(["netns", "pids", namespace]).output() else {
+            return;
+        };
+        let pids = String::from_utf8_lossy(&pids.stdout);
+        let pids: Vec<i32> = pids.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
             // It may have ended by itself meanwhile.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -149,22 +149,14 @@ pub(crate) fn unique_name() -> String {
     static LABS: AtomicU32 = AtomicU32::new(0);
     let pid = std::process::id();
     let started = start_time(pid).unwrap_or_default();
-    format!(
-        "{PREFIX}.{pid}.{started}.{}",
-        LABS.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("{PREFIX}.{pid}.{started}.{}", LABS.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Start time of a living process in clock ticks since boot: field 22 of `/proc/<pid>/stat`
 /// (proc(5)), counted after the parenthesised name, which may hold anything.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Removes the namespaces of labs whose process is dead.
@@ -188,11 +180,7 @@ fn is_leftover(name: &str) -> bool {
     let (Some(pid), Some(started)) = (parts.next(), parts.next()) else {
         return false;
     };
-    let alive = pid
-        .parse()
-        .ok()
-        .and_then(start_time)
-        .map(|time| time.to_string());
+    let alive = pid.parse().ok().and_then(start_time).map(|time| time.to_string());
     alive.as_deref() != Some(started)
 }
 
@@ -200,16 +188,7 @@ fn is_leftover(name: &str) -> bool {
 pub(crate) fn build_outer(namespace: &Namespace) -> Result<(), LabError> {
     for nic in Nic::ALL {
         let bridge = nic.bridge();
-        namespace.ip(&[
-            "link",
-            "add",
-            "name",
-            bridge,
-            "type",
-            "bridge",
-            "mcast_snooping",
-            "0",
-        ])?;
+        namespace.ip(&["link", "add", "name", bridge, "type", "bridge", "mcast_snooping", "0"])?;
         bring_up(namespace, bridge)?;
     }
     let address = format!("{CLIENT_ADDRESS}/24");
@@ -227,15 +206,7 @@ pub(crate) fn add_tap(namespace: &Namespace, nic: Nic, host: &str) -> Result<(),
 pub(crate) fn add_veth(outer: &Namespace, host: &Namespace, nic: Nic) -> Result<(), LabError> {
     let letter = host.name().rsplit('.').next().unwrap_or_default();
     let port = nic.port(letter);
-    let peer = [
-        "type",
-        "veth",
-        "peer",
-        "name",
-        nic.inside(),
-        "netns",
-        host.name(),
-    ];
+    let peer = ["type", "veth", "peer", "name", nic.inside(), "netns", host.name()];
     outer.ip(&[&["link", "add", "name", &port][..], &peer[..]].concat())?;
     plug(outer, nic, &port)
 }
@@ -261,13 +232,7 @@ mod tests {
         assert!(!is_leftover(&own));
         assert!(!is_leftover("somebody-elses"));
         let pid = std::process::id();
-        assert!(
-            is_leftover(&format!("{PREFIX}.{pid}.1.0")),
-            "same process id, other start time"
-        );
-        assert!(
-            is_leftover(&format!("{PREFIX}.4194305.5.0")),
-            "above the highest process id"
-        );
+        assert!(is_leftover(&format!("{PREFIX}.{pid}.1.0")), "same process id, other start time");
+        assert!(is_leftover(&format!("{PREFIX}.4194305.5.0")), "above the highest process id");
     }
 }

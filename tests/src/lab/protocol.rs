@@ -9,6 +9,8 @@
 //! that leaves a daemon behind must redirect the daemon's output, as under ssh.
 
 use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -68,6 +70,15 @@ impl Ended {
         match self {
             Self::Status(status) => status,
             Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+impl From<ExitStatus> for Ended {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Status(code),
+            (None, signal) => Self::Signal(signal.unwrap_or_default()),
         }
     }
 }
@@ -140,13 +151,7 @@ mod tests {
 
     #[test]
     fn frames_follow_each_other_and_the_end_between_two_is_clean() {
-        let first = Request::Start(
-            1,
-            Start {
-                argv: vec!["ls".into()],
-                env: vec![],
-            },
-        );
+        let first = Request::Start(1, Start { argv: vec!["ls".into()], env: vec![] });
         let second = Request::Stdin(1, vec![7; 300]);
         let mut bytes = Vec::new();
         write_frame(&mut bytes, &first).unwrap();

@@ -5,12 +5,10 @@
 //! `cache=none` makes every access reach the shared directory, so two hosts see one file system.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-
-use tempfile::TempDir;
 
 use super::error::{LabError, at};
 use super::image::Image;
@@ -42,7 +40,6 @@ pub(crate) struct Plan<'a> {
 pub(crate) struct QemuHost {
     qemu: Child,
     virtiofsd: Child,
-    _sockets: TempDir,
 }
 
 /// Path of the host's serial console in the lab's folder.
@@ -60,13 +57,7 @@ impl QemuHost {
     pub(crate) fn start(plan: &Plan<'_>) -> Result<(Self, UnixStream), LabError> {
         let log_path = machine_log(plan.folder, plan.letter);
         let log = || append(&log_path);
-        // A path of its own and short: a socket's name has room for 107 bytes.
-        let sockets = tempfile::Builder::new()
-            .prefix("ftvmm-")
-            .tempdir()
-            .map_err(at("sockets"))?;
-        let socket = sockets.path().join("fs");
-        let listener = UnixListener::bind(&socket).map_err(at(&socket))?;
+        let (socket, listener) = listen(plan)?;
         // An absolute path: the daemon goes to / before it looks.
         let source = plan.share.display().to_string().replace(',', "\\,");
         let source = format!("source={source}");
@@ -75,13 +66,7 @@ impl QemuHost {
             .command(virtiofsd_program())
             // It takes its listening socket as descriptor 0, so nobody waits for a file to appear.
             // In its own mount namespace it would be two processes; a hard stop wants one.
-            .args([
-                "--fd=0",
-                "-f",
-                "-o",
-                "sandbox=chroot,cache=none,log_level=warn",
-                "-o",
-            ])
+            .args(["--fd=0", "-f", "-o", "sandbox=chroot,cache=none,log_level=warn", "-o"])
             .arg(source)
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stdout(log()?)
@@ -100,14 +85,7 @@ impl QemuHost {
             .spawn()
             .map_err(at("qemu-system-x86_64"));
         match qemu {
-            Ok(qemu) => Ok((
-                Self {
-                    qemu,
-                    virtiofsd,
-                    _sockets: sockets,
-                },
-                ours,
-            )),
+            Ok(qemu) => Ok((Self { qemu, virtiofsd }, ours)),
             Err(error) => {
                 stop(&mut virtiofsd);
                 Err(error)
@@ -124,6 +102,20 @@ impl Drop for QemuHost {
     }
 }
 
+/// Makes the socket that QEMU reaches virtiofsd by; returns its name in the lab's folder.
+///
+/// A socket's name has room for 107 bytes and the folder may lie deep, so it is bound through the
+/// folder's descriptor here and reached from the working directory there.
+fn listen(plan: &Plan<'_>) -> Result<(String, UnixListener), LabError> {
+    let name = format!("{}-share.sock", plan.letter);
+    let folder = File::open(plan.folder).map_err(at(plan.folder))?;
+    let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+    // The host's earlier life left its own.
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(at(&name))?;
+    Ok((name, listener))
+}
+
 /// SIGKILL, then waits so that nothing of it runs when this returns.
 fn stop(child: &mut Child) {
     // Both fail only when the child has ended already.
@@ -132,16 +124,14 @@ fn stop(child: &mut Child) {
 }
 
 fn virtiofsd_program() -> &'static str {
-    VIRTIOFSD
-        .iter()
-        .find(|path| Path::new(path).is_file())
-        .unwrap_or(&"virtiofsd")
+    VIRTIOFSD.iter().find(|path| Path::new(path).is_file()).unwrap_or(&"virtiofsd")
 }
 
-fn add_arguments(command: &mut Command, plan: &Plan<'_>, socket: &Path) {
+fn add_arguments(command: &mut Command, plan: &Plan<'_>, socket: &str) {
     let console = console(plan.folder, plan.letter);
     let memory = format!("{}M", plan.memory_mib);
     command
+        .current_dir(plan.folder)
         .args([
             "-nodefaults",
             "-display",
@@ -150,37 +140,20 @@ fn add_arguments(command: &mut Command, plan: &Plan<'_>, socket: &Path) {
             "-machine",
             "pc,memory-backend=ram",
         ])
-        .args([
-            "-accel",
-            "tcg,thread=single",
-            "-smp",
-            "1",
-            "-cpu",
-            "EPYC,svm=on,npt=on",
-        ])
+        .args(["-accel", "tcg,thread=single", "-smp", "1", "-cpu", "EPYC,svm=on,npt=on"])
         .args(["-m", &memory, "-object"])
-        .arg(format!(
-            "memory-backend-memfd,id=ram,size={memory},share=on"
-        ))
+        .arg(format!("memory-backend-memfd,id=ram,size={memory},share=on"))
         .arg("-kernel")
         .arg(&plan.image.kernel)
         .arg("-initrd")
         .arg(&plan.image.initramfs)
         .args(["-append", COMMAND_LINE, "-chardev"])
-        .arg(format!(
-            "file,id=console,append=on,path={}",
-            escaped(&console)
-        ))
-        .args([
-            "-serial",
-            "chardev:console",
-            "-chardev",
-            "socket,id=agent,fd=0",
-        ])
+        .arg(format!("file,id=console,append=on,path={}", escaped(&console)))
+        .args(["-serial", "chardev:console", "-chardev", "socket,id=agent,fd=0"])
         .args(["-device", "virtio-serial-pci", "-device"])
         .arg(format!("virtserialport,chardev=agent,name={PORT_NAME}"))
         .args(["-device", "virtio-rng-pci", "-chardev"])
-        .arg(format!("socket,id=fs,path={}", escaped(socket)))
+        .arg(format!("socket,id=fs,path={socket}"))
         .arg("-device")
         .arg(format!("vhost-user-fs-pci,chardev=fs,tag={SHARE_TAG}"));
     for (nic, subnet) in Nic::ALL.into_iter().zip([0x78, 0x77]) {
@@ -202,11 +175,7 @@ fn escaped(path: &Path) -> String {
 }
 
 fn append(path: &Path) -> Result<File, LabError> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(at(path))
+    OpenOptions::new().create(true).append(true).open(path).map_err(at(path))
 }
 
 /// Keeps the command line where people look for it.

@@ -18,6 +18,7 @@ const TAIL_LINES: usize = 15;
 
 /// Hears all hosts of one lab.
 pub(crate) struct Watch {
+    began: Instant,
     heard: Mutex<Heard>,
 }
 
@@ -29,12 +30,13 @@ struct Heard {
 
 impl Watch {
     pub(crate) fn new() -> Self {
-        Self {
-            heard: Mutex::new(Heard {
-                last: clock::now(),
-                logs: BTreeMap::new(),
-            }),
-        }
+        let began = clock::now();
+        Self { began, heard: Mutex::new(Heard { last: began, logs: BTreeMap::new() }) }
+    }
+
+    /// Time since the lab began.
+    pub(crate) fn age(&self) -> Duration {
+        clock::now().duration_since(self.began)
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -70,17 +72,14 @@ impl Watch {
     pub(crate) fn tails(&self) -> String {
         let logs: Vec<PathBuf> = self.heard().logs.keys().cloned().collect();
         let shown = logs.iter().filter_map(|log| Some((log, tail(log)?)));
-        shown
-            .map(|(log, tail)| format!("--- {}\n{tail}\n", log.display()))
-            .collect()
+        shown.map(|(log, tail)| format!("--- {}\n{tail}\n", log.display())).collect()
     }
 }
 
 fn tail(log: &Path) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))
-        .ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
