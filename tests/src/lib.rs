@@ -1,10 +1,12 @@
 //! The lab and what the end-to-end tests share.
 //!
 //! [`lab`] gives a test one or two hosts with a working KVM, a network to real clients and a
-//! hard stop. [`packages`] brings what that needs from Debian. Nothing here knows the product:
-//! `ftvmm` is a program that is carried into a host and run there.
+//! hard stop. [`packages`] brings what that needs from Debian. The product is
+//! a program that is carried into a host and run there: [`guest_run`]. [`clients`] talk to its guest.
 
+pub mod clients;
 pub mod clock;
+pub mod guest_run;
 pub mod lab;
 pub mod packages;
 pub mod progress;

@@ -1,0 +1,307 @@
+//! `ftvmm` and its guest in a lab: what every end-to-end test starts from.
+//!
+//! A [`GuestLab`] is a lab whose shared folder holds the program and the guest images. A
+//! [`GuestRun`] is one `ftvmm` process on a host with its console at hand. Recordings and reports
+//! lie in the shared folder, so that they outlive the host.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use ftvmm_guest_images::Guest;
+use serde::Deserialize;
+
+use crate::lab::{Ended, Host, Lab, LabConfig, LabError, LabProcess, choose_backend};
+
+/// Names the folder of a finished guest and so spares the look into the cache.
+pub const GUEST_FOLDER: &str = "FTVMM_GUEST";
+/// Address of the guest in the clients' network.
+pub const GUEST_ADDRESS: &str = "10.78.0.10";
+/// The tap that [`GuestLab::start`] makes on every host.
+pub const TAP: &str = "ftvm0";
+/// What the guest's init prints when its servers listen.
+pub const READY: &str = "FTGUEST READY";
+/// The prompt of the guest's shell.
+pub const PROMPT: &str = "ftguest# ";
+
+/// Why a guest could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestRunError {
+    /// The lab failed.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// `cargo xtask guest` failed; it said why on standard error.
+    #[error("`cargo xtask guest` made no guest images")]
+    NoGuest,
+    /// The run ended while something was still expected on its console.
+    #[error("ftvmm ended ({ended:?}) without {wanted:?} on its console\n{tail}")]
+    EndedEarly {
+        /// How it ended.
+        ended: Option<Ended>,
+        /// What was waited for.
+        wanted: String,
+        /// The last it said.
+        tail: String,
+    },
+    /// There is no report, or none that can be read.
+    #[error("{}: {reason}", path.display())]
+    BadReport {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(std::io::Error) -> GuestRunError {
+    let path = path.to_owned();
+    move |source| GuestRunError::Io { path, source }
+}
+
+/// What `--report` writes (`vmm/src/report.rs`), as far as tests compare it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Report {
+    /// `solo`, `primary`, `backup` or `replay`.
+    pub role: String,
+    /// Why the run ended.
+    pub end: Option<String>,
+    /// Synchronous exits.
+    pub exits: u64,
+    /// Inputs applied.
+    pub inputs: u64,
+    /// Frames the guest sent.
+    pub outputs: u64,
+    /// Bytes of log written or read.
+    pub log_bytes: u64,
+    /// Digest of the whole guest.
+    pub state_digest: Option<String>,
+}
+
+/// The `ftvmm` program beside the running test.
+///
+/// # Errors
+/// [`LabError::NotBuilt`] names the command that builds it.
+pub fn ftvmm_program() -> Result<PathBuf, LabError> {
+    let own = std::env::current_exe().unwrap_or_default();
+    // A test lies in `deps` below the directory of the programs.
+    let places = || own.ancestors().skip(1).take(2).map(|p| p.join("ftvmm"));
+    places().find(|path| path.is_file()).ok_or_else(|| LabError::NotBuilt {
+        path: places().last().unwrap_or_default(),
+        command: "cargo build --release --package ftvmm",
+    })
+}
+
+/// The guest images, made by `cargo xtask guest` where the cache lacks them.
+///
+/// # Errors
+/// [`GuestRunError::NoGuest`].
+pub fn guest_images() -> Result<Guest, GuestRunError> {
+    static FOUND: Mutex<Option<Guest>> = Mutex::new(None);
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(guest) = &*found {
+        return Ok(guest.clone());
+    }
+    let folder = match std::env::var_os(GUEST_FOLDER) {
+        Some(folder) => PathBuf::from(folder),
+        None => ask_xtask()?,
+    };
+    Ok(found.insert(Guest::in_folder(&folder)).clone())
+}
+
+fn ask_xtask() -> Result<PathBuf, GuestRunError> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let said = Command::new(cargo)
+        .args(["xtask", "guest"])
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(at(Path::new("cargo")))?;
+    let printed = String::from_utf8_lossy(&said.stdout);
+    let folder = printed.lines().next_back().filter(|_| said.status.success());
+    folder.map(PathBuf::from).ok_or(GuestRunError::NoGuest)
+}
+
+/// A lab whose hosts can run the guest.
+pub struct GuestLab {
+    /// The lab itself.
+    pub lab: Lab,
+    /// The images as the outer machine sees them.
+    pub guest: Guest,
+}
+
+impl GuestLab {
+    /// Starts a lab in an emptied `folder` and puts program, images and taps into place.
+    ///
+    /// # Errors
+    /// What the lab or the file system said.
+    pub fn start(folder: &Path, hosts: usize) -> Result<Self, GuestRunError> {
+        let guest = guest_images()?;
+        let ftvmm = ftvmm_program()?;
+        let (backend, _) = choose_backend(&ftvmm)?;
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(at(folder))?;
+        }
+        let lab = Lab::start(LabConfig { hosts, ..LabConfig::new(backend, folder)? })?;
+        lab.install(&ftvmm)?;
+        let this = Self { lab, guest };
+        let images = [&this.guest.kernel, &this.guest.initramfs, &this.guest.stock_kernel];
+        for image in images {
+            let place = this.outside(name_of(image));
+            fs::copy(image, &place).map_err(at(&place))?;
+        }
+        for host in (0..hosts).map(|index| this.lab.host(index)) {
+            host.tap(TAP)?;
+        }
+        Ok(this)
+    }
+
+    /// A file of the shared folder as the outer machine sees it.
+    pub fn outside(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.lab.share().join(name)
+    }
+
+    /// The same file as every host sees it.
+    pub fn inside(&self, name: impl AsRef<Path>) -> String {
+        self.lab.host(0).share().join(name).display().to_string()
+    }
+
+    /// `ftvmm` with the tiny kernel and the initramfs, then `more`.
+    pub fn boot(&self, more: &[&str]) -> Vec<String> {
+        self.boot_kernel(&self.guest.kernel, more)
+    }
+
+    /// As [`Self::boot`], with Debian's unmodified kernel.
+    pub fn boot_stock(&self, more: &[&str]) -> Vec<String> {
+        self.boot_kernel(&self.guest.stock_kernel, more)
+    }
+
+    fn boot_kernel(&self, kernel: &Path, more: &[&str]) -> Vec<String> {
+        let kernel = self.inside(name_of(kernel));
+        let initramfs = self.inside(name_of(&self.guest.initramfs));
+        let fixed = ["ftvmm", "--kernel", &kernel, "--initrd", &initramfs];
+        fixed.iter().chain(more).map(|&word| word.to_owned()).collect()
+    }
+
+    /// Starts `command`, whose report goes to `<name>.json` in the shared folder.
+    ///
+    /// # Errors
+    /// What the lab said.
+    pub fn run(
+        &self,
+        host: &Host,
+        name: &str,
+        mut command: Vec<String>,
+    ) -> Result<GuestRun, GuestRunError> {
+        let report = format!("{name}.json");
+        command.extend(["--report".to_owned(), self.inside(&report)]);
+        Ok(GuestRun { process: host.spawn(&command)?, report: self.outside(report) })
+    }
+
+    /// Replays the recording `log` of the shared folder to its end.
+    ///
+    /// # Errors
+    /// What the lab said.
+    pub fn replay(
+        &self,
+        host: &Host,
+        name: &str,
+        log: &str,
+        more: &[&str],
+    ) -> Result<Finished, GuestRunError> {
+        let log = self.inside(log);
+        let words = ["ftvmm", "replay", &log];
+        let command = words.iter().chain(more).map(|&word| word.to_owned());
+        self.run(host, name, command.collect())?.finish()
+    }
+}
+
+fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
+}
+
+/// The part of the kernel command line that gives the guest its address and a script.
+pub fn cmdline(script: &str) -> String {
+    let base = format!("console=ttyS0 ftguest.ip={GUEST_ADDRESS}/24");
+    match script {
+        "" => base,
+        script => format!("{base} ftguest.run=\"{script}\""),
+    }
+}
+
+/// A running `ftvmm`.
+pub struct GuestRun {
+    process: LabProcess,
+    report: PathBuf,
+}
+
+impl GuestRun {
+    /// The process on its host.
+    pub fn process(&self) -> &LabProcess {
+        &self.process
+    }
+
+    /// Types on the guest's console.
+    pub fn type_text(&self, text: &str) {
+        self.process.write_stdin(text.as_bytes());
+    }
+
+    /// Waits until the guest has printed `wanted`.
+    ///
+    /// # Errors
+    /// [`GuestRunError::EndedEarly`], and what the lab said.
+    pub fn wait_for(&self, wanted: &str) -> Result<(), GuestRunError> {
+        if self.process.wait_for_stdout(wanted)? {
+            return Ok(());
+        }
+        let said = [self.process.stdout(), self.process.stderr()].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        let lines: Vec<&str> = said.lines().collect();
+        Err(GuestRunError::EndedEarly {
+            ended: self.process.ended(),
+            wanted: wanted.to_owned(),
+            tail: lines[lines.len().saturating_sub(10)..].join("\n"),
+        })
+    }
+
+    /// Waits for the end of the run.
+    ///
+    /// # Errors
+    /// What the lab said; [`GuestRunError::BadReport`] when a clean run left no report.
+    pub fn finish(self) -> Result<Finished, GuestRunError> {
+        let output = self.process.finish()?;
+        let bad = |reason: String| GuestRunError::BadReport { path: self.report.clone(), reason };
+        let report = match fs::read(&self.report) {
+            Ok(text) => Some(serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?),
+            Err(error) if output.ended.success() => return Err(bad(error.to_string())),
+            Err(_) => None,
+        };
+        Ok(Finished {
+            ended: output.ended,
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+            console: output.stdout,
+            report,
+        })
+    }
+}
+
+/// What an `ftvmm` process left.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub ended: Ended,
+    /// All the guest printed.
+    pub console: Vec<u8>,
+    /// All that `ftvmm` itself said.
+    pub errors: String,
+    /// The report, which a failed run may lack.
+    pub report: Option<Report>,
+}

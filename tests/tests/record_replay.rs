@@ -1,0 +1,379 @@
+//! Fifty guests boot and work while the network and somebody at the console disturb them at random
+//! moments. Each is recorded, and its replay must end in the same state, after the same number of
+//! exits, inputs and outputs, having printed the same.
+//!
+//! A seed decides what is done to the guests; at which of its exits a guest sees it is up to the
+//! machine, which is the point. `FTVMM_SEED` sets the seed, `FTVMM_PAIRS` the number of pairs,
+//! `FTVMM_PAIR` picks one of them. What failed is kept with all it takes to replay it elsewhere.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use ftvmm_guest_programs::stream;
+use ftvmm_tests::guest_run::{
+    Finished, GUEST_ADDRESS, GuestLab, GuestRun, READY, Report, TAP, cmdline,
+};
+use ftvmm_tests::{clients, clock, packages};
+
+const PAIRS: usize = 50;
+/// Each lab has one emulated CPU.
+const LABS: usize = 2;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Work for the guest's script; each is done when it returns.
+const WORK: &[&str] = &[
+    "selfcheck 1",
+    "head -c 20000 /dev/urandom | sha256sum",
+    "sleep 0.37",
+    "compute 8",
+    "cat /proc/interrupts /proc/uptime /proc/meminfo",
+    "for i in 1 2 3 4 5 6; do echo $i | md5sum; done",
+    "usleep 1500; date",
+    "ls -lR /sys/class | tail -n 3",
+    "dd if=/dev/zero of=/tmp/z bs=4k count=200; sync; rm /tmp/z",
+];
+
+/// What is typed at the shell, whole.
+const COMMANDS: &[&str] = &[
+    "date\n",
+    "cat /proc/interrupts\n",
+    "head -c 300 /dev/urandom | md5sum\n",
+    "ps\n",
+    "ls /bin | wc -l\n",
+    "sleep 0.1; uptime\n",
+    "wc -c < /proc/kallsyms\n",
+];
+
+/// Letters to type at random; a word begins with an x, so that it is no program's name.
+const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789 ";
+const INTERRUPT: &str = "\x03";
+const BACKSPACE: &str = "\x7f";
+
+/// Something done after a pause.
+struct After<T> {
+    pause: Duration,
+    what: T,
+}
+
+/// What a client does, and checks.
+enum Call {
+    EchoDatagram(Vec<u8>),
+    EchoStream(Vec<u8>),
+    Fetch { length_bytes: u64 },
+}
+
+/// How a recorded run ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// The guest reboots itself when all is done.
+    Reboot,
+    /// `ftvmm` is asked to stop when all is done.
+    StopAtRest,
+    /// `ftvmm` is asked to stop in the middle of something.
+    StopAfter(Duration),
+}
+
+struct Plan {
+    script: String,
+    typing: Vec<After<String>>,
+    datagrams: Vec<After<Vec<u8>>>,
+    calls: Vec<After<Call>>,
+    end: End,
+}
+
+fn up_to(rng: &mut Rng, ms: u64) -> Duration {
+    Duration::from_micros(rng.u64(0..ms * 1000))
+}
+
+fn several<T>(
+    rng: &mut Rng,
+    count: std::ops::Range<usize>,
+    pause_ms: u64,
+    mut make: impl FnMut(&mut Rng) -> T,
+) -> Vec<After<T>> {
+    let count = rng.usize(count);
+    let mut one = || After { pause: up_to(rng, pause_ms), what: make(rng) };
+    (0..count).map(|_| one()).collect()
+}
+
+fn bytes(rng: &mut Rng, count_max: usize) -> Vec<u8> {
+    (0..rng.usize(1..=count_max)).map(|_| rng.u8(..)).collect()
+}
+
+fn keystrokes(rng: &mut Rng) -> String {
+    match rng.u8(0..10) {
+        0 => INTERRUPT.to_owned(),
+        1 => BACKSPACE.to_owned(),
+        2..=4 => COMMANDS[rng.usize(0..COMMANDS.len())].to_owned(),
+        _ => {
+            let letter = |_| char::from(LETTERS[rng.usize(0..LETTERS.len())]);
+            let word: String = (0..12).map(letter).collect();
+            format!("x{}{}", &word[..rng.usize(0..12)], ["", "\n"][rng.usize(0..2)])
+        }
+    }
+}
+
+impl Plan {
+    fn new(mut rng: Rng) -> Self {
+        let rng = &mut rng;
+        let end = match rng.u8(0..10) {
+            0 => End::StopAfter(Duration::from_millis(400) + up_to(rng, 4000)),
+            1 | 2 => End::StopAtRest,
+            _ => End::Reboot,
+        };
+        let work = several(rng, 2..5, 1, |rng| WORK[rng.usize(0..WORK.len())]);
+        let work: Vec<&str> = work.into_iter().map(|work| work.what).collect();
+        let calls = match end {
+            // Whoever needs an answer would wait for a guest that is gone.
+            End::StopAfter(_) => 0..1,
+            _ => 2..6,
+        };
+        Self {
+            script: work.join("; "),
+            typing: several(rng, 3..12, 700, keystrokes),
+            datagrams: several(rng, 5..30, 250, |rng| bytes(rng, 1200)),
+            calls: several(rng, calls, 300, |rng| match rng.u8(0..3) {
+                0 => Call::EchoDatagram(bytes(rng, 1400)),
+                1 => Call::EchoStream(bytes(rng, 3000)),
+                _ => Call::Fetch { length_bytes: rng.u64(1..40_000) },
+            }),
+            end,
+        }
+    }
+}
+
+fn guest_port(port: u16) -> SocketAddr {
+    SocketAddr::new(GUEST_ADDRESS.parse().unwrap(), port)
+}
+
+/// Datagrams from the guest's first moment on; most find nobody.
+fn send_noise(site: &GuestLab, plan: &Plan) -> Result<(), Failure> {
+    clients::enter_network(&site.lab)?;
+    for (number, datagram) in plan.datagrams.iter().enumerate() {
+        thread::sleep(datagram.pause);
+        let port = [7, 9, 80][number % 3];
+        clients::send_datagram(guest_port(port), &datagram.what)?;
+    }
+    Ok(())
+}
+
+fn make_calls(site: &GuestLab, run: &GuestRun, plan: &Plan) -> Result<(), Failure> {
+    if plan.calls.is_empty() {
+        return Ok(());
+    }
+    clients::enter_network(&site.lab)?;
+    run.wait_for(READY)?;
+    for call in &plan.calls {
+        thread::sleep(call.pause);
+        let right = match &call.what {
+            Call::EchoDatagram(payload) => clients::echo_datagram(guest_port(7), payload)?,
+            Call::EchoStream(payload) => clients::echo_stream(guest_port(7), payload)?,
+            Call::Fetch { length_bytes } => {
+                let url = format!("http://{GUEST_ADDRESS}/bytes/{length_bytes}");
+                let body = clients::fetch(&site.lab, &url)?;
+                stream::reader_sha256(&body[..])?
+                    == stream::stream_sha256(stream::DEFAULT_SEED, *length_bytes)
+            }
+        };
+        if !right {
+            return Err("the guest answered a client with other bytes".into());
+        }
+    }
+    Ok(())
+}
+
+fn type_all(run: &GuestRun, plan: &Plan) {
+    for keys in &plan.typing {
+        thread::sleep(keys.pause);
+        run.type_text(&keys.what);
+    }
+}
+
+fn disturb_and_end(site: &GuestLab, run: &GuestRun, plan: &Plan) -> Result<(), Failure> {
+    let stop = || run.process().signal(nix::libc::SIGTERM);
+    thread::scope(|scope| {
+        let typist = scope.spawn(|| type_all(run, plan));
+        let noise = scope.spawn(|| send_noise(site, plan));
+        let calls = scope.spawn(|| make_calls(site, run, plan));
+        if let End::StopAfter(pause) = plan.end {
+            thread::sleep(pause);
+            stop();
+            return Ok(());
+        }
+        run.wait_for("FTGUEST RAN 0")?;
+        noise.join().unwrap()?;
+        calls.join().unwrap()?;
+        typist.join().unwrap();
+        match plan.end {
+            End::Reboot => run.type_text(&format!("{INTERRUPT}\nreboot -f\n")),
+            _ => stop(),
+        }
+        Ok(())
+    })
+}
+
+/// The two halves of a pair.
+struct Pair {
+    recorded: Finished,
+    replayed: Finished,
+}
+
+fn run_pair(site: &GuestLab, plan: &Plan, name: &str) -> Result<Pair, Failure> {
+    let host = site.lab.host(0);
+    let log = format!("{name}.log");
+    let command = site.boot(&[
+        "--net",
+        &format!("tap={TAP}"),
+        "--cmdline",
+        &cmdline(&plan.script),
+        "--record",
+        &site.inside(&log),
+    ]);
+    let run = site.run(host, &format!("{name}-recorded"), command)?;
+    disturb_and_end(site, &run, plan)?;
+    let recorded = run.finish()?;
+    fs::write(site.outside(format!("{name}-recorded.console")), &recorded.console)?;
+    let replayed = site.replay(host, &format!("{name}-replayed"), &log, &[])?;
+    fs::write(site.outside(format!("{name}-replayed.console")), &replayed.console)?;
+    Ok(Pair { recorded, replayed })
+}
+
+impl Pair {
+    fn reports(&self) -> Result<[&Report; 2], String> {
+        let report = |what: &str, half: &'_ Finished| match &half.report {
+            Some(_) if half.ended.success() => Ok(()),
+            _ => Err(format!("the {what} run ended with {:?}: {}", half.ended, half.errors)),
+        };
+        report("recorded", &self.recorded)?;
+        report("replayed", &self.replayed)?;
+        let halves = [&self.recorded, &self.replayed];
+        Ok(halves.map(|half| half.report.as_ref().expect("checked above")))
+    }
+
+    /// What differs between the two halves; `None` when nothing does.
+    fn difference(&self) -> Option<String> {
+        let [recorded, replayed] = match self.reports() {
+            Ok(reports) => reports,
+            Err(failed) => return Some(failed),
+        };
+        if recorded.state_digest.is_none() {
+            return Some("the recording ended between two exits".to_owned());
+        }
+        let facts = |r: &Report| {
+            [
+                ("state digest", r.state_digest.clone().unwrap_or_default()),
+                ("exits", r.exits.to_string()),
+                ("inputs", r.inputs.to_string()),
+                ("outputs", r.outputs.to_string()),
+            ]
+        };
+        let pairs = facts(recorded).into_iter().zip(facts(replayed));
+        let mut differences: Vec<String> = pairs
+            .filter(|(recorded, replayed)| recorded != replayed)
+            .map(|((what, a), (_, b))| format!("{what}: recorded {a}, replayed {b}"))
+            .collect();
+        if self.recorded.console != self.replayed.console {
+            differences.push("console output".to_owned());
+        }
+        (!differences.is_empty()).then(|| differences.join("; "))
+    }
+}
+
+impl fmt::Display for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reports() {
+            Ok([Report { exits, inputs, outputs, log_bytes, state_digest, .. }, _]) => write!(
+                f,
+                "{exits} exits, {inputs} inputs, {outputs} frames sent, log {log_bytes} bytes, \
+                 state {:.16}",
+                state_digest.as_deref().unwrap_or("unknown")
+            ),
+            Err(failed) => f.write_str(&failed),
+        }
+    }
+}
+
+/// Puts all it takes to replay a pair into one folder; returns the command that does it.
+fn keep(site: &GuestLab, folder: &Path, name: &str) -> std::io::Result<String> {
+    let folder = folder.join(name);
+    fs::create_dir_all(&folder)?;
+    for entry in fs::read_dir(site.lab.share())? {
+        let path = entry?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if file.starts_with(name) || ["bzImage", "initramfs.cpio"].contains(&file.as_str()) {
+            fs::copy(&path, folder.join(&file))?;
+        }
+    }
+    fs::copy(site.lab.share().join("bin/ftvmm"), folder.join("ftvmm"))?;
+    Ok(format!(
+        "cargo xtask lab --no-ftvmm --copy {}/* -- ftvmm replay /share/bin/{name}.log \
+         --kernel /share/bin/bzImage --initrd /share/bin/initramfs.cpio",
+        folder.display()
+    ))
+}
+
+fn setting<T: FromStr>(name: &str) -> Option<T>
+where
+    T::Err: fmt::Debug,
+{
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error:?}")))
+}
+
+#[test]
+fn replays_end_in_the_recorded_state() {
+    packages::ensure(packages::CLIENTS).unwrap();
+    let seed = setting("FTVMM_SEED").unwrap_or_else(|| clock::since_epoch().as_millis() as u64);
+    let numbers: Vec<usize> = match setting("FTVMM_PAIR") {
+        Some(number) => vec![number],
+        None => (1..=setting("FTVMM_PAIRS").unwrap_or(PAIRS)).collect(),
+    };
+    println!("record_replay: {} pairs, FTVMM_SEED={seed}", numbers.len());
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("record_replay");
+    let kept = folder.join("failed");
+    let _ = fs::remove_dir_all(&kept);
+
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    let work_through = |folder: PathBuf| {
+        let site = GuestLab::start(&folder, 1).unwrap();
+        while let Some(&number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let plan = Plan::new(Rng::with_seed(seed.wrapping_add(number as u64)));
+            let name = format!("pair-{number:02}");
+            let began = clock::now();
+            let outcome = run_pair(&site, &plan, &name);
+            let end = plan.end;
+            let (calls, seconds) = (plan.calls.len(), began.elapsed().as_secs_f32());
+            let failed = match outcome {
+                Ok(pair) => {
+                    println!("{name} {end:?}, {calls} calls, {seconds:.1} s: {pair}");
+                    pair.difference()
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(why) = failed {
+                let again = keep(&site, &kept, &name).unwrap_or_else(|error| error.to_string());
+                println!("{name} FAILED (FTVMM_SEED={seed} FTVMM_PAIR={number}): {why}\n  {again}");
+                failures.lock().unwrap().push(name);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for number in 0..LABS.min(numbers.len()) {
+            let folder = folder.join(format!("lab-{number}"));
+            scope.spawn(|| work_through(folder));
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "failed: {failures:?}; kept in {}", kept.display());
+}
