@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -21,8 +20,7 @@ pub(crate) fn run(
     watch: &Watch,
     silence: Duration,
 ) -> Result<Output, LabError> {
-    static CLIENTS: AtomicU32 = AtomicU32::new(1);
-    let number = CLIENTS.fetch_add(1, Ordering::Relaxed);
+    let number = watch.next_number();
     let name = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
     let log = |stream: &str| folder.join(format!("client-{number:03}-{name}.{stream}"));
     let logs = [log("stdout"), log("stderr")];

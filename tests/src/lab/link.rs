@@ -37,7 +37,6 @@ struct State {
     ready: bool,
     gone: bool,
     commands: HashMap<CommandId, CommandState>,
-    last_id: CommandId,
 }
 
 #[derive(Default)]
@@ -168,15 +167,11 @@ impl Link {
         silence: Duration,
     ) -> Result<LabProcess, LabError> {
         let program = start.argv.first().cloned().unwrap_or_default();
-        let id = {
-            let mut state = self.state();
-            state.last_id += 1;
-            let id = state.last_id;
-            let base = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
-            let log = self.folder.join(format!("{}-{id:03}-{base}", self.host));
-            state.commands.insert(id, CommandState { log, forward, ..CommandState::default() });
-            id
-        };
+        let id = self.watch.next_number();
+        let base = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
+        let log = self.folder.join(format!("{}-{id:03}-{base}", self.host));
+        let command = CommandState { log, forward, ..CommandState::default() };
+        self.state().commands.insert(id, command);
         self.note(id, &start.argv.join(" "));
         self.send(&Request::Start(id, start));
         let doing = format!("starting {program}");

@@ -29,7 +29,7 @@ pub const SHARE: &str = "/share";
 /// virtiofs tag of the shared directory.
 pub const SHARE_TAG: &str = "share";
 
-/// Number of a command, chosen by the lab, never used twice in a host's life.
+/// Number of a command, chosen by the lab, never used twice in its life.
 pub type CommandId = u32;
 
 /// What to run.

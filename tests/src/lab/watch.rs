@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ const TAIL_LINES: usize = 15;
 /// Hears all hosts of one lab.
 pub(crate) struct Watch {
     began: Instant,
+    numbered: AtomicU32,
     heard: Mutex<Heard>,
 }
 
@@ -31,12 +33,19 @@ struct Heard {
 impl Watch {
     pub(crate) fn new() -> Self {
         let began = clock::now();
-        Self { began, heard: Mutex::new(Heard { last: began, logs: BTreeMap::new() }) }
+        let numbered = AtomicU32::new(0);
+        Self { began, numbered, heard: Mutex::new(Heard { last: began, logs: BTreeMap::new() }) }
     }
 
     /// Time since the lab began.
     pub(crate) fn age(&self) -> Duration {
         clock::now().duration_since(self.began)
+    }
+
+    /// A number for what is run next anywhere in the lab, so that no two logs share a name and
+    /// their names sort by time, over restarts of a host too.
+    pub(crate) fn next_number(&self) -> u32 {
+        self.numbered.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
