@@ -87,10 +87,7 @@ impl ReplayCursor {
         }
         if let Some(horizon) = self.horizon {
             if group.horizon < horizon {
-                return Err(CursorError::HorizonFell {
-                    last: horizon,
-                    got: group.horizon,
-                });
+                return Err(CursorError::HorizonFell { last: horizon, got: group.horizon });
             }
             let first = group.records.first().map(|record| record.at);
             if let Some(at) = first.filter(|at| *at <= horizon) {
@@ -116,10 +113,7 @@ impl ReplayCursor {
     /// What to do at exit `at`. Ordinals asked for must not fall.
     pub fn next(&mut self, at: Ordinal) -> CursorStep {
         match self.records.front() {
-            Some(record) if record.at < at => CursorStep::Missed {
-                record: record.clone(),
-                at,
-            },
+            Some(record) if record.at < at => CursorStep::Missed { record: record.clone(), at },
             Some(record) if record.at == at => self.take_front(),
             _ if self.horizon.is_some_and(|horizon| horizon >= at) => CursorStep::Proceed,
             _ if self.sealed => CursorStep::Exhausted,
@@ -143,17 +137,11 @@ mod tests {
     use crate::record::EndReason;
 
     fn time(at: u64, now_ns: u64) -> Record {
-        Record {
-            at: Ordinal(at),
-            event: Event::Input(Input::Time { now_ns }),
-        }
+        Record { at: Ordinal(at), event: Event::Input(Input::Time { now_ns }) }
     }
 
     fn group(horizon: u64, records: Vec<Record>) -> Group {
-        Group {
-            horizon: Ordinal(horizon),
-            records,
-        }
+        Group { horizon: Ordinal(horizon), records }
     }
 
     fn apply(now_ns: u64) -> CursorStep {
@@ -164,9 +152,7 @@ mod tests {
     fn waits_for_the_horizon_and_applies_in_order() {
         let mut cursor = ReplayCursor::new();
         assert_eq!(cursor.next(Ordinal(1)), CursorStep::Wait);
-        cursor
-            .push_group(group(2, vec![time(2, 10), time(2, 20), time(3, 30)]))
-            .unwrap();
+        cursor.push_group(group(2, vec![time(2, 10), time(2, 20), time(3, 30)])).unwrap();
         assert_eq!(cursor.next(Ordinal(1)), CursorStep::Proceed);
         assert_eq!(cursor.next(Ordinal(2)), apply(10));
         assert_eq!(cursor.next(Ordinal(2)), apply(20));
@@ -181,21 +167,12 @@ mod tests {
 
     #[test]
     fn checks_and_the_end_are_handed_out() {
-        let end = End {
-            state_digest: [1; 32],
-            reason: EndReason::PowerOff,
-        };
+        let end = End { state_digest: [1; 32], reason: EndReason::PowerOff };
         let check = Check { chain: 5 };
         let mut cursor = ReplayCursor::new();
         let records = vec![
-            Record {
-                at: Ordinal(4),
-                event: Event::Check(check),
-            },
-            Record {
-                at: Ordinal(5),
-                event: Event::End(end),
-            },
+            Record { at: Ordinal(4), event: Event::Check(check) },
+            Record { at: Ordinal(5), event: Event::End(end) },
         ];
         cursor.push_group(group(5, records)).unwrap();
         assert_eq!(cursor.next(Ordinal(4)), CursorStep::Check(check));
@@ -206,17 +183,11 @@ mod tests {
     fn a_record_gone_past_is_a_divergence() {
         let mut cursor = ReplayCursor::new();
         cursor.push_group(group(9, vec![time(4, 10)])).unwrap();
-        let missed = CursorStep::Missed {
-            record: time(4, 10),
-            at: Ordinal(5),
-        };
+        let missed = CursorStep::Missed { record: time(4, 10), at: Ordinal(5) };
         assert_eq!(cursor.next(Ordinal(5)), missed);
         assert_eq!(
             cursor.next(Ordinal(6)),
-            CursorStep::Missed {
-                record: time(4, 10),
-                at: Ordinal(6)
-            }
+            CursorStep::Missed { record: time(4, 10), at: Ordinal(6) }
         );
     }
 
@@ -228,25 +199,16 @@ mod tests {
         assert_eq!(cursor.next(Ordinal(2)), CursorStep::Proceed);
         assert_eq!(cursor.next(Ordinal(3)), apply(10));
         assert_eq!(cursor.next(Ordinal(3)), CursorStep::Exhausted);
-        assert_eq!(
-            cursor.push_group(group(4, vec![])),
-            Err(CursorError::Sealed)
-        );
+        assert_eq!(cursor.push_group(group(4, vec![])), Err(CursorError::Sealed));
     }
 
     #[test]
     fn a_group_must_continue_the_log() {
         let mut cursor = ReplayCursor::new();
         cursor.push_group(group(5, vec![])).unwrap();
-        let fell = CursorError::HorizonFell {
-            last: Ordinal(5),
-            got: Ordinal(4),
-        };
+        let fell = CursorError::HorizonFell { last: Ordinal(5), got: Ordinal(4) };
         assert_eq!(cursor.push_group(group(4, vec![])), Err(fell));
-        let late = CursorError::LateRecord {
-            at: Ordinal(5),
-            horizon: Ordinal(5),
-        };
+        let late = CursorError::LateRecord { at: Ordinal(5), horizon: Ordinal(5) };
         assert_eq!(cursor.push_group(group(6, vec![time(5, 0)])), Err(late));
         assert_eq!(cursor.horizon(), Some(Ordinal(5)));
     }

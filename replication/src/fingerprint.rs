@@ -88,21 +88,13 @@ impl Difference {
     /// The same difference seen from the other side.
     #[must_use]
     pub fn swapped(self) -> Self {
-        Self {
-            fact: self.fact,
-            ours: self.theirs,
-            theirs: self.ours,
-        }
+        Self { fact: self.fact, ours: self.theirs, theirs: self.ours }
     }
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} differs: ours is {}, theirs is {}",
-            self.fact, self.ours, self.theirs
-        )
+        write!(f, "{} differs: ours is {}, theirs is {}", self.fact, self.ours, self.theirs)
     }
 }
 
@@ -112,11 +104,7 @@ impl Fingerprint {
         let sha256 = |digest: &[u8; 32]| format!("sha256 {}", Hex(digest));
         let file = |digest: &Option<[u8; 32]>| digest.as_ref().map_or("absent".into(), sha256);
         let mac = |mac: &[u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-        let template = format!(
-            "{} ({})",
-            self.cpu_template,
-            sha256(&self.cpu_template_sha256)
-        );
+        let template = format!("{} ({})", self.cpu_template, sha256(&self.cpu_template_sha256));
         [
             (Fact::ProtocolVersion, self.protocol_version.to_string()),
             (Fact::Kernel, sha256(&self.kernel_sha256)),
@@ -125,10 +113,7 @@ impl Fingerprint {
             (Fact::CommandLine, format!("{:?}", self.cmdline)),
             (Fact::CpuTemplate, template),
             (Fact::MemorySize, format!("{} MiB", self.memory_mib)),
-            (
-                Fact::NetMac,
-                self.net_mac.as_ref().map_or("absent".into(), mac),
-            ),
+            (Fact::NetMac, self.net_mac.as_ref().map_or("absent".into(), mac)),
         ]
     }
 
@@ -165,69 +150,15 @@ pub(crate) mod tests {
     pub(crate) fn changed() -> Vec<(Fact, Fingerprint)> {
         let base = example();
         vec![
-            (
-                Fact::ProtocolVersion,
-                Fingerprint {
-                    protocol_version: 99,
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::Kernel,
-                Fingerprint {
-                    kernel_sha256: [0; 32],
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::Initramfs,
-                Fingerprint {
-                    initramfs_sha256: None,
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::Disk,
-                Fingerprint {
-                    disk_sha256: Some([0; 32]),
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::CommandLine,
-                Fingerprint {
-                    cmdline: "quiet".into(),
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::CpuTemplate,
-                Fingerprint {
-                    cpu_template: "epyc".into(),
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::CpuTemplate,
-                Fingerprint {
-                    cpu_template_sha256: [0; 32],
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::MemorySize,
-                Fingerprint {
-                    memory_mib: 64,
-                    ..base.clone()
-                },
-            ),
-            (
-                Fact::NetMac,
-                Fingerprint {
-                    net_mac: None,
-                    ..base
-                },
-            ),
+            (Fact::ProtocolVersion, Fingerprint { protocol_version: 99, ..base.clone() }),
+            (Fact::Kernel, Fingerprint { kernel_sha256: [0; 32], ..base.clone() }),
+            (Fact::Initramfs, Fingerprint { initramfs_sha256: None, ..base.clone() }),
+            (Fact::Disk, Fingerprint { disk_sha256: Some([0; 32]), ..base.clone() }),
+            (Fact::CommandLine, Fingerprint { cmdline: "quiet".into(), ..base.clone() }),
+            (Fact::CpuTemplate, Fingerprint { cpu_template: "epyc".into(), ..base.clone() }),
+            (Fact::CpuTemplate, Fingerprint { cpu_template_sha256: [0; 32], ..base.clone() }),
+            (Fact::MemorySize, Fingerprint { memory_mib: 64, ..base.clone() }),
+            (Fact::NetMac, Fingerprint { net_mac: None, ..base }),
         ]
     }
 
@@ -240,24 +171,15 @@ pub(crate) mod tests {
             assert_eq!(difference.fact, fact);
             assert_ne!(difference.ours, difference.theirs);
             let text = difference.to_string();
-            assert!(
-                text.starts_with(&format!("{fact} differs: ours is ")),
-                "{text}"
-            );
+            assert!(text.starts_with(&format!("{fact} differs: ours is ")), "{text}");
             assert_eq!(other.first_difference(&base), Some(difference.swapped()));
         }
     }
 
     #[test]
     fn both_values_are_printed() {
-        let other = Fingerprint {
-            memory_mib: 64,
-            ..example()
-        };
+        let other = Fingerprint { memory_mib: 64, ..example() };
         let text = example().first_difference(&other).unwrap().to_string();
-        assert_eq!(
-            text,
-            "memory size differs: ours is 128 MiB, theirs is 64 MiB"
-        );
+        assert_eq!(text, "memory size differs: ours is 128 MiB, theirs is 64 MiB");
     }
 }

@@ -190,8 +190,14 @@ impl OutputGate {
 
     pub(crate) fn invariants(&self) {
         assert!(self.dropped_through <= self.released_through, "an unreleased frame was dropped");
-        assert!(self.released_through <= self.produced_through().0, "an unproduced frame was released");
-        assert!(self.matched_through <= self.produced_through().0, "an unproduced frame was matched");
+        assert!(
+            self.released_through <= self.produced_through().0,
+            "an unproduced frame was released"
+        );
+        assert!(
+            self.matched_through <= self.produced_through().0,
+            "an unproduced frame was matched"
+        );
         assert!(
             self.early.is_empty() || self.matched_through == self.produced_through().0,
             "early digests wait beside frames they belong to"

@@ -52,14 +52,8 @@ enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 6] = [
-        Self::TimeNs,
-        Self::TimeUs,
-        Self::NetRx,
-        Self::ConsoleRx,
-        Self::Check,
-        Self::End,
-    ];
+    const ALL: [Self; 6] =
+        [Self::TimeNs, Self::TimeUs, Self::NetRx, Self::ConsoleRx, Self::Check, Self::End];
     /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
     #[cfg(test)]
     const RETIRED: [u8; 0] = [];
@@ -211,12 +205,7 @@ impl GroupEncoder {
     /// When ordinals or time run backwards, or the group outgrows [`GROUP_BYTES_MAX`]: a recorder
     /// that does this has lost its place and must not go on.
     pub fn push(&mut self, record: &Record) {
-        assert!(
-            record.at >= self.last_at,
-            "record at {} after {}",
-            record.at,
-            self.last_at
-        );
+        assert!(record.at >= self.last_at, "record at {} after {}", record.at, self.last_at);
         if self.record_count == 0 {
             self.first_at = record.at;
             self.last_at = record.at;
@@ -232,10 +221,7 @@ impl GroupEncoder {
                 self.push_head(Tag::Check, delta);
                 self.body.extend_from_slice(&chain.to_le_bytes());
             }
-            Event::End(End {
-                state_digest,
-                reason,
-            }) => {
+            Event::End(End { state_digest, reason }) => {
                 self.push_head(Tag::End, delta);
                 self.body.push(*reason as u8);
                 self.body.extend_from_slice(state_digest);
@@ -243,10 +229,7 @@ impl GroupEncoder {
         }
         self.last_at = record.at;
         self.record_count += 1;
-        assert!(
-            self.body.len() < GROUP_BYTES_MAX as usize - 64,
-            "group was not finished in time"
-        );
+        assert!(self.body.len() < GROUP_BYTES_MAX as usize - 64, "group was not finished in time");
     }
 
     fn push_head(&mut self, tag: Tag, delta: u64) {
@@ -259,11 +242,7 @@ impl GroupEncoder {
     }
 
     fn push_time(&mut self, delta: u64, now_ns: u64) {
-        assert!(
-            now_ns >= self.last_time_ns,
-            "time {now_ns} after {}",
-            self.last_time_ns
-        );
+        assert!(now_ns >= self.last_time_ns, "time {now_ns} after {}", self.last_time_ns);
         let step_ns = now_ns - self.last_time_ns;
         self.last_time_ns = now_ns;
         if step_ns.is_multiple_of(1000) {
@@ -287,24 +266,13 @@ impl GroupEncoder {
     /// # Panics
     /// When the horizon falls, or a record lies more than one exit past it.
     pub fn finish(&mut self, horizon: Ordinal) -> Vec<u8> {
-        assert!(
-            horizon >= self.horizon_last,
-            "horizon {horizon} after {}",
-            self.horizon_last
-        );
+        assert!(horizon >= self.horizon_last, "horizon {horizon} after {}", self.horizon_last);
         assert!(horizon.0 < u64::MAX, "horizon is exhausted");
-        assert!(
-            self.record_count == 0 || self.last_at <= horizon.next(),
-            "horizon is too early"
-        );
+        assert!(self.record_count == 0 || self.last_at <= horizon.next(), "horizon is too early");
         let compressed = (self.body.len() >= LZ4_BODY_BYTES_MIN)
             .then(|| lz4_flex::block::compress(&self.body))
             .filter(|compressed| compressed.len() < self.body.len() - self.body.len() / 8);
-        let codec = if compressed.is_some() {
-            Codec::Lz4
-        } else {
-            Codec::Raw
-        };
+        let codec = if compressed.is_some() { Codec::Lz4 } else { Codec::Raw };
 
         let mut fields = Vec::with_capacity(64);
         varint::put(&mut fields, self.record_count << 2 | codec as u64);
@@ -321,9 +289,7 @@ impl GroupEncoder {
         varint::put(&mut group, (fields.len() + stored.len()) as u64);
         let crc = [&fields[..], stored]
             .iter()
-            .fold(crc32c::crc32c(&group), |crc, part| {
-                crc32c::crc32c_append(crc, part)
-            });
+            .fold(crc32c::crc32c(&group), |crc, part| crc32c::crc32c_append(crc, part));
         group.extend_from_slice(&crc.to_le_bytes());
         group.extend_from_slice(&fields);
         group.extend_from_slice(stored);
@@ -372,29 +338,19 @@ fn number(input: &mut &[u8], field: &'static str) -> Result<u64, CodecError> {
 
 fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
     let got_bytes = bytes.len() as u64;
-    let length = group_length(bytes)?.ok_or(CodecError::Truncated {
-        expected_bytes: got_bytes + 1,
-        got_bytes,
-    })?;
+    let length = group_length(bytes)?
+        .ok_or(CodecError::Truncated { expected_bytes: got_bytes + 1, got_bytes })?;
     if bytes.len() < length {
-        return Err(CodecError::Truncated {
-            expected_bytes: length as u64,
-            got_bytes,
-        });
+        return Err(CodecError::Truncated { expected_bytes: length as u64, got_bytes });
     }
     if bytes.len() > length {
-        return Err(CodecError::Trailing {
-            extra_bytes: got_bytes - length as u64,
-        });
+        return Err(CodecError::Trailing { extra_bytes: got_bytes - length as u64 });
     }
     let mut rest = bytes;
     let payload_bytes = number(&mut rest, "length")? as usize;
     let length_field = &bytes[..bytes.len() - rest.len()];
     let (stored_crc, mut rest) = rest.split_at(rest.len() - payload_bytes);
-    let expected = stored_crc
-        .iter()
-        .rev()
-        .fold(0, |crc, byte| crc << 8 | u32::from(*byte));
+    let expected = stored_crc.iter().rev().fold(0, |crc, byte| crc << 8 | u32::from(*byte));
     let got = crc32c::crc32c_append(crc32c::crc32c(length_field), rest);
     if expected != got {
         return Err(CodecError::Checksum { expected, got });
@@ -409,14 +365,7 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
     if horizon.0 == u64::MAX {
         return Err(CodecError::Number { field: "horizon" });
     }
-    Ok(Opened {
-        head: GroupHead {
-            horizon,
-            record_count: head >> 2,
-        },
-        codec,
-        rest,
-    })
+    Ok(Opened { head: GroupHead { horizon, record_count: head >> 2 }, codec, rest })
 }
 
 /// Checks length and checksum of exactly one group and reads its horizon, without decoding records.
@@ -432,14 +381,7 @@ pub fn peek_group(bytes: &[u8]) -> Result<GroupHead, CodecError> {
 /// # Errors
 /// [`CodecError`], naming what does not hold. No change of a single bit goes unnoticed.
 pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
-    let Opened {
-        head: GroupHead {
-            horizon,
-            record_count,
-        },
-        codec,
-        mut rest,
-    } = open(bytes)?;
+    let Opened { head: GroupHead { horizon, record_count }, codec, mut rest } = open(bytes)?;
     let mut records = Vec::new();
     if record_count == 0 {
         if !rest.is_empty() || codec != Codec::Raw {
@@ -455,9 +397,7 @@ pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
     if codec == Codec::Lz4 {
         let expected_bytes = number(&mut rest, "body length")?;
         if expected_bytes > u64::from(GROUP_BYTES_MAX) {
-            return Err(CodecError::Length {
-                length_bytes: expected_bytes,
-            });
+            return Err(CodecError::Length { length_bytes: expected_bytes });
         }
         decompressed = lz4_flex::block::decompress(rest, expected_bytes as usize)
             .ok()
@@ -468,11 +408,7 @@ pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
 
     // A record takes two bytes at least, so a lying count cannot reserve much.
     records.reserve(record_count.min(rest.len() as u64 / 2 + 1) as usize);
-    let mut reader = RecordReader {
-        rest,
-        at: first_at,
-        time_ns: 0,
-    };
+    let mut reader = RecordReader { rest, at: first_at, time_ns: 0 };
     for index in 0..record_count {
         let record = reader.next(index)?.ok_or(out_of_reach(index))?;
         if record.at.0 > horizon.0 + 1 {
@@ -481,9 +417,7 @@ pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
         records.push(record);
     }
     if !reader.rest.is_empty() {
-        return Err(CodecError::RecordBounds {
-            index: record_count,
-        });
+        return Err(CodecError::RecordBounds { index: record_count });
     }
     Ok(Group { horizon, records })
 }
@@ -512,11 +446,7 @@ impl RecordReader<'_> {
         self.at = at;
         let tag = first & 0x0f;
         let unknown = CodecError::RecordTag { tag };
-        let event = match Tag::ALL
-            .into_iter()
-            .find(|known| *known as u8 == tag)
-            .ok_or(unknown)?
-        {
+        let event = match Tag::ALL.into_iter().find(|known| *known as u8 == tag).ok_or(unknown)? {
             tag @ (Tag::TimeNs | Tag::TimeUs) => {
                 let unit_ns = if tag == Tag::TimeUs { 1000 } else { 1 };
                 let step_ns = number(&mut self.rest, "time delta")?.checked_mul(unit_ns);
@@ -527,29 +457,17 @@ impl RecordReader<'_> {
                 self.time_ns = now_ns;
                 Event::Input(Input::Time { now_ns })
             }
-            Tag::NetRx => Event::Input(Input::NetRx {
-                frame: self.sized_bytes(index)?,
-            }),
-            Tag::ConsoleRx => Event::Input(Input::ConsoleRx {
-                bytes: self.sized_bytes(index)?,
-            }),
-            Tag::Check => Event::Check(Check {
-                chain: u64::from_le_bytes(self.array(index)?),
-            }),
+            Tag::NetRx => Event::Input(Input::NetRx { frame: self.sized_bytes(index)? }),
+            Tag::ConsoleRx => Event::Input(Input::ConsoleRx { bytes: self.sized_bytes(index)? }),
+            Tag::Check => Event::Check(Check { chain: u64::from_le_bytes(self.array(index)?) }),
             Tag::End => {
                 let [number] = self.array(index)?;
                 let reason = EndReason::from_number(number)
                     .ok_or(CodecError::EndReasonNumber { reason: number })?;
-                Event::End(End {
-                    state_digest: self.array(index)?,
-                    reason,
-                })
+                Event::End(End { state_digest: self.array(index)?, reason })
             }
         };
-        Ok(Some(Record {
-            at: Ordinal(at),
-            event,
-        }))
+        Ok(Some(Record { at: Ordinal(at), event }))
     }
 
     fn bytes(&mut self, length_bytes: u64, index: u64) -> Result<&[u8], CodecError> {

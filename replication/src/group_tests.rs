@@ -5,10 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 pub(crate) fn time(at: u64, now_ns: u64) -> Record {
-    Record {
-        at: Ordinal(at),
-        event: Event::Input(Input::Time { now_ns }),
-    }
+    Record { at: Ordinal(at), event: Event::Input(Input::Time { now_ns }) }
 }
 
 fn events() -> impl Strategy<Value = Event> {
@@ -94,11 +91,7 @@ proptest! {
 #[test]
 fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
     assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 5, 6]);
-    assert!(
-        Tag::RETIRED
-            .iter()
-            .all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired))
-    );
+    assert!(Tag::RETIRED.iter().all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired)));
     assert_eq!([Codec::Raw as u8, Codec::Lz4 as u8], [1, 2]);
 }
 
@@ -119,32 +112,17 @@ fn each_malformed_field_is_named() {
         (&[0x03, 9], CodecError::Codec { codec: 3 }),
         (&[0x01], CodecError::Number { field: "horizon" }),
         (&[0x01, 9, 0], CodecError::RecordBounds { index: 0 }),
-        (
-            &[0x05, 9, 11, 0x02, 0],
-            CodecError::OutOfReach { index: 0, horizon },
-        ),
-        (
-            &[0x05, 9, 0, 0x12, 0],
-            CodecError::OutOfReach { index: 0, horizon },
-        ),
+        (&[0x05, 9, 11, 0x02, 0], CodecError::OutOfReach { index: 0, horizon }),
+        (&[0x05, 9, 0, 0x12, 0], CodecError::OutOfReach { index: 0, horizon }),
         (&[0x05, 9, 0, 0x00, 0], CodecError::RecordTag { tag: 0 }),
         (&[0x05, 9, 0, 0x07, 0], CodecError::RecordTag { tag: 7 }),
-        (
-            &[0x05, 9, 0, 0x06, 0],
-            CodecError::EndReasonNumber { reason: 0 },
-        ),
-        (
-            &[0x05, 9, 0, 0x03, 5, 1],
-            CodecError::RecordBounds { index: 0 },
-        ),
+        (&[0x05, 9, 0, 0x06, 0], CodecError::EndReasonNumber { reason: 0 }),
+        (&[0x05, 9, 0, 0x03, 5, 1], CodecError::RecordBounds { index: 0 }),
     ];
     for (fields, expected) in cases {
         assert_eq!(decode_group(&framed(fields)), Err(expected), "{fields:?}");
     }
-    assert!(
-        decode_group(&framed(&[0x05, 9, 0, 0x02, 0])).is_ok(),
-        "the base case is well-formed"
-    );
+    assert!(decode_group(&framed(&[0x05, 9, 0, 0x02, 0])).is_ok(), "the base case is well-formed");
 }
 
 #[test]
@@ -153,10 +131,7 @@ fn a_length_of_zero_or_beyond_the_limit_is_refused() {
         let mut bytes = Vec::new();
         varint::put(&mut bytes, length_bytes);
         bytes.extend_from_slice(&[0; 64]);
-        assert_eq!(
-            decode_group(&bytes),
-            Err(CodecError::Length { length_bytes })
-        );
+        assert_eq!(decode_group(&bytes), Err(CodecError::Length { length_bytes }));
     }
 }
 
@@ -169,10 +144,7 @@ fn a_horizon_alone_is_tiny() {
 
 #[test]
 fn inputs_one_exit_past_the_horizon_are_kept() {
-    let group = Group {
-        horizon: Ordinal(5),
-        records: vec![time(6, 10), time(6, 20)],
-    };
+    let group = Group { horizon: Ordinal(5), records: vec![time(6, 10), time(6, 20)] };
     assert_eq!(decode_group(&encode(&group)), Ok(group));
 }
 
@@ -180,19 +152,14 @@ fn inputs_one_exit_past_the_horizon_are_kept() {
 fn text_is_compressed_and_noise_is_not() {
     let net = |frame| Group {
         horizon: Ordinal(1),
-        records: vec![Record {
-            at: Ordinal(1),
-            event: Event::Input(Input::NetRx { frame }),
-        }],
+        records: vec![Record { at: Ordinal(1), event: Event::Input(Input::NetRx { frame }) }],
     };
     let text = net(b"GET / HTTP/1.1\r\n".repeat(90));
     assert!(encode(&text).len() < 100);
     assert_eq!(decode_group(&encode(&text)).unwrap(), text);
     let mut noise_state = 1u64;
     let noise: Vec<u8> = core::iter::repeat_with(|| {
-        noise_state = noise_state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        noise_state = noise_state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (noise_state >> 56) as u8
     })
     .take(1400)
@@ -242,8 +209,5 @@ fn an_idle_guest_stays_far_under_20_kbit_per_second() {
         .map(|(ticks, reads, group)| idle_bytes_per_second(ticks, reads, group));
     assert!(seen.iter().all(|bytes| *bytes < limit), "{seen:?}");
     println!("bytes/s with 20 ms groups: {seen:?}");
-    println!(
-        "bytes/s at 100 Hz, a group a tick: {}",
-        idle_bytes_per_second(100, 3, 1)
-    );
+    println!("bytes/s at 100 Hz, a group a tick: {}", idle_bytes_per_second(100, 3, 1));
 }

@@ -35,8 +35,8 @@ pub use digest::OutputDigest;
 pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
-pub use record::{Check, End, EndReason, Event, Ordinal, OutputOrdinal, Record, Term};
 pub use message::{ByeReason, Message};
+pub use record::{Check, End, EndReason, Event, Ordinal, OutputOrdinal, Record, Term};
 pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use session::policy::{
     DivergencePolicy, Limits, Refusal, ReleasePolicy, Role, SessionConfig, SessionConfigError,

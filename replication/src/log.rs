@@ -60,10 +60,7 @@ pub enum LogError {
     #[error("cannot read the log")]
     Read(#[source] io::Error),
     /// The header cannot be encoded within [`HEADER_BYTES_MAX`].
-    #[error(
-        "log header takes {header_bytes} bytes, the limit is {}",
-        HEADER_BYTES_MAX
-    )]
+    #[error("log header takes {header_bytes} bytes, the limit is {}", HEADER_BYTES_MAX)]
     HeaderTooLong {
         /// Its length.
         header_bytes: u64,
@@ -127,10 +124,7 @@ impl<W: Write> LogWriter<W> {
         file.extend_from_slice(&crc.to_le_bytes());
         file.extend_from_slice(&record);
         writer.write_all(&file).map_err(LogError::Write)?;
-        Ok(Self {
-            writer,
-            written_bytes: file.len() as u64,
-        })
+        Ok(Self { writer, written_bytes: file.len() as u64 })
     }
 
     /// Appends a finished group (the bytes of [`crate::GroupEncoder::finish`]).
@@ -138,10 +132,7 @@ impl<W: Write> LogWriter<W> {
     /// # Errors
     /// [`LogError::Write`]. The recorder must stop: a log with a hole replays nothing.
     pub fn write_group(&mut self, group: &[u8]) -> Result<(), LogError> {
-        debug_assert!(
-            peek_group(group).is_ok(),
-            "only finished groups are written"
-        );
+        debug_assert!(peek_group(group).is_ok(), "only finished groups are written");
         self.writer.write_all(group).map_err(LogError::Write)?;
         self.written_bytes += group.len() as u64;
         Ok(())
@@ -201,25 +192,16 @@ impl<R: Read> LogReader<R> {
         let magic_bytes = prefix.len().min(LOG_MAGIC.len());
         if prefix[..magic_bytes] != LOG_MAGIC[..magic_bytes] || prefix.is_empty() {
             prefix.truncate(magic_bytes);
-            return Err(LogError::NotALog {
-                first_bytes: prefix,
-            });
+            return Err(LogError::NotALog { first_bytes: prefix });
         }
         let field = |at: usize| {
-            let bytes = prefix
-                .get(at..at + 4)
-                .and_then(|bytes| bytes.try_into().ok());
+            let bytes = prefix.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
             bytes.map(u32::from_le_bytes)
         };
-        let torn = |got_bytes: usize| LogError::HeaderTorn {
-            got_bytes: got_bytes as u64,
-        };
+        let torn = |got_bytes: usize| LogError::HeaderTorn { got_bytes: got_bytes as u64 };
         let got = field(8).ok_or(torn(prefix.len()))?;
         if got != LOG_VERSION {
-            return Err(LogError::Version {
-                expected: LOG_VERSION,
-                got,
-            });
+            return Err(LogError::Version { expected: LOG_VERSION, got });
         }
         let (Some(header_bytes), Some(stored_crc)) = (field(12), field(16)) else {
             return Err(torn(prefix.len()));
@@ -291,15 +273,9 @@ impl<R: Read> LogReader<R> {
             Err(reason) => {
                 let offset_bytes = self.offset_bytes;
                 if self.readable_group_follows().map_err(LogError::Read)? {
-                    return Err(LogError::GroupDamaged {
-                        offset_bytes,
-                        source: reason,
-                    });
+                    return Err(LogError::GroupDamaged { offset_bytes, source: reason });
                 }
-                self.tail = Some(Tail::Torn {
-                    offset_bytes,
-                    reason,
-                });
+                self.tail = Some(Tail::Torn { offset_bytes, reason });
                 Ok(None)
             }
         }
@@ -333,10 +309,7 @@ impl<R: Read> LogReader<R> {
     fn read_more(&mut self) -> io::Result<u64> {
         self.buffer.drain(..self.consumed);
         self.consumed = 0;
-        (&mut self.reader)
-            .take(READ_BYTES as u64)
-            .read_to_end(&mut self.buffer)
-            .map(|n| n as u64)
+        (&mut self.reader).take(READ_BYTES as u64).read_to_end(&mut self.buffer).map(|n| n as u64)
     }
 
     /// Whether a group that continues this log begins anywhere after the unreadable one.
@@ -356,11 +329,7 @@ impl<R: Read> LogReader<R> {
 }
 
 fn read_up_to(reader: &mut impl Read, out: &mut Vec<u8>, limit: usize) -> Result<(), LogError> {
-    reader
-        .take(limit as u64)
-        .read_to_end(out)
-        .map(|_| ())
-        .map_err(LogError::Read)
+    reader.take(limit as u64).read_to_end(out).map(|_| ()).map_err(LogError::Read)
 }
 
 #[cfg(test)]

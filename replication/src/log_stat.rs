@@ -65,10 +65,7 @@ pub fn stat<R: Read>(reader: &mut LogReader<R>) -> Result<LogStat, LogError> {
     while let Some(group) = reader.next_group()? {
         stat.groups += 1;
         stat.exits = group.horizon.0;
-        group
-            .records
-            .iter()
-            .for_each(|record| stat.count(&record.event));
+        group.records.iter().for_each(|record| stat.count(&record.event));
     }
     stat.log_bytes = reader.offset_bytes();
     if let Some(Tail::Torn { offset_bytes, .. }) = reader.tail() {
@@ -93,10 +90,7 @@ impl LogStat {
                 self.console_rx_bytes += bytes.len() as u64;
             }
             Event::Check(_) => self.checks += 1,
-            Event::End(End {
-                state_digest,
-                reason,
-            }) => {
+            Event::End(End { state_digest, reason }) => {
                 self.end_reason = Some(reason.to_string());
                 self.state_digest = Some(crate::record::Hex(state_digest).to_string());
             }
@@ -116,26 +110,14 @@ impl fmt::Display for LogStat {
         writeln!(f, "exits       {}", self.exits)?;
         writeln!(f, "inputs      {}", self.inputs())?;
         writeln!(f, "  time      {}", self.time_inputs)?;
-        writeln!(
-            f,
-            "  net-rx    {} ({} bytes)",
-            self.net_rx_inputs, self.net_rx_bytes
-        )?;
-        writeln!(
-            f,
-            "  console   {} ({} bytes)",
-            self.console_rx_inputs, self.console_rx_bytes
-        )?;
+        writeln!(f, "  net-rx    {} ({} bytes)", self.net_rx_inputs, self.net_rx_bytes)?;
+        writeln!(f, "  console   {} ({} bytes)", self.console_rx_inputs, self.console_rx_bytes)?;
         writeln!(f, "checks      {}", self.checks)?;
         writeln!(f, "groups      {}", self.groups)?;
         writeln!(f, "log         {} bytes", self.log_bytes)?;
         writeln!(f, "guest time  {seconds:.3} s")?;
         if self.duration_ns > 0 {
-            writeln!(
-                f,
-                "log rate    {:.1} kbit/s",
-                self.log_bytes as f64 * 0.008 / seconds
-            )?;
+            writeln!(f, "log rate    {:.1} kbit/s", self.log_bytes as f64 * 0.008 / seconds)?;
         }
         match (&self.end_reason, self.torn_at_bytes) {
             (Some(reason), _) => writeln!(f, "end         {reason}")?,
@@ -182,8 +164,7 @@ pub enum LogDifference {
 impl fmt::Display for LogDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |side: &Option<Record>| {
-            side.as_ref()
-                .map_or_else(|| "end of log".to_owned(), Record::to_string)
+            side.as_ref().map_or_else(|| "end of log".to_owned(), Record::to_string)
         };
         match self {
             Self::Fingerprint(Difference { fact, ours, theirs }) => {
@@ -207,11 +188,7 @@ struct Records<'r, R> {
 
 impl<'r, R: Read> Records<'r, R> {
     fn new(reader: &'r mut LogReader<R>) -> Self {
-        Self {
-            reader,
-            group: Vec::new().into_iter(),
-            horizon: Ordinal(0),
-        }
+        Self { reader, group: Vec::new().into_iter(), horizon: Ordinal(0) }
     }
 
     fn next(&mut self) -> Result<Option<Record>, LogError> {
@@ -237,11 +214,7 @@ pub fn first_difference<A: Read, B: Read>(
     a: &mut LogReader<A>,
     b: &mut LogReader<B>,
 ) -> Result<Option<LogDifference>, LogError> {
-    if let Some(difference) = a
-        .header()
-        .fingerprint
-        .first_difference(&b.header().fingerprint)
-    {
+    if let Some(difference) = a.header().fingerprint.first_difference(&b.header().fingerprint) {
         return Ok(Some(LogDifference::Fingerprint(difference)));
     }
     let (a_s, b_s) = (a.header().rtc_epoch_s, b.header().rtc_epoch_s);

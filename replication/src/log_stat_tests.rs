@@ -7,33 +7,14 @@ use crate::log::{LogHeader, LogWriter};
 use crate::record::{Check, EndReason};
 
 fn records() -> Vec<Record> {
-    let at = |at, event| Record {
-        at: Ordinal(at),
-        event,
-    };
+    let at = |at, event| Record { at: Ordinal(at), event };
     vec![
         at(3, Event::Input(Input::Time { now_ns: 10_000_000 })),
         at(3, Event::Input(Input::NetRx { frame: vec![1; 72] })),
         at(4, Event::Check(Check { chain: 77 })),
-        at(
-            9,
-            Event::Input(Input::ConsoleRx {
-                bytes: b"ls\n".to_vec(),
-            }),
-        ),
-        at(
-            12,
-            Event::Input(Input::Time {
-                now_ns: 2_000_000_000,
-            }),
-        ),
-        at(
-            20,
-            Event::End(End {
-                state_digest: [0xab; 32],
-                reason: EndReason::PowerOff,
-            }),
-        ),
+        at(9, Event::Input(Input::ConsoleRx { bytes: b"ls\n".to_vec() })),
+        at(12, Event::Input(Input::Time { now_ns: 2_000_000_000 })),
+        at(20, Event::End(End { state_digest: [0xab; 32], reason: EndReason::PowerOff })),
     ]
 }
 
@@ -49,9 +30,7 @@ fn file(records: &[Record], records_per_group: usize, rtc_epoch_s: u64) -> Vec<u
     for group in records.chunks(records_per_group) {
         group.iter().for_each(|record| encoder.push(record));
         let horizon = group.last().unwrap().at.0 - 1;
-        writer
-            .write_group(&encoder.finish(Ordinal(horizon)))
-            .unwrap();
+        writer.write_group(&encoder.finish(Ordinal(horizon))).unwrap();
     }
     writer.write_group(&encoder.finish(Ordinal(20))).unwrap();
     writer.finish().unwrap()
@@ -98,10 +77,7 @@ fn a_tear_is_reported() {
 
 #[test]
 fn grouping_makes_no_difference() {
-    assert_eq!(
-        difference(&file(&records(), 1, 5), &file(&records(), 6, 5)),
-        None
-    );
+    assert_eq!(difference(&file(&records(), 1, 5), &file(&records(), 6, 5)), None);
 }
 
 #[test]
@@ -111,31 +87,16 @@ fn each_kind_of_difference_is_named() {
     assert_eq!(epoch, Some(LogDifference::RtcEpoch { a_s: 5, b_s: 6 }));
 
     let mut other = records();
-    other[3].event = Event::Input(Input::ConsoleRx {
-        bytes: b"ps\n".to_vec(),
-    });
+    other[3].event = Event::Input(Input::ConsoleRx { bytes: b"ps\n".to_vec() });
     let found = difference(&base, &file(&other, 2, 5)).unwrap();
     let text = "record 3 differs\n- 9 console-rx \"ls\\n\"\n+ 9 console-rx \"ps\\n\"";
     assert_eq!(found.to_string(), text);
 
     let shorter = file(&records()[..5], 2, 5);
     let found = difference(&base, &shorter).unwrap();
-    assert!(matches!(
-        found,
-        LogDifference::Record {
-            index: 5,
-            a: Some(_),
-            b: None
-        }
-    ));
+    assert!(matches!(found, LogDifference::Record { index: 5, a: Some(_), b: None }));
 
     let cut = &base[..base.len() - 7];
     let found = difference(&base, cut).unwrap();
-    assert_eq!(
-        found,
-        LogDifference::Horizon {
-            a: Ordinal(20),
-            b: Ordinal(19)
-        }
-    );
+    assert_eq!(found, LogDifference::Horizon { a: Ordinal(20), b: Ordinal(19) });
 }

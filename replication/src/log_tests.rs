@@ -18,12 +18,7 @@ fn header() -> LogHeader {
 }
 
 fn net(at: u64, frame: &[u8]) -> Record {
-    Record {
-        at: Ordinal(at),
-        event: Event::Input(Input::NetRx {
-            frame: frame.to_vec(),
-        }),
-    }
+    Record { at: Ordinal(at), event: Event::Input(Input::NetRx { frame: frame.to_vec() }) }
 }
 
 /// A file of `count` groups, and the offset at which each ends.
@@ -33,9 +28,7 @@ fn file(count: u64) -> (Vec<u8>, Vec<usize>) {
     let mut ends = vec![writer.written_bytes() as usize];
     for index in 1..=count {
         encoder.push(&net(index * 10, &[index as u8; 33]));
-        writer
-            .write_group(&encoder.finish(Ordinal(index * 10)))
-            .unwrap();
+        writer.write_group(&encoder.finish(Ordinal(index * 10))).unwrap();
         ends.push(writer.written_bytes() as usize);
     }
     (writer.finish().unwrap(), ends)
@@ -67,10 +60,7 @@ fn the_version_is_readable_from_the_first_bytes_alone() {
     let mut newer = bytes[..12].to_vec();
     newer[8] = 2;
     let error = LogReader::new(&newer[..]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "log has version 2, this program reads version 1"
-    );
+    assert_eq!(error.to_string(), "log has version 2, this program reads version 1");
 }
 
 #[test]
@@ -80,10 +70,7 @@ fn a_foreign_file_is_named() {
         error.to_string(),
         "not an ftvmm log: it begins with \"\\x7fELF\\x02\\x01\\x01\\x00\""
     );
-    assert!(matches!(
-        LogReader::new(&b""[..]),
-        Err(LogError::NotALog { .. })
-    ));
+    assert!(matches!(LogReader::new(&b""[..]), Err(LogError::NotALog { .. })));
 }
 
 #[test]
@@ -166,10 +153,7 @@ fn short_reads_make_no_difference() {
     let (bytes, _) = file(3);
     let mut reader = LogReader::new(Trickle(&bytes)).unwrap();
     for index in 1..=3 {
-        assert_eq!(
-            reader.next_group().unwrap().unwrap().horizon,
-            Ordinal(index * 10)
-        );
+        assert_eq!(reader.next_group().unwrap().unwrap().horizon, Ordinal(index * 10));
     }
     assert!(reader.next_group().unwrap().is_none());
     assert_eq!(reader.tail(), Some(&Tail::Clean));

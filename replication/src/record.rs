@@ -106,12 +106,7 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason, for the decoder and for the tests.
-    pub const ALL: [Self; 4] = [
-        Self::PowerOff,
-        Self::Reset,
-        Self::Shutdown,
-        Self::HostRequest,
-    ];
+    pub const ALL: [Self; 4] = [Self::PowerOff, Self::Reset, Self::Shutdown, Self::HostRequest];
 
     /// The reason with this number in the log.
     pub(crate) fn from_number(number: u8) -> Option<Self> {
@@ -137,29 +132,16 @@ impl fmt::Display for Record {
         write!(f, "{} ", self.at)?;
         match &self.event {
             Event::Input(Input::Time { now_ns }) => {
-                write!(
-                    f,
-                    "time {}.{:09} s",
-                    now_ns / 1_000_000_000,
-                    now_ns % 1_000_000_000
-                )
+                write!(f, "time {}.{:09} s", now_ns / 1_000_000_000, now_ns % 1_000_000_000)
             }
             Event::Input(Input::NetRx { frame }) => {
-                write!(
-                    f,
-                    "net-rx {} bytes xxh3 {:016x}",
-                    frame.len(),
-                    xxh3_64(frame)
-                )
+                write!(f, "net-rx {} bytes xxh3 {:016x}", frame.len(), xxh3_64(frame))
             }
             Event::Input(Input::ConsoleRx { bytes }) => {
                 write!(f, "console-rx \"{}\"", bytes.escape_ascii())
             }
             Event::Check(Check { chain }) => write!(f, "check {chain:016x}"),
-            Event::End(End {
-                state_digest,
-                reason,
-            }) => {
+            Event::End(End { state_digest, reason }) => {
                 write!(f, "end {reason} state {}", Hex(state_digest))
             }
         }
@@ -182,44 +164,23 @@ mod tests {
     #[test]
     fn every_kind_of_record_prints_on_one_line() {
         let cases = [
-            (
-                Event::Input(Input::Time {
-                    now_ns: 1_000_000_042,
-                }),
-                "7 time 1.000000042 s",
-            ),
+            (Event::Input(Input::Time { now_ns: 1_000_000_042 }), "7 time 1.000000042 s"),
             (
                 Event::Input(Input::NetRx { frame: vec![0; 60] }),
                 "7 net-rx 60 bytes xxh3 543396b68d640202",
             ),
             (
-                Event::Input(Input::ConsoleRx {
-                    bytes: b"ls\r\n".to_vec(),
-                }),
+                Event::Input(Input::ConsoleRx { bytes: b"ls\r\n".to_vec() }),
                 "7 console-rx \"ls\\r\\n\"",
             ),
-            (
-                Event::Check(Check { chain: 0xabc }),
-                "7 check 0000000000000abc",
-            ),
+            (Event::Check(Check { chain: 0xabc }), "7 check 0000000000000abc"),
         ];
         for (event, expected) in cases {
-            let line = Record {
-                at: Ordinal(7),
-                event,
-            }
-            .to_string();
+            let line = Record { at: Ordinal(7), event }.to_string();
             assert_eq!(line, expected);
         }
-        let end = End {
-            state_digest: [0xee; 32],
-            reason: EndReason::PowerOff,
-        };
-        let line = Record {
-            at: Ordinal(9),
-            event: Event::End(end),
-        }
-        .to_string();
+        let end = End { state_digest: [0xee; 32], reason: EndReason::PowerOff };
+        let line = Record { at: Ordinal(9), event: Event::End(end) }.to_string();
         assert_eq!(line, format!("9 end power-off state {}", "ee".repeat(32)));
     }
 

@@ -127,7 +127,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`WireError`]; the same again on every later call.
-    pub fn next(&mut self) -> Result<Option<Message>, WireError> {
+    pub fn next_message(&mut self) -> Result<Option<Message>, WireError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -147,7 +147,9 @@ impl Decoder {
         if length_bytes > BODY_BYTES_MAX {
             return Err(WireError::TooLong { length_bytes });
         }
-        let Some(body) = rest.get(..length_bytes as usize) else { return Ok(None) };
+        let Some(body) = rest.get(..length_bytes as usize) else {
+            return Ok(None);
+        };
         let expected = u32::from_le_bytes([c0, c1, c2, c3]);
         let got = frame_crc(length_bytes, tag, body);
         if expected != got {

@@ -4,7 +4,7 @@ use super::decision::{Decision, Situation, Trouble};
 use super::incident::{DivergenceCause, Evidence, IncidentReport};
 use super::log_window::LogWindow;
 use super::policy::{Refusal, ReleasePolicy, Role, SessionConfig, StopReason};
-use super::{Action, Context, DisconnectReason, SessionEvent, stop_on_request};
+use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::RetainedOutputs;
 use crate::group::peek_group;
@@ -97,16 +97,15 @@ impl Backup {
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_>) {
-        if let Some(silent_ns) = cx.silence_ns(self.silence_limit_ns(cx.config)) {
+        let waits = self.waits(cx.config);
+        if let Some(silent_ns) = cx.silence_ns(&waits) {
             return self.lose_peer(cx, &format!("primary silent for {silent_ns} ns"));
         }
-        if matches!(self.phase, Phase::AwaitingVerdict { deadline_ns, .. } if cx.now_ns >= deadline_ns)
-        {
-            self.report_incident(cx, None);
-        }
-        let follows = matches!(self.phase, Phase::Following | Phase::AwaitingVerdict { .. });
-        if follows && cx.heartbeat_is_due() {
+        if cx.heartbeat_is_due(&waits) {
             self.acknowledge(cx);
+        }
+        if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
+            self.report_incident(cx, None);
         }
     }
 
@@ -301,7 +300,9 @@ impl Backup {
 
     /// Reports the divergence once, with what is known of the primary's side.
     fn report_incident(&mut self, cx: &mut Context<'_>, theirs: Option<Evidence>) {
-        let Phase::AwaitingVerdict { cause, own, reported, .. } = &mut self.phase else { return };
+        let Phase::AwaitingVerdict { cause, own, reported, .. } = &mut self.phase else {
+            return;
+        };
         if core::mem::replace(reported, true) {
             return;
         }
@@ -383,20 +384,14 @@ impl Backup {
         }
     }
 
-    fn silence_limit_ns(&self, config: &SessionConfig) -> u64 {
-        match self.phase {
-            Phase::Following | Phase::AwaitingVerdict { .. } => config.failure_ns,
-            _ => config.handshake_ns,
-        }
-    }
-
-    /// Silence after which the peer is lost, and the deadline of the phase.
-    pub(super) fn deadlines(&self, config: &SessionConfig) -> (u64, Option<u64>) {
-        let own = match self.phase {
+    pub(super) fn waits(&self, config: &SessionConfig) -> Waits {
+        let heartbeats = matches!(self.phase, Phase::Following | Phase::AwaitingVerdict { .. });
+        let deadline_ns = match self.phase {
             Phase::AwaitingVerdict { deadline_ns, reported: false, .. } => Some(deadline_ns),
             _ => None,
         };
-        (self.silence_limit_ns(config), own)
+        let silence_limit_ns = if heartbeats { config.failure_ns } else { config.handshake_ns };
+        Waits { silence_limit_ns, heartbeats, deadline_ns }
     }
 
     pub(super) fn invariants(&self, connected: bool) {

@@ -172,6 +172,16 @@ struct Link {
     last_heard_ns: u64,
 }
 
+/// What a state waits for in time.
+struct Waits {
+    /// Silence after which the peer is lost.
+    silence_limit_ns: u64,
+    /// Whether the peer expects heartbeats.
+    heartbeats: bool,
+    /// Deadline of the state itself.
+    deadline_ns: Option<u64>,
+}
+
 /// What a handler may read and do.
 struct Context<'a> {
     config: &'a SessionConfig,
@@ -230,7 +240,9 @@ impl Context<'_> {
 
     /// What the peer's hello forbids, if anything.
     fn check_hello(&self, hello: &Message) -> Option<Refusal> {
-        let Message::Hello { role, fingerprint, .. } = hello else { return None };
+        let Message::Hello { role, fingerprint, .. } = hello else {
+            return None;
+        };
         if *role == self.config.role {
             return Some(Refusal::SameRole { role: *role });
         }
@@ -238,14 +250,14 @@ impl Context<'_> {
     }
 
     /// How long the peer has been silent, when that is too long.
-    fn silence_ns(&self, limit_ns: u64) -> Option<u64> {
+    fn silence_ns(&self, waits: &Waits) -> Option<u64> {
         let silent_ns = self.now_ns - self.link.last_heard_ns;
-        (self.link.connected && silent_ns >= limit_ns).then_some(silent_ns)
+        (self.link.connected && silent_ns >= waits.silence_limit_ns).then_some(silent_ns)
     }
 
-    fn heartbeat_is_due(&self) -> bool {
+    fn heartbeat_is_due(&self, waits: &Waits) -> bool {
         let quiet_ns = self.now_ns - self.link.last_sent_ns;
-        self.link.connected && quiet_ns >= self.config.heartbeat_ns
+        self.link.connected && waits.heartbeats && quiet_ns >= self.config.heartbeat_ns
     }
 }
 
@@ -295,15 +307,10 @@ impl Session {
         match &event {
             SessionEvent::Connected => {
                 assert!(!cx.link.connected, "a second connection");
-                *cx.link = Link {
-                    connected: true,
-                    last_sent_ns: cx.now_ns,
-                    last_heard_ns: cx.now_ns,
-                };
+                *cx.link =
+                    Link { connected: true, last_sent_ns: cx.now_ns, last_heard_ns: cx.now_ns };
             }
-            SessionEvent::Received(_) | SessionEvent::Disconnected { .. }
-                if !cx.link.connected =>
-            {
+            SessionEvent::Received(_) | SessionEvent::Disconnected { .. } if !cx.link.connected => {
                 return;
             }
             SessionEvent::Received(_) => cx.link.last_heard_ns = cx.now_ns,
@@ -321,29 +328,30 @@ impl Session {
         self.invariants();
     }
 
-    /// When a pause of our own was longer than half the failure limit, the peer may have spoken all
-    /// along: what it sent waits behind this event. So only a part of the pause counts as silence.
+    /// Time by which the caller is late for a deadline is a pause of our own. The peer may have
+    /// spoken all along, and what it sent waits behind this event, so the pause is no silence.
     fn pass_time(&mut self, now_ns: u64) {
-        let pause_ns = now_ns.saturating_sub(self.now_ns);
-        self.now_ns += pause_ns;
-        self.link.last_heard_ns += pause_ns.saturating_sub(self.config.failure_ns / 2);
+        let now_ns = now_ns.max(self.now_ns);
+        if let Some(deadline_ns) = self.next_deadline_ns() {
+            self.link.last_heard_ns += now_ns.saturating_sub(deadline_ns.max(self.now_ns));
+        }
+        self.now_ns = now_ns;
     }
 
     /// When the next [`SessionEvent::Tick`] is due, on the clock of [`Self::step`]; `None` while
     /// nothing waits for time to pass.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        let (silence_limit_ns, own) = match &self.state {
-            State::Primary(primary) => primary.deadlines(&self.config),
-            State::Backup(backup) => backup.deadlines(&self.config),
+        let waits = match &self.state {
+            State::Primary(primary) => primary.waits(&self.config),
+            State::Backup(backup) => backup.waits(&self.config),
             State::Stopped => return None,
         };
         let Link { connected, last_sent_ns, last_heard_ns } = self.link;
-        let link = connected.then(|| {
-            let silence_ns = last_heard_ns + silence_limit_ns;
-            silence_ns.min(last_sent_ns + self.config.heartbeat_ns)
-        });
-        [link, own].into_iter().flatten().min()
+        let silence = connected.then_some(last_heard_ns + waits.silence_limit_ns);
+        let heartbeat =
+            (connected && waits.heartbeats).then_some(last_sent_ns + self.config.heartbeat_ns);
+        [silence, heartbeat, waits.deadline_ns].into_iter().flatten().min()
     }
 
     /// Whether the session is over.

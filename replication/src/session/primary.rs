@@ -4,7 +4,7 @@ use super::decision::{Decision, Situation, Trouble};
 use super::incident::{DivergenceCause, Evidence, IncidentReport};
 use super::log_window::LogWindow;
 use super::policy::{DivergencePolicy, Refusal, Role, SessionConfig, StopReason};
-use super::{Action, Context, DisconnectReason, SessionEvent, stop_on_request};
+use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::{Compared, OutputGate};
 use crate::group::peek_group;
@@ -104,23 +104,19 @@ impl Primary {
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_>) {
-        if let Some(silent_ns) = cx.silence_ns(self.silence_limit_ns(cx.config)) {
+        let waits = self.waits(cx.config);
+        if let Some(silent_ns) = cx.silence_ns(&waits) {
             return self.lose_peer(cx, &format!("backup silent for {silent_ns} ns"));
         }
-        match &self.phase {
-            Phase::AwaitingReady { deadline_ns } if cx.now_ns >= *deadline_ns => {
-                self.lose_peer(cx, "backup did not answer the welcome");
+        if cx.heartbeat_is_due(&waits) {
+            let released_through = self.gate.released_through();
+            cx.send(Message::Heartbeat { term: self.term, released_through });
+        }
+        if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
+            match self.phase {
+                Phase::AwaitingEvidence { .. } => self.settle(cx, None),
+                _ => self.lose_peer(cx, "backup did not answer the welcome"),
             }
-            Phase::AwaitingEvidence { deadline_ns, .. } if cx.now_ns >= *deadline_ns => {
-                self.settle(cx, None);
-            }
-            Phase::Protected | Phase::AwaitingEvidence { .. } | Phase::ClaimingTerm { .. }
-                if cx.heartbeat_is_due() =>
-            {
-                let released_through = self.gate.released_through();
-                cx.send(Message::Heartbeat { term: self.term, released_through });
-            }
-            _ => {}
         }
     }
 
@@ -430,24 +426,19 @@ impl Primary {
         }
     }
 
-    fn silence_limit_ns(&self, config: &SessionConfig) -> u64 {
-        match self.phase {
-            Phase::Protected | Phase::AwaitingEvidence { .. } | Phase::ClaimingTerm { .. } => {
-                config.failure_ns
-            }
-            _ => config.handshake_ns,
-        }
-    }
-
-    /// Silence after which the peer is lost, and the deadline of the phase.
-    pub(super) fn deadlines(&self, config: &SessionConfig) -> (u64, Option<u64>) {
-        let own = match self.phase {
+    pub(super) fn waits(&self, config: &SessionConfig) -> Waits {
+        let heartbeats = matches!(
+            self.phase,
+            Phase::Protected | Phase::AwaitingEvidence { .. } | Phase::ClaimingTerm { .. }
+        );
+        let deadline_ns = match self.phase {
             Phase::AwaitingReady { deadline_ns } | Phase::AwaitingEvidence { deadline_ns, .. } => {
                 Some(deadline_ns)
             }
             _ => None,
         };
-        (self.silence_limit_ns(config), own)
+        let silence_limit_ns = if heartbeats { config.failure_ns } else { config.handshake_ns };
+        Waits { silence_limit_ns, heartbeats, deadline_ns }
     }
 
     pub(super) fn invariants(&self, connected: bool) {
