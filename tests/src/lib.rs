@@ -6,7 +6,10 @@
 
 pub mod clients;
 pub mod clock;
+pub mod download;
 pub mod guest_run;
 pub mod lab;
 pub mod packages;
+pub mod pair;
 pub mod progress;
+pub mod replayed;

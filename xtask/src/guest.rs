@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use ftvmm_guest_images::{BUSYBOX, Guest, Inputs, KERNEL_SOURCE, PACKAGES};
 use ftvmm_tests::packages::{self, Package};
 
+/// Names the folder of a finished guest and so spares the look into the cache.
+const GUEST_FOLDER: &str = "FTVMM_GUEST";
+
 /// Arguments of `cargo xtask guest`.
 #[derive(clap::Args)]
 pub struct GuestArguments {}
@@ -21,6 +24,9 @@ pub fn run(_arguments: &GuestArguments) -> Result<ExitCode, Box<dyn Error>> {
 /// # Errors
 /// What the package system or the build answered.
 pub fn ensure() -> Result<Guest, Box<dyn Error>> {
+    if let Some(folder) = std::env::var_os(GUEST_FOLDER) {
+        return Ok(Guest::in_folder(folder.as_ref()));
+    }
     let wanted: Vec<Package> = PACKAGES.iter().map(|&(name, why)| Package { name, why }).collect();
     packages::ensure(&wanted)?;
     let inputs = Inputs {

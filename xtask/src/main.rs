@@ -4,6 +4,7 @@
 //! program's exit status; failures of its own end with 1, bad usage with 2.
 
 mod cargo;
+mod demo;
 mod guest;
 mod lab;
 
@@ -21,6 +22,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Kill a guest's host under a download that does not stop
+    Demo(demo::DemoArguments),
     /// Run a command on a host with a working KVM, emulated where this machine has none
     Lab(lab::LabArguments),
     /// Make the guest images: kernels and initramfs
@@ -29,6 +32,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome: Result<ExitCode, Box<dyn Error>> = match Arguments::parse().command {
+        Task::Demo(arguments) => demo::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
     };

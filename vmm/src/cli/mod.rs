@@ -110,6 +110,10 @@ impl CommandError {
             Self::Run(RunError::Input(InputError::Divergence { .. })) | Self::Divergence(_) => {
                 status::DIVERGENCE
             }
+            // A damaged recording is refused alike, whether it is found before or under way.
+            Self::Run(RunError::Input(InputError::LogRead { .. } | InputError::LogOrder { .. })) => {
+                status::BAD_USAGE
+            }
             Self::Run(_) => status::FAILED,
             Self::Guest(_)
             | Self::Tap(_)
@@ -123,7 +127,10 @@ impl CommandError {
 
 /// Reads the command line, does what it says, and answers with the exit status.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return usage(&answer),
+    };
     start_logging();
     let result = match cli.command {
         None => run::run(&cli.run),
@@ -138,6 +145,21 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.status())
         }
     }
+}
+
+/// Help goes to standard output; what is wrong with the arguments is one line like every other error.
+fn usage(answer: &clap::Error) -> ExitCode {
+    if !answer.use_stderr() {
+        print!("{}", answer.render());
+        return ExitCode::SUCCESS;
+    }
+    let text = answer.to_string();
+    // clap's first paragraph says what is wrong; usage and hints follow.
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = paragraph.split_whitespace().collect();
+    let what = words.join(" ");
+    eprintln!("ftvmm: {}; see 'ftvmm --help'", what.trim_start_matches("error: "));
+    ExitCode::from(status::BAD_USAGE)
 }
 
 fn start_logging() {

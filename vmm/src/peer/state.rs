@@ -102,11 +102,6 @@ impl State {
         self.role == Role::Backup && !self.alone
     }
 
-    /// True once this host speaks for the guest by itself.
-    pub fn is_alone(&self) -> bool {
-        self.alone
-    }
-
     /// A connection stands.
     pub fn connect(&mut self, now_ns: u64, mut channel: Channel) {
         channel.outgoing().extend_from_slice(&wire::PREAMBLE);
@@ -129,7 +124,7 @@ impl State {
                 }
             }
             loop {
-                match self.decoder.next() {
+                match self.decoder.next_message() {
                     Ok(Some(message)) => self.step(now_ns, SessionEvent::Received(message)),
                     Ok(None) => break,
                     Err(error) => return self.disconnect(now_ns, DisconnectReason::Wire(error)),

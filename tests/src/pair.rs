@@ -1,0 +1,195 @@
+//! A guest in lockstep on the two hosts of a lab.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde::Deserialize;
+
+use crate::lab::{Host, Lab, LabError, LabProcess, at};
+
+/// The guest's address on the clients' network.
+pub const GUEST_ADDRESS: &str = "10.78.0.10";
+/// Where the primary waits for its backup.
+const PORT: u16 = 7700;
+/// The guest's tap on each host.
+const TAP: &str = "ftvm0";
+/// What the guest prints when a client will be answered.
+pub const READY: &str = "FTGUEST READY";
+
+/// Files every guest of a lab boots from, as a host sees them.
+#[derive(Clone, Debug)]
+pub struct GuestFiles {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+impl GuestFiles {
+    /// Carries kernel and initramfs into the lab.
+    ///
+    /// # Errors
+    /// When a file cannot be copied.
+    pub fn install(lab: &Lab, kernel: &Path, initramfs: &Path) -> Result<Self, LabError> {
+        let folder = lab.share().join("guest");
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+        for (from, name) in [(kernel, "kernel"), (initramfs, "initramfs")] {
+            fs::copy(from, folder.join(name)).map_err(at(from))?;
+        }
+        let seen = lab.host(0).share().join("guest");
+        Ok(Self { kernel: seen.join("kernel"), initramfs: seen.join("initramfs") })
+    }
+}
+
+/// How a guest is run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// Further kernel parameters.
+    pub cmdline: String,
+    /// Further arguments for every `ftvmm`.
+    pub arguments: Vec<String>,
+    /// Further arguments for the backup's.
+    pub backup_arguments: Vec<String>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            memory_mib: 128,
+            cmdline: String::new(),
+            arguments: Vec::new(),
+            backup_arguments: Vec::new(),
+        }
+    }
+}
+
+/// What `ftvmm --report` writes, as far as the tests look at it.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Report {
+    /// Synchronous exits.
+    pub exits: u64,
+    /// Inputs applied.
+    pub inputs: u64,
+    /// Frames the guest sent.
+    pub outputs: u64,
+    /// Bytes of log.
+    pub log_bytes: u64,
+    /// Divergences found.
+    pub divergences: u64,
+    /// Take-overs.
+    pub takeovers: u64,
+    /// From the loss of the peer to the first live exit.
+    pub takeover_seconds: Option<f64>,
+    /// Frames whose digest was compared.
+    pub frames_compared: u64,
+    /// Digest of the whole guest.
+    pub state_digest: Option<String>,
+    /// Seconds from power-on to the end.
+    pub seconds: f64,
+}
+
+/// Reads a report a host wrote into the shared directory.
+///
+/// # Errors
+/// When it is not there or is none.
+pub fn read_report(lab: &Lab, name: &str) -> Result<Report, LabError> {
+    let path = lab.share().join(name);
+    let text = fs::read_to_string(&path).map_err(at(&path))?;
+    serde_json::from_str(&text).map_err(|e| at(&path)(e.into()))
+}
+
+fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<String> {
+    let path = |p: &Path| p.display().to_string();
+    let cmdline =
+        format!("console=ttyS0 quiet ftguest.ip={GUEST_ADDRESS}/24 {}", options.cmdline);
+    let mut argv = vec![
+        path(&host.share().join("bin/ftvmm")),
+        "--kernel".into(),
+        path(&files.kernel),
+        "--initrd".into(),
+        path(&files.initramfs),
+        "--cmdline".into(),
+        cmdline,
+        "--mem".into(),
+        options.memory_mib.to_string(),
+        "--net".into(),
+        format!("tap={TAP}"),
+    ];
+    argv.extend(options.arguments.iter().cloned());
+    argv
+}
+
+fn ensure_tap(host: &Host) -> Result<(), LabError> {
+    let present = host.run(&["test", "-e", &format!("/sys/class/net/{TAP}")])?;
+    if present.ended.success() { Ok(()) } else { host.tap(TAP) }
+}
+
+/// Starts an unprotected guest on host `index`; its report goes to `NAME` in the shared directory.
+///
+/// # Errors
+/// What the host answered.
+pub fn start_solo(
+    lab: &Lab,
+    index: usize,
+    files: &GuestFiles,
+    options: &RunOptions,
+    report: &str,
+) -> Result<LabProcess, LabError> {
+    let host = lab.host(index);
+    ensure_tap(host)?;
+    let mut argv = arguments(host, files, options);
+    argv.extend(["--report".into(), host.share().join(report).display().to_string()]);
+    host.spawn(&argv)
+}
+
+/// A primary on one host and its backup on the other.
+pub struct Pair {
+    /// The `ftvmm` that started as the primary.
+    pub primary: LabProcess,
+    /// The `ftvmm` that started as the backup.
+    pub backup: LabProcess,
+    /// Name of the primary's report in the shared directory.
+    pub primary_report: String,
+    /// Name of the backup's.
+    pub backup_report: String,
+}
+
+impl Pair {
+    /// Starts a pair, the primary on host 0.
+    ///
+    /// # Errors
+    /// What the hosts answered.
+    pub fn start(lab: &Lab, files: &GuestFiles, options: &RunOptions) -> Result<Self, LabError> {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let (primary_host, backup_host) = (lab.host(0), lab.host(1));
+        let address = format!("{}:{PORT}", primary_host.link_address());
+        let reports = [format!("primary-{run}.json"), format!("backup-{run}.json")];
+        let launch = |host: &Host, role: &str, way: &str, report: &str, more: &[String]| {
+            ensure_tap(host)?;
+            let share = |name: &str| host.share().join(name).display().to_string();
+            let mut argv = arguments(host, files, options);
+            let own = [
+                "--role".into(),
+                role.into(),
+                way.into(),
+                address.clone(),
+                "--witness".into(),
+                format!("file:{}", share(&format!("witness-{run}"))),
+                "--report".into(),
+                share(report),
+                "--incident-dir".into(),
+                share(""),
+            ];
+            argv.extend(own);
+            argv.extend(more.iter().cloned());
+            host.spawn(&argv)
+        };
+        let primary = launch(primary_host, "primary", "--listen", &reports[0], &[])?;
+        let more = &options.backup_arguments;
+        let backup = launch(backup_host, "backup", "--connect", &reports[1], more)?;
+        let [primary_report, backup_report] = reports;
+        Ok(Self { primary, backup, primary_report, backup_report })
+    }
+}

@@ -1,0 +1,137 @@
+//! `cargo xtask demo`: a guest's host dies in the middle of a download that does not stop.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ftvmm_guest_programs::stream::{DEFAULT_SEED, hex, stream_sha256};
+use ftvmm_tests::clock;
+use ftvmm_tests::download::{Download, Downloaded};
+use ftvmm_tests::lab::{Lab, LabConfig, choose_backend};
+use ftvmm_tests::pair::{
+    GUEST_ADDRESS, GuestFiles, Pair, READY, Report, RunOptions, read_report, start_solo,
+};
+use ftvmm_tests::progress::Step;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{cargo, guest};
+
+/// Memory of a lab host, enough for a guest and its files.
+const HOST_MEMORY_MIB: u32 = 768;
+const MIB: u64 = 1 << 20;
+
+/// Arguments of `cargo xtask demo`.
+#[derive(clap::Args)]
+pub struct DemoArguments {
+    /// Size of the download in MiB
+    #[arg(long, value_name = "MiB", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..))]
+    size: u64,
+    /// Folder for consoles, logs and reports [default: out/demo/<time>]
+    #[arg(long, value_name = "D")]
+    log_dir: Option<PathBuf>,
+}
+
+/// Shows the demo and prints its report; fails when the download did.
+pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Box<dyn Error>> {
+    let images = guest::ensure()?;
+    let agent = cargo::build("ftvmm-tests", "lab-agent")?;
+    let ftvmm = cargo::build("ftvmm", "ftvmm")?;
+    let (backend, reason) = choose_backend(&ftvmm)?;
+    println!("hosts: {backend:?} ({reason})");
+    let folder = arguments.log_dir.clone().unwrap_or_else(|| {
+        format!("out/demo/{}-{}", clock::since_epoch().as_secs(), std::process::id()).into()
+    });
+    let step = Step::start("starting two hosts");
+    let lab = Lab::start(LabConfig {
+        backend,
+        hosts: 2,
+        memory_mib: HOST_MEMORY_MIB,
+        folder,
+        silence: Duration::from_secs(120),
+        agent,
+    })?;
+    lab.install(&ftvmm)?;
+    let files = GuestFiles::install(&lab, &images.kernel, &images.initramfs)?;
+    drop(step);
+    println!("logs:  {}", lab.folder().display());
+
+    let solo_boot = boot_solo(&lab, &files)?;
+    let step = Step::start("booting the guest in lockstep");
+    let started = clock::now();
+    let pair = Pair::start(&lab, &files, &RunOptions::default())?;
+    if !pair.primary.wait_for_stdout(READY)? {
+        return Err(format!("the guest did not boot\n{}", lab.tails()).into());
+    }
+    let pair_boot = clock::now() - started;
+    drop(step);
+    println!(
+        "boot:  {:.1} s alone, {:.1} s in lockstep: {:.2} times",
+        solo_boot.as_secs_f64(),
+        pair_boot.as_secs_f64(),
+        pair_boot.as_secs_f64() / solo_boot.as_secs_f64()
+    );
+    let downloaded = download_through_failure(&lab, arguments.size * MIB)?;
+    let step = Step::start("asking the survivor for its report");
+    pair.backup.signal(nix::libc::SIGTERM);
+    pair.backup.wait()?;
+    let report = read_report(&lab, &pair.backup_report)?;
+    drop(step);
+    Ok(conclude(&downloaded, &report, arguments.size * MIB))
+}
+
+/// The same boot on the same host without a backup, for comparison.
+fn boot_solo(lab: &Lab, files: &GuestFiles) -> Result<Duration, Box<dyn Error>> {
+    let _step = Step::start("booting the guest alone");
+    let started = clock::now();
+    let solo = start_solo(lab, 0, files, &RunOptions::default(), "solo.json")?;
+    if !solo.wait_for_stdout(READY)? {
+        return Err(format!("the guest did not boot\n{}", lab.tails()).into());
+    }
+    let took = clock::now() - started;
+    solo.signal(nix::libc::SIGTERM);
+    solo.wait()?;
+    Ok(took)
+}
+
+/// Downloads from the guest and cuts the power of its primary's host half-way.
+fn download_through_failure(lab: &Lab, bytes: u64) -> Result<Downloaded, Box<dyn Error>> {
+    let url = format!("http://{GUEST_ADDRESS}/bytes/{bytes}");
+    println!("curl:  {url}");
+    let bar = ProgressBar::new(bytes);
+    let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {msg}";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    let mut download = Download::start(lab, &url)?;
+    let before = download.read_through(bytes / 2, |n| bar.set_position(n))?;
+    lab.host(0).kill();
+    bar.println(format!("kill:  the primary's host died after {before} bytes"));
+    let downloaded = download.finish(|n| bar.set_position(n))?;
+    bar.finish_and_clear();
+    Ok(downloaded)
+}
+
+fn conclude(downloaded: &Downloaded, report: &Report, bytes: u64) -> ExitCode {
+    let complete = downloaded.status == 0 && downloaded.bytes == bytes;
+    let same = downloaded.sha256 == stream_sha256(DEFAULT_SEED, bytes);
+    println!(
+        "\ndownload   {} bytes in {:.1} s, curl ended with {}",
+        downloaded.bytes,
+        downloaded.total.as_secs_f64(),
+        downloaded.status
+    );
+    println!("sha-256    {} ({})", hex(&downloaded.sha256), if same { "right" } else { "WRONG" });
+    println!(
+        "stall      {:.2} s, the longest the client saw",
+        downloaded.longest_stall.as_secs_f64()
+    );
+    let takeover = report.takeover_seconds.unwrap_or(f64::NAN);
+    println!("take-over  {takeover:.3} s from the loss of the primary to the first live exit");
+    println!("exits      {}", report.exits);
+    println!("log        {:.1} kB/s", report.log_bytes as f64 / report.seconds / 1e3);
+    println!("frames     {} sent, {} compared", report.outputs, report.frames_compared);
+    let good = complete && same && report.takeovers == 1;
+    println!("\n{}", if good { "The host died, the guest did not." } else { "FAILED" });
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
