@@ -1,0 +1,108 @@
+//! What must hold, seen from outside.
+
+use std::collections::BTreeMap;
+
+use ftvmm_replication::ReleasePolicy;
+
+use crate::guest::{Guest, number};
+
+/// Right to speak, as the witness gave it.
+pub enum Right {
+    /// The primary of a pair: only what the backup can explain may leave.
+    Gated {
+        /// Horizon of the last group that arrived at the backup.
+        backup_received: u64,
+    },
+    /// Won a term of its own.
+    Own {
+        /// The term.
+        term: u64,
+    },
+}
+
+/// Sees every frame that reaches the client and every term that is won.
+#[derive(Default)]
+pub struct Checker {
+    /// What the client knows: frame by number.
+    client: BTreeMap<u64, Vec<u8>>,
+    /// Last frame each host sent.
+    last_of_host: [u64; 2],
+    /// Who holds a term.
+    terms: BTreeMap<u64, usize>,
+}
+
+impl Checker {
+    /// The witness gave `term` to `host`.
+    pub fn on_granted(&mut self, host: usize, term: u64) {
+        let holder = *self.terms.entry(term).or_insert(host);
+        assert_eq!(holder, host, "term {term} was given to both");
+    }
+
+    /// `host` says that it speaks for the guest in `term`.
+    pub fn on_speaks(&self, host: usize, term: u64) {
+        assert_eq!(self.terms.get(&term), Some(&host), "host {host} speaks in term {term}");
+        let last = self.terms.keys().last();
+        assert_eq!(last, Some(&term), "host {host} speaks in an old term");
+    }
+
+    /// Who holds the last term.
+    pub fn holder(&self) -> Option<usize> {
+        self.terms.values().last().copied()
+    }
+
+    /// Frames the client has seen.
+    pub fn seen(&self) -> u64 {
+        self.client.len() as u64
+    }
+
+    /// `host` puts `frame` on the network. `trusted` says that the backup's bits were left alone,
+    /// or that releases compare them.
+    pub fn on_frame(
+        &mut self,
+        host: usize,
+        frame: &[u8],
+        right: &Right,
+        release: ReleasePolicy,
+        guests: [&Guest; 2],
+        trusted: bool,
+    ) {
+        let k = number(frame);
+        let index = k as usize - 1;
+        assert_eq!(guests[host].sent[index].frame, frame, "frame {k} is not what the guest sent");
+        match right {
+            Right::Gated { backup_received } => match release {
+                ReleasePolicy::Compare => {
+                    let other = guests[1 - host].sent.get(index);
+                    assert_eq!(other, Some(&guests[host].sent[index]), "frame {k} had no match");
+                }
+                ReleasePolicy::Ack => {
+                    let at = guests[host].sent[index].at;
+                    assert!(at <= *backup_received, "frame {k} of exit {at} was not covered");
+                }
+            },
+            Right::Own { term } => {
+                assert_eq!(self.terms.get(term), Some(&host), "frame {k} without a right");
+            }
+        }
+
+        // In order on each host, and without a gap for the client, across take-overs too.
+        if self.last_of_host[host] > 0 {
+            assert_eq!(k, self.last_of_host[host] + 1, "host {host} sends out of order");
+        }
+        self.last_of_host[host] = k;
+        assert!(k <= self.seen() + 1, "the client misses a frame before {k}");
+        let known = self.client.entry(k).or_insert_with(|| frame.to_vec());
+        assert!(known == frame || !trusted, "the client saw another frame {k}");
+    }
+
+    /// At the end: the guest that goes on explains everything the client saw, and the client has
+    /// got everything it sent.
+    pub fn on_survivor(&self, guest: &Guest, trusted: bool) {
+        for (k, frame) in &self.client {
+            let sent = guest.sent.get(*k as usize - 1);
+            let explained = sent.is_some_and(|sent| sent.frame == *frame);
+            assert!(explained || !trusted, "the survivor cannot explain frame {k}");
+        }
+        assert_eq!(self.seen(), guest.sent.len() as u64, "frames are missing at the client");
+    }
+}
