@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -81,9 +81,14 @@ impl Machine {
 
     /// Waits until the guest has restarted, which ends this QEMU.
     fn expect_end(mut self) {
-        while self.console.recv_timeout(SILENCE).is_ok() {}
-        let ended = self.qemu.try_wait().unwrap();
-        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+        let end = loop {
+            if let Err(end) = self.console.recv_timeout(SILENCE) {
+                break end;
+            }
+        };
+        assert_eq!(end, RecvTimeoutError::Disconnected, "the guest goes on");
+        let status = self.qemu.wait().unwrap();
+        assert!(status.success(), "{status}");
     }
 }
 
