@@ -8,12 +8,13 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ftvmm_guest_images::Guest;
 use serde::Deserialize;
 
-use crate::lab::{Ended, Host, Lab, LabConfig, LabError, LabProcess, choose_backend};
+use crate::lab::{Ended, Lab, LabConfig, LabError, LabProcess, choose_backend};
 
 /// Names the folder of a finished guest and so spares the look into the cache.
 pub const GUEST_FOLDER: &str = "FTVMM_GUEST";
@@ -191,36 +192,74 @@ impl GuestLab {
         fixed.iter().chain(more).map(|&word| word.to_owned()).collect()
     }
 
-    /// Starts `command`, whose report goes to `<name>.json` in the shared folder.
+    /// Starts `command` on the first host; its report goes to `<name>.json` in the shared folder.
     ///
     /// # Errors
     /// What the lab said.
-    pub fn run(
-        &self,
-        host: &Host,
-        name: &str,
-        mut command: Vec<String>,
-    ) -> Result<GuestRun, GuestRunError> {
+    pub fn run(&self, name: &str, mut command: Vec<String>) -> Result<GuestRun, GuestRunError> {
         let report = format!("{name}.json");
         command.extend(["--report".to_owned(), self.inside(&report)]);
-        Ok(GuestRun { process: host.spawn(&command)?, report: self.outside(report) })
+        let process = self.lab.host(0).spawn(&command)?;
+        Ok(GuestRun { process, report: self.outside(report) })
     }
 
     /// Replays the recording `log` of the shared folder to its end.
     ///
     /// # Errors
     /// What the lab said.
-    pub fn replay(
-        &self,
-        host: &Host,
-        name: &str,
-        log: &str,
-        more: &[&str],
-    ) -> Result<Finished, GuestRunError> {
+    pub fn replay(&self, name: &str, log: &str, more: &[&str]) -> Result<Finished, GuestRunError> {
         let log = self.inside(log);
         let words = ["ftvmm", "replay", &log];
         let command = words.iter().chain(more).map(|&word| word.to_owned());
-        self.run(host, name, command.collect())?.finish()
+        self.run(name, command.collect())?.finish()
+    }
+
+    /// Writes a file into the shared folder.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<(), GuestRunError> {
+        let place = self.outside(name);
+        fs::write(&place, content).map_err(at(&place))
+    }
+
+    /// Whether a file of the shared folder is one of the guest's images.
+    pub fn is_image(&self, path: &Path) -> bool {
+        let Guest { kernel, initramfs, stock_kernel, .. } = &self.guest;
+        [kernel, initramfs, stock_kernel].into_iter().any(|image| name_of(image) == name_of(path))
+    }
+}
+
+/// Labs of one test program. A test borrows one for itself; they go away with the pool.
+pub struct LabPool {
+    folder: PathBuf,
+    idle: Mutex<Vec<GuestLab>>,
+    made: AtomicUsize,
+}
+
+impl LabPool {
+    /// A pool without a lab yet; their folders will lie in `folder`.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, idle: Mutex::default(), made: AtomicUsize::new(0) }
+    }
+
+    /// Lends `work` an idle lab, or a new one. A lab in which a panic happened is not lent again.
+    ///
+    /// # Errors
+    /// As [`GuestLab::start`].
+    pub fn with<T>(&self, work: impl FnOnce(&GuestLab) -> T) -> Result<T, GuestRunError> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = idle().pop();
+        let site = match waiting {
+            Some(site) => site,
+            None => {
+                let number = self.made.fetch_add(1, Ordering::Relaxed);
+                GuestLab::start(&self.folder.join(format!("lab-{number}")), 1)?
+            }
+        };
+        let result = work(&site);
+        idle().push(site);
+        Ok(result)
     }
 }
 

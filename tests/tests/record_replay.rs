@@ -3,29 +3,29 @@
 //! exits, inputs and outputs, having printed the same.
 //!
 //! A seed decides what is done to the guests; at which of its exits a guest sees it is up to the
-//! machine, which is the point. `FTVMM_SEED` sets the seed, `FTVMM_PAIRS` the number of pairs,
-//! `FTVMM_PAIR` picks one of them. What failed is kept with all it takes to replay it elsewhere.
+//! machine, which is the point. `FTVMM_SEED` sets the seed, `FTVMM_PAIRS` the number of pairs. What
+//! failed is kept with all it takes to replay it elsewhere.
 
 use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
 use ftvmm_guest_programs::stream;
-use ftvmm_tests::guest_run::{
-    Finished, GUEST_ADDRESS, GuestLab, GuestRun, READY, Report, TAP, cmdline,
-};
+use ftvmm_tests::guest_run::{GUEST_ADDRESS, GuestLab, GuestRun, LabPool, READY, TAP, cmdline};
+use ftvmm_tests::replayed::{Replayed, keep};
 use ftvmm_tests::{clients, clock, packages};
+use libtest_mimic::{Arguments, Failed, Trial};
 
 const PAIRS: usize = 50;
-/// Each lab has one emulated CPU.
+/// Labs at work side by side.
 const LABS: usize = 2;
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -222,158 +222,70 @@ fn disturb_and_end(site: &GuestLab, run: &GuestRun, plan: &Plan) -> Result<(), F
     })
 }
 
-/// The two halves of a pair.
-struct Pair {
-    recorded: Finished,
-    replayed: Finished,
-}
-
-fn run_pair(site: &GuestLab, plan: &Plan, name: &str) -> Result<Pair, Failure> {
-    let host = site.lab.host(0);
-    let log = format!("{name}.log");
+fn run_pair(site: &GuestLab, plan: &Plan, name: &str) -> Result<Replayed, Failure> {
     let command = site.boot(&[
         "--net",
         &format!("tap={TAP}"),
         "--cmdline",
         &cmdline(&plan.script),
         "--record",
-        &site.inside(&log),
+        &site.inside(format!("{name}.log")),
     ]);
-    let run = site.run(host, &format!("{name}-recorded"), command)?;
+    let run = site.run(&format!("{name}-recorded"), command)?;
     disturb_and_end(site, &run, plan)?;
-    let recorded = run.finish()?;
-    fs::write(site.outside(format!("{name}-recorded.console")), &recorded.console)?;
-    let replayed = site.replay(host, &format!("{name}-replayed"), &log, &[])?;
-    fs::write(site.outside(format!("{name}-replayed.console")), &replayed.console)?;
-    Ok(Pair { recorded, replayed })
+    Ok(Replayed::after(site, name, run.finish()?)?)
 }
 
-impl Pair {
-    fn reports(&self) -> Result<[&Report; 2], String> {
-        let report = |what: &str, half: &'_ Finished| match &half.report {
-            Some(_) if half.ended.success() => Ok(()),
-            _ => Err(format!("the {what} run ended with {:?}: {}", half.ended, half.errors)),
-        };
-        report("recorded", &self.recorded)?;
-        report("replayed", &self.replayed)?;
-        let halves = [&self.recorded, &self.replayed];
-        Ok(halves.map(|half| half.report.as_ref().expect("checked above")))
-    }
-
-    /// What differs between the two halves; `None` when nothing does.
-    fn difference(&self) -> Option<String> {
-        let [recorded, replayed] = match self.reports() {
-            Ok(reports) => reports,
-            Err(failed) => return Some(failed),
-        };
-        if recorded.state_digest.is_none() {
-            return Some("the recording ended between two exits".to_owned());
+/// Runs a pair and says how it went; keeps what failed.
+fn check_pair(site: &GuestLab, seed: u64, number: usize, kept: &Path) -> Result<(), Failed> {
+    let name = format!("pair-{number:02}");
+    let plan = Plan::new(Rng::with_seed(seed.wrapping_add(number as u64)));
+    let began = clock::now();
+    let outcome = run_pair(site, &plan, &name);
+    let Plan { end, calls, .. } = &plan;
+    let seconds = began.elapsed().as_secs_f32();
+    let why = match outcome {
+        Ok(pair) => {
+            println!("{name}: {end:?}, {} calls, {seconds:.1} s: {pair}", calls.len());
+            match pair.difference() {
+                None => return Ok(()),
+                Some(difference) => difference,
+            }
         }
-        let facts = |r: &Report| {
-            [
-                ("state digest", r.state_digest.clone().unwrap_or_default()),
-                ("exits", r.exits.to_string()),
-                ("inputs", r.inputs.to_string()),
-                ("outputs", r.outputs.to_string()),
-            ]
-        };
-        let pairs = facts(recorded).into_iter().zip(facts(replayed));
-        let mut differences: Vec<String> = pairs
-            .filter(|(recorded, replayed)| recorded != replayed)
-            .map(|((what, a), (_, b))| format!("{what}: recorded {a}, replayed {b}"))
-            .collect();
-        if self.recorded.console != self.replayed.console {
-            differences.push("console output".to_owned());
-        }
-        (!differences.is_empty()).then(|| differences.join("; "))
-    }
+        Err(error) => error.to_string(),
+    };
+    let again = keep(site, kept, &name).unwrap_or_else(|error| error.to_string());
+    Err(Failed::from(format!(
+        "{why}\nreplay it with:\n  {again}\ntry anew with:\n  FTVMM_SEED={seed} cargo test \
+         --release -p ftvmm-tests --test record_replay -- {name}"
+    )))
 }
 
-impl fmt::Display for Pair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.reports() {
-            Ok([Report { exits, inputs, outputs, log_bytes, state_digest, .. }, _]) => write!(
-                f,
-                "{exits} exits, {inputs} inputs, {outputs} frames sent, log {log_bytes} bytes, \
-                 state {:.16}",
-                state_digest.as_deref().unwrap_or("unknown")
-            ),
-            Err(failed) => f.write_str(&failed),
-        }
-    }
-}
-
-/// Puts all it takes to replay a pair into one folder; returns the command that does it.
-fn keep(site: &GuestLab, folder: &Path, name: &str) -> std::io::Result<String> {
-    let folder = folder.join(name);
-    fs::create_dir_all(&folder)?;
-    for entry in fs::read_dir(site.lab.share())? {
-        let path = entry?.path();
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if file.starts_with(name) || ["bzImage", "initramfs.cpio"].contains(&file.as_str()) {
-            fs::copy(&path, folder.join(&file))?;
-        }
-    }
-    fs::copy(site.lab.share().join("bin/ftvmm"), folder.join("ftvmm"))?;
-    Ok(format!(
-        "cargo xtask lab --no-ftvmm --copy {}/* -- ftvmm replay /share/bin/{name}.log \
-         --kernel /share/bin/bzImage --initrd /share/bin/initramfs.cpio",
-        folder.display()
-    ))
-}
-
-fn setting<T: FromStr>(name: &str) -> Option<T>
-where
-    T::Err: fmt::Debug,
-{
+fn setting<T: FromStr<Err: fmt::Debug>>(name: &str) -> Option<T> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error:?}")))
 }
 
-#[test]
-fn replays_end_in_the_recorded_state() {
-    packages::ensure(packages::CLIENTS).unwrap();
+fn main() -> ExitCode {
     let seed = setting("FTVMM_SEED").unwrap_or_else(|| clock::since_epoch().as_millis() as u64);
-    let numbers: Vec<usize> = match setting("FTVMM_PAIR") {
-        Some(number) => vec![number],
-        None => (1..=setting("FTVMM_PAIRS").unwrap_or(PAIRS)).collect(),
-    };
-    println!("record_replay: {} pairs, FTVMM_SEED={seed}", numbers.len());
+    let pairs = setting("FTVMM_PAIRS").unwrap_or(PAIRS);
+    let mut arguments = Arguments::from_args();
+    // Each lab has one emulated CPU.
+    arguments.test_threads.get_or_insert(LABS);
+    println!("record_replay: {pairs} pairs, FTVMM_SEED={seed}");
+    packages::ensure(packages::CLIENTS).unwrap();
+
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("record_replay");
     let kept = folder.join("failed");
     let _ = fs::remove_dir_all(&kept);
-
-    let next = AtomicUsize::new(0);
-    let failures = Mutex::new(Vec::new());
-    let work_through = |folder: PathBuf| {
-        let site = GuestLab::start(&folder, 1).unwrap();
-        while let Some(&number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let plan = Plan::new(Rng::with_seed(seed.wrapping_add(number as u64)));
-            let name = format!("pair-{number:02}");
-            let began = clock::now();
-            let outcome = run_pair(&site, &plan, &name);
-            let end = plan.end;
-            let (calls, seconds) = (plan.calls.len(), began.elapsed().as_secs_f32());
-            let failed = match outcome {
-                Ok(pair) => {
-                    println!("{name} {end:?}, {calls} calls, {seconds:.1} s: {pair}");
-                    pair.difference()
-                }
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(why) = failed {
-                let again = keep(&site, &kept, &name).unwrap_or_else(|error| error.to_string());
-                println!("{name} FAILED (FTVMM_SEED={seed} FTVMM_PAIR={number}): {why}\n  {again}");
-                failures.lock().unwrap().push(name);
-            }
-        }
+    let pool = Arc::new(LabPool::new(folder));
+    let trial = |number| {
+        let (pool, kept) = (Arc::clone(&pool), kept.clone());
+        Trial::test(format!("pair-{number:02}"), move || {
+            pool.with(|site| check_pair(site, seed, number, &kept))?
+        })
     };
-    thread::scope(|scope| {
-        for number in 0..LABS.min(numbers.len()) {
-            let folder = folder.join(format!("lab-{number}"));
-            scope.spawn(|| work_through(folder));
-        }
-    });
-    let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "failed: {failures:?}; kept in {}", kept.display());
+    let conclusion = libtest_mimic::run(&arguments, (1..=pairs).map(trial).collect());
+    drop(pool);
+    conclusion.exit_code()
 }

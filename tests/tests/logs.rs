@@ -1,0 +1,244 @@
+//! Recordings that were cut, damaged or belong to another guest, and what `ftvmm log` says of them.
+
+use std::io::Cursor;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use fastrand::Rng;
+use ftvmm_replication::LogReader;
+use ftvmm_tests::clock;
+use ftvmm_tests::guest_run::{Finished, GuestLab, LabPool, TAP, cmdline};
+use ftvmm_tests::lab::Ended;
+use libtest_mimic::{Arguments, Trial};
+
+const BAD_USAGE: Ended = Ended::Status(2);
+const DIVERGENCE: Ended = Ended::Status(3);
+/// Positions at which the recording is cut, and at which a bit of it flips.
+const CUTS: usize = 10;
+const FLIPS: usize = 10;
+const UNTIL: u64 = 6000;
+
+type Check = fn(&GuestLab, &Recording);
+
+const CHECKS: &[(&str, Check)] = &[
+    ("a_whole_recording_replays", a_whole_recording_replays),
+    ("a_cut_recording_replays_up_to_the_cut", a_cut_recording_replays_up_to_the_cut),
+    ("a_cut_header_is_refused", a_cut_header_is_refused),
+    ("a_flipped_bit_never_goes_unnoticed", a_flipped_bit_never_goes_unnoticed),
+    ("what_is_no_recording_is_refused", what_is_no_recording_is_refused),
+    ("another_guest_is_refused_by_name", another_guest_is_refused_by_name),
+    ("until_stops_before_the_exit", until_stops_before_the_exit),
+    ("stat_dump_and_diff_tell", stat_dump_and_diff_tell),
+];
+
+/// A guest that worked for a while and rebooted.
+struct Recording {
+    log: Vec<u8>,
+    /// Where each group begins in the log, and where the last one ends.
+    groups: Vec<u64>,
+    run: Finished,
+}
+
+impl Recording {
+    fn make(site: &GuestLab) -> Self {
+        let (tap, log) = (format!("tap={TAP}"), site.inside("whole.log"));
+        let script = cmdline("selfcheck; reboot -f");
+        let command = site.boot(&["--net", &tap, "--cmdline", &script, "--record", &log]);
+        let run = site.run("whole", command).unwrap().finish().unwrap();
+        assert!(run.ended.success(), "{run:?}");
+        let log = std::fs::read(site.outside("whole.log")).unwrap();
+        let mut reader = LogReader::new(Cursor::new(&log)).unwrap();
+        let mut groups = vec![reader.offset_bytes()];
+        while reader.next_group().unwrap().is_some() {
+            groups.push(reader.offset_bytes());
+        }
+        println!("logs: a recording of {} bytes in {} groups", log.len(), groups.len() - 1);
+        Self { log, groups, run }
+    }
+
+    fn header_bytes(&self) -> usize {
+        self.groups[0] as usize
+    }
+
+    fn exits(&self) -> u64 {
+        self.run.report.as_ref().unwrap().exits
+    }
+
+    /// Writes `log` where hosts find it, and replays it.
+    fn replay(&self, site: &GuestLab, log: &[u8], more: &[&str]) -> Finished {
+        site.write("changed.log", log).unwrap();
+        let _ = std::fs::remove_file(site.outside("changed.json"));
+        site.replay("changed", "changed.log", more).unwrap()
+    }
+
+    fn assert_begins_like_this(&self, replayed: &Finished) {
+        let console = &replayed.console;
+        assert!(self.run.console.starts_with(console), "the guest printed something else");
+        assert!(replayed.report.as_ref().unwrap().exits <= self.exits());
+    }
+}
+
+fn assert_refused(answer: &Finished, status: Ended, says: &str) {
+    assert_eq!(answer.ended, status, "{}", answer.errors);
+    assert_eq!(answer.errors.lines().count(), 1, "{}", answer.errors);
+    assert!(answer.errors.contains(says), "{says:?} is not in: {}", answer.errors);
+}
+
+fn ftvmm(site: &GuestLab, arguments: &[&str]) -> Finished {
+    let words = [&["ftvmm"], arguments].concat();
+    let output = site.lab.host(0).run(&words).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    Finished { ended: output.ended, console: output.stdout, errors, report: None }
+}
+
+fn a_whole_recording_replays(site: &GuestLab, whole: &Recording) {
+    let replayed = whole.replay(site, &whole.log, &[]);
+    assert_eq!(replayed.ended, Ended::Status(0), "{}", replayed.errors);
+    let digest = |run: &Finished| run.report.as_ref().unwrap().state_digest.clone().unwrap();
+    assert_eq!(digest(&replayed), digest(&whole.run));
+    assert_eq!(replayed.console, whole.run.console);
+}
+
+fn a_cut_recording_replays_up_to_the_cut(site: &GuestLab, whole: &Recording) {
+    let mut rng = rng();
+    for _ in 0..CUTS {
+        let cut = rng.usize(whole.header_bytes()..whole.log.len());
+        let replayed = whole.replay(site, &whole.log[..cut], &[]);
+        assert_eq!(replayed.ended, Ended::Status(0), "cut at {cut}: {}", replayed.errors);
+        whole.assert_begins_like_this(&replayed);
+        let exits = replayed.report.as_ref().unwrap().exits;
+        println!("logs: cut at byte {cut}: replayed {exits} exits of {}", whole.exits());
+        let between_groups = whole.groups.contains(&(cut as u64));
+        assert!(between_groups || replayed.errors.contains("tail is damaged"), "{replayed:?}");
+    }
+}
+
+fn a_cut_header_is_refused(site: &GuestLab, whole: &Recording) {
+    for cut in [1, 7, 12, 19, 20, whole.header_bytes() - 1] {
+        let says = if cut < 8 { "log" } else { "inside its header" };
+        assert_refused(&whole.replay(site, &whole.log[..cut], &[]), BAD_USAGE, says);
+    }
+}
+
+fn a_flipped_bit_never_goes_unnoticed(site: &GuestLab, whole: &Recording) {
+    let mut rng = rng();
+    let last_group = whole.groups[whole.groups.len() - 2] as usize;
+    for _ in 0..FLIPS {
+        let at = rng.usize(whole.header_bytes()..whole.log.len());
+        let mut log = whole.log.clone();
+        log[at] ^= 1 << rng.u8(0..8);
+        let answer = whole.replay(site, &log, &[]);
+        println!("logs: bit flipped in byte {at}: {}", answer.errors.trim_end());
+        if at < last_group {
+            assert_refused(&answer, BAD_USAGE, "is damaged");
+        } else {
+            // Nothing readable follows, so it looks like a tear.
+            assert_eq!(answer.ended, Ended::Status(0), "{}", answer.errors);
+            assert!(answer.errors.contains("tail is damaged"), "{}", answer.errors);
+            whole.assert_begins_like_this(&answer);
+        }
+    }
+}
+
+fn what_is_no_recording_is_refused(site: &GuestLab, whole: &Recording) {
+    let changed = |at: usize, to: u8| {
+        let mut log = whole.log.clone();
+        log[at] = to;
+        log
+    };
+    let cases: [(&str, Vec<u8>, &str); 5] = [
+        ("another magic", changed(0, b'G'), "not an ftvmm log: it begins with \"GTVMMLOG\""),
+        ("another version", changed(8, 99), "log has version 99, this program reads version"),
+        ("a changed header", changed(40, whole.log[40] ^ 1), "header is damaged"),
+        ("an empty file", Vec::new(), "log"),
+        ("a text", b"#!/bin/sh\nexit 0\n".to_vec(), "not an ftvmm log"),
+    ];
+    for (what, log, says) in cases {
+        println!("logs: {what}");
+        assert_refused(&whole.replay(site, &log, &[]), BAD_USAGE, says);
+        let file = site.inside("changed.log");
+        assert_refused(&ftvmm(site, &["log", "stat", &file]), BAD_USAGE, says);
+        assert_refused(&ftvmm(site, &["log", "dump", &file]), BAD_USAGE, says);
+    }
+    assert_refused(&ftvmm(site, &["replay", "/nowhere.log"]), BAD_USAGE, "'/nowhere.log'");
+}
+
+fn another_guest_is_refused_by_name(site: &GuestLab, whole: &Recording) {
+    let mut initramfs = std::fs::read(&site.guest.initramfs).unwrap();
+    initramfs.push(0);
+    site.write("other-initramfs", &initramfs).unwrap();
+    let (kernel, initramfs) = (site.inside("stock-vmlinuz"), site.inside("other-initramfs"));
+    let other_kernel = whole.replay(site, &whole.log, &["--kernel", &kernel]);
+    assert_refused(&other_kernel, BAD_USAGE, "made with another guest: kernel differs");
+    let other_initramfs = whole.replay(site, &whole.log, &["--initrd", &initramfs]);
+    assert_refused(&other_initramfs, BAD_USAGE, "made with another guest: initramfs differs");
+}
+
+fn until_stops_before_the_exit(site: &GuestLab, whole: &Recording) {
+    let until = |exit: u64| whole.replay(site, &whole.log, &["--until", &exit.to_string()]);
+    let [once, again] = [until(UNTIL), until(UNTIL)];
+    assert_eq!(once.ended, Ended::Status(0), "{}", once.errors);
+    whole.assert_begins_like_this(&once);
+    assert_eq!(once.report.as_ref().unwrap().exits, UNTIL);
+    assert!(once.report.as_ref().unwrap().state_digest.is_some());
+    assert_eq!(once.report, again.report);
+    let beyond = until(whole.exits() + 1000);
+    assert_eq!(beyond.ended, Ended::Status(0), "{}", beyond.errors);
+    assert_eq!(beyond.report.unwrap().exits, whole.exits());
+}
+
+fn stat_dump_and_diff_tell(site: &GuestLab, whole: &Recording) {
+    let report = whole.run.report.as_ref().unwrap();
+    let log = site.inside("stated.log");
+    site.write("stated.log", &whole.log).unwrap();
+    let says = |arguments: &[&str]| {
+        let answer = ftvmm(site, arguments);
+        assert_eq!(answer.ended, Ended::Status(0), "{arguments:?}: {}", answer.errors);
+        String::from_utf8(answer.console).unwrap()
+    };
+    let stat = says(&["log", "stat", &log]);
+    for fact in [
+        format!("inputs      {}", report.inputs),
+        format!("log         {} bytes", report.log_bytes),
+        "end         power-off".to_owned(),
+        format!("state       {}", report.state_digest.as_ref().unwrap()),
+    ] {
+        assert!(stat.contains(&fact), "{fact:?} is not in:\n{stat}");
+    }
+    let dump = says(&["log", "dump", &log]);
+    let times = dump.lines().filter(|line| line.contains(" time ")).count();
+    assert!(stat.contains(&format!("  time      {times}\n")), "{times} in the dump, {stat}");
+    assert_eq!(says(&["log", "diff", &log, &log]), "the two recordings say the same\n");
+
+    let cut = whole.groups[whole.groups.len() - 2] as usize;
+    site.write("shorter.log", &whole.log[..cut]).unwrap();
+    let different = ftvmm(site, &["log", "diff", &log, &site.inside("shorter.log")]);
+    assert_eq!(different.ended, DIVERGENCE, "{}", different.errors);
+    assert!(different.errors.contains("end of log"), "{}", different.errors);
+}
+
+fn rng() -> Rng {
+    let named = std::env::var("FTVMM_SEED").ok();
+    let seed =
+        named.map_or_else(|| clock::since_epoch().as_millis() as u64, |s| s.parse().unwrap());
+    println!("logs: FTVMM_SEED={seed}");
+    Rng::with_seed(seed)
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logs");
+    let pool = Arc::new(LabPool::new(folder));
+    let recording = Arc::new(OnceLock::new());
+    let trial = |&(name, check): &(&str, Check)| {
+        let (pool, recording) = (Arc::clone(&pool), Arc::clone(&recording));
+        Trial::test(name, move || {
+            Ok(pool.with(|site| check(site, recording.get_or_init(|| Recording::make(site))))?)
+        })
+    };
+    let conclusion = libtest_mimic::run(&arguments, CHECKS.iter().map(trial).collect());
+    drop(pool);
+    conclusion.exit_code()
+}
