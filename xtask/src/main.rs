@@ -7,6 +7,7 @@ mod cargo;
 mod demo;
 mod guest;
 mod lab;
+mod test;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Task {
     Lab(lab::LabArguments),
     /// Make the guest images: kernels and initramfs
     Guest(guest::GuestArguments),
+    /// Run all checks and tests
+    Test(test::TestArguments),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");

@@ -1,0 +1,242 @@
+//! `cargo xtask test`: everything that can be checked, the quick checks first.
+//!
+//! Installs what is missing, then runs one step after the other with its output in view. A step is
+//! a command; the result lines of its tests are counted, and a step without tests counts as one. Each
+//! file in `tests/tests` is a step, so a new one needs no entry here.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use ftvmm_tests::guest_run::GUEST_FOLDER;
+use ftvmm_tests::{clock, packages};
+
+use crate::guest;
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct TestArguments {
+    /// Run only these steps, and what they need
+    #[arg(long, value_name = "STEP")]
+    only: Vec<String>,
+    /// Fewer repetitions, and no tests of the test machinery
+    #[arg(long)]
+    quick: bool,
+}
+
+/// A step's name and the arguments of cargo.
+type CargoStep = (&'static str, &'static [&'static str]);
+
+/// Steps that need no guest.
+const CHECKS: &[CargoStep] = &[
+    ("format", &["fmt", "--all", "--check"]),
+    (BUILD, &["build", "--release", "--workspace", "--bins", "--tests"]),
+    ("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    ("unit", &["test", "--release", "--no-fail-fast"]),
+    ("lab-unit", &["test", "--release", "--package", "ftvmm-tests", "--lib", "--bins"]),
+];
+const BUILD: &str = "build";
+const GUEST: &str = "guest";
+/// Where the end-to-end tests lie, one program in each file.
+const END_TO_END: &str = "tests/tests";
+/// Tests of the lab itself, which no change of the product can break.
+const OF_THE_MACHINERY: &[&str] = &["lab"];
+const QUICK_SETTINGS: &[(&str, &str)] = &[("FTVMM_PAIRS", "6")];
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// What is run and what came out so far.
+struct Session {
+    only: Vec<String>,
+    settings: Vec<(&'static str, OsString)>,
+    summary: Vec<(String, Duration, Counts)>,
+}
+
+/// Runs the steps; fails when any of them did.
+pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
+    let programs = end_to_end_programs()?;
+    let names = CHECKS.iter().map(|(name, _)| *name).chain([GUEST]);
+    let known: Vec<&str> = names.chain(programs.iter().map(String::as_str)).collect();
+    if let Some(unknown) = arguments.only.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(format!("there is no step {unknown:?}; there are: {}", known.join(", ")).into());
+    }
+    packages::ensure(&[packages::LAB, packages::CLIENTS].concat())?;
+
+    let mut session = Session::new(arguments);
+    let end_to_end: Vec<&String> = programs
+        .iter()
+        .filter(|name| session.wants(name))
+        .filter(|name| !arguments.quick || !OF_THE_MACHINERY.contains(&name.as_str()))
+        .collect();
+    for (name, words) in CHECKS {
+        let needed = *name == BUILD && !end_to_end.is_empty();
+        if needed || session.wants(name) {
+            let counts = session.step(name, words)?;
+            if *name == BUILD && counts.failed > 0 {
+                return Ok(session.finish());
+            }
+        }
+    }
+    if session.wants(GUEST) || !end_to_end.is_empty() {
+        session.make_guest();
+    }
+    for name in end_to_end {
+        let words = ["test", "--release", "--package", "ftvmm-tests", "--test", name];
+        session.step(name, &[&words[..], &["--", "--nocapture"]].concat())?;
+    }
+    Ok(session.finish())
+}
+
+fn end_to_end_programs() -> Result<Vec<String>, Box<dyn Error>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(workspace().join(END_TO_END))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn workspace() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}
+
+impl Session {
+    fn new(arguments: &TestArguments) -> Self {
+        let quick = if arguments.quick { QUICK_SETTINGS } else { &[] };
+        let settings = quick.iter().map(|&(name, value)| (name, value.into()));
+        Self { only: arguments.only.clone(), settings: settings.collect(), summary: Vec::new() }
+    }
+
+    fn wants(&self, step: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == step)
+    }
+
+    fn step(&mut self, name: &str, words: &[&str]) -> Result<Counts, Box<dyn Error>> {
+        println!("\n=== {name}: cargo {}", words.join(" "));
+        let began = clock::now();
+        let mut running = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(words)
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
+            .current_dir(workspace())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut counts = Counts::default();
+        let output = running.stdout.take().ok_or("no standard output")?;
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line?;
+            counts.add_line(&String::from_utf8_lossy(&line));
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(&line)?;
+            stdout.write_all(b"\n")?;
+        }
+        let succeeded = running.wait()?.success();
+        self.enter(name, began.elapsed(), counts.with_status(succeeded));
+        Ok(self.summary[self.summary.len() - 1].2)
+    }
+
+    fn make_guest(&mut self) {
+        println!("\n=== {GUEST}: kernels and initramfs; the first time compiles a kernel");
+        let began = clock::now();
+        let made = guest::ensure();
+        match &made {
+            Ok(guest) => self.settings.push((GUEST_FOLDER, guest.folder.clone().into())),
+            Err(error) => eprintln!("{error}"),
+        }
+        self.enter(GUEST, began.elapsed(), Counts::default().with_status(made.is_ok()));
+    }
+
+    fn enter(&mut self, name: &str, took: Duration, counts: Counts) {
+        println!("=== {name}: {counts}, {:.0} s", took.as_secs_f32());
+        self.summary.push((name.to_owned(), took, counts));
+    }
+
+    fn finish(self) -> ExitCode {
+        let mut total = Counts::default();
+        println!("\n{:>7}  {:<16} result", "seconds", "step");
+        for (name, took, counts) in &self.summary {
+            println!("{:>7.1}  {name:<16} {counts}", took.as_secs_f32());
+            total.passed += counts.passed;
+            total.failed += counts.failed;
+        }
+        let seconds: Duration = self.summary.iter().map(|(_, took, _)| *took).sum();
+        println!("{:>7.1}  in all\n{total}", seconds.as_secs_f32());
+        ExitCode::from(u8::from(total.failed > 0))
+    }
+}
+
+impl Counts {
+    /// Adds up the line a test program ends with, `test result: ok. 3 passed; 1 failed; …`.
+    fn add_line(&mut self, line: &str) {
+        let Some(results) = line.strip_prefix("test result: ") else { return };
+        let number = |what: &str| {
+            let (before, _) = results.split_once(what)?;
+            before.split_whitespace().next_back()?.parse::<u64>().ok()
+        };
+        self.passed += number(" passed").unwrap_or(0);
+        self.failed += number(" failed").unwrap_or(0);
+    }
+
+    /// A step without tests is a test itself, and so is one that failed although its tests did not.
+    fn with_status(mut self, succeeded: bool) -> Self {
+        if !succeeded && self.failed == 0 {
+            self.failed = 1;
+        } else if succeeded && self.passed + self.failed == 0 {
+            self.passed = 1;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(lines: &[&str], succeeded: bool) -> (u64, u64) {
+        let mut counts = Counts::default();
+        lines.iter().for_each(|line| counts.add_line(line));
+        let Counts { passed, failed } = counts.with_status(succeeded);
+        (passed, failed)
+    }
+
+    #[test]
+    fn results_of_all_test_programs_are_added_up() {
+        let lines = [
+            "test a_test ... ok",
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        ];
+        assert_eq!(counted(&lines, false), (15, 2));
+    }
+
+    #[test]
+    fn a_step_that_ends_badly_never_counts_as_passed() {
+        assert_eq!(counted(&[], true), (1, 0));
+        assert_eq!(counted(&[], false), (0, 1));
+        assert_eq!(counted(&["test result: ok. 5 passed; 0 failed; 0 ignored"], false), (5, 1));
+    }
+
+    #[test]
+    fn the_end_to_end_tests_are_found() {
+        assert!(end_to_end_programs().unwrap().iter().any(|name| name == "record_replay"));
+    }
+}
