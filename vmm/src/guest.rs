@@ -17,6 +17,9 @@ use crate::machine::Machine;
 /// calibration (it would wait for a timer without making exits), reset through the keyboard controller and
 /// on a panic.
 const BASE_CMDLINE: &str = "acpi=off nolapic lpj=1000000 reboot=k panic=-1";
+/// The card sends at once, so the driver needs no interrupt to learn that a frame has gone: some six exits
+/// less for every frame.
+const NET_CMDLINE: &str = "virtio_net.napi_tx=0";
 /// What a PC's firmware leaves behind and Linux relies on: counter 0 of the 8254 counts, in mode 3 with the
 /// full period (Linux reads it for randomness and waits until it does).
 const FIRMWARE_WRITES: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
@@ -165,6 +168,7 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, GuestError> {
 /// where the kernel takes the last.
 pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
     let devices = kernel_command_line(board);
-    let parts = [BASE_CMDLINE, devices.trim(), user.trim()];
+    let net = board.net_mac.map_or("", |_| NET_CMDLINE);
+    let parts = [BASE_CMDLINE, devices.trim(), net, user.trim()];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -6,6 +6,7 @@ pub mod boot;
 pub mod cli;
 pub mod cpu_template;
 pub mod doctor;
+pub mod exit_chain;
 pub mod fault;
 pub mod guest;
 pub mod host;

@@ -7,9 +7,10 @@ use ftvmm_devices::{Board, Input, Output};
 use ftvmm_replication::Ordinal;
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::boot::{RDTSC_PORT, RDTSCP_PORT};
+use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
 use crate::run_loop::{Situation, StopCause};
@@ -22,7 +23,7 @@ pub struct Machine {
     vcpu: Vcpu,
     memory: Arc<Memory>,
     board: Board,
-    chain: u64,
+    chain: ExitChain,
     inputs: u64,
     fault: Option<Fault>,
 }
@@ -30,7 +31,7 @@ pub struct Machine {
 impl Machine {
     /// Puts a machine together from a vCPU that stands at the kernel's entry.
     pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board) -> Self {
-        Self { vcpu, memory, board, chain: 0, inputs: 0, fault: None }
+        Self { vcpu, memory, board, chain: ExitChain::default(), inputs: 0, fault: None }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
@@ -66,7 +67,7 @@ impl Machine {
     pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Situation {
         Situation {
             at: exit.is_synchronous().then_some(at),
-            chain: self.chain,
+            chain: self.chain.digest(),
             reads_clock: reads_clock(exit),
             deadline_ns: self.board.next_deadline_ns(),
             halted: exit == Exit::Hlt
@@ -97,8 +98,7 @@ impl Machine {
                     (RDTSCP_PORT, Direction::Read, 4) => self.read_tsc(true)?,
                     _ => self.access_ports(port, direction, size_bytes),
                 }
-                let data_digest = xxh3_64(self.vcpu.pio_data());
-                self.link(at, port.into(), data_digest);
+                self.chain.link(at, port.into(), self.vcpu.pio_data());
             }
             Exit::Mmio { addr, direction, .. } => {
                 let data = self.vcpu.mmio_data();
@@ -106,8 +106,7 @@ impl Machine {
                     Direction::Read => self.board.mmio_read(&*self.memory, addr, data),
                     Direction::Write => self.board.mmio_write(&*self.memory, addr, data),
                 }
-                let data_digest = xxh3_64(data);
-                self.link(at, addr, data_digest);
+                self.chain.link(at, addr, data);
             }
             Exit::Hlt => {
                 if !self.vcpu.interrupts_enabled() {
@@ -144,10 +143,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Running digest of all exits: ordinal, address, data. Two runs that differ in one exit differ here
-    /// from then on.
+    /// Running digest of all exits so far ([`ExitChain`]).
     pub fn chain(&self) -> u64 {
-        self.chain
+        self.chain.digest()
     }
 
     /// Digest of the whole guest: every register, all memory, all device state.
@@ -184,14 +182,6 @@ impl Machine {
             regs.rcx = 0;
         }
         self.vcpu.set_regs(&regs)
-    }
-
-    fn link(&mut self, at: Ordinal, address: u64, data_digest: u64) {
-        let mut words = [0; 24];
-        words[..8].copy_from_slice(&at.0.to_le_bytes());
-        words[8..16].copy_from_slice(&address.to_le_bytes());
-        words[16..].copy_from_slice(&data_digest.to_le_bytes());
-        self.chain = xxh3_64_with_seed(&words, self.chain);
     }
 }
 

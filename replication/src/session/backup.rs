@@ -3,7 +3,7 @@
 use super::decision::{Decision, Situation, Trouble};
 use super::incident::{DivergenceCause, Evidence, IncidentReport};
 use super::log_window::LogWindow;
-use super::policy::{Refusal, ReleasePolicy, Role, SessionConfig, StopReason};
+use super::policy::{REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason};
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::RetainedOutputs;
@@ -14,6 +14,8 @@ use crate::record::{Ordinal, OutputOrdinal, Term};
 /// Log bytes the backup executes before it says so without having been asked: often enough that a
 /// waiting primary goes on, seldom enough to cost nothing.
 const REPORT_BYTES: u64 = 64 << 10;
+/// A backup that caught up and has said nothing for so long says where it is.
+const REPORT_PAUSE_NS: u64 = 5_000_000;
 
 /// What the backup waits for, or that it no longer waits.
 #[derive(Debug)]
@@ -42,6 +44,10 @@ pub(super) struct Backup {
     received_through: Ordinal,
     /// Log bytes executed since the last acknowledgement.
     unreported_bytes: u64,
+    /// What the last acknowledgement said was executed.
+    reported_through: Ordinal,
+    /// When the primary releases outputs.
+    release: ReleasePolicy,
     /// State digest of the guest, once it ended.
     ended: Option<[u8; 32]>,
 }
@@ -56,6 +62,8 @@ impl Backup {
             window: LogWindow::default(),
             received_through: Ordinal(0),
             unreported_bytes: 0,
+            reported_through: Ordinal(0),
+            release: ReleasePolicy::default(),
             ended: None,
         }
     }
@@ -180,6 +188,7 @@ impl Backup {
             return cx.refuse(Refusal::StaleTerm { offered: term, known: self.term });
         }
         self.term = term;
+        self.release = release;
         self.phase = Phase::Following;
         cx.send(Message::Ready { term });
         cx.act(Action::Begin { term, rtc_epoch_s, release });
@@ -198,7 +207,10 @@ impl Backup {
         self.received_through = head.horizon;
         self.window.push(head, group.clone());
         cx.act(Action::DeliverGroup(group));
-        self.acknowledge(cx);
+        // Under `compare` the digests tell the primary what it needs.
+        if self.release == ReleasePolicy::Ack {
+            self.acknowledge(cx);
+        }
         self.on_released(cx, released_through);
     }
 
@@ -211,6 +223,7 @@ impl Backup {
     fn acknowledge(&mut self, cx: &mut Context<'_>) {
         self.unreported_bytes = 0;
         let executed_through = self.window.executed_through();
+        self.reported_through = executed_through;
         let received_through = self.received_through;
         cx.send(Message::Ack { term: self.term, received_through, executed_through });
     }
@@ -232,9 +245,11 @@ impl Backup {
     fn on_executed(&mut self, cx: &mut Context<'_>, through: Ordinal) {
         let finished_bytes = self.window.on_executed(through);
         self.unreported_bytes += finished_bytes;
+        let unreported_exits = through.0.saturating_sub(self.reported_through.0);
+        let much = self.unreported_bytes >= REPORT_BYTES || unreported_exits >= REPORT_EXITS;
         let caught_up = finished_bytes > 0 && self.window.unexecuted_bytes() == 0;
-        let follows = matches!(self.phase, Phase::Following);
-        if follows && (caught_up || self.unreported_bytes >= REPORT_BYTES) {
+        let quiet = cx.now_ns - cx.link.last_sent_ns >= REPORT_PAUSE_NS;
+        if matches!(self.phase, Phase::Following) && (much || caught_up && quiet) {
             self.acknowledge(cx);
         }
     }

@@ -38,6 +38,12 @@ impl LogWindow {
         self.unexecuted_bytes
     }
 
+    /// Exits the backup is behind what it was sent.
+    pub(super) fn unexecuted_exits(&self) -> u64 {
+        let last = self.groups.back().map_or(Ordinal(0), |entry| entry.head.horizon);
+        last.0.saturating_sub(self.executed_through.0)
+    }
+
     pub(super) fn push(&mut self, head: GroupHead, bytes: Vec<u8>) {
         self.unexecuted_bytes += bytes.len() as u64;
         self.groups.push_back(Entry { head, bytes });

@@ -47,12 +47,21 @@ pub enum DivergencePolicy {
     Halt,
 }
 
+/// A backup that catches up says so every [`REPORT_EXITS`], so that a primary that waits for half of
+/// the lag goes on.
+const LAG_EXITS_LEAST: u64 = 4 * REPORT_EXITS;
+/// Exits the backup executes before it says so without having been asked.
+pub(super) const REPORT_EXITS: u64 = 256;
+
 /// From when on the guest has to wait for the backup. The limit falls at half of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Log bytes the backup has not executed yet. Bounds memory on both sides and the time a
     /// take-over needs to catch up.
     pub log_bytes_max: u64,
+    /// Exits the backup is behind. A frame waits until the backup has caught up, so this bounds what
+    /// the lockstep adds to a client's round trip.
+    pub lag_exits_max: u64,
     /// Frames in the output gate.
     pub gated_frames_max: u64,
     /// Bytes of those frames.
@@ -61,7 +70,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { log_bytes_max: 8 << 20, gated_frames_max: 4096, gated_bytes_max: 8 << 20 }
+        Self {
+            log_bytes_max: 8 << 20,
+            lag_exits_max: 2048,
+            gated_frames_max: 4096,
+            gated_bytes_max: 8 << 20,
+        }
     }
 }
 
@@ -117,8 +131,10 @@ impl SessionConfig {
         if heartbeat_ns == 0 || heartbeat_ns > failure_ns / 2 {
             return Err(SessionConfigError::Heartbeat { heartbeat_ns, failure_ns });
         }
-        let Limits { log_bytes_max, gated_frames_max, gated_bytes_max } = self.limits;
-        if log_bytes_max.min(gated_frames_max).min(gated_bytes_max) < 2 {
+        let Limits { log_bytes_max, lag_exits_max, gated_frames_max, gated_bytes_max } =
+            self.limits;
+        let least = log_bytes_max.min(gated_frames_max).min(gated_bytes_max);
+        if least < 2 || lag_exits_max < LAG_EXITS_LEAST {
             return Err(SessionConfigError::Limits { limits: self.limits });
         }
         Ok(())
@@ -137,7 +153,7 @@ pub enum SessionConfigError {
         failure_ns: u64,
     },
     /// The guest would have to wait for ever.
-    #[error("a limit is below 2: {limits:?}")]
+    #[error("a limit is below 2, or the lag below {LAG_EXITS_LEAST}: {limits:?}")]
     Limits {
         /// [`SessionConfig::limits`].
         limits: Limits,

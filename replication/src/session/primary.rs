@@ -148,6 +148,7 @@ impl Primary {
                 self.window.on_executed(executed_through);
             }
             (Phase::Protected, Message::Digest { output, at, digest, .. }) => {
+                self.window.on_executed(Ordinal(at.0.saturating_sub(1)));
                 let compared = self.gate.on_digest(output, at, digest);
                 self.on_compared(cx, compared);
             }
@@ -393,6 +394,7 @@ impl Primary {
         let limits = cx.config.limits;
         let scale = if self.congested { 2 } else { 1 };
         let above = self.window.unexecuted_bytes() * scale >= limits.log_bytes_max
+            || self.window.unexecuted_exits() * scale >= limits.lag_exits_max
             || self.gate.held_frames() * scale >= limits.gated_frames_max
             || self.gate.held_bytes() * scale >= limits.gated_bytes_max;
         let congested = above && !matches!(self.phase, Phase::Alone);

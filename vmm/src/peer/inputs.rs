@@ -19,6 +19,10 @@ const TAIL_NS: i64 = 1_000_000;
 /// Exits after which a backup that never waits says how far it is.
 const REPORT_EVERY_EXITS: u64 = 256;
 
+/// Where sending is expensive, horizons that nobody waits for take at most one part in so many of the
+/// guest's time.
+const SEND_SHARE: u64 = 10;
+
 type Recording = FileLog<std::io::BufWriter<std::fs::File>>;
 
 /// Sends the log to the backup, and to a recording if there is one.
@@ -64,7 +68,8 @@ impl LogSink for PeerLog {
         state.horizon = at;
         state.unsent = true;
         let now_ns = self.peer.clock.host_now_ns();
-        if now_ns >= state.log_sent_ns + state.horizon_ns {
+        let pause_ns = state.horizon_ns.max(state.send_cost_ns * SEND_SHARE);
+        if now_ns >= state.log_sent_ns + pause_ns {
             self.peer.send_log(&mut state);
         } else if !std::mem::replace(&mut state.tail_armed, true) {
             let once = Expiration::OneShot(TimeSpec::new(0, TAIL_NS));

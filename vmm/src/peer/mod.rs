@@ -260,6 +260,8 @@ impl Peer {
         state.counters.log_bytes += bytes.len() as u64;
         state.log_sent_ns = self.clock.host_now_ns();
         self.step_locked(state, SessionEvent::Group { bytes });
+        let cost_ns = self.clock.host_now_ns() - state.log_sent_ns;
+        state.send_cost_ns = (state.send_cost_ns * 7 + cost_ns) / 8;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

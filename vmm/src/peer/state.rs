@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ftvmm_replication::session::policy::{Role, StopReason};
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::{
-    Action, DisconnectReason, GroupEncoder, Ordinal, ReplayCursor, Session, SessionEvent, Term,
+    Action, DisconnectReason, GroupEncoder, Message, Ordinal, ReplayCursor, Session, SessionEvent, Term,
     decode_group,
 };
 
@@ -28,6 +28,8 @@ pub struct State {
     pub unsent: bool,
     pub log_sent_ns: u64,
     pub horizon_ns: u64,
+    /// What sending a group costs this host, smoothed, in nanoseconds.
+    pub send_cost_ns: u64,
     /// The timer that sends the tail of a burst is running.
     pub tail_armed: bool,
     /// Backup: the log as received.
@@ -72,6 +74,7 @@ impl State {
             unsent: false,
             log_sent_ns: 0,
             horizon_ns,
+            send_cost_ns: 0,
             tail_armed: false,
             cursor: ReplayCursor::new(),
             begin: None,
@@ -125,7 +128,10 @@ impl State {
             }
             loop {
                 match self.decoder.next_message() {
-                    Ok(Some(message)) => self.step(now_ns, SessionEvent::Received(message)),
+                    Ok(Some(message)) => {
+                        self.count(&message);
+                        self.step(now_ns, SessionEvent::Received(message));
+                    }
                     Ok(None) => break,
                     Err(error) => return self.disconnect(now_ns, DisconnectReason::Wire(error)),
                 }
@@ -162,9 +168,14 @@ impl State {
         }
     }
 
+    fn count(&mut self, message: &Message) {
+        self.counters.digests += u64::from(matches!(message, Message::Digest { .. }));
+    }
+
     fn perform(&mut self, action: Action) {
         match action {
             Action::Send(message) => {
+                self.count(&message);
                 if let Some(channel) = &mut self.channel {
                     wire::encode(&message, channel.outgoing());
                 }

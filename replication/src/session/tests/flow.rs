@@ -201,6 +201,7 @@ fn the_guest_waits_while_the_backup_is_far_behind() {
         pair.pump();
     }
     assert!((8..15).contains(&horizon), "congested after {horizon} groups");
+    pair.backup.wait(10 * MS);
     pair.backup.step(SessionEvent::Executed(Ordinal(horizon)));
     pair.pump();
     assert_eq!(congestion(&mut pair.primary), [false]);
