@@ -125,19 +125,20 @@ mod tests {
         let found = parsed(&sample());
         let named = |name: &str| found.iter().find(|(entry, _)| entry.name() == name).unwrap();
         for (name, mode, content) in [
-            ("bin", MODE_DIRECTORY, &b""[..]),
-            ("bin/sh", MODE_LINK, b"busybox"),
-            ("bin/httpd", MODE_LINK, b"ftguest"),
-            ("bin/selfcheck", MODE_LINK, b"ftguest"),
-            ("bin/busybox", MODE_PROGRAM, b"BUSYBOX"),
-            ("bin/ftguest", MODE_PROGRAM, b"FTGUEST"),
-            ("init", MODE_PROGRAM, INIT),
+            ("bin", 0o040_755, &b""[..]),
+            ("bin/sh", 0o120_777, b"busybox"),
+            ("bin/httpd", 0o120_777, b"ftguest"),
+            ("bin/selfcheck", 0o120_777, b"ftguest"),
+            ("bin/busybox", 0o100_755, b"BUSYBOX"),
+            ("bin/ftguest", 0o100_755, b"FTGUEST"),
+            ("init", 0o100_755, INIT),
         ] {
             let (entry, held) = named(name);
             assert_eq!((entry.mode(), &held[..]), (mode, content), "{name}");
         }
         let (console, _) = named("dev/console");
-        assert_eq!((console.rdev_major(), console.rdev_minor()), CONSOLE_DEVICE);
+        let device = (console.rdev_major(), console.rdev_minor());
+        assert_eq!((console.mode(), device), (0o020_600, (5, 1)));
     }
 
     #[test]
