@@ -127,6 +127,8 @@ impl OutputGate {
         assert!(number == self.matched_through + 1, "outputs are compared in order");
         let own = &self.held[(number - self.dropped_through - 1) as usize];
         if (own.at, own.digest) != (at, digest) {
+            // Nothing after this can be compared.
+            self.early.clear();
             return Compared::Differ(OutputOrdinal(number));
         }
         self.matched_through = number;

@@ -70,6 +70,17 @@ fn a_difference_is_told_in_both_orders_and_nothing_leaves() {
 }
 
 #[test]
+fn digests_after_a_difference_are_forgotten() {
+    let mut gate = OutputGate::new(ReleasePolicy::Compare);
+    assert_eq!(gate.on_digest(OutputOrdinal(1), Ordinal(10), digest(99)), Compared::Agreed);
+    assert_eq!(report(&mut gate, 2), Compared::Agreed);
+    assert_eq!(push(&mut gate, 1), Compared::Differ(OutputOrdinal(1)));
+    gate.invariants();
+    assert_eq!(push(&mut gate, 2), Compared::Agreed);
+    assert_eq!(released(&mut gate), []);
+}
+
+#[test]
 fn an_equal_frame_at_another_exit_is_a_difference() {
     let mut gate = OutputGate::new(ReleasePolicy::Compare);
     push(&mut gate, 1);

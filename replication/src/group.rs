@@ -9,9 +9,9 @@
 //! | length | varint | bytes after the checksum; at most [`GROUP_BYTES_MAX`] |
 //! | crc32c | u32 le | over the bytes of `length` and everything after the checksum |
 //! | head | varint | record count × 4 + codec (1 raw, 2 lz4; 0 and 3 invalid) |
-//! | horizon | varint | the recorder has left this exit; no later group holds a record at or before it |
+//! | horizon | varint | the recorder has left this exit; no later group has a record up to it |
 //! | reach | varint | only with records: horizon + 1 − ordinal of the first record |
-//! | body length | varint | only with lz4: bytes of the decompressed body, at most [`GROUP_BYTES_MAX`] |
+//! | body length | varint | only with lz4: of the decompressed body, at most [`GROUP_BYTES_MAX`] |
 //! | body | bytes | the records, see [`crate::record`] and `docs/log-format.md` |
 //!
 //! A record opens with a byte: tag in the low four bits, ordinal delta to the record before it in

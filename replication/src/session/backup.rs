@@ -25,7 +25,13 @@ enum Phase {
     /// For the log.
     Following,
     /// For what the primary decides about a divergence.
-    AwaitingVerdict { deadline_ns: u64, cause: DivergenceCause, own: Box<Evidence>, reported: bool },
+    AwaitingVerdict {
+        deadline_ns: u64,
+        cause: DivergenceCause,
+        own: Box<Evidence>,
+        /// The incident report is out.
+        reported: bool,
+    },
     /// For the witness.
     ClaimingTerm { term: Term },
     /// The guest is ours.

@@ -354,6 +354,15 @@ impl Session {
         [silence, heartbeat, waits.deadline_ns].into_iter().flatten().min()
     }
 
+    /// Exits the backup was sent and has not executed, as far as the primary knows; 0 elsewhere.
+    #[must_use]
+    pub fn lag_exits(&self) -> u64 {
+        match &self.state {
+            State::Primary(primary) => primary.lag_exits(),
+            State::Backup(_) | State::Stopped => 0,
+        }
+    }
+
     /// Whether the session is over.
     #[must_use]
     pub fn is_stopped(&self) -> bool {

@@ -47,8 +47,8 @@ pub enum DivergencePolicy {
     Halt,
 }
 
-/// A backup that catches up says so every [`REPORT_EXITS`], so that a primary that waits for half of
-/// the lag goes on.
+/// A backup that catches up says so every [`REPORT_EXITS`], so that a primary that waits for half
+/// of the lag goes on.
 const LAG_EXITS_LEAST: u64 = 4 * REPORT_EXITS;
 /// Exits the backup executes before it says so without having been asked.
 pub(super) const REPORT_EXITS: u64 = 256;
@@ -59,8 +59,8 @@ pub struct Limits {
     /// Log bytes the backup has not executed yet. Bounds memory on both sides and the time a
     /// take-over needs to catch up.
     pub log_bytes_max: u64,
-    /// Exits the backup is behind. A frame waits until the backup has caught up, so this bounds what
-    /// the lockstep adds to a client's round trip.
+    /// Exits the backup is behind. A frame waits until the backup has caught up, so this bounds
+    /// what the lockstep adds to a client's round trip.
     pub lag_exits_max: u64,
     /// Frames in the output gate.
     pub gated_frames_max: u64,

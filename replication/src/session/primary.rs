@@ -390,6 +390,10 @@ impl Primary {
         }
     }
 
+    pub(super) fn lag_exits(&self) -> u64 {
+        self.window.unexecuted_exits()
+    }
+
     fn update_congestion(&mut self, cx: &mut Context<'_>) {
         let limits = cx.config.limits;
         let scale = if self.congested { 2 } else { 1 };

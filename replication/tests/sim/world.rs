@@ -108,6 +108,8 @@ struct Host {
     congested: bool,
     crashed: bool,
     paused_until_ns: u64,
+    /// Deadline of the tick under way.
+    tick_due_ns: Option<u64>,
     received_through: u64,
     /// The term won by this host alone.
     own_term: Option<u64>,
@@ -205,7 +207,10 @@ impl World {
         }
         match due {
             Due::Turn(host) => self.turn(host),
-            Due::Tick(host) => self.step(host, SessionEvent::Tick),
+            Due::Tick(host) => {
+                self.hosts[host].tick_due_ns = None;
+                self.step(host, SessionEvent::Tick);
+            }
             Due::Arrive { host, connection } => self.arrive(host, connection),
             Due::Connect => self.connect(),
             Due::Judge { host, term } => self.judge_claim(host, term),
@@ -339,7 +344,10 @@ impl World {
         let mut actions = Vec::new();
         self.hosts[host].session.step(self.now_ns, event, &mut actions);
         actions.into_iter().for_each(|action| self.act(host, action));
-        if let Some(deadline_ns) = self.hosts[host].session.next_deadline_ns() {
+        if let Some(deadline_ns) = self.hosts[host].session.next_deadline_ns()
+            && self.hosts[host].tick_due_ns.is_none_or(|due_ns| deadline_ns < due_ns)
+        {
+            self.hosts[host].tick_due_ns = Some(deadline_ns);
             let late_ns = self.random.between(0, 300 * US);
             self.after(deadline_ns.saturating_sub(self.now_ns) + late_ns, Due::Tick(host));
         }
@@ -352,7 +360,7 @@ impl World {
             Action::Send(message) => {
                 let mut bytes = Vec::new();
                 wire::encode(&message, &mut bytes);
-                let second = bytes.split_off(self.random.next() as usize % bytes.len());
+                let second = bytes.split_off(self.random.number() as usize % bytes.len());
                 self.post(host, Parcel::Bytes(bytes));
                 self.post(host, Parcel::Bytes(second));
             }
@@ -439,7 +447,7 @@ impl World {
         let (now_ns, at) = (self.now_ns, self.hosts[host].guest.at);
         for _ in 0..self.random.between(0, 3) {
             let input = match self.random.one_in(3) {
-                true => Input::NetRx { frame: self.random.next().to_le_bytes().to_vec() },
+                true => Input::NetRx { frame: self.random.number().to_le_bytes().to_vec() },
                 false => Input::Time { now_ns },
             };
             self.log(host, at, Event::Input(input.clone()));
@@ -597,7 +605,12 @@ impl Host {
             failure_ns: 50 * MS,
             handshake_ns: 100 * MS,
             evidence_ns: 40 * MS,
-            limits: Limits { log_bytes_max: 2000, gated_frames_max: 12, gated_bytes_max: 4000 },
+            limits: Limits {
+                log_bytes_max: 2000,
+                gated_frames_max: 12,
+                gated_bytes_max: 4000,
+                ..Limits::default()
+            },
             ..SessionConfig::new(role, fingerprint, Term(0), 1_700_000_000)
         };
         Self {
@@ -613,6 +626,7 @@ impl Host {
             congested: false,
             crashed: false,
             paused_until_ns: 0,
+            tick_due_ns: None,
             received_through: 0,
             own_term: None,
             stopped: None,
