@@ -23,6 +23,9 @@ const REPORT_EVERY_EXITS: u64 = 256;
 /// guest's time.
 const SEND_SHARE: u64 = 10;
 
+/// A backup that has so much to execute needs no further horizon soon.
+const BUSY_EXITS: u64 = 512;
+
 type Recording = FileLog<std::io::BufWriter<std::fs::File>>;
 
 /// Sends the log to the backup, and to a recording if there is one.
@@ -69,7 +72,12 @@ impl LogSink for PeerLog {
         state.unsent = true;
         let now_ns = self.peer.clock.host_now_ns();
         let pause_ns = state.horizon_ns.max(state.send_cost_ns * SEND_SHARE);
-        if now_ns >= state.log_sent_ns + pause_ns {
+        let due = if state.session.lag_exits() >= BUSY_EXITS {
+            at.0 >= state.sent_horizon.0 + BUSY_EXITS / 2
+        } else {
+            now_ns >= state.log_sent_ns + pause_ns
+        };
+        if due {
             self.peer.send_log(&mut state);
         } else if !std::mem::replace(&mut state.tail_armed, true) {
             let once = Expiration::OneShot(TimeSpec::new(0, TAIL_NS));
@@ -88,7 +96,10 @@ impl LogSink for PeerLog {
 
     fn rest(&mut self) -> Result<(), InputError> {
         let mut state = self.peer.lock();
-        self.peer.send_log(&mut state);
+        // A horizon alone is not worth a message now: the timer or the next input takes it along.
+        if state.log.record_count() > 0 {
+            self.peer.send_log(&mut state);
+        }
         Ok(())
     }
 }

@@ -259,6 +259,7 @@ impl Peer {
         let bytes = state.log.finish(state.horizon);
         state.counters.log_bytes += bytes.len() as u64;
         state.log_sent_ns = self.clock.host_now_ns();
+        state.sent_horizon = state.horizon;
         self.step_locked(state, SessionEvent::Group { bytes });
         let cost_ns = self.clock.host_now_ns() - state.log_sent_ns;
         state.send_cost_ns = (state.send_cost_ns * 7 + cost_ns) / 8;

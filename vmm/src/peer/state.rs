@@ -27,6 +27,7 @@ pub struct State {
     pub horizon: Ordinal,
     pub unsent: bool,
     pub log_sent_ns: u64,
+    pub sent_horizon: Ordinal,
     pub horizon_ns: u64,
     /// What sending a group costs this host, smoothed, in nanoseconds.
     pub send_cost_ns: u64,
@@ -73,6 +74,7 @@ impl State {
             horizon: Ordinal(0),
             unsent: false,
             log_sent_ns: 0,
+            sent_horizon: Ordinal(0),
             horizon_ns,
             send_cost_ns: 0,
             tail_armed: false,
