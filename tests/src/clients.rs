@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
@@ -15,6 +16,11 @@ use crate::lab::Lab;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one datagram is waited for before it is sent again.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long an unreachable guest is given before it is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// curl's exit status for a connection that was not made (curl(1)).
+const CURL_NOT_CONNECTED: i32 = 7;
 
 /// Moves the calling thread, and no other, into the clients' network for good.
 ///
@@ -31,6 +37,23 @@ pub fn enter_network(lab: &Lab) -> io::Result<()> {
 /// What the system said.
 pub fn send_datagram(to: SocketAddr, payload: &[u8]) -> io::Result<()> {
     UdpSocket::bind("0.0.0.0:0")?.send_to(payload, to).map(drop)
+}
+
+/// Repeats `call` while the guest cannot be reached: where address resolution gave up on a slow
+/// guest, the next attempt begins it anew.
+///
+/// # Errors
+/// What `call` said last, or at once when it was something else.
+pub fn reaching<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let tries = ANSWER_TIMEOUT.as_millis() / RETRY_PAUSE.as_millis();
+    for _ in 1..tries {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::HostUnreachable => {}
+            answer => return answer,
+        }
+        thread::sleep(RETRY_PAUSE);
+    }
+    call()
 }
 
 /// Sends a datagram to an echo server until it comes back; true when it came back unchanged.
@@ -71,12 +94,14 @@ pub fn echo_stream(server: SocketAddr, payload: &[u8]) -> io::Result<bool> {
 /// Fetches a URL with curl; returns the body.
 ///
 /// # Errors
-/// curl's message when it fails.
+/// curl's message when it fails; `HostUnreachable` when there was no connection.
 pub fn fetch(lab: &Lab, url: &str) -> io::Result<Vec<u8>> {
     let timeout = ANSWER_TIMEOUT.as_secs().to_string();
     let said = lab.client(&["curl", "-sS", "--fail", "--max-time", &timeout, url]).output()?;
-    if said.status.success() {
-        return Ok(said.stdout);
-    }
-    Err(io::Error::other(String::from_utf8_lossy(&said.stderr).into_owned()))
+    let kind = match said.status.code() {
+        Some(0) => return Ok(said.stdout),
+        Some(CURL_NOT_CONNECTED) => io::ErrorKind::HostUnreachable,
+        _ => io::ErrorKind::Other,
+    };
+    Err(io::Error::new(kind, String::from_utf8_lossy(&said.stderr)))
 }

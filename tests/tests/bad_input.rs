@@ -120,8 +120,8 @@ const MISTAKES: &[Mistake] = &[
     mistake(
         "something_else_as_kvm",
         "$ELSEWHERE mount --bind /dev/null /dev/kvm; $GOOD'",
-        1,
-        &["KVM"],
+        2,
+        &["KVM speaks API version"],
     ),
 ];
 

@@ -9,6 +9,7 @@
 use std::error::Error;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -175,21 +176,24 @@ fn make_calls(site: &GuestLab, run: &GuestRun, plan: &Plan) -> Result<(), Failur
     run.wait_for(READY)?;
     for call in &plan.calls {
         thread::sleep(call.pause);
-        let right = match &call.what {
-            Call::EchoDatagram(payload) => clients::echo_datagram(guest_port(7), payload)?,
-            Call::EchoStream(payload) => clients::echo_stream(guest_port(7), payload)?,
-            Call::Fetch { length_bytes } => {
-                let url = format!("http://{GUEST_ADDRESS}/bytes/{length_bytes}");
-                let body = clients::fetch(&site.lab, &url)?;
-                stream::reader_sha256(&body[..])?
-                    == stream::stream_sha256(stream::DEFAULT_SEED, *length_bytes)
-            }
-        };
-        if !right {
+        if !clients::reaching(|| is_answered_well(site, &call.what))? {
             return Err("the guest answered a client with other bytes".into());
         }
     }
     Ok(())
+}
+
+fn is_answered_well(site: &GuestLab, call: &Call) -> io::Result<bool> {
+    match call {
+        Call::EchoDatagram(payload) => clients::echo_datagram(guest_port(7), payload),
+        Call::EchoStream(payload) => clients::echo_stream(guest_port(7), payload),
+        Call::Fetch { length_bytes } => {
+            let url = format!("http://{GUEST_ADDRESS}/bytes/{length_bytes}");
+            let body = clients::fetch(&site.lab, &url)?;
+            let wanted = stream::stream_sha256(stream::DEFAULT_SEED, *length_bytes);
+            Ok(stream::reader_sha256(&body[..])? == wanted)
+        }
+    }
 }
 
 fn type_all(run: &GuestRun, plan: &Plan) {
@@ -232,8 +236,12 @@ fn run_pair(site: &GuestLab, plan: &Plan, name: &str) -> Result<Replayed, Failur
         &site.inside(format!("{name}.log")),
     ]);
     let run = site.run(&format!("{name}-recorded"), command)?;
-    disturb_and_end(site, &run, plan)?;
-    Ok(Replayed::after(site, name, run.finish()?)?)
+    let disturbed = disturb_and_end(site, &run, plan);
+    if disturbed.is_err() {
+        run.process().signal(nix::libc::SIGTERM);
+    }
+    let replayed = Replayed::after(site, name, run.finish()?)?;
+    disturbed.map(|()| replayed)
 }
 
 /// Runs a pair and says how it went; keeps what failed.
@@ -254,6 +262,7 @@ fn check_pair(site: &GuestLab, seed: u64, number: usize, kept: &Path) -> Result<
         }
         Err(error) => error.to_string(),
     };
+    println!("{name}: {end:?}, {seconds:.1} s: {why}");
     let again = keep(site, kept, &name).unwrap_or_else(|error| error.to_string());
     Err(Failed::from(format!(
         "{why}\nreplay it with:\n  {again}\ntry anew with:\n  FTVMM_SEED={seed} cargo test \
