@@ -2,10 +2,7 @@
 //!
 //! The product's ban on host clocks protects the guest; here no guest is fed, time only measures
 //! silence and names folders. Keeping it in one file keeps the ban meaningful everywhere else.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "measures silence outside any guest"
-)]
+#![allow(clippy::disallowed_methods, reason = "measures silence outside any guest")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +13,5 @@ pub fn now() -> Instant {
 
 /// Time since 1970-01-01 UTC; zero on a machine whose clock lies before that.
 pub fn since_epoch() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -42,7 +42,15 @@ impl Download {
     /// When curl cannot be started.
     pub fn start(lab: &Lab, url: &str) -> Result<Self, LabError> {
         let curl = lab
-            .client(&["curl", "--silent", "--show-error", "--no-buffer", "--connect-timeout", "30", url])
+            .client(&[
+                "curl",
+                "--silent",
+                "--show-error",
+                "--no-buffer",
+                "--connect-timeout",
+                "30",
+                url,
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

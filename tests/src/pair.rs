@@ -101,8 +101,7 @@ pub fn read_report(lab: &Lab, name: &str) -> Result<Report, LabError> {
 
 fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<String> {
     let path = |p: &Path| p.display().to_string();
-    let cmdline =
-        format!("console=ttyS0 quiet ftguest.ip={GUEST_ADDRESS}/24 {}", options.cmdline);
+    let cmdline = format!("console=ttyS0 quiet ftguest.ip={GUEST_ADDRESS}/24 {}", options.cmdline);
     let mut argv = vec![
         path(&host.share().join("bin/ftvmm")),
         "--kernel".into(),

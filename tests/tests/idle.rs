@@ -1,4 +1,5 @@
 //! An idle guest costs next to nothing to record: this is what a backup's link carries all night.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it cannot go on")]
 
 use std::fs::File;
 use std::io::BufReader;

@@ -2,7 +2,10 @@
 //!
 //! Every check is written once, against [`Lab`], and runs on both backends: emulated machines,
 //! and namespaces of this machine (which need no KVM to be checked). They need root.
-#![allow(clippy::unwrap_used, reason = "a helper that unwraps is a check of the test that calls it")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper that unwraps is a check of the test that calls it"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
 //! Recordings that were cut, damaged or belong to another guest, and what `ftvmm log` says of them.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::io::Cursor;
 use std::path::Path;

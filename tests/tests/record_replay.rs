@@ -5,6 +5,7 @@
 //! A seed decides what is done to the guests; at which of its exits a guest sees it is up to the
 //! machine, which is the point. `FTVMM_SEED` sets the seed, `FTVMM_PAIRS` the number of pairs. What
 //! failed is kept with all it takes to replay it elsewhere.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::error::Error;
 use std::fmt;

@@ -4,6 +4,8 @@
 //! and leaves the exit in a log whose groups go nowhere, as [`FileLog`] does for a recording. Aim: below
 //! 2 µs for each exit.
 
+#![allow(clippy::expect_used, reason = "a sink takes everything")]
+
 #[path = "../../devices/tests/common/mod.rs"]
 mod common;
 

@@ -193,6 +193,7 @@ fn reads_clock(exit: Exit) -> bool {
     }
 }
 
+#[expect(clippy::expect_used, reason = "a board's state is plain data that postcard can hold")]
 fn board_bytes(board: &Board) -> Vec<u8> {
     postcard::to_stdvec(&board.save())
         .expect("a board's state is plain data that postcard can hold")
