@@ -6,16 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::Deserialize;
 
+pub use crate::guest_run::{GUEST_ADDRESS, READY};
+
+use crate::guest_run::TAP;
 use crate::lab::{Host, Lab, LabError, LabProcess, at};
 
-/// The guest's address on the clients' network.
-pub const GUEST_ADDRESS: &str = "10.78.0.10";
 /// Where the primary waits for its backup.
 const PORT: u16 = 7700;
-/// The guest's tap on each host.
-const TAP: &str = "ftvm0";
-/// What the guest prints when a client will be answered.
-pub const READY: &str = "FTGUEST READY";
 
 /// Files every guest of a lab boots from, as a host sees them.
 #[derive(Clone, Debug)]
