@@ -132,6 +132,7 @@ pub fn main() -> ExitCode {
         Err(answer) => return usage(&answer),
     };
     start_logging();
+    abort_on_panic();
     let result = match cli.command {
         None => run::run(&cli.run),
         Some(Command::Replay(args)) => replay::replay(&args),
@@ -160,6 +161,16 @@ fn usage(answer: &clap::Error) -> ExitCode {
     let what = words.join(" ");
     eprintln!("ftvmm: {}; see 'ftvmm --help'", what.trim_start_matches("error: "));
     ExitCode::from(status::BAD_USAGE)
+}
+
+/// A broken invariant must end the process whatever thread finds it: a frame released after it is worse than
+/// a host lost.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
 }
 
 fn start_logging() {

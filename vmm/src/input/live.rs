@@ -54,6 +54,8 @@ struct Waiting {
     /// Asked to stop twice: do not wait for the guest's next exit.
     stop_at_once: bool,
     halted: bool,
+    /// The guest of this host follows another's log: what arrives is the other host's to log.
+    closed: bool,
     kicker: Option<Kicker>,
     frames_dropped: u64,
 }
@@ -72,6 +74,11 @@ impl LiveQueue {
         self.lock().kicker = Some(kicker);
     }
 
+    /// Says whether arriving inputs are dropped, because the guest follows another host's log.
+    pub fn set_closed(&self, closed: bool) {
+        self.lock().closed = closed;
+    }
+
     /// Says whether inputs interrupt the running guest and reach it between exits, where no log could name
     /// them.
     pub fn set_unrecorded(&self, unrecorded: bool) {
@@ -85,6 +92,9 @@ impl LiveQueue {
     /// Hands over a frame from the tap.
     pub fn push_frame(&self, frame: Vec<u8>) {
         let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
         if waiting.frames.len() == FRAMES_MAX {
             waiting.frames.pop_front();
             waiting.frames_dropped += 1;
@@ -96,6 +106,9 @@ impl LiveQueue {
     /// Hands over typed bytes.
     pub fn push_console(&self, bytes: &[u8]) {
         let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
         let room = CONSOLE_BYTES_MAX - waiting.console.len();
         waiting.console.extend(&bytes[..bytes.len().min(room)]);
         self.wake(waiting);

@@ -1,8 +1,7 @@
 //! The vCPU: run it, read why it stopped, answer, inject an interrupt.
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
@@ -183,8 +182,8 @@ impl Vcpu {
     pub fn kicker(&mut self) -> Kicker {
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };
-        let flag = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit);
-        Kicker { thread, flag: Arc::new(AtomicU64::new(flag as u64)) }
+        let immediate_exit = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit) as usize;
+        Kicker { target: Arc::new(Mutex::new(Some((thread, immediate_exit)))) }
     }
 }
 
@@ -202,28 +201,25 @@ fn direction(is_write: bool) -> Direction {
 /// one return at once (KVM api.rst, `immediate_exit`).
 #[derive(Clone)]
 pub struct Kicker {
-    thread: libc::pthread_t,
-    /// Address of `kvm_run.immediate_exit`, zero once the vCPU is gone.
-    flag: Arc<AtomicU64>,
+    /// The vCPU's thread and the address of `kvm_run.immediate_exit`, until [`Self::retire`].
+    target: Arc<Mutex<Option<(libc::pthread_t, usize)>>>,
 }
 
 impl Kicker {
     /// Kicks. Does nothing after [`Self::retire`].
     pub fn kick(&self) {
-        let address = self.flag.load(Ordering::Acquire);
-        if address == 0 {
-            return;
-        }
-        // SAFETY: `retire` is called before the vCPU's mapping goes, so the byte is mapped; the kernel
-        // documents that another thread may set it.
-        unsafe { (address as *mut u8).write_volatile(1) };
-        // SAFETY: the thread runs the vCPU until it has retired this kicker.
-        unsafe { libc::pthread_kill(self.thread, SIGRTMIN() + KICK_SIGNAL_OFFSET) };
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((thread, immediate_exit)) = *target else { return };
+        // SAFETY: the lock is held, so the vCPU's thread has not retired this kicker: the mapping stands, and
+        // KVM lets another thread set this byte.
+        unsafe { (immediate_exit as *mut u8).write_volatile(1) };
+        // SAFETY: likewise the thread still runs.
+        unsafe { libc::pthread_kill(thread, SIGRTMIN() + KICK_SIGNAL_OFFSET) };
     }
 
     /// Ends the validity of all clones; the vCPU's thread calls it before it drops the vCPU.
     pub fn retire(&self) {
-        self.flag.store(0, Ordering::Release);
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -104,7 +104,8 @@ impl LogSink for PeerLog {
     }
 }
 
-/// Hands frames to the session, which decides when they leave; prints the console of a guest that is live.
+/// Hands frames to the session, which decides when they leave. The console is printed on both hosts: who
+/// reads it on the backup has it whole after a take-over.
 pub struct PeerOutputs {
     peer: Arc<Peer>,
 }

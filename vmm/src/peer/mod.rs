@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ftvmm_replication::session::policy::{ReleasePolicy, SessionConfigError, StopReason};
+use ftvmm_replication::session::policy::{ReleasePolicy, Role, SessionConfigError, StopReason};
 use ftvmm_replication::witness::{Claim, Witness};
 use ftvmm_replication::{End, Event, Ordinal, Record, Session, SessionConfig, SessionEvent, Term};
 
@@ -105,6 +105,7 @@ impl Peer {
         let PeerConfig { session, witness, holder, tap, net_mac, queue, horizon_ns, .. } = config;
         let role = session.role;
         let session = Session::new(session)?;
+        queue.set_closed(role == Role::Backup);
         let mut state = State::new(role, session, tap, net_mac, queue.clone(), horizon_ns);
         state.incident_dir = config.incident_dir;
         state.unrecorded_when_alone = config.unrecorded_when_alone;

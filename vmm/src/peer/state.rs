@@ -230,6 +230,7 @@ impl State {
     fn be_alone(&mut self) {
         self.alone = true;
         self.congested = false;
+        self.queue.set_closed(false);
         self.queue.set_unrecorded(self.unrecorded_when_alone);
     }
 
