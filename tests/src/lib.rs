@@ -9,6 +9,7 @@ pub mod clock;
 pub mod download;
 pub mod guest_run;
 pub mod lab;
+pub mod measure;
 pub mod packages;
 pub mod pair;
 pub mod progress;
