@@ -1,16 +1,22 @@
 //! Times a client sees: one request after the other, each waited for.
 //!
-//! Every function runs in the network of the calling thread; [`crate::clients::enter_network`]
+//! Every function with an address runs in the network of the calling thread; [`crate::clients::enter_network`]
 //! moves a thread to the clients of a lab. The first requests are not counted: they pay for
 //! address resolution and cold caches.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use crate::clients::reaching;
 use crate::clock;
+use crate::lab::{LabError, LabProcess};
+use crate::pair::READY;
 
+/// What `ftvmm` logs when the guest's first instruction is next.
+const SWITCHED_ON: &str = "the guest is switched on";
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Requests before the ones that count.
 const WARM_UP: usize = 5;
 /// After this long without an answer a datagram counts as lost.
@@ -128,15 +134,25 @@ fn connect(server: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Seconds since `started`.
-pub fn seconds_since(started: Instant) -> f64 {
-    (clock::now() - started).as_secs_f64()
+/// From power-on until the guest serves, whatever `ftvmm` had to wait for before; `None` when it
+/// ended instead.
+///
+/// # Errors
+/// As [`LabProcess::wait_for_stdout`].
+pub fn boot_time(ftvmm: &LabProcess) -> Result<Option<Duration>, LabError> {
+    while !String::from_utf8_lossy(&ftvmm.stderr()).contains(SWITCHED_ON) {
+        if ftvmm.ended().is_some() {
+            return Ok(None);
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    let started = clock::now();
+    Ok(ftvmm.wait_for_stdout(READY)?.then(|| clock::now() - started))
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::thread;
 
     use super::*;
 

@@ -3,6 +3,7 @@
 //! One module per subcommand. A subcommand that runs somebody else's program ends with that
 //! program's exit status; failures of its own end with 1, bad usage with 2.
 
+mod bench;
 mod cargo;
 mod demo;
 mod guest;
@@ -23,6 +24,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure what lockstep costs, against the same guest alone
+    Bench(bench::BenchArguments),
     /// Kill a guest's host under a download that does not stop
     Demo(demo::DemoArguments),
     /// Run a command on a host with a working KVM, emulated where this machine has none
@@ -35,6 +38,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome: Result<ExitCode, Box<dyn Error>> = match Arguments::parse().command {
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
