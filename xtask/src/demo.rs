@@ -3,12 +3,13 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, hex, stream_sha256};
 use ftvmm_tests::clock;
 use ftvmm_tests::download::{Download, Downloaded};
-use ftvmm_tests::lab::{Lab, LabConfig, choose_backend};
+use ftvmm_tests::lab::{Lab, LabConfig, LabProcess, choose_backend};
 use ftvmm_tests::pair::{
     GUEST_ADDRESS, GuestFiles, Pair, READY, Report, RunOptions, read_report, start_solo,
 };
@@ -19,6 +20,9 @@ use crate::{cargo, guest};
 
 /// Memory of a lab host, enough for a guest and its files.
 const HOST_MEMORY_MIB: u32 = 768;
+/// What `ftvmm` logs when the guest's first instruction is next.
+const SWITCHED_ON: &str = "the guest is switched on";
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 const MIB: u64 = 1 << 20;
 
 /// Arguments of `cargo xtask demo`.
@@ -58,12 +62,8 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Box<dyn Error>> {
 
     let solo_boot = boot_solo(&lab, &files)?;
     let step = Step::start("booting the guest in lockstep");
-    let started = clock::now();
     let pair = Pair::start(&lab, &files, &RunOptions::default())?;
-    if !pair.primary.wait_for_stdout(READY)? {
-        return Err(format!("the guest did not boot\n{}", lab.tails()).into());
-    }
-    let pair_boot = clock::now() - started;
+    let pair_boot = boot_time(&lab, &pair.primary)?;
     drop(step);
     println!(
         "boot:  {:.1} s alone, {:.1} s in lockstep: {:.2} times",
@@ -83,15 +83,24 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Box<dyn Error>> {
 /// The same boot on the same host without a backup, for comparison.
 fn boot_solo(lab: &Lab, files: &GuestFiles) -> Result<Duration, Box<dyn Error>> {
     let _step = Step::start("booting the guest alone");
-    let started = clock::now();
     let solo = start_solo(lab, 0, files, &RunOptions::default(), "solo.json")?;
-    if !solo.wait_for_stdout(READY)? {
-        return Err(format!("the guest did not boot\n{}", lab.tails()).into());
-    }
-    let took = clock::now() - started;
+    let took = boot_time(lab, &solo)?;
     solo.signal(nix::libc::SIGTERM);
     solo.wait()?;
     Ok(took)
+}
+
+/// From power-on until the guest's servers listen.
+fn boot_time(lab: &Lab, ftvmm: &LabProcess) -> Result<Duration, Box<dyn Error>> {
+    let failed = || format!("the guest did not boot\n{}", lab.tails());
+    while !String::from_utf8_lossy(&ftvmm.stderr()).contains(SWITCHED_ON) {
+        if ftvmm.ended().is_some() {
+            return Err(failed().into());
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    let started = clock::now();
+    if ftvmm.wait_for_stdout(READY)? { Ok(clock::now() - started) } else { Err(failed().into()) }
 }
 
 /// Downloads from the guest and cuts the power of its primary's host half-way.

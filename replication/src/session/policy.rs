@@ -72,7 +72,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             log_bytes_max: 8 << 20,
-            lag_exits_max: 2048,
+            lag_exits_max: 4096,
             gated_frames_max: 4096,
             gated_bytes_max: 8 << 20,
         }

@@ -15,13 +15,13 @@ use crate::input::{FileLog, GuestClock, InputError, LiveInputs, LogSink};
 use crate::run_loop::{InputSource, OutputSink, Situation, Step, StopCause};
 
 /// How long the end of a burst of exits may stay unsent when the guest goes computing, in nanoseconds.
-const TAIL_NS: i64 = 1_000_000;
+const TAIL_NS: i64 = 2_000_000;
 /// Exits after which a backup that never waits says how far it is.
 const REPORT_EVERY_EXITS: u64 = 256;
 
 /// Where sending is expensive, horizons that nobody waits for take at most one part in so many of the
 /// guest's time.
-const SEND_SHARE: u64 = 10;
+const SEND_SHARE: u64 = 20;
 
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
