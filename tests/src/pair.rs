@@ -12,13 +12,15 @@ use crate::guest_run::TAP;
 use crate::lab::{Host, Lab, LabError, LabProcess, at};
 
 /// Where the primary waits for its backup.
-const PORT: u16 = 7700;
+pub const PORT: u16 = 7700;
 
 /// Files every guest of a lab boots from, as a host sees them.
 #[derive(Clone, Debug)]
 pub struct GuestFiles {
-    kernel: PathBuf,
-    initramfs: PathBuf,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: PathBuf,
 }
 
 impl GuestFiles {
@@ -44,6 +46,8 @@ pub struct RunOptions {
     pub memory_mib: u32,
     /// Further kernel parameters.
     pub cmdline: String,
+    /// The guest's MAC address, if not the one `ftvmm` chooses.
+    pub mac: Option<String>,
     /// Further arguments for every `ftvmm`.
     pub arguments: Vec<String>,
     /// Further arguments for the backup's.
@@ -55,6 +59,7 @@ impl Default for RunOptions {
         Self {
             memory_mib: 128,
             cmdline: String::new(),
+            mac: None,
             arguments: Vec::new(),
             backup_arguments: Vec::new(),
         }
@@ -99,6 +104,7 @@ pub fn read_report(lab: &Lab, name: &str) -> Result<Report, LabError> {
 fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<String> {
     let path = |p: &Path| p.display().to_string();
     let cmdline = format!("console=ttyS0 quiet ftguest.ip={GUEST_ADDRESS}/24 {}", options.cmdline);
+    let mac = options.mac.as_ref().map(|mac| format!(",mac={mac}")).unwrap_or_default();
     let mut argv = vec![
         path(&host.share().join("bin/ftvmm")),
         "--kernel".into(),
@@ -110,7 +116,7 @@ fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<Strin
         "--mem".into(),
         options.memory_mib.to_string(),
         "--net".into(),
-        format!("tap={TAP}"),
+        format!("tap={TAP}{mac}"),
     ];
     argv.extend(options.arguments.iter().cloned());
     argv
@@ -139,6 +145,94 @@ pub fn start_solo(
     host.spawn(&argv)
 }
 
+/// Names of what the two halves of a pair share, before they run.
+#[derive(Clone, Debug)]
+pub struct PairNames {
+    /// The witness in the shared directory; the file of term N has the suffix `.N`.
+    pub witness: String,
+    /// Folder of incident reports in the shared directory.
+    pub incidents: String,
+    /// The primary's report in the shared directory.
+    pub primary_report: String,
+    /// The backup's.
+    pub backup_report: String,
+}
+
+impl PairNames {
+    /// Names that no pair of this program has had.
+    ///
+    /// # Errors
+    /// When the folder for incidents cannot be made.
+    pub fn new(lab: &Lab) -> Result<Self, LabError> {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let incidents = format!("incidents-{run}");
+        let folder = lab.share().join(&incidents);
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+        Ok(Self {
+            witness: format!("witness-{run}"),
+            incidents,
+            primary_report: format!("primary-{run}.json"),
+            backup_report: format!("backup-{run}.json"),
+        })
+    }
+
+    /// Starts the primary on host 0.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub fn start_primary(
+        &self,
+        lab: &Lab,
+        files: &GuestFiles,
+        options: &RunOptions,
+    ) -> Result<LabProcess, LabError> {
+        let role = ["primary", "--listen"];
+        self.launch(lab, lab.host(0), role, &self.primary_report, arguments(lab.host(0), files, options))
+    }
+
+    /// Starts the backup on host 1.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub fn start_backup(
+        &self,
+        lab: &Lab,
+        files: &GuestFiles,
+        options: &RunOptions,
+    ) -> Result<LabProcess, LabError> {
+        let role = ["backup", "--connect"];
+        let mut argv = arguments(lab.host(1), files, options);
+        argv.extend(options.backup_arguments.iter().cloned());
+        self.launch(lab, lab.host(1), role, &self.backup_report, argv)
+    }
+
+    fn launch(
+        &self,
+        lab: &Lab,
+        host: &Host,
+        [role, way]: [&str; 2],
+        report: &str,
+        mut argv: Vec<String>,
+    ) -> Result<LabProcess, LabError> {
+        ensure_tap(host)?;
+        let share = |name: &str| host.share().join(name).display().to_string();
+        argv.extend([
+            "--role".into(),
+            role.into(),
+            way.into(),
+            format!("{}:{PORT}", lab.host(0).link_address()),
+            "--witness".into(),
+            format!("file:{}", share(&self.witness)),
+            "--report".into(),
+            share(report),
+            "--incident-dir".into(),
+            share(&self.incidents),
+        ]);
+        host.spawn(&argv)
+    }
+}
+
 /// A primary on one host and its backup on the other.
 pub struct Pair {
     /// The `ftvmm` that started as the primary.
@@ -149,6 +243,10 @@ pub struct Pair {
     pub primary_report: String,
     /// Name of the backup's.
     pub backup_report: String,
+    /// The witness in the shared directory; the file of term N has the suffix `.N`.
+    pub witness: String,
+    /// Folder of incident reports in the shared directory.
+    pub incidents: String,
 }
 
 impl Pair {
@@ -157,35 +255,10 @@ impl Pair {
     /// # Errors
     /// What the hosts answered.
     pub fn start(lab: &Lab, files: &GuestFiles, options: &RunOptions) -> Result<Self, LabError> {
-        static RUNS: AtomicU32 = AtomicU32::new(0);
-        let run = RUNS.fetch_add(1, Ordering::Relaxed);
-        let (primary_host, backup_host) = (lab.host(0), lab.host(1));
-        let address = format!("{}:{PORT}", primary_host.link_address());
-        let reports = [format!("primary-{run}.json"), format!("backup-{run}.json")];
-        let launch = |host: &Host, role: &str, way: &str, report: &str, more: &[String]| {
-            ensure_tap(host)?;
-            let share = |name: &str| host.share().join(name).display().to_string();
-            let mut argv = arguments(host, files, options);
-            let own = [
-                "--role".into(),
-                role.into(),
-                way.into(),
-                address.clone(),
-                "--witness".into(),
-                format!("file:{}", share(&format!("witness-{run}"))),
-                "--report".into(),
-                share(report),
-                "--incident-dir".into(),
-                share(""),
-            ];
-            argv.extend(own);
-            argv.extend(more.iter().cloned());
-            host.spawn(&argv)
-        };
-        let primary = launch(primary_host, "primary", "--listen", &reports[0], &[])?;
-        let more = &options.backup_arguments;
-        let backup = launch(backup_host, "backup", "--connect", &reports[1], more)?;
-        let [primary_report, backup_report] = reports;
-        Ok(Self { primary, backup, primary_report, backup_report })
+        let names = PairNames::new(lab)?;
+        let primary = names.start_primary(lab, files, options)?;
+        let backup = names.start_backup(lab, files, options)?;
+        let PairNames { witness, incidents, primary_report, backup_report } = names;
+        Ok(Self { primary, backup, primary_report, backup_report, witness, incidents })
     }
 }
