@@ -162,7 +162,7 @@ fn write_result(result: &Summary, folder: &Path, name: &str) -> Result<(), Box<d
     fs::create_dir_all(folder)?;
     let path = |extension: &str| folder.join(name).with_extension(extension);
     fs::write(path("json"), serde_json::to_string_pretty(result)? + "\n")?;
-    fs::write(path("md"), result.markdown())?;
+    fs::write(path("md"), result.markdown(&format!("{name}.svg")))?;
     plot::draw(result, &path("svg"))
 }
 
@@ -244,8 +244,8 @@ impl Running {
             return Ok(read_report(lab, SOLO_REPORT)?);
         };
         pair.backup.wait()?;
-        let report = read_report(lab, &pair.names.primary_report)?;
-        let backup = read_report(lab, &pair.names.backup_report)?;
+        let report = read_report(lab, &pair.primary_report)?;
+        let backup = read_report(lab, &pair.backup_report)?;
         if lost_backup || report.takeovers + backup.takeovers + report.divergences > 0 {
             let advice = "the pair broke up; on a busy machine raise --failure-timeout-ms";
             return Err(format!("{advice}\n{report:?}\n{backup:?}").into());

@@ -8,10 +8,10 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::MODES;
-use super::summary::{Figure, Summary, Value, short, times};
+use super::summary::{Figure, Summary, Value, short, significant};
 
-const SIZE: (u32, u32) = (1120, 760);
-const HEADER: u32 = 104;
+const SIZE: (u32, u32) = (1200, 760);
+const HEADER: u32 = 108;
 const PANEL_MARGIN: u32 = 14;
 const AXIS_WIDTH: u32 = 58;
 const AXIS_HEIGHT: u32 = 26;
@@ -25,8 +25,8 @@ const COLOURS: [RGBColor; MODES.len()] =
 /// Room above the highest bar for its labels, as a factor.
 const HEADROOM: f64 = 1.22;
 /// Bar and gap, in fractions of the width a group has.
-const BAR: f64 = 0.25;
-const GAP: f64 = 0.03;
+const BAR: f64 = 0.27;
+const GAP: f64 = 0.02;
 const DOT: i32 = 3;
 
 /// What is drawn together, with one unit.
@@ -96,7 +96,9 @@ fn header(summary: &Summary, area: &Area) -> Result<(), Box<dyn Error>> {
         x += 40 + 8 * i32::try_from(mode.title.len())?;
     }
     area.draw(&Circle::new((x + 7, 93), DOT, INK.stroke_width(1)))?;
-    area.draw_text("one round    ×N: times solo", &left(14, INK), (x + 20, 93))?;
+    area.draw_text("one round", &left(14, INK), (x + 20, 93))?;
+    area.draw_text("×N", &left(13, FAINT), (x + 124, 93))?;
+    area.draw_text("times solo", &left(14, INK), (x + 150, 93))?;
     Ok(())
 }
 
@@ -124,7 +126,7 @@ fn draw_panel(
         .light_line_style(TRANSPARENT)
         .axis_style(FAINT)
         .y_labels(6)
-        .y_label_formatter(&|y| short_or_zero(*y))
+        .y_label_formatter(&|y| tick(*y))
         .label_style((FONT, 12).into_font().color(&FAINT))
         .draw()?;
     for (number, (label, figure)) in groups.iter().enumerate() {
@@ -168,7 +170,7 @@ fn labels(value: &Value, index: usize, single: bool) -> Vec<(String, u32, RGBCol
     };
     let mut lines = Vec::new();
     if let Some(ratio) = value.ratio_to_solo.filter(|_| index > 0) {
-        lines.push((times(ratio), 11, FAINT));
+        lines.push((format!("×{}", significant(ratio, 2)), 11, FAINT));
     }
     if single || index == 0 {
         lines.push((short(number), 12, INK));
@@ -176,6 +178,11 @@ fn labels(value: &Value, index: usize, single: bool) -> Vec<(String, u32, RGBCol
     lines
 }
 
-fn short_or_zero(y: f64) -> String {
-    if y == 0.0 { "0".to_owned() } else { short(y).trim_end_matches(".0").to_owned() }
+/// A label of the axis: no more digits than it needs.
+fn tick(y: f64) -> String {
+    let text = short(y);
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
 }

@@ -113,10 +113,11 @@ pub struct Summary {
 type Of = fn(&[&Sample]) -> Option<f64>;
 
 /// Names and units are what [`super::plot`] looks for.
-const FIGURES: [(&str, &str, Of); 11] = [
+const FIGURES: [(&str, &str, Of); 12] = [
     ("UDP echo p50", "ms", |s| percentile_ms(s.iter().map(|s| &s.echoes), 0.50)),
     ("UDP echo p90", "ms", |s| percentile_ms(s.iter().map(|s| &s.echoes), 0.90)),
     ("UDP echo p99", "ms", |s| percentile_ms(s.iter().map(|s| &s.echoes), 0.99)),
+    ("UDP echoes lost", "", |s| Some(s.iter().map(|s| s.echoes.lost).sum::<usize>() as f64)),
     ("HTTP request p50", "ms", |s| percentile_ms(s.iter().map(|s| &s.requests), 0.50)),
     ("HTTP request p90", "ms", |s| percentile_ms(s.iter().map(|s| &s.requests), 0.90)),
     ("HTTP request p99", "ms", |s| percentile_ms(s.iter().map(|s| &s.requests), 0.99)),
@@ -156,7 +157,11 @@ impl Summary {
             for (mode, value) in MODES.iter().zip(&figure.modes) {
                 row.push(value.value.map_or_else(|| "–".to_owned(), short));
                 if mode.release.is_some() {
-                    row.push(value.ratio_to_solo.map_or_else(|| "–".to_owned(), times));
+                    row.push(
+                        value
+                            .ratio_to_solo
+                            .map_or_else(|| "–".to_owned(), |ratio| format!("×{}", short(ratio))),
+                    );
                 }
             }
             rows.push(row);
@@ -193,13 +198,12 @@ impl Summary {
         format!("hosts: {} on {} × {}{load}; commit {}", c.hosts, c.cpus, c.cpu, c.commit)
     }
 
-    /// The table with what is needed to read it.
-    pub fn markdown(&self) -> String {
+    /// The table with what is needed to read it, and the plot, a file beside it.
+    pub fn markdown(&self, plot: &str) -> String {
         format!(
             "{}\n{}, all modes in turn; {}.\nPercentiles are of all rounds together, the rest are \
              medians of the rounds; exits and log are those of the primary over the whole run, \
-             boot included.\nMade by `cargo xtask bench --save`.\n\n![The same as bars]\
-             (lockstep.svg)\n",
+             boot included.\nMade by `cargo xtask bench --save`.\n\n![The same as bars]({plot})\n",
             self.table(),
             self.subtitle(),
             self.place()
@@ -217,7 +221,9 @@ fn figure(name: &'static str, unit: &'static str, of: Of, samples: &[Sample]) ->
         Value {
             mode: MODES[index].title,
             value,
-            ratio_to_solo: value.zip(solo).map(|(value, solo)| value / solo),
+            ratio_to_solo: value
+                .zip(solo.filter(|&solo| solo != 0.0))
+                .map(|(value, solo)| value / solo),
             rounds: of_mode(index).into_iter().filter_map(|sample| of(&[sample])).collect(),
         }
     });
@@ -247,13 +253,16 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 /// Three significant digits.
 pub fn short(value: f64) -> String {
-    let before_point = value.abs().log10().floor().max(-3.0) as i32;
-    format!("{value:.*}", usize::try_from(2 - before_point).unwrap_or(0))
+    significant(value, 3)
 }
 
-/// A ratio.
-pub fn times(ratio: f64) -> String {
-    format!("×{}", short(ratio))
+/// A number with so many significant digits; whole digits are never dropped.
+pub fn significant(value: f64, digits: i32) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let before_point = value.abs().log10().floor() as i32 + 1;
+    format!("{value:.*}", usize::try_from(digits - before_point).unwrap_or(0))
 }
 
 /// A Markdown table with columns of equal width; numbers stand to the right.
@@ -309,19 +318,20 @@ mod tests {
             sample("solo", 4, 0),
             sample("lockstep ack", 12, 3000),
         ];
-        let boot = figure("boot", "s", FIGURES[8].2, &samples);
+        let of = |wanted| FIGURES.iter().find(|(name, ..)| *name == wanted).unwrap().2;
+        let boot = figure("boot", "s", of("boot"), &samples);
         assert_eq!(boot.modes[0].value, Some(3.0));
         assert_eq!(boot.modes[1].rounds, [6.0, 12.0]);
         assert_eq!(boot.modes[1].ratio_to_solo, Some(3.0));
         assert_eq!(boot.modes[2].value, None);
-        let log = figure("log", "kB/s", FIGURES[10].2, &samples);
+        let log = figure("log", "kB/s", of("log"), &samples);
         assert_eq!((log.modes[0].value, log.modes[1].value), (None, Some(0.2)));
         assert_eq!(log.modes[1].ratio_to_solo, None);
     }
 
     #[test]
     fn numbers_have_three_digits() {
-        let written = [0.012_34, 1.0, 12.345, 123.4, 12_345.6].map(short);
-        assert_eq!(written, ["0.0123", "1.00", "12.3", "123", "12346"]);
+        let written = [0.0, 0.000_123_4, 0.5, 1.0, 12.345, 123.4, 12_345.6].map(short);
+        assert_eq!(written, ["0", "0.000123", "0.500", "1.00", "12.3", "123", "12346"]);
     }
 }
