@@ -111,9 +111,9 @@ impl CommandError {
                 status::DIVERGENCE
             }
             // A damaged recording is refused alike, whether it is found before or under way.
-            Self::Run(RunError::Input(InputError::LogRead { .. } | InputError::LogOrder { .. })) => {
-                status::BAD_USAGE
-            }
+            Self::Run(RunError::Input(
+                InputError::LogRead { .. } | InputError::LogOrder { .. },
+            )) => status::BAD_USAGE,
             Self::Run(_) => status::FAILED,
             Self::Guest(_)
             | Self::Tap(_)

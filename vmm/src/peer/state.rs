@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ftvmm_replication::session::policy::{Role, StopReason};
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::{
-    Action, DisconnectReason, GroupEncoder, Message, Ordinal, ReplayCursor, Session, SessionEvent, Term,
-    decode_group,
+    Action, DisconnectReason, GroupEncoder, Message, Ordinal, ReplayCursor, Session, SessionEvent,
+    Term, decode_group,
 };
 
 use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
