@@ -74,12 +74,26 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
     }
     let _events = EventLoop::start(waited)?;
-    let begin = match peer.wait_for_begin() {
-        Ok(begin) => begin,
+    let begin = match peer.wait_for_begin(session_role(args)) {
+        Ok(Some(begin)) => begin,
+        Ok(None) => {
+            let address = args.connect.map(|a| a.to_string()).unwrap_or_default();
+            return Err(CommandError::Configuration(format!(
+                "the peer at {address} was lost before it welcomed this backup; is the address an ftvmm \
+                 primary's?"
+            )));
+        }
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
     parts.run(args, guest, &config)
+}
+
+fn session_role(args: &RunArgs) -> SessionRole {
+    match args.role {
+        Role::Backup => SessionRole::Backup,
+        _ => SessionRole::Primary,
+    }
 }
 
 fn make_peer(
@@ -98,10 +112,7 @@ fn make_peer(
         CommandError::Configuration(format!("{e}{cause}"))
     };
     let highest_term = witness.highest().map_err(|e| unusable(&e))?;
-    let session_role = match args.role {
-        Role::Backup => SessionRole::Backup,
-        _ => SessionRole::Primary,
-    };
+    let session_role = session_role(args);
     let mut session = SessionConfig::new(
         session_role,
         guest.fingerprint.clone(),

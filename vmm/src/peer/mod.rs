@@ -173,16 +173,19 @@ impl Peer {
         }
     }
 
-    /// Waits until the guest may start; an error says why it may not.
+    /// Waits until the guest may start; an error says why it may not. `None` when the primary is gone before
+    /// it welcomed this backup.
     ///
     /// # Errors
     /// The session's reason to stop.
-    pub fn wait_for_begin(&self) -> Result<Begin, StopReason> {
+    pub fn wait_for_begin(&self, role: Role) -> Result<Option<Begin>, StopReason> {
         let mut state = self.lock();
         loop {
             match (&state.stop, state.begin) {
                 (Some(reason), _) => return Err(reason.clone()),
-                (None, Some(begin)) => return Ok(begin),
+                (None, Some(begin)) => return Ok(Some(begin)),
+                // A backup connects once; a primary waits for the next backup.
+                (None, None) if role == Role::Backup && state.channel.is_none() => return Ok(None),
                 (None, None) => state = self.wait(state),
             }
         }
