@@ -104,14 +104,14 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
         ),
     ];
     for (register, fault) in
-        [("rip", "reg:rip:4@2000"), ("rsp", "reg:rsp:40@6000"), ("rbp", "reg:rbp:62@9000")]
+        [("rip", "reg:rip:4@500"), ("rsp", "reg:rsp:40@1000"), ("rbp", "reg:rbp:62@1500")]
     {
         let name = format!("flip_in_{register}_halt");
         cases.push((name, Box::new(|site| halts(site, fault, Caught))));
     }
     cases.push((
         "flip_in_rsp".into(),
-        Box::new(|site| fails_over(site, "reg:rsp:40@4000", Caught)),
+        Box::new(|site| fails_over(site, "reg:rsp:40@2000", Caught)),
     ));
     let mut rng = Rng::with_seed(seed);
     let text = KERNEL_TEXT + rng.u64(..KERNEL_TEXT_BYTES);
@@ -119,7 +119,7 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
         ("rax", format!("reg:rax:{}", rng.u32(..64))),
         ("kernel_text", format!("mem:{text:#x}:{}", rng.u32(..8))),
     ] {
-        let fault = format!("{place}@{}", rng.u64(1..10_000));
+        let fault = format!("{place}@{}", rng.u64(1..4_000));
         let name = format!("flip_in_{what}_at_random");
         cases.push((name, Box::new(move |site| fails_over(site, &fault, CaughtOrHarmless))));
     }

@@ -92,16 +92,23 @@ fn connected_to_another_service(site: &Site) -> Result<(), Failed> {
     one_line("backup", &backup, &["is the address an ftvmm's?"])
 }
 
+/// Something that takes connections and never says a word.
+fn connected_to_a_silent_service(site: &Site) -> Result<(), Failed> {
+    let _other = occupy(site, &format!("sleep 1000 | busybox nc -l -p {PORT}"))?;
+    let names = PairNames::new(&site.lab)?;
+    let backup = names.start_backup(&site.lab, &site.files, &options(&[]))?;
+    ends_with("backup", &backup, BAD_USAGE)?;
+    one_line("backup", &backup, &["10.77.0.1:7700", "is the address an ftvmm primary's?"])
+}
+
 /// A primary is not disturbed by somebody who has the wrong number.
 fn knocked_at_by_another_client(site: &Site) -> Result<(), Failed> {
     let names = PairNames::new(&site.lab)?;
     let mut loud = options(&[]);
     loud.cmdline = "loglevel=7".into();
     let primary = names.start_primary(&site.lab, &site.files, &loud)?;
-    let knock = format!(
-        "until busybox nc -z 10.77.0.1 {PORT}; do sleep 0.1; done; \
-         busybox wget -T 5 -O - http://10.77.0.1:{PORT}/"
-    );
+    let get = format!("busybox wget -T 10 -O - http://10.77.0.1:{PORT}/");
+    let knock = format!("while {get} 2>&1 | grep refused; do sleep 0.1; done; {get}");
     let knocked = site.lab.host(1).run(&["sh", "-c", &knock])?;
     require(!knocked.ended.success(), "the primary answered a web client")?;
     let backup = names.start_backup(&site.lab, &site.files, &loud)?;
@@ -155,7 +162,7 @@ fn split_brain(site: &Site, mut rng: Rng) -> Result<(), Failed> {
 
 pub fn cases(seed: u64) -> Vec<(String, Case)> {
     type Plain = fn(&Site) -> Result<(), Failed>;
-    let plain: [(&str, Plain); 10] = [
+    let plain: [(&str, Plain); 11] = [
         ("other_kernel", other_kernel),
         ("other_initramfs", other_initramfs),
         ("other_cmdline", other_cmdline),
@@ -164,6 +171,7 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
         ("other_witness", other_witness),
         ("port_in_use", port_in_use),
         ("connected_to_another_service", connected_to_another_service),
+        ("connected_to_a_silent_service", connected_to_a_silent_service),
         ("knocked_at_by_another_client", knocked_at_by_another_client),
         ("lost_witness", lost_witness),
     ];
