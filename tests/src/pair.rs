@@ -188,7 +188,13 @@ impl PairNames {
         options: &RunOptions,
     ) -> Result<LabProcess, LabError> {
         let role = ["primary", "--listen"];
-        self.launch(lab, lab.host(0), role, &self.primary_report, arguments(lab.host(0), files, options))
+        self.launch(
+            lab,
+            lab.host(0),
+            role,
+            &self.primary_report,
+            arguments(lab.host(0), files, options),
+        )
     }
 
     /// Starts the backup on host 1.

@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,9 +18,7 @@ use ftvmm_guest_programs::stream::{DEFAULT_SEED, stream_sha256};
 use ftvmm_tests::download::{Download, Downloaded};
 use ftvmm_tests::guest_run::GuestLab;
 use ftvmm_tests::lab::{Ended, Lab, LabProcess};
-use ftvmm_tests::pair::{
-    GUEST_ADDRESS, GuestFiles, Pair, READY, Report, RunOptions, read_report,
-};
+use ftvmm_tests::pair::{GUEST_ADDRESS, GuestFiles, Pair, READY, Report, RunOptions, read_report};
 use ftvmm_tests::{clock, packages};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::libc::SIGTERM;
@@ -51,7 +49,7 @@ struct Site {
     /// The same with another kernel.
     stock: GuestFiles,
     /// The initramfs as the outer machine sees it.
-    initramfs: std::path::PathBuf,
+    initramfs: PathBuf,
 }
 
 impl Site {
@@ -72,6 +70,9 @@ impl Site {
                 host.restart()?;
             }
         }
+        // A guest says nothing of itself when it starts: the client must ask anew where it is, with a broadcast
+        // that teaches the switch too, not send to where the last guest was.
+        self.lab.run_client(&["ip", "neigh", "flush", "all"])?;
         Ok(())
     }
 
@@ -150,8 +151,7 @@ fn one_line(who: &str, process: &LabProcess, words: &[&str]) -> Result<(), Faile
 fn end_alike(site: &Site, pair: &Pair) -> Result<(), Failed> {
     ends_with("primary", &pair.primary, GOOD)?;
     ends_with("backup", &pair.backup, GOOD)?;
-    let [primary, backup] =
-        [site.report(&pair.primary_report)?, site.report(&pair.backup_report)?];
+    let [primary, backup] = [site.report(&pair.primary_report)?, site.report(&pair.backup_report)?];
     require(primary.state_digest.is_some(), "the primary's report has no digest")?;
     equal("backup's state digest", backup.state_digest, primary.state_digest)?;
     equal("backup's exits", backup.exits, primary.exits)?;

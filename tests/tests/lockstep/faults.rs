@@ -109,10 +109,8 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
         let name = format!("flip_in_{register}_halt");
         cases.push((name, Box::new(|site| halts(site, fault, Caught))));
     }
-    cases.push((
-        "flip_in_rsp".into(),
-        Box::new(|site| fails_over(site, "reg:rsp:40@2000", Caught)),
-    ));
+    cases
+        .push(("flip_in_rsp".into(), Box::new(|site| fails_over(site, "reg:rsp:40@2000", Caught))));
     let mut rng = Rng::with_seed(seed);
     let text = KERNEL_TEXT + rng.u64(..KERNEL_TEXT_BYTES);
     for (what, place) in [
