@@ -38,6 +38,7 @@ const HTTP_PORT: u16 = 80;
 const CHANNEL_PORT: u16 = 7007;
 /// Body of the small HTTP request.
 const SMALL_BYTES: usize = 1000;
+const ADVICE: &str = "on a busy machine raise --failure-timeout-ms";
 /// Where `--save` puts its files.
 const SAVED: &str = "docs/bench";
 
@@ -247,8 +248,7 @@ impl Running {
         let report = read_report(lab, &pair.primary_report)?;
         let backup = read_report(lab, &pair.backup_report)?;
         if lost_backup || report.takeovers + backup.takeovers + report.divergences > 0 {
-            let advice = "the pair broke up; on a busy machine raise --failure-timeout-ms";
-            return Err(format!("{advice}\n{report:?}\n{backup:?}").into());
+            return Err(format!("the pair broke up; {ADVICE}\n{report:?}\n{backup:?}").into());
         }
         Ok(report)
     }
@@ -275,7 +275,9 @@ impl Bench<'_> {
         let step = self.step("boot");
         let running = self.start(mode, failure_timeout_ms)?;
         let Some(boot) = boot_time(running.primary())? else {
-            return Err(format!("the guest did not boot\n{}", self.lab.tails()).into());
+            let ended = running.primary().ended();
+            let tails = self.lab.tails();
+            return Err(format!("ended while booting: {ended:?}; {ADVICE}\n{tails}").into());
         };
         drop(step);
         let step = self.step("UDP echoes");

@@ -140,10 +140,11 @@ fn draw_panel(
             )])?;
             let middle = left + BAR / 2.0;
             let count = value.rounds.len() as f64;
-            chart.draw_series(value.rounds.iter().enumerate().map(|(round, &y)| {
+            for (round, &y) in value.rounds.iter().enumerate() {
                 let x = left + BAR * (round as f64 + 1.0) / (count + 1.0);
-                Circle::new((x, y), DOT, INK.stroke_width(1))
-            }))?;
+                let dot = |style: ShapeStyle| Circle::new((x, y), DOT, style);
+                chart.draw_series([dot(WHITE.filled()), dot(INK.stroke_width(1))])?;
+            }
             let above = value.rounds.iter().copied().chain(value.value).fold(0.0, f64::max);
             let single = groups.len() == 1;
             for (line, (words, size, colour)) in labels(value, index, single).iter().enumerate() {
