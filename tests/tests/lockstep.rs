@@ -70,9 +70,6 @@ impl Site {
                 host.restart()?;
             }
         }
-        // A guest says nothing of itself when it starts: the client must ask anew where it is, with a broadcast
-        // that teaches the switch too, not send to where the last guest was.
-        self.lab.run_client(&["ip", "neigh", "flush", "all"])?;
         Ok(())
     }
 
@@ -83,8 +80,25 @@ impl Site {
     /// A pair whose guest answers clients.
     fn ready_pair(&self, options: &RunOptions) -> Result<Pair, Failed> {
         let pair = self.pair(options)?;
-        wait_for(&pair.primary, READY)?;
+        self.answers(&pair.primary)?;
         Ok(pair)
+    }
+
+    /// A client that tries until it is answered. A guest says nothing of itself when it starts, so the switch
+    /// may still know its address behind the host where the last guest was, and the client may have given up.
+    fn asking(&self) -> std::process::Command {
+        let url = format!("http://{GUEST_ADDRESS}/bytes/1");
+        let retry = ["--retry", "60", "--retry-all-errors", "--retry-delay", "1"];
+        let head = ["curl", "--silent", "--output", "/dev/null", "--connect-timeout", "2"];
+        self.lab.client(&[&head[..], &retry, &[&url]].concat())
+    }
+
+    /// Waits until the guest on this console is up and a client gets an answer.
+    fn answers(&self, process: &LabProcess) -> Result<(), Failed> {
+        wait_for(process, READY)?;
+        // The guest's address may be in the client's memory as unreachable.
+        self.lab.run_client(&["ip", "neigh", "flush", "all"])?;
+        require(self.asking().status()?.success(), "the guest does not answer")
     }
 
     fn download(&self, bytes: u64) -> Result<Download, Failed> {

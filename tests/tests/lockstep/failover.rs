@@ -54,11 +54,11 @@ impl Round {
             Moment::Booting(line) => {
                 wait_for(&pair.primary, line)?;
                 site.lab.host(self.victim).kill();
-                wait_for(survivor, READY)?;
+                site.answers(survivor)?;
                 site.download(DOWNLOAD_BYTES)?.finish(|_| ())?
             }
             Moment::Downloaded(bytes) => {
-                wait_for(&pair.primary, READY)?;
+                site.answers(&pair.primary)?;
                 let mut download = site.download(DOWNLOAD_BYTES)?;
                 download.read_through(bytes, |_| ())?;
                 site.lab.host(self.victim).kill();

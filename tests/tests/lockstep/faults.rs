@@ -60,7 +60,7 @@ fn incidents(site: &Site, pair: &Pair, wanted: Wanted) -> Result<(), Failed> {
 /// The primary is believed, goes on alone, and its client gets every byte.
 fn fails_over(site: &Site, fault: &str, wanted: Wanted) -> Result<(), Failed> {
     let pair = flipped(site, fault, "failover")?;
-    wait_for(&pair.primary, READY)?;
+    site.answers(&pair.primary)?;
     site.download_all(DOWNLOAD_BYTES)?;
     pair.primary.signal(SIGTERM);
     if wanted == CaughtOrHarmless && pair.backup.wait()? == GOOD {
@@ -78,11 +78,16 @@ fn fails_over(site: &Site, fault: &str, wanted: Wanted) -> Result<(), Failed> {
 fn halts(site: &Site, fault: &str, wanted: Wanted) -> Result<(), Failed> {
     let pair = flipped(site, fault, "halt")?;
     // A frame that shows the flip leaves only when it is asked for.
-    let _asking = if pair.primary.wait_for_stdout(READY)? {
-        Some(site.download(DOWNLOAD_BYTES)?)
-    } else {
-        None
+    let asking = match pair.primary.wait_for_stdout(READY)? {
+        true => Some(site.asking().spawn()?),
+        false => None,
     };
+    let ended = [pair.primary.wait(), pair.backup.wait()];
+    if let Some(mut client) = asking {
+        client.kill()?;
+        client.wait()?;
+    }
+    ended.into_iter().collect::<Result<Vec<_>, _>>()?;
     ends_with("primary", &pair.primary, DIVERGENCE)?;
     ends_with("backup", &pair.backup, DIVERGENCE)?;
     one_line("primary", &pair.primary, &["diverged"])?;
