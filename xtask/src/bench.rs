@@ -19,7 +19,7 @@ use ftvmm_guest_programs::stream::{DEFAULT_SEED, stream_sha256};
 use ftvmm_tests::clients::enter_network;
 use ftvmm_tests::clock;
 use ftvmm_tests::download::Download;
-use ftvmm_tests::lab::{Backend, Lab, LabConfig, LabProcess, choose_backend};
+use ftvmm_tests::lab::{Backend, Lab, LabProcess};
 use ftvmm_tests::measure::{Times, boot_time, http_requests, udp_echoes};
 use ftvmm_tests::pair::{
     GUEST_ADDRESS, GuestFiles, Pair, Report, RunOptions, read_report, start_solo,
@@ -27,9 +27,9 @@ use ftvmm_tests::pair::{
 use ftvmm_tests::progress::Step;
 
 use self::summary::{Conditions, Sample, Summary};
-use crate::{cargo, guest};
+use crate::cargo;
+use crate::hosts::Hosts;
 
-const HOST_MEMORY_MIB: u32 = 768;
 const MIB: u64 = 1 << 20;
 /// Where the guest echoes (RFC 862) and serves.
 const ECHO_PORT: u16 = 7;
@@ -107,32 +107,11 @@ impl BenchArguments {
 /// Measures, prints the table and writes the result.
 pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
     let amounts = arguments.amounts();
-    let images = guest::ensure()?;
-    let agent = cargo::build("ftvmm-tests", "lab-agent")?;
     let round_trips = cargo::build("ftvmm-tests", "round-trips")?;
-    let ftvmm = cargo::build("ftvmm", "ftvmm")?;
-    let (backend, reason) = choose_backend(&ftvmm)?;
-    println!("hosts: {backend:?} ({reason})");
+    let Hosts { lab, backend, files } =
+        Hosts::start("bench", arguments.log_dir.as_deref(), &[round_trips])?;
     let conditions = conditions(backend, arguments.failure_timeout_ms, amounts);
-    let folder = arguments.log_dir.clone().unwrap_or_else(|| {
-        format!("out/bench/{}-{}", clock::since_epoch().as_secs(), std::process::id()).into()
-    });
-    let step = Step::start("starting two hosts");
-    let lab = Lab::start(LabConfig {
-        backend,
-        hosts: 2,
-        memory_mib: HOST_MEMORY_MIB,
-        folder,
-        silence: Duration::from_secs(120),
-        agent,
-    })?;
-    for program in [&ftvmm, &round_trips, &images.programs] {
-        lab.install(program)?;
-    }
-    let files = GuestFiles::install(&lab, &images.kernel, &images.initramfs)?;
     start_channel_echo(&lab)?;
-    drop(step);
-    println!("logs:  {}", lab.folder().display());
 
     let mut channel = Vec::new();
     let mut samples = Vec::new();

@@ -3,26 +3,19 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
 
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, hex, stream_sha256};
-use ftvmm_tests::clock;
 use ftvmm_tests::download::{Download, Downloaded};
-use ftvmm_tests::lab::{Backend, Lab, LabConfig, LabProcess, choose_backend};
-use ftvmm_tests::pair::{
-    GUEST_ADDRESS, GuestFiles, Pair, READY, Report, RunOptions, read_report, start_solo,
-};
+use ftvmm_tests::guest_run::GUEST_ADDRESS;
+use ftvmm_tests::lab::{Backend, Lab, LabProcess};
+use ftvmm_tests::measure::boot_time;
+use ftvmm_tests::pair::{GuestFiles, Pair, Report, RunOptions, read_report, start_solo};
 use ftvmm_tests::progress::Step;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{cargo, guest};
+use crate::hosts::Hosts;
 
-/// Memory of a lab host, enough for a guest and its files.
-const HOST_MEMORY_MIB: u32 = 768;
-/// What `ftvmm` logs when the guest's first instruction is next.
-const SWITCHED_ON: &str = "the guest is switched on";
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 const MIB: u64 = 1 << 20;
 
 /// Arguments of `cargo xtask demo`.
@@ -38,33 +31,13 @@ pub struct DemoArguments {
 
 /// Shows the demo and prints its report; fails when the download did.
 pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Box<dyn Error>> {
-    let images = guest::ensure()?;
-    let agent = cargo::build("ftvmm-tests", "lab-agent")?;
-    let ftvmm = cargo::build("ftvmm", "ftvmm")?;
-    let (backend, reason) = choose_backend(&ftvmm)?;
-    println!("hosts: {backend:?} ({reason})");
-    let folder = arguments.log_dir.clone().unwrap_or_else(|| {
-        format!("out/demo/{}-{}", clock::since_epoch().as_secs(), std::process::id()).into()
-    });
-    let step = Step::start("starting two hosts");
-    let lab = Lab::start(LabConfig {
-        backend,
-        hosts: 2,
-        memory_mib: HOST_MEMORY_MIB,
-        folder,
-        silence: Duration::from_secs(120),
-        agent,
-    })?;
-    lab.install(&ftvmm)?;
-    let files = GuestFiles::install(&lab, &images.kernel, &images.initramfs)?;
-    drop(step);
-    println!("logs:  {}", lab.folder().display());
+    let Hosts { lab, backend, files } = Hosts::start("demo", arguments.log_dir.as_deref(), &[])?;
 
     let solo_boot = boot_solo(&lab, &files)?;
     let step = Step::start("booting the guest in lockstep");
     let options = RunOptions { arguments: patience(backend), ..RunOptions::default() };
     let pair = Pair::start(&lab, &files, &options)?;
-    let pair_boot = boot_time(&lab, &pair.primary)?;
+    let pair_boot = booted(&lab, &pair.primary)?;
     drop(step);
     println!(
         "boot:  {:.1} s alone, {:.1} s in lockstep: {:.2} times",
@@ -85,7 +58,7 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Box<dyn Error>> {
 fn boot_solo(lab: &Lab, files: &GuestFiles) -> Result<Duration, Box<dyn Error>> {
     let _step = Step::start("booting the guest alone");
     let solo = start_solo(lab, 0, files, &RunOptions::default(), "solo.json")?;
-    let took = boot_time(lab, &solo)?;
+    let took = booted(lab, &solo)?;
     solo.signal(nix::libc::SIGTERM);
     solo.wait()?;
     Ok(took)
@@ -100,17 +73,9 @@ fn patience(backend: Backend) -> Vec<String> {
     }
 }
 
-/// From power-on until the guest's servers listen.
-fn boot_time(lab: &Lab, ftvmm: &LabProcess) -> Result<Duration, Box<dyn Error>> {
-    let failed = || format!("the guest did not boot\n{}", lab.tails());
-    while !String::from_utf8_lossy(&ftvmm.stderr()).contains(SWITCHED_ON) {
-        if ftvmm.ended().is_some() {
-            return Err(failed().into());
-        }
-        thread::sleep(LOOK_EVERY);
-    }
-    let started = clock::now();
-    if ftvmm.wait_for_stdout(READY)? { Ok(clock::now() - started) } else { Err(failed().into()) }
+fn booted(lab: &Lab, ftvmm: &LabProcess) -> Result<Duration, Box<dyn Error>> {
+    let took = boot_time(ftvmm)?;
+    Ok(took.ok_or_else(|| format!("the guest did not boot\n{}", lab.tails()))?)
 }
 
 /// Downloads from the guest and cuts the power of its primary's host half-way.
@@ -153,7 +118,7 @@ fn conclude(downloaded: &Downloaded, report: &Report, bytes: u64) -> ExitCode {
         downloaded.longest_stall.as_secs_f64()
     );
     let takeover = report.takeover_seconds.unwrap_or(f64::NAN);
-    println!("take-over  {takeover:.3} s from the loss of the primary to the first live exit");
+    println!("take-over  {takeover:.3} s from giving the primary up to the first live exit");
     println!("exits      {}", report.exits);
     println!("log        {:.1} kB/s", report.log_bytes as f64 / report.seconds / 1e3);
     println!("frames     {} sent, {} compared", report.outputs, report.frames_compared);
