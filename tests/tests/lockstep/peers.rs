@@ -107,10 +107,13 @@ fn knocked_at_by_another_client(site: &Site) -> Result<(), Failed> {
     let mut loud = options(&[]);
     loud.cmdline = "loglevel=7".into();
     let primary = names.start_primary(&site.lab, &site.files, &loud)?;
-    let get = format!("busybox wget -T 10 -O - http://10.77.0.1:{PORT}/");
-    let knock = format!("while {get} 2>&1 | grep refused; do sleep 0.1; done; {get}");
-    let knocked = site.lab.host(1).run(&["sh", "-c", &knock])?;
-    require(!knocked.ended.success(), "the primary answered a web client")?;
+    let knock = format!(
+        "until printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 10.77.0.1 {PORT} >/dev/null 2>&1; \
+         do sleep 0.1; done"
+    );
+    site.lab.host(1).run(&["sh", "-c", &knock])?;
+    let seen = said(&primary);
+    require(seen.contains("GET / HT"), format!("the primary saw no other client:\n{seen}"))?;
     let backup = names.start_backup(&site.lab, &site.files, &loud)?;
     wait_for(&primary, FIRST_LINE)?;
     primary.signal(SIGTERM);
