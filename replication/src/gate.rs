@@ -79,6 +79,11 @@ impl OutputGate {
         OutputOrdinal(self.released_through)
     }
 
+    /// Number of outputs both sides produced alike.
+    pub(crate) fn matched_through(&self) -> u64 {
+        self.matched_through
+    }
+
     pub(crate) fn held_frames(&self) -> u64 {
         self.held.len() as u64
     }

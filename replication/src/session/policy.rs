@@ -98,6 +98,9 @@ pub struct SessionConfig {
     pub heartbeat_ns: u64,
     /// A peer that has been silent for this long is lost.
     pub failure_ns: u64,
+    /// A backup that lives but gets nowhere for this long, although it has something to execute or
+    /// to compare, is lost too: a client would wait for it for ever.
+    pub stall_ns: u64,
     /// How long a newly connected peer may take for each step of the handshake.
     pub handshake_ns: u64,
     /// How long a side waits for the peer's evidence of a divergence.
@@ -119,6 +122,7 @@ impl SessionConfig {
             on_divergence: DivergencePolicy::default(),
             heartbeat_ns: 50_000_000,
             failure_ns: 500_000_000,
+            stall_ns: 10_000_000_000,
             handshake_ns: 5_000_000_000,
             evidence_ns: 1_000_000_000,
             limits: Limits::default(),

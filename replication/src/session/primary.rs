@@ -39,6 +39,9 @@ pub(super) struct Primary {
     gate: OutputGate,
     window: LogWindow,
     congested: bool,
+    /// How far the backup was when it last got further, and when that was.
+    progress: (Ordinal, u64),
+    progress_ns: u64,
     /// State digest of the own guest, once it ended.
     ended: Option<[u8; 32]>,
     /// State digest of the backup's guest, once it ended.
@@ -53,6 +56,8 @@ impl Primary {
             gate: OutputGate::new(config.release),
             window: LogWindow::default(),
             congested: false,
+            progress: (Ordinal(0), 0),
+            progress_ns: 0,
             ended: None,
             backup_ended: None,
         }
@@ -76,6 +81,7 @@ impl Primary {
             SessionEvent::Executed(_) | SessionEvent::ReplayFault { .. } => {}
         }
         if !cx.stopped {
+            self.watch_progress(cx);
             self.release(cx);
             self.update_congestion(cx);
         }
@@ -115,6 +121,7 @@ impl Primary {
         if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
             match self.phase {
                 Phase::AwaitingEvidence { .. } => self.settle(cx, None),
+                Phase::Protected => self.lose_peer(cx, "backup lives but gets nowhere"),
                 _ => self.lose_peer(cx, "backup did not answer the welcome"),
             }
         }
@@ -394,6 +401,20 @@ impl Primary {
         self.window.unexecuted_exits()
     }
 
+    /// Notes when the backup last got further, or had nothing to do.
+    fn watch_progress(&mut self, cx: &Context<'_>) {
+        let progress = (self.window.executed_through(), self.gate.matched_through());
+        if !self.owes_progress() || progress != self.progress {
+            self.progress = progress;
+            self.progress_ns = cx.now_ns;
+        }
+    }
+
+    fn owes_progress(&self) -> bool {
+        matches!(self.phase, Phase::Protected)
+            && (self.window.unexecuted_exits() > 0 || self.gate.held_frames() > 0)
+    }
+
     fn update_congestion(&mut self, cx: &mut Context<'_>) {
         let limits = cx.config.limits;
         let scale = if self.congested { 2 } else { 1 };
@@ -441,6 +462,7 @@ impl Primary {
             Phase::AwaitingReady { deadline_ns } | Phase::AwaitingEvidence { deadline_ns, .. } => {
                 Some(deadline_ns)
             }
+            Phase::Protected if self.owes_progress() => Some(self.progress_ns + config.stall_ns),
             _ => None,
         };
         let silence_limit_ns = if heartbeats { config.failure_ns } else { config.handshake_ns };

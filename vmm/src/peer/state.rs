@@ -190,6 +190,10 @@ impl State {
             Action::Begin { term, rtc_epoch_s, release } => {
                 tracing::info!(%term, ?release, "the guest starts in lockstep");
                 self.begin = Some(Begin { rtc_epoch_s, release });
+                if self.role == Role::Primary {
+                    // The switches may know this address behind another host.
+                    self.announcements_left = ANNOUNCEMENTS;
+                }
                 self.lost_ns = None;
             }
             Action::DeliverGroup(bytes) => self.deliver(&bytes),

@@ -106,6 +106,24 @@ fn row_f_a_lost_backup_makes_the_primary_claim_and_nothing_leaves_meanwhile() {
 }
 
 #[test]
+fn a_backup_that_lives_but_gets_nowhere_is_lost_too() {
+    let mut pair = Pair::following(|_| {});
+    pair.primary.output(1);
+    let mut waited_ms = 0;
+    while pair.primary.rows.is_empty() {
+        assert!(waited_ms <= 10_020, "the client waits for ever");
+        for host in [&mut pair.primary, &mut pair.backup] {
+            host.wait(20 * MS);
+        }
+        pair.pump();
+        waited_ms += 20;
+    }
+    assert!(waited_ms >= 10_000, "given up after {waited_ms} ms");
+    assert_eq!(pair.primary.take_rows(), "F");
+    assert_eq!(pair.primary.take_done(), [Action::HangUp, Action::ClaimTerm(Term(2))]);
+}
+
+#[test]
 fn row_g_a_backup_that_says_goodbye_is_lost_at_once() {
     let mut pair = Pair::following(|_| {});
     pair.backup.step(SessionEvent::HostStop);
