@@ -1,7 +1,6 @@
 //! `ftvmm --kernel …`: chooses where inputs come from and where outputs go, then enters the run loop.
 
 use std::fs::File;
-use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,16 +47,13 @@ pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
 }
 
 /// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
-pub fn create_log(
-    path: &Path,
-    header: &LogHeader,
-) -> Result<FileLog<BufWriter<File>>, CommandError> {
+pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, CommandError> {
     let file = File::create(path).map_err(|source| CommandError::File {
         what: "recording",
         path: path.into(),
         source,
     })?;
-    let writer = LogWriter::new(BufWriter::new(file), header)
+    let writer = LogWriter::new(file, header)
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
     Ok(FileLog::new(writer))
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use ftvmm_devices::Input;
 use ftvmm_replication::{End, Event, GroupEncoder, LogWriter, Ordinal, Record};
 
 use super::InputError;
@@ -9,7 +10,9 @@ use super::recorded::LogSink;
 
 /// A group is closed when it holds this much, ...
 const GROUP_BYTES: u64 = 64 * 1024;
-/// ... or when the guest went through this many exits, so that a torn file loses little.
+/// ... or when its guest time spans this much, in nanoseconds, so that a torn file loses little, ...
+const GROUP_NS: u64 = 1_000_000_000;
+/// ... or when the guest went through this many exits without looking at a clock.
 const GROUP_EXITS: u64 = 4096;
 
 /// Writes a recording.
@@ -17,6 +20,9 @@ pub struct FileLog<W: Write> {
     writer: LogWriter<W>,
     group: GroupEncoder,
     group_since: Ordinal,
+    /// Guest time at which the group began, and the last one seen.
+    group_since_ns: u64,
+    now_ns: u64,
     left: Ordinal,
 }
 
@@ -24,7 +30,8 @@ impl<W: Write> FileLog<W> {
     /// A log that goes to `writer`, whose header is written.
     pub fn new(writer: LogWriter<W>) -> Self {
         let (group_since, left) = (Ordinal(0), Ordinal(0));
-        Self { writer, group: GroupEncoder::new(), group_since, left }
+        let group = GroupEncoder::new();
+        Self { writer, group, group_since, group_since_ns: 0, now_ns: 0, left }
     }
 
     /// Writes how the guest ended, if it ended where a replay can end too, and closes the file; returns its
@@ -44,6 +51,7 @@ impl<W: Write> FileLog<W> {
 
     fn close_group(&mut self) -> Result<(), InputError> {
         self.group_since = self.left;
+        self.group_since_ns = self.now_ns;
         let group = self.group.finish(self.left);
         self.writer.write_group(&group).map_err(|source| InputError::LogWrite { source })
     }
@@ -52,12 +60,17 @@ impl<W: Write> FileLog<W> {
 impl<W: Write> LogSink for FileLog<W> {
     fn append(&mut self, record: &Record) -> Result<(), InputError> {
         self.group.push(record);
+        if let Event::Input(Input::Time { now_ns }) = record.event {
+            self.now_ns = now_ns;
+        }
         Ok(())
     }
 
     fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
         self.left = at;
-        if self.group.body_bytes() >= GROUP_BYTES || at.0 - self.group_since.0 >= GROUP_EXITS {
+        let full = self.group.body_bytes() >= GROUP_BYTES;
+        let old = self.now_ns - self.group_since_ns >= GROUP_NS;
+        if full || old || at.0 - self.group_since.0 >= GROUP_EXITS {
             self.close_group()?;
         }
         Ok(())

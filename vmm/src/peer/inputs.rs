@@ -26,7 +26,7 @@ const SEND_SHARE: u64 = 20;
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
 
-type Recording = FileLog<std::io::BufWriter<std::fs::File>>;
+type Recording = FileLog<std::fs::File>;
 
 /// Sends the log to the backup, and to a recording if there is one.
 pub struct PeerLog {
