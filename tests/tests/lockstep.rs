@@ -216,7 +216,10 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     println!("lockstep: FTVMM_SEED={seed}");
-    packages::ensure(packages::CLIENTS).unwrap();
+    if let Err(error) = packages::ensure(packages::CLIENTS) {
+        eprintln!("lockstep: {error}");
+        return ExitCode::FAILURE;
+    }
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lockstep");
     let shared: Arc<Mutex<Option<Site>>> = Arc::default();

@@ -30,7 +30,7 @@ struct Round {
 impl Round {
     /// Each kind has its turn; the seed decides the moment.
     fn new(number: u64, mut rng: Rng) -> Self {
-        let release = if number % 2 == 0 { "compare" } else { "ack" };
+        let release = if number.is_multiple_of(2) { "compare" } else { "ack" };
         let victim = usize::from(number % BACKUP_DIES_EVERY == BACKUP_DIES_EVERY - 1);
         let moment = match number % 5 {
             1 => Moment::Booting(rng.choice(BOOT_LINES).copied().unwrap_or(FIRST_LINE)),
