@@ -141,7 +141,6 @@ impl Guest {
         for (port, value) in FIRMWARE_WRITES {
             board.pio_write(port, &[value]);
         }
-        tracing::info!("the guest is switched on");
         Machine::new(self.vcpu, self.memory, board)
     }
 }

@@ -162,6 +162,7 @@ impl Parts {
         };
         let rdtsc_sites = guest.rdtsc_sites;
         let mut machine = guest.power_on(config);
+        tracing::info!("the guest is switched on");
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
         }

@@ -83,6 +83,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     queue.set_unrecorded(log.is_none());
     let rdtsc_sites = guest.rdtsc_sites;
     let mut machine = guest.power_on(&config);
+    tracing::info!("the guest is switched on");
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
