@@ -57,7 +57,6 @@ struct Waiting {
     /// The guest of this host follows another's log: what arrives is the other host's to log.
     closed: bool,
     kicker: Option<Kicker>,
-    frames_dropped: u64,
 }
 
 /// Between the host's I/O thread, which fills it, and the vCPU's thread, which takes.
@@ -97,7 +96,6 @@ impl LiveQueue {
         }
         if waiting.frames.len() == FRAMES_MAX {
             waiting.frames.pop_front();
-            waiting.frames_dropped += 1;
         }
         waiting.frames.push_back(frame);
         self.wake(waiting);
