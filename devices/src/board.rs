@@ -19,6 +19,7 @@ use crate::reset::{PowerEvent, ResetPorts, ResetState};
 use crate::rtc::{Rtc, RtcState};
 use crate::serial::{Console, ConsoleState};
 use crate::state::InvalidState;
+use crate::virtio_entropy::{VirtioEntropy, VirtioEntropyState};
 use crate::virtio_net::{NetCounters, VirtioNet, VirtioNetState};
 
 /// What every byte of an access reads as when no device answers: the bus is pulled high.
@@ -30,6 +31,13 @@ pub const VIRTIO_NET_MMIO_BASE: u64 = 0xd000_0000;
 pub const VIRTIO_NET_MMIO_BYTES: u64 = 0x1000;
 /// Interrupt request of the network card.
 pub const VIRTIO_NET_IRQ: u8 = 5;
+
+/// Guest-physical address of the entropy source's registers.
+pub const VIRTIO_ENTROPY_MMIO_BASE: u64 = 0xd000_1000;
+/// Length of the entropy source's registers.
+pub const VIRTIO_ENTROPY_MMIO_BYTES: u64 = 0x1000;
+/// Interrupt request of the entropy source.
+pub const VIRTIO_ENTROPY_IRQ: u8 = 10;
 
 const IRQ_TIMER: u8 = 0;
 const IRQ_COM1: u8 = 4;
@@ -53,6 +61,7 @@ pub struct BoardState {
     console: ConsoleState,
     reset: ResetState,
     net: Option<VirtioNetState>,
+    entropy: VirtioEntropyState,
     outputs: Vec<Output>,
 }
 
@@ -95,9 +104,18 @@ fn register_at(port: u16) -> Option<Register> {
 
 /// Offset of an access that lies completely in the network card's registers.
 fn net_offset(addr: u64, length: usize) -> Option<u32> {
-    let offset = addr.checked_sub(VIRTIO_NET_MMIO_BASE)?;
+    offset_in(VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES, addr, length)
+}
+
+/// Offset of an access that lies completely in the entropy source's registers.
+fn entropy_offset(addr: u64, length: usize) -> Option<u32> {
+    offset_in(VIRTIO_ENTROPY_MMIO_BASE, VIRTIO_ENTROPY_MMIO_BYTES, addr, length)
+}
+
+fn offset_in(base: u64, bytes: u64, addr: u64, length: usize) -> Option<u32> {
+    let offset = addr.checked_sub(base)?;
     let end = offset.checked_add(length as u64)?;
-    (end <= VIRTIO_NET_MMIO_BYTES).then_some(offset as u32)
+    (end <= bytes).then_some(offset as u32)
 }
 
 /// All devices of the virtual machine.
@@ -110,6 +128,7 @@ pub struct Board {
     console: Console,
     reset: ResetPorts,
     net: Option<VirtioNet>,
+    entropy: VirtioEntropy,
     outputs: Vec<Output>,
 }
 
@@ -124,6 +143,7 @@ impl Board {
             console: Console::new(),
             reset: ResetPorts::new(),
             net: config.net_mac.map(VirtioNet::new),
+            entropy: VirtioEntropy::new(),
             outputs: Vec::new(),
         }
     }
@@ -181,6 +201,8 @@ impl Board {
         data.fill(FLOATING_BUS);
         if let (Some(net), Some(offset)) = (&self.net, net_offset(addr, data.len())) {
             net.read(offset, data);
+        } else if let Some(offset) = entropy_offset(addr, data.len()) {
+            self.entropy.read(offset, data);
         }
     }
 
@@ -191,6 +213,12 @@ impl Board {
             let acknowledged = net.write(mem, offset, data, &mut self.outputs);
             if acknowledged {
                 self.pic.set_line(VIRTIO_NET_IRQ, false);
+            }
+            self.settle();
+        } else if let Some(offset) = entropy_offset(addr, data.len()) {
+            let acknowledged = self.entropy.write(mem, offset, data);
+            if acknowledged {
+                self.pic.set_line(VIRTIO_ENTROPY_IRQ, false);
             }
             self.settle();
         }
@@ -211,6 +239,7 @@ impl Board {
                 }
             }
             Input::ConsoleRx { bytes } => self.console.enqueue(&bytes),
+            Input::Entropy { bytes } => self.entropy.supply(mem, &bytes),
         }
         self.settle();
     }
@@ -223,6 +252,7 @@ impl Board {
         if let Some(net) = &self.net {
             self.pic.set_line(VIRTIO_NET_IRQ, net.interrupt_line());
         }
+        self.pic.set_line(VIRTIO_ENTROPY_IRQ, self.entropy.interrupt_line());
         if self.pit.owes_tick() && self.pic.is_idle(IRQ_TIMER) {
             self.pit.take_owed_tick();
             self.pic.pulse(IRQ_TIMER);
@@ -283,9 +313,20 @@ impl Board {
         self.net.as_ref().is_some_and(VirtioNet::is_ready)
     }
 
+    /// Most random bytes an [`Input::Entropy`] could give the guest now; 0 while it asks for none.
+    pub fn entropy_wanted_bytes(&self) -> u64 {
+        self.entropy.wanted_bytes()
+    }
+
+    /// Random bytes the guest has got so far.
+    pub fn entropy_supplied_bytes(&self) -> u64 {
+        self.entropy.supplied_bytes()
+    }
+
     /// What the guest has done wrong towards its devices so far.
     pub fn guest_faults(&self) -> GuestFaults {
-        self.net.as_ref().map(|net| *net.faults()).unwrap_or_default()
+        let net = self.net.as_ref().map(|net| *net.faults()).unwrap_or_default();
+        net.and(*self.entropy.faults())
     }
 
     /// Frames that passed the network card, and those that did not.
@@ -305,7 +346,7 @@ impl Board {
 
     /// Everything the board remembers, outputs not taken yet included.
     pub fn save(&self) -> BoardState {
-        let Board { now_ns, pic, pit, rtc, console, reset, net, outputs } = self;
+        let Board { now_ns, pic, pit, rtc, console, reset, net, entropy, outputs } = self;
         BoardState {
             now_ns: *now_ns,
             pic: pic.save(),
@@ -314,6 +355,7 @@ impl Board {
             console: console.save(),
             reset: reset.save(),
             net: net.as_ref().map(VirtioNet::save),
+            entropy: entropy.save(),
             outputs: outputs.clone(),
         }
     }
@@ -323,7 +365,7 @@ impl Board {
     /// # Errors
     /// [`InvalidState`] when no board could have been in that state.
     pub fn restore(state: BoardState) -> Result<Board, InvalidState> {
-        let BoardState { now_ns, pic, pit, rtc, console, reset, net, outputs } = state;
+        let BoardState { now_ns, pic, pit, rtc, console, reset, net, entropy, outputs } = state;
         let board = Board {
             now_ns,
             pic: Pic::try_from(pic)?,
@@ -332,6 +374,7 @@ impl Board {
             console: Console::try_from(console)?,
             reset: ResetPorts::try_from(reset)?,
             net: net.map(VirtioNet::try_from).transpose()?,
+            entropy: VirtioEntropy::try_from(entropy)?,
             outputs,
         };
         InvalidState::check(board.pit.now_ns() == now_ns, "pit.now_ns")?;
@@ -350,11 +393,11 @@ impl TryFrom<BoardState> for Board {
 
 /// Kernel command-line words that tell a Linux guest without ACPI or device tree where its devices are.
 pub fn kernel_command_line(config: &BoardConfig) -> String {
-    match config.net_mac {
-        Some(_) => format!(
-            "virtio_mmio.device={}K@{VIRTIO_NET_MMIO_BASE:#x}:{VIRTIO_NET_IRQ}",
-            VIRTIO_NET_MMIO_BYTES / 1024
-        ),
-        None => String::new(),
-    }
+    let word = |base: u64, bytes: u64, irq: u8| {
+        format!("virtio_mmio.device={}K@{base:#x}:{irq}", bytes / 1024)
+    };
+    let net =
+        config.net_mac.map(|_| word(VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES, VIRTIO_NET_IRQ));
+    let entropy = word(VIRTIO_ENTROPY_MMIO_BASE, VIRTIO_ENTROPY_MMIO_BYTES, VIRTIO_ENTROPY_IRQ);
+    net.into_iter().chain([entropy]).collect::<Vec<_>>().join(" ")
 }

@@ -22,6 +22,12 @@ pub enum Input {
         /// The bytes in order.
         bytes: Vec<u8>,
     },
+    /// Random bytes for the guest's entropy source, asked for by its driver
+    /// ([`crate::Board::entropy_wanted_bytes`]).
+    Entropy {
+        /// The bytes in order.
+        bytes: Vec<u8>,
+    },
 }
 
 /// What the guest sends into the world.

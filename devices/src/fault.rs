@@ -74,6 +74,14 @@ pub enum GuestFault {
         /// Its length.
         length_bytes: u32,
     },
+    /// A buffer for random bytes that has room for none (§5.4.6).
+    #[error("queue {queue}: the buffer at {head} has no room")]
+    EmptyBuffer {
+        /// Queue index.
+        queue: u16,
+        /// First descriptor of the chain.
+        head: u16,
+    },
     /// A receive buffer that cannot hold the frame that arrived (§5.1.6.3.1 asks for 1526 bytes).
     #[error("the receive buffer at {head} is too small for {frame_bytes} bytes")]
     ReceiveBufferTooSmall {
@@ -136,5 +144,14 @@ impl GuestFaults {
         self.count += 1;
         self.first.get_or_insert(fault);
         self.last = Some(fault);
+    }
+
+    /// The faults of two devices; of either kind the first device's goes before.
+    pub(crate) fn and(self, other: GuestFaults) -> GuestFaults {
+        GuestFaults {
+            count: self.count + other.count,
+            first: self.first.or(other.first),
+            last: self.last.or(other.last),
+        }
     }
 }

@@ -15,13 +15,15 @@ mod reset;
 mod rtc;
 mod serial;
 mod state;
+mod virtio_entropy;
 mod virtio_mmio;
 mod virtio_net;
 mod virtqueue;
 
 pub use board::{
-    Board, BoardConfig, BoardState, FLOATING_BUS, VIRTIO_NET_IRQ, VIRTIO_NET_MMIO_BASE,
-    VIRTIO_NET_MMIO_BYTES, kernel_command_line,
+    Board, BoardConfig, BoardState, FLOATING_BUS, VIRTIO_ENTROPY_IRQ, VIRTIO_ENTROPY_MMIO_BASE,
+    VIRTIO_ENTROPY_MMIO_BYTES, VIRTIO_NET_IRQ, VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES,
+    kernel_command_line,
 };
 pub use event::{Input, Output};
 pub use fault::{GuestFault, GuestFaults, HeaderProblem};

@@ -151,6 +151,18 @@ impl<M: GuestMemory> Chain<'_, M> {
         }
     }
 
+    /// How many bytes the device may write to the chain; none is a fault.
+    pub(crate) fn writable_bytes(mut self) -> Result<u64, GuestFault> {
+        let mut length_bytes = 0;
+        while let Some(descriptor) = self.next(true)? {
+            length_bytes += u64::from(descriptor.len());
+        }
+        if length_bytes == 0 {
+            return Err(GuestFault::EmptyBuffer { queue: self.queue, head: self.head });
+        }
+        Ok(length_bytes)
+    }
+
     /// Reads the whole chain into `buffer` and returns its length; a chain longer than `buffer` is a fault.
     pub(crate) fn read(mut self, buffer: &mut [u8]) -> Result<usize, GuestFault> {
         let mut filled = 0;

@@ -277,7 +277,10 @@ fn a_ready_queue_keeps_its_registers() {
 #[test]
 fn the_command_line_names_the_card() {
     let config = BoardConfig { rtc_epoch_s: 0, net_mac: Some(MAC) };
-    assert_eq!(kernel_command_line(&config), "virtio_mmio.device=4K@0xd0000000:5");
+    assert_eq!(
+        kernel_command_line(&config),
+        "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:10"
+    );
     let config = BoardConfig { net_mac: None, ..config };
-    assert_eq!(kernel_command_line(&config), "");
+    assert_eq!(kernel_command_line(&config), "virtio_mmio.device=4K@0xd0001000:10");
 }

@@ -49,11 +49,15 @@ enum Tag {
     Check = 5,
     /// Reason byte, 32 bytes of state digest.
     End = 6,
+    /// varint length, bytes.
+    Entropy = 7,
 }
 
 impl Tag {
-    const ALL: [Self; 6] =
-        [Self::TimeNs, Self::TimeUs, Self::NetRx, Self::ConsoleRx, Self::Check, Self::End];
+    const ALL: [Self; 7] = {
+        use Tag::*;
+        [TimeNs, TimeUs, NetRx, ConsoleRx, Check, End, Entropy]
+    };
     /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
     #[cfg(test)]
     const RETIRED: [u8; 0] = [];
@@ -217,6 +221,7 @@ impl GroupEncoder {
             Event::Input(Input::ConsoleRx { bytes }) => {
                 self.push_bytes(Tag::ConsoleRx, delta, bytes);
             }
+            Event::Input(Input::Entropy { bytes }) => self.push_bytes(Tag::Entropy, delta, bytes),
             Event::Check(Check { chain }) => {
                 self.push_head(Tag::Check, delta);
                 self.body.extend_from_slice(&chain.to_le_bytes());
@@ -273,7 +278,6 @@ impl GroupEncoder {
             .then(|| lz4_flex::block::compress(&self.body))
             .filter(|compressed| compressed.len() < self.body.len() - self.body.len() / 8);
         let codec = if compressed.is_some() { Codec::Lz4 } else { Codec::Raw };
-
         let mut fields = Vec::with_capacity(64);
         varint::put(&mut fields, self.record_count << 2 | codec as u64);
         varint::put(&mut fields, horizon.0);
@@ -284,7 +288,6 @@ impl GroupEncoder {
             varint::put(&mut fields, self.body.len() as u64);
         }
         let stored = compressed.as_deref().unwrap_or(&self.body);
-
         let mut group = Vec::with_capacity(16 + fields.len() + stored.len());
         varint::put(&mut group, (fields.len() + stored.len()) as u64);
         let crc = [&fields[..], stored]
@@ -459,6 +462,7 @@ impl RecordReader<'_> {
             }
             Tag::NetRx => Event::Input(Input::NetRx { frame: self.sized_bytes(index)? }),
             Tag::ConsoleRx => Event::Input(Input::ConsoleRx { bytes: self.sized_bytes(index)? }),
+            Tag::Entropy => Event::Input(Input::Entropy { bytes: self.sized_bytes(index)? }),
             Tag::Check => Event::Check(Check { chain: u64::from_le_bytes(self.array(index)?) }),
             Tag::End => {
                 let [number] = self.array(index)?;

@@ -16,6 +16,7 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|now_us| Event::Input(Input::Time { now_ns: now_us * 1000 })),
         1 => bytes().prop_map(|frame| Event::Input(Input::NetRx { frame })),
         1 => bytes().prop_map(|bytes| Event::Input(Input::ConsoleRx { bytes })),
+        1 => bytes().prop_map(|bytes| Event::Input(Input::Entropy { bytes })),
         1 => any::<u64>().prop_map(|chain| Event::Check(Check { chain })),
         1 => (any::<[u8; 32]>(), 0..EndReason::ALL.len()).prop_map(|(state_digest, reason)| {
             Event::End(End { state_digest, reason: EndReason::ALL[reason] })
@@ -90,7 +91,7 @@ proptest! {
 
 #[test]
 fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
-    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 5, 6, 7]);
     assert!(Tag::RETIRED.iter().all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired)));
     assert_eq!([Codec::Raw as u8, Codec::Lz4 as u8], [1, 2]);
 }
@@ -115,7 +116,7 @@ fn each_malformed_field_is_named() {
         (&[0x05, 9, 11, 0x02, 0], CodecError::OutOfReach { index: 0, horizon }),
         (&[0x05, 9, 0, 0x12, 0], CodecError::OutOfReach { index: 0, horizon }),
         (&[0x05, 9, 0, 0x00, 0], CodecError::RecordTag { tag: 0 }),
-        (&[0x05, 9, 0, 0x07, 0], CodecError::RecordTag { tag: 7 }),
+        (&[0x05, 9, 0, 0x0f, 0], CodecError::RecordTag { tag: 15 }),
         (&[0x05, 9, 0, 0x06, 0], CodecError::EndReasonNumber { reason: 0 }),
         (&[0x05, 9, 0, 0x03, 5, 1], CodecError::RecordBounds { index: 0 }),
     ];

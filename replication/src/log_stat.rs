@@ -32,6 +32,10 @@ pub struct LogStat {
     pub console_rx_inputs: u64,
     /// Bytes of those.
     pub console_rx_bytes: u64,
+    /// Entropy inputs.
+    pub entropy_inputs: u64,
+    /// Random bytes of those.
+    pub entropy_bytes: u64,
     /// Digests to compare.
     pub checks: u64,
     /// Why the guest ended, if the log says so.
@@ -57,6 +61,8 @@ pub fn stat<R: Read>(reader: &mut LogReader<R>) -> Result<LogStat, LogError> {
         net_rx_bytes: 0,
         console_rx_inputs: 0,
         console_rx_bytes: 0,
+        entropy_inputs: 0,
+        entropy_bytes: 0,
         checks: 0,
         end_reason: None,
         state_digest: None,
@@ -89,6 +95,10 @@ impl LogStat {
                 self.console_rx_inputs += 1;
                 self.console_rx_bytes += bytes.len() as u64;
             }
+            Event::Input(Input::Entropy { bytes }) => {
+                self.entropy_inputs += 1;
+                self.entropy_bytes += bytes.len() as u64;
+            }
             Event::Check(_) => self.checks += 1,
             Event::End(End { state_digest, reason }) => {
                 self.end_reason = Some(reason.to_string());
@@ -100,7 +110,7 @@ impl LogStat {
     /// Inputs of every kind.
     #[must_use]
     pub fn inputs(&self) -> u64 {
-        self.time_inputs + self.net_rx_inputs + self.console_rx_inputs
+        self.time_inputs + self.net_rx_inputs + self.console_rx_inputs + self.entropy_inputs
     }
 }
 
@@ -112,6 +122,7 @@ impl fmt::Display for LogStat {
         writeln!(f, "  time      {}", self.time_inputs)?;
         writeln!(f, "  net-rx    {} ({} bytes)", self.net_rx_inputs, self.net_rx_bytes)?;
         writeln!(f, "  console   {} ({} bytes)", self.console_rx_inputs, self.console_rx_bytes)?;
+        writeln!(f, "  entropy   {} ({} bytes)", self.entropy_inputs, self.entropy_bytes)?;
         writeln!(f, "checks      {}", self.checks)?;
         writeln!(f, "groups      {}", self.groups)?;
         writeln!(f, "log         {} bytes", self.log_bytes)?;

@@ -13,6 +13,7 @@ fn records() -> Vec<Record> {
         at(3, Event::Input(Input::NetRx { frame: vec![1; 72] })),
         at(4, Event::Check(Check { chain: 77 })),
         at(9, Event::Input(Input::ConsoleRx { bytes: b"ls\n".to_vec() })),
+        at(9, Event::Input(Input::Entropy { bytes: vec![7; 64] })),
         at(12, Event::Input(Input::Time { now_ns: 2_000_000_000 })),
         at(20, Event::End(End { state_digest: [0xab; 32], reason: EndReason::PowerOff })),
     ]
@@ -55,6 +56,8 @@ fn everything_is_counted() {
         net_rx_bytes: 72,
         console_rx_inputs: 1,
         console_rx_bytes: 3,
+        entropy_inputs: 1,
+        entropy_bytes: 64,
         checks: 1,
         end_reason: Some("power-off".into()),
         state_digest: Some("ab".repeat(32)),
@@ -62,7 +65,7 @@ fn everything_is_counted() {
     };
     assert_eq!(stat, expected);
     let text = stat.to_string();
-    assert!(text.contains("inputs      4\n"), "{text}");
+    assert!(text.contains("inputs      5\n"), "{text}");
     assert!(text.contains("guest time  2.000 s\n"), "{text}");
     assert!(text.contains("end         power-off\n"), "{text}");
 }

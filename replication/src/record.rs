@@ -141,6 +141,10 @@ impl fmt::Display for Record {
             Event::Input(Input::ConsoleRx { bytes }) => {
                 write!(f, "console-rx \"{}\"", bytes.escape_ascii())
             }
+            // Never the bytes: whoever reads a dump must not learn the guest's keys.
+            Event::Input(Input::Entropy { bytes }) => {
+                write!(f, "entropy {} bytes xxh3 {:016x}", bytes.len(), xxh3_64(bytes))
+            }
             Event::Check(Check { chain }) => write!(f, "check {chain:016x}"),
             Event::End(End { state_digest, reason }) => {
                 write!(f, "end {reason} state {}", Hex(state_digest))
@@ -173,6 +177,10 @@ mod tests {
             (
                 Event::Input(Input::ConsoleRx { bytes: b"ls\r\n".to_vec() }),
                 "7 console-rx \"ls\\r\\n\"",
+            ),
+            (
+                Event::Input(Input::Entropy { bytes: vec![0; 60] }),
+                "7 entropy 60 bytes xxh3 543396b68d640202",
             ),
             (Event::Check(Check { chain: 0xabc }), "7 check 0000000000000abc"),
         ];

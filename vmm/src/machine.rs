@@ -74,6 +74,7 @@ impl Machine {
                 && self.vcpu.interrupts_enabled()
                 && !self.board.interrupt_pending(),
             takes_frames: self.board.network_ready(),
+            entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Situation {
     pub halted: bool,
     /// The network card has buffers for frames.
     pub takes_frames: bool,
+    /// Random bytes the guest's entropy source could take.
+    pub entropy_wanted_bytes: u64,
 }
 
 /// What to do at an exit.

@@ -1,4 +1,4 @@
-//! A virtio-net driver as small as a driver can be, in the order Linux does things (`virtio_mmio.c`, `virtio_net.c`).
+//! A virtio driver as small as a driver can be, in the order Linux does things (`virtio_mmio.c`, `virtio_net.c`).
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "the memory below is the test's own")]
@@ -39,6 +39,8 @@ pub fn buffer(queue: u32, index: u16) -> u64 {
 pub struct Driver {
     pub board: Board,
     pub mem: GuestMemoryMmap,
+    /// Where the registers of the device driven lie.
+    pub base: u64,
     pub next_avail: [u16; 2],
     pub seen_used: [u16; 2],
 }
@@ -47,7 +49,13 @@ impl Driver {
     pub fn new() -> Driver {
         let config = BoardConfig { rtc_epoch_s: 1_700_000_000, net_mac: Some(MAC) };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
-        Driver { board: Board::new(&config), mem, next_avail: [0; 2], seen_used: [0; 2] }
+        Driver {
+            board: Board::new(&config),
+            mem,
+            base: VIRTIO_NET_MMIO_BASE,
+            next_avail: [0; 2],
+            seen_used: [0; 2],
+        }
     }
 
     /// A driver whose card is up, with `features`.
@@ -62,12 +70,12 @@ impl Driver {
 
     pub fn read(&mut self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.board.mmio_read(&self.mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
+        self.board.mmio_read(&self.mem, self.base + offset, &mut data);
         u32::from_le_bytes(data)
     }
 
     pub fn write(&mut self, offset: u64, value: u32) {
-        self.board.mmio_write(&self.mem, VIRTIO_NET_MMIO_BASE + offset, &value.to_le_bytes());
+        self.board.mmio_write(&self.mem, self.base + offset, &value.to_le_bytes());
     }
 
     pub fn negotiate(&mut self, features: u64) {

@@ -47,6 +47,7 @@ impl Machine {
             .arg(kernel)
             .arg("-initrd")
             .arg(initramfs)
+            .args(["-device", "virtio-rng-device"])
             .args(["-append", &format!("{COMMAND_LINE} {parameters}")])
             .args(network)
             .stdin(Stdio::piped())

@@ -12,7 +12,6 @@ pub mod httpd;
 pub mod options;
 pub mod param;
 mod rdtsc;
-pub mod seed;
 pub mod selfcheck;
 pub mod serve;
 pub mod stream;
@@ -57,7 +56,6 @@ pub const APPLETS: &[Applet] = &[
         usage: "[COUNT]   read the time stamp counter COUNT times, check that it only grows",
         run: rdtsc::main,
     },
-    Applet { name: "seed", usage: "  make the kernel's entropy pool ready", run: seed::main },
     Applet {
         name: "selfcheck",
         usage: "[ROUNDS]   varied work, checked; prints `SELFCHECK ok HASH …`",

@@ -53,7 +53,9 @@ impl Guest {
     pub fn apply(&mut self, input: &Input) {
         self.state = match input {
             Input::Time { now_ns } => mix(self.state, *now_ns),
-            Input::NetRx { frame: bytes } | Input::ConsoleRx { bytes } => {
+            Input::NetRx { frame: bytes }
+            | Input::ConsoleRx { bytes }
+            | Input::Entropy { bytes } => {
                 bytes.iter().fold(self.state, |state, byte| mix(state, u64::from(*byte) + 1))
             }
         };

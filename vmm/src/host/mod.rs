@@ -1,7 +1,8 @@
-//! The host's side of the guest's world: clock, tap, console, signals, and the one thread that waits for them.
+//! The host's side of the guest's world: clock, entropy, tap, console, signals, and the one thread that waits for them.
 
 pub mod clock;
 mod console;
+pub mod entropy;
 mod events;
 mod outputs;
 mod tap;

@@ -14,6 +14,7 @@ use nix::sys::timerfd::{Expiration, TimerFd};
 
 use super::InputError;
 use crate::host::clock::HostClock;
+use crate::host::entropy::host_random_bytes;
 use crate::kvm::Kicker;
 use crate::run_loop::{InputSource, Situation, Step, StopCause};
 
@@ -21,6 +22,8 @@ use crate::run_loop::{InputSource, Situation, Step, StopCause};
 const FRAMES_MAX: usize = 1024;
 /// Typed bytes kept for a guest that does not take them.
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
+/// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
+const ENTROPY_BYTES_MAX: u64 = 256;
 
 /// Guest time as a function of host time: `host + offset`.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +153,7 @@ pub struct LiveInputs {
     clock: GuestClock,
     last_ns: u64,
     sampled_at: Option<Ordinal>,
+    entropy_at: Option<Ordinal>,
     alarm: Alarm,
 }
 
@@ -188,7 +192,7 @@ impl LiveInputs {
     /// Live inputs for a guest that has seen guest time up to `last_ns`. The alarm is
     /// used while the run is unrecorded ([`LiveQueue::set_unrecorded`]).
     pub fn new(queue: Arc<LiveQueue>, clock: GuestClock, last_ns: u64, alarm: Alarm) -> Self {
-        Self { queue, clock, last_ns, sampled_at: None, alarm }
+        Self { queue, clock, last_ns, sampled_at: None, entropy_at: None, alarm }
     }
 
     /// Goes on with another clock, after the guest has seen guest time up to `last_ns`.
@@ -221,6 +225,16 @@ impl InputSource for LiveInputs {
             if wants_sample || (due && now_ns > self.last_ns) {
                 self.sampled_at = situation.at;
                 return Ok(self.sample(now_ns));
+            }
+            if situation.entropy_wanted_bytes > 0
+                && situation.at.is_some()
+                && self.entropy_at != situation.at
+            {
+                self.entropy_at = situation.at;
+                let bytes =
+                    host_random_bytes(ENTROPY_BYTES_MAX.min(situation.entropy_wanted_bytes))
+                        .map_err(|source| InputError::Entropy { source })?;
+                return Ok(Step::Apply(Input::Entropy { bytes }));
             }
             if situation.takes_frames
                 && let Some(frame) = waiting.frames.pop_front()

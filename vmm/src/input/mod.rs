@@ -42,6 +42,12 @@ pub enum InputError {
         /// The cause.
         source: ftvmm_replication::CursorError,
     },
+    /// The host gives no random bytes.
+    #[error("the host gives no random bytes: {source}")]
+    Entropy {
+        /// The cause.
+        source: getrandom::Error,
+    },
     /// The network card's host side failed.
     #[error("the tap cannot be written: {source}")]
     Tap {
