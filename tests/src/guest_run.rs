@@ -84,6 +84,8 @@ pub struct Report {
     pub outputs: u64,
     /// Bytes of log written or read.
     pub log_bytes: u64,
+    /// Stops that were forced on a computing guest and logged with its state.
+    pub slices: u64,
     /// Digest of the whole guest.
     pub state_digest: Option<String>,
 }

@@ -14,3 +14,4 @@ pub mod packages;
 pub mod pair;
 pub mod progress;
 pub mod replayed;
+pub mod stress;

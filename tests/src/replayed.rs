@@ -30,38 +30,43 @@ impl Replayed {
 
     /// What differs between the two; `None` when nothing does.
     pub fn difference(&self) -> Option<String> {
-        for (what, half) in [("recorded", &self.recorded), ("replayed", &self.replayed)] {
-            if !half.ended.success() {
-                let said = half.errors.trim_end();
-                return Some(format!("the {what} run ended with {:?}: {said}", half.ended));
-            }
-        }
-        let [recorded, replayed] = [&self.recorded.report, &self.replayed.report];
-        let (Some(recorded), Some(replayed)) = (recorded, replayed) else {
-            return Some("a report is missing".to_owned());
-        };
-        if recorded.state_digest.is_none() {
-            return Some("the recording ended between two exits".to_owned());
-        }
-        let facts = |r: &Report| {
-            [
-                ("state digest", r.state_digest.clone().unwrap_or_default()),
-                ("exits", r.exits.to_string()),
-                ("inputs", r.inputs.to_string()),
-                ("outputs", r.outputs.to_string()),
-            ]
-        };
-        let mut differences: Vec<String> = facts(recorded)
-            .into_iter()
-            .zip(facts(replayed))
-            .filter(|(recorded, replayed)| recorded != replayed)
-            .map(|((what, a), (_, b))| format!("{what}: recorded {a}, replayed {b}"))
-            .collect();
-        if self.recorded.console != self.replayed.console {
-            differences.push("console output".to_owned());
-        }
-        (!differences.is_empty()).then(|| differences.join("; "))
+        difference(&self.recorded, &self.replayed)
     }
+}
+
+/// What differs between a recorded run and a replay; `None` when nothing does.
+pub fn difference(recorded: &Finished, replayed: &Finished) -> Option<String> {
+    for (what, half) in [("recorded", recorded), ("replayed", replayed)] {
+        if !half.ended.success() {
+            let said = half.errors.trim_end();
+            return Some(format!("the {what} run ended with {:?}: {said}", half.ended));
+        }
+    }
+    let same_console = recorded.console == replayed.console;
+    let (Some(recorded), Some(replayed)) = (&recorded.report, &replayed.report) else {
+        return Some("a report is missing".to_owned());
+    };
+    if recorded.state_digest.is_none() {
+        return Some("the recording ended between two exits".to_owned());
+    }
+    let facts = |r: &Report| {
+        [
+            ("state digest", r.state_digest.clone().unwrap_or_default()),
+            ("exits", r.exits.to_string()),
+            ("inputs", r.inputs.to_string()),
+            ("outputs", r.outputs.to_string()),
+        ]
+    };
+    let mut differences: Vec<String> = facts(recorded)
+        .into_iter()
+        .zip(facts(replayed))
+        .filter(|(recorded, replayed)| recorded != replayed)
+        .map(|((what, a), (_, b))| format!("{what}: recorded {a}, replayed {b}"))
+        .collect();
+    if !same_console {
+        differences.push("console output".to_owned());
+    }
+    (!differences.is_empty()).then(|| differences.join("; "))
 }
 
 impl fmt::Display for Replayed {

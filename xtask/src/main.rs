@@ -9,6 +9,7 @@ mod demo;
 mod guest;
 mod hosts;
 mod lab;
+mod stress;
 mod test;
 
 use std::error::Error;
@@ -33,6 +34,8 @@ enum Task {
     Lab(lab::LabArguments),
     /// Make the guest images: kernels and initramfs
     Guest(guest::GuestArguments),
+    /// Record and replay random guests, which must come out equal
+    Stress(stress::StressArguments),
     /// Run all checks and tests
     Test(test::TestArguments),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Stress(arguments) => stress::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,0 +1,208 @@
+//! Many cases, one after the other; what failed is minimised and kept.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::bare::Features;
+use super::minimise::minimise;
+use super::trial::{self, Trial};
+use super::{Case, Kind};
+use crate::clock;
+use crate::guest_run::{GuestLab, GuestRunError, Report};
+
+/// How often fewer parts are tried before they count as sound: a failure may be random.
+const ATTEMPTS: usize = 3;
+
+/// Why a session cannot go on. A case that came out different is no error.
+#[derive(Debug, thiserror::Error)]
+pub enum StressError {
+    /// The lab failed.
+    #[error(transparent)]
+    Guest(#[from] GuestRunError),
+    /// The script of a case did not run on the host.
+    #[error("the host could not run a case: {said}")]
+    Script {
+        /// What it said.
+        said: String,
+    },
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An instruction of a bare guest cannot be encoded.
+    #[error("a bare guest cannot be assembled: {0}")]
+    Assembly(#[from] iced_x86::IcedError),
+}
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Decides all cases.
+    pub seed: u64,
+    /// Number of the first case.
+    pub first: u64,
+    /// How many cases; 0 for no end.
+    pub cases: u64,
+    /// Only cases of this kind.
+    pub only: Option<Kind>,
+    /// What may come up.
+    pub features: Features,
+    /// Only these parts of each case.
+    pub parts: Option<Vec<usize>>,
+    /// More arguments for the recorded run, such as a fault.
+    pub more: Vec<String>,
+    /// Where failed cases are kept.
+    pub kept: PathBuf,
+}
+
+/// How a session went.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Cases run.
+    pub cases: u64,
+    /// Cases in which all three runs were equal.
+    pub equal: u64,
+    /// Exits of all recordings.
+    pub exits: u64,
+    /// Inputs of all recordings.
+    pub inputs: u64,
+    /// Slices of all recordings.
+    pub slices: u64,
+    /// All it took.
+    pub took: Duration,
+    /// A folder for each failed case.
+    pub failed: Vec<PathBuf>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cases, equal, exits, inputs, slices, took, failed } = self;
+        write!(
+            f,
+            "{equal} of {cases} cases equal in {:.0} s; {exits} exits, {inputs} inputs, {slices} slices",
+            took.as_secs_f32()
+        )?;
+        failed.iter().try_for_each(|folder| write!(f, "\n  failed: {}", folder.display()))
+    }
+}
+
+/// Runs the cases; `say` gets a line for each.
+///
+/// # Errors
+/// When the lab or this program fails; a guest that comes out different is part of the summary.
+pub fn run(
+    site: &GuestLab,
+    settings: &Settings,
+    mut say: impl FnMut(&str),
+) -> Result<Summary, StressError> {
+    let began = clock::now();
+    let mut summary = Summary::default();
+    let numbers = (settings.first..).take(match settings.cases {
+        0 => usize::MAX,
+        cases => cases as usize,
+    });
+    for number in numbers {
+        let case = Case::random(settings.seed, number, settings.only, settings.features);
+        let kept = settings.parts.clone().unwrap_or_else(|| case.all());
+        let name = format!("case-{number}");
+        let started = clock::now();
+        let trial = Trial::run(site, &case, &kept, &name, &settings.more)?;
+        let what = format!("{name}: {:?}, {} parts", case.kind(), kept.len());
+        let seconds = started.elapsed().as_secs_f32();
+        summary.cases += 1;
+        if let Some(Report { exits, inputs, slices, .. }) = &trial.recorded.report {
+            summary.exits += exits;
+            summary.inputs += inputs;
+            summary.slices += slices;
+            say(&format!(
+                "{what}, {exits} exits, {inputs} inputs, {slices} slices, {seconds:.1} s"
+            ));
+        } else {
+            say(&format!("{what}, no report, {seconds:.1} s"));
+        }
+        match trial.difference() {
+            None => summary.equal += 1,
+            Some(difference) => {
+                say(&format!("{name} DIFFERS: {difference}"));
+                summary.failed.push(examine(site, settings, &case, kept, &difference, &mut say)?);
+            }
+        }
+        remove(site, &name)?;
+        summary.took = began.elapsed();
+    }
+    Ok(summary)
+}
+
+/// Minimises a failed case and keeps it; returns its folder.
+fn examine(
+    site: &GuestLab,
+    settings: &Settings,
+    case: &Case,
+    kept: Vec<usize>,
+    difference: &str,
+    say: &mut impl FnMut(&str),
+) -> Result<PathBuf, StressError> {
+    let name = format!("case-{}", case.number);
+    let folder = settings.kept.join(&name);
+    keep(site, &folder, &name)?;
+    let small = format!("{name}-min");
+    let mut last = difference.to_owned();
+    let fewest = minimise(kept, |fewer| {
+        for _ in 0..ATTEMPTS {
+            remove(site, &small)?;
+            let trial = Trial::run(site, case, fewer, &small, &settings.more)?;
+            if let Some(difference) = trial.difference() {
+                last = difference;
+                keep(site, &folder.join("minimised"), &small)?;
+                return Ok(true);
+            }
+        }
+        Ok::<_, StressError>(false)
+    })?;
+    let again = command(settings, case, &fewest);
+    let names = case.parts();
+    let parts: Vec<String> = fewest.iter().map(|&part| format!("{part} {}", names[part])).collect();
+    let text = format!("{difference}\n\nminimised to: {}\n{last}\n\n{again}\n", parts.join(", "));
+    let path = folder.join("README");
+    fs::write(&path, &text).map_err(|source| StressError::Io { path, source })?;
+    say(&format!("{name} kept in {}\n{}", folder.display(), text.trim_end()));
+    Ok(folder)
+}
+
+/// What runs a case, or some parts of it, again.
+fn command(settings: &Settings, case: &Case, parts: &[usize]) -> String {
+    let mut words = format!("cargo xtask stress --seed {} --case {}", settings.seed, case.number);
+    match settings.only {
+        Some(Kind::Bare) => words += " --only bare",
+        Some(Kind::Linux) => words += " --only linux",
+        None => {}
+    }
+    if !settings.features.user_rdtsc {
+        words += " --no-user-rdtsc";
+    }
+    if !parts.is_empty() {
+        let list: Vec<String> = parts.iter().map(ToString::to_string).collect();
+        words += &format!(" --parts {}", list.join(","));
+    }
+    if let [option, value] = &settings.more[..] {
+        words += &format!(" {option} {value}");
+    }
+    words
+}
+
+fn keep(site: &GuestLab, folder: &std::path::Path, name: &str) -> Result<(), StressError> {
+    let path = folder.to_owned();
+    trial::keep(site, folder, name).map_err(|source| StressError::Io { path, source })
+}
+
+fn remove(site: &GuestLab, name: &str) -> Result<(), StressError> {
+    let path = site.lab.share().to_owned();
+    let gone = || trial::files(site, name)?.iter().try_for_each(fs::remove_file);
+    gone().map_err(|source| StressError::Io { path, source })
+}

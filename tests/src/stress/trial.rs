@@ -1,0 +1,168 @@
+//! One guest on a lab host: recorded, then replayed twice, by one script.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::{Case, Plan, StressError};
+use crate::guest_run::{Finished, GUEST_ADDRESS, GuestLab, GuestRunError, TAP, cmdline};
+use crate::lab::Ended;
+use crate::replayed::difference;
+
+/// Memory of a bare guest, the least `ftvmm` takes.
+const BARE_MIB: &str = "32";
+const LINUX_MIB: &str = "96";
+/// A run that has not ended by itself is asked to, and later made to.
+const RUN_SECONDS_MAX: u32 = 120;
+
+/// What the host runs; all in one because each command from outside costs more than a bare guest. `$1` is the name of
+/// the case, `$2` the pause between typed characters in microseconds, `$3` whom to ping; the rest is the recorded run.
+const SCRIPT: &str = r#"
+cd "$SHARE" || exit 1
+name=$1; pause=$2; address=$3; shift 3
+run() {
+    out=$1; shift
+    busybox timeout -k 5 "$LIMIT" "$@" --report "$out.json" >"$out.console" 2>"$out.errors"
+    echo $? >"$out.status"
+}
+keys() {
+    i=0
+    while [ $i -lt 60 ]; do
+        busybox usleep "$pause"; printf "k%s" "$i" || return
+        i=$((i + 1))
+    done 2>/dev/null
+}
+pinging=
+if [ "$address" ]; then
+    busybox ping -i 0.2 "$address" >/dev/null 2>&1 & pinging=$!
+fi
+if [ "$pause" = 0 ]; then
+    run "$name-recorded" "$@" --record "$name.log" </dev/null
+else
+    keys | run "$name-recorded" "$@" --record "$name.log"
+fi
+[ -z "$pinging" ] || kill "$pinging"
+for again in first second; do
+    run "$name-$again" ftvmm replay "$name.log" </dev/null
+done
+"#;
+
+/// A recording and its two replays.
+#[derive(Debug)]
+pub struct Trial {
+    /// The run that wrote the log.
+    pub recorded: Finished,
+    /// The runs that read it.
+    pub replayed: [Finished; 2],
+}
+
+impl Trial {
+    /// Records the parts `kept` of `case` and replays them, as `name` in the shared folder. `more` is given to the
+    /// recorded run.
+    ///
+    /// # Errors
+    /// What the lab or the file system said; a guest that failed is no error.
+    pub fn run(
+        site: &GuestLab,
+        case: &Case,
+        kept: &[usize],
+        name: &str,
+        more: &[String],
+    ) -> Result<Self, StressError> {
+        let (command, pause_us, pinged) = prepare(site, case, kept, name)?;
+        let share = site.inside("");
+        let script = format!("SHARE={share} LIMIT={RUN_SECONDS_MAX}\n{SCRIPT}");
+        let address = if pinged { GUEST_ADDRESS } else { "" };
+        let pause = pause_us.to_string();
+        let words = ["busybox", "sh", "-c", &script, "sh", name, &pause, address];
+        let words = words.into_iter().map(str::to_owned).chain(command).chain(more.iter().cloned());
+        let said = site.lab.host(0).run(&words.collect::<Vec<_>>()).map_err(GuestRunError::from)?;
+        if !said.ended.success() {
+            let said = String::from_utf8_lossy(&said.stderr).into_owned();
+            return Err(StressError::Script { said });
+        }
+        let read = |which: &str| finished(site, &format!("{name}-{which}"));
+        Ok(Self { recorded: read("recorded")?, replayed: [read("first")?, read("second")?] })
+    }
+
+    /// What differs; `None` when all three runs are equal and the guest came to its own end.
+    pub fn difference(&self) -> Option<String> {
+        let end = self.recorded.report.as_ref().and_then(|report| report.end.as_deref());
+        if self.recorded.ended.success() && end != Some("guest_power_off") {
+            return Some(format!("the guest did not switch itself off: {end:?}"));
+        }
+        let both = ["first", "second"].into_iter().zip(&self.replayed);
+        let found = both.filter_map(|(which, replayed)| {
+            difference(&self.recorded, replayed).map(|what| format!("{which} replay: {what}"))
+        });
+        let found: Vec<String> = found.collect();
+        (!found.is_empty()).then(|| found.join("\n"))
+    }
+}
+
+/// Files whose names begin with that of the case, in the shared folder.
+pub fn files(site: &GuestLab, name: &str) -> io::Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(site.lab.share())? {
+        let path = entry?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let rest = file.strip_prefix(name);
+        if rest.is_some_and(|rest| rest.starts_with(['-', '.'])) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn prepare(
+    site: &GuestLab,
+    case: &Case,
+    kept: &[usize],
+    name: &str,
+) -> Result<(Vec<String>, u32, bool), StressError> {
+    Ok(match &case.plan {
+        Plan::Bare { guest, typing_pause_us } => {
+            let file = format!("{name}.elf");
+            site.write(&file, &guest.image(kept)?)?;
+            let words = ["ftvmm", "--kernel", &site.inside(&file), "--mem", BARE_MIB];
+            (words.map(str::to_owned).to_vec(), *typing_pause_us, false)
+        }
+        Plan::Linux(guest) => {
+            let line = cmdline(&guest.script(kept));
+            let tap = format!("tap={TAP}");
+            let net = ["--net", tap.as_str()];
+            let fixed = ["--cmdline", &line, "--mem", LINUX_MIB];
+            let net = if guest.pinged { &net[..] } else { &[] };
+            (site.boot(&[&fixed, net].concat()), 0, guest.pinged)
+        }
+    })
+}
+
+fn finished(site: &GuestLab, out: &str) -> Result<Finished, StressError> {
+    let read = |kind: &str| {
+        let path = site.outside(format!("{out}.{kind}"));
+        fs::read(&path).map_err(|source| StressError::Io { path, source })
+    };
+    let text =
+        |kind: &str| Ok::<_, StressError>(String::from_utf8_lossy(&read(kind)?).into_owned());
+    let status = text("status")?.trim().parse().unwrap_or(i32::MAX);
+    Ok(Finished {
+        ended: Ended::Status(status),
+        console: read("console")?,
+        errors: text("errors")?,
+        // A run that failed leaves none.
+        report: read("json").ok().and_then(|text| serde_json::from_slice(&text).ok()),
+    })
+}
+
+/// Copies what a case left, and the images it needs, into `folder`.
+///
+/// # Errors
+/// What the file system said.
+pub fn keep(site: &GuestLab, folder: &Path, name: &str) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    for path in files(site, name)? {
+        fs::copy(&path, folder.join(path.file_name().unwrap_or_default()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask stress`: random guests, each recorded and replayed twice.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use ftvmm_tests::clock;
+use ftvmm_tests::guest_run::GuestLab;
+use ftvmm_tests::progress::Step;
+use ftvmm_tests::stress::bare::Features;
+use ftvmm_tests::stress::{Kind, Settings, run as run_cases};
+
+use crate::{cargo, guest};
+
+/// Arguments of `cargo xtask stress`.
+#[derive(clap::Args)]
+pub struct StressArguments {
+    /// How many cases; 0 goes on until it is stopped
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    cases: u64,
+    /// Decides every case [default: drawn, and printed]
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Run this case of the seed again, and no other
+    #[arg(long, value_name = "K", requires = "seed")]
+    case: Option<u64>,
+    /// Only cases of this kind
+    #[arg(long, value_name = "KIND")]
+    only: Option<OnlyKind>,
+    /// Only these parts of the case
+    #[arg(long, value_name = "P,…", value_delimiter = ',', requires = "case")]
+    parts: Option<Vec<usize>>,
+    /// Leave RDTSC in ring 3 out
+    #[arg(long)]
+    no_user_rdtsc: bool,
+    /// Flip a bit of the recorded guest, as `ftvmm --inject-fault` takes it: every case must differ
+    #[arg(long, value_name = "FAULT")]
+    inject_fault: Option<String>,
+    /// Folder for logs and failed cases [default: out/stress/<time>]
+    #[arg(long, value_name = "D")]
+    log_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OnlyKind {
+    Bare,
+    Linux,
+}
+
+/// Runs the cases; fails when one of them did.
+pub fn run(arguments: &StressArguments) -> Result<ExitCode, Box<dyn Error>> {
+    guest::ensure()?;
+    cargo::build("ftvmm-tests", "lab-agent")?;
+    cargo::build("ftvmm", "ftvmm")?;
+    let now = clock::since_epoch();
+    let folder = arguments
+        .log_dir
+        .clone()
+        .unwrap_or_else(|| format!("out/stress/{}-{}", now.as_secs(), std::process::id()).into());
+    let fault = arguments.inject_fault.iter();
+    let settings = Settings {
+        seed: arguments.seed.unwrap_or(now.as_millis() as u64),
+        first: arguments.case.unwrap_or(0),
+        cases: arguments.case.map_or(arguments.cases, |_| 1),
+        only: arguments.only.map(|only| match only {
+            OnlyKind::Bare => Kind::Bare,
+            OnlyKind::Linux => Kind::Linux,
+        }),
+        features: Features { kernel_rdtsc: true, user_rdtsc: !arguments.no_user_rdtsc },
+        parts: arguments.parts.clone(),
+        more: fault.flat_map(|fault| ["--inject-fault".to_owned(), fault.clone()]).collect(),
+        kept: folder.join("failed"),
+    };
+    println!("stress: --seed {}", settings.seed);
+    let step = Step::start("starting a host");
+    let site = GuestLab::start(&folder.join("lab"), 1)?;
+    drop(step);
+    let summary = run_cases(&site, &settings, |line| println!("{line}"))?;
+    println!("stress: --seed {}: {summary}", settings.seed);
+    Ok(ExitCode::from(u8::from(summary.equal < summary.cases)))
+}
