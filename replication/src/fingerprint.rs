@@ -12,7 +12,7 @@ use crate::record::Hex;
 
 /// Version of the wire protocol and of the meaning of log records: raised whenever either side
 /// would compute something else from the same inputs (a device model changes, a message changes).
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The facts execution depends on besides the logged inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,10 +31,31 @@ pub struct Fingerprint {
     pub cpu_template: String,
     /// Digest of everything the template sets: CPUID, MSR list, control registers.
     pub cpu_template_sha256: [u8; 32],
+    /// What user mode's RDTSC and RDTSCP do.
+    pub tsc: TscMode,
     /// Guest memory.
     pub memory_mib: u32,
     /// MAC address of the guest's network card, if it has one.
     pub net_mac: Option<[u8; 6]>,
+}
+
+/// What RDTSC and RDTSCP do in the guest's user mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TscMode {
+    /// They read guest time in nanoseconds.
+    #[default]
+    Trap,
+    /// They fault.
+    Hide,
+}
+
+impl fmt::Display for TscMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Trap => "trap",
+            Self::Hide => "hide",
+        })
+    }
 }
 
 /// A fact of the [`Fingerprint`].
@@ -52,6 +73,8 @@ pub enum Fact {
     CommandLine,
     /// [`Fingerprint::cpu_template`] and [`Fingerprint::cpu_template_sha256`].
     CpuTemplate,
+    /// [`Fingerprint::tsc`].
+    Tsc,
     /// [`Fingerprint::memory_mib`].
     MemorySize,
     /// [`Fingerprint::net_mac`].
@@ -67,6 +90,7 @@ impl fmt::Display for Fact {
             Self::Disk => "disk",
             Self::CommandLine => "command line",
             Self::CpuTemplate => "CPU template",
+            Self::Tsc => "time stamp counter in user mode",
             Self::MemorySize => "memory size",
             Self::NetMac => "network card",
         })
@@ -100,7 +124,7 @@ impl fmt::Display for Difference {
 
 impl Fingerprint {
     /// The facts in the order they are compared: the ones that explain the others come first.
-    fn facts(&self) -> [(Fact, String); 8] {
+    fn facts(&self) -> [(Fact, String); 9] {
         let sha256 = |digest: &[u8; 32]| format!("sha256 {}", Hex(digest));
         let file = |digest: &Option<[u8; 32]>| digest.as_ref().map_or("absent".into(), sha256);
         let mac = |mac: &[u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -112,6 +136,7 @@ impl Fingerprint {
             (Fact::Disk, file(&self.disk_sha256)),
             (Fact::CommandLine, format!("{:?}", self.cmdline)),
             (Fact::CpuTemplate, template),
+            (Fact::Tsc, self.tsc.to_string()),
             (Fact::MemorySize, format!("{} MiB", self.memory_mib)),
             (Fact::NetMac, self.net_mac.as_ref().map_or("absent".into(), mac)),
         ]
@@ -141,6 +166,7 @@ pub(crate) mod tests {
             cmdline: "console=ttyS0".into(),
             cpu_template: "x86-64-v1".into(),
             cpu_template_sha256: [0x33; 32],
+            tsc: TscMode::Trap,
             memory_mib: 128,
             net_mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
         }
@@ -157,6 +183,7 @@ pub(crate) mod tests {
             (Fact::CommandLine, Fingerprint { cmdline: "quiet".into(), ..base.clone() }),
             (Fact::CpuTemplate, Fingerprint { cpu_template: "epyc".into(), ..base.clone() }),
             (Fact::CpuTemplate, Fingerprint { cpu_template_sha256: [0; 32], ..base.clone() }),
+            (Fact::Tsc, Fingerprint { tsc: TscMode::Hide, ..base.clone() }),
             (Fact::MemorySize, Fingerprint { memory_mib: 64, ..base.clone() }),
             (Fact::NetMac, Fingerprint { net_mac: None, ..base }),
         ]

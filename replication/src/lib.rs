@@ -32,7 +32,7 @@ pub mod witness;
 
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
-pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION};
+pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION, TscMode};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};

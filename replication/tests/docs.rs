@@ -7,7 +7,7 @@ use ftvmm_devices::Input;
 use ftvmm_replication::session::decision::DECISIONS;
 use ftvmm_replication::{
     Check, End, EndReason, Event, Fingerprint, Group, GroupEncoder, LogHeader, LogReader,
-    LogWriter, Message, Ordinal, Record, Tail, decode_group,
+    LogWriter, Message, Ordinal, Record, Tail, TscMode, decode_group,
 };
 
 const GOLDEN: &[u8] = include_bytes!("golden/log-v1.bin");
@@ -88,6 +88,7 @@ fn header() -> LogHeader {
             cmdline: "console=ttyS0".into(),
             cpu_template: "x86-64-v1".into(),
             cpu_template_sha256: [0x33; 32],
+            tsc: TscMode::Trap,
             memory_mib: 128,
             net_mac: Some([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]),
         },

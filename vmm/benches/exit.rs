@@ -16,7 +16,7 @@ use ftvmm::exit_chain::ExitChain;
 use ftvmm::input::{FileLog, LogSink};
 use ftvmm_devices::{Input, Output, VIRTIO_NET_MMIO_BASE};
 use ftvmm_replication::{
-    Event, Fingerprint, LogHeader, LogWriter, Ordinal, PROTOCOL_VERSION, Record,
+    Event, Fingerprint, LogHeader, LogWriter, Ordinal, PROTOCOL_VERSION, Record, TscMode,
 };
 
 use common::{Driver, FEATURES, QUEUE_SIZE, RX, TX, buffer};
@@ -52,6 +52,7 @@ impl Bench {
                 cmdline: String::new(),
                 cpu_template: String::new(),
                 cpu_template_sha256: [0; 32],
+                tsc: TscMode::Trap,
                 memory_mib: 128,
                 net_mac: None,
             },

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ftvmm_devices::{Board, BoardConfig, kernel_command_line};
-use ftvmm_replication::{Fingerprint, LogHeader, PROTOCOL_VERSION};
+use ftvmm_replication::{Fingerprint, LogHeader, PROTOCOL_VERSION, TscMode};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -12,6 +12,7 @@ use crate::boot::{BootError, BootPlan, ImageError, KernelImage, prepare};
 use crate::cpu_template::{self, CpuTemplate, TemplateError};
 use crate::kvm::{KvmError, Memory, Vcpu, Vm};
 use crate::machine::Machine;
+use crate::tsc::{KernelCode, TscTrap};
 
 /// Kernel parameters every guest of ours needs: no ACPI and no APIC (neither is there), no delay-loop
 /// calibration (it would wait for a timer without making exits), reset through the keyboard controller and
@@ -39,6 +40,8 @@ pub struct GuestConfig {
     pub memory_mib: u32,
     /// The network card's MAC address, if there is one.
     pub net_mac: Option<[u8; 6]>,
+    /// What user mode's RDTSC does.
+    pub tsc: TscMode,
     /// Unix time of power-on in seconds.
     pub rtc_epoch_s: u64,
 }
@@ -93,8 +96,7 @@ pub struct Guest {
     memory: Arc<Memory>,
     /// What two hosts, or a recording and its replay, must agree on.
     pub fingerprint: Fingerprint,
-    /// Kernel RDTSC and RDTSCP instructions turned into port reads.
-    pub rdtsc_sites: usize,
+    code: KernelCode,
 }
 
 impl Guest {
@@ -103,7 +105,7 @@ impl Guest {
     /// # Errors
     /// Says which file or which part of the host does not do.
     pub fn assemble(config: &GuestConfig) -> Result<Self, GuestError> {
-        let GuestConfig { kernel, initramfs, cmdline, memory_mib, net_mac, .. } = config;
+        let GuestConfig { kernel, initramfs, cmdline, memory_mib, net_mac, tsc, .. } = config;
         if !MEMORY_MIB.contains(memory_mib) {
             return Err(GuestError::MemorySize { got: *memory_mib });
         }
@@ -126,13 +128,14 @@ impl Guest {
             cmdline: cmdline.clone(),
             cpu_template: cpu_template::NAME.into(),
             cpu_template_sha256: template.digest(),
+            tsc: *tsc,
             memory_mib: *memory_mib,
             net_mac: *net_mac,
         };
         let plan = BootPlan { kernel: image, initramfs: initramfs_file.as_deref(), cmdline };
         let loaded = prepare(plan, vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
-        Ok(Self { vcpu, memory, fingerprint, rdtsc_sites: loaded.rdtsc_sites })
+        Ok(Self { vcpu, memory, fingerprint, code: loaded.code })
     }
 
     /// Switches the guest on, at the time of day the configuration says.
@@ -141,7 +144,8 @@ impl Guest {
         for (port, value) in FIRMWARE_WRITES {
             board.pio_write(port, &[value]);
         }
-        Machine::new(self.vcpu, self.memory, board)
+        let tsc = TscTrap::new(self.fingerprint.tsc, self.code);
+        Machine::new(self.vcpu, self.memory, board, tsc)
     }
 }
 

@@ -16,3 +16,4 @@ pub mod machine;
 pub mod peer;
 pub mod report;
 pub mod run_loop;
+pub mod tsc;

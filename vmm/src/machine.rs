@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::boot::{RDTSC_PORT, RDTSCP_PORT};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
 use crate::run_loop::{Situation, StopCause};
+use crate::tsc::TscTrap;
 
 /// Bytes of memory hashed at a time.
 const DIGEST_CHUNK_BYTES: usize = 1 << 20;
@@ -23,6 +23,7 @@ pub struct Machine {
     vcpu: Vcpu,
     memory: Arc<Memory>,
     board: Board,
+    tsc: TscTrap,
     chain: ExitChain,
     inputs: u64,
     fault: Option<Fault>,
@@ -30,8 +31,8 @@ pub struct Machine {
 
 impl Machine {
     /// Puts a machine together from a vCPU that stands at the kernel's entry.
-    pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board) -> Self {
-        Self { vcpu, memory, board, chain: ExitChain::default(), inputs: 0, fault: None }
+    pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board, tsc: TscTrap) -> Self {
+        Self { vcpu, memory, board, tsc, chain: ExitChain::default(), inputs: 0, fault: None }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
@@ -52,6 +53,11 @@ impl Machine {
     /// The devices.
     pub fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// The traps of the time stamp counter.
+    pub fn tsc(&self) -> &TscTrap {
+        &self.tsc
     }
 
     /// Lets the guest run until it stops. An unrecorded run also stops where a pending interrupt could be
@@ -92,13 +98,16 @@ impl Machine {
         if let Some(fault) = self.fault.take_if(|fault| fault.at == at) {
             fault.inject(&self.vcpu, &self.memory)?;
         }
+        if exit.is_synchronous() {
+            let now_ns = self.board.now_ns();
+            if let Some(trap) = self.tsc.at_exit(at, exit, now_ns, &mut self.vcpu, &self.memory)? {
+                self.chain.link(at, trap.port.into(), &trap.data.to_le_bytes());
+                return Ok(None);
+            }
+        }
         match exit {
             Exit::Pio { port, direction, size_bytes, .. } => {
-                match (port, direction, size_bytes) {
-                    (RDTSC_PORT, Direction::Read, 4) => self.read_tsc(false)?,
-                    (RDTSCP_PORT, Direction::Read, 4) => self.read_tsc(true)?,
-                    _ => self.access_ports(port, direction, size_bytes),
-                }
+                self.access_ports(port, direction, size_bytes);
                 self.chain.link(at, port.into(), self.vcpu.pio_data());
             }
             Exit::Mmio { addr, direction, .. } => {
@@ -160,7 +169,8 @@ impl Machine {
             hash.update(bytes);
         }
         hash.update(memory_digest(&self.memory));
-        hash.update(board_bytes(&self.board));
+        hash.update(state_bytes(&self.board.save()));
+        hash.update(state_bytes(&self.tsc.save()));
         Ok(hash.finalize().into())
     }
 
@@ -172,32 +182,18 @@ impl Machine {
             }
         }
     }
-
-    /// The kernel's RDTSC: guest time in nanoseconds, in EDX:EAX; RDTSCP also clears ECX (TSC_AUX).
-    fn read_tsc(&mut self, with_aux: bool) -> Result<(), KvmError> {
-        let tsc = self.board.now_ns();
-        self.vcpu.pio_data().copy_from_slice(&(tsc as u32).to_le_bytes());
-        let mut regs = self.vcpu.regs()?;
-        regs.rdx = tsc >> 32;
-        if with_aux {
-            regs.rcx = 0;
-        }
-        self.vcpu.set_regs(&regs)
-    }
 }
 
 fn reads_clock(exit: Exit) -> bool {
     match exit {
-        Exit::Pio { port: RDTSC_PORT | RDTSCP_PORT, .. } => true,
-        Exit::Pio { port, .. } => Board::reads_clock(port),
+        Exit::Pio { port, .. } => TscTrap::reads_clock(exit) || Board::reads_clock(port),
         _ => false,
     }
 }
 
-#[expect(clippy::expect_used, reason = "a board's state is plain data that postcard can hold")]
-fn board_bytes(board: &Board) -> Vec<u8> {
-    postcard::to_stdvec(&board.save())
-        .expect("a board's state is plain data that postcard can hold")
+#[expect(clippy::expect_used, reason = "a part's state is plain data that postcard can hold")]
+fn state_bytes(state: &impl serde::Serialize) -> Vec<u8> {
+    postcard::to_stdvec(state).expect("a part's state is plain data that postcard can hold")
 }
 
 fn memory_digest(memory: &Memory) -> [u8; 16] {

@@ -34,6 +34,13 @@ pub struct Report {
     pub state_digest: Option<String>,
     /// Kernel RDTSC and RDTSCP instructions that were turned into port reads.
     pub rdtsc_sites: usize,
+    /// Such instructions, and moves from and to CR4, found while the guest ran: they may have been executed
+    /// before.
+    pub rdtsc_late_sites: usize,
+    /// RDTSC and RDTSCP answered in user mode.
+    pub rdtsc_user_reads: u64,
+    /// #GPs that were none of those.
+    pub gp_passed: u64,
     /// Host seconds from the guest's first instruction to its end.
     pub seconds: f64,
     /// Guest faults the devices answered (malformed descriptors and the like).

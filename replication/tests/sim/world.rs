@@ -10,7 +10,7 @@ use ftvmm_replication::{
     Action, Check, Claim, CursorStep, DisconnectReason, DivergencePolicy, End, EndReason, Event,
     Fingerprint, GroupEncoder, Limits, Ordinal, OutputDigest, PROTOCOL_VERSION, Record,
     ReleasePolicy, ReplayCursor, Role, Session, SessionConfig, SessionEvent, StopReason, Term,
-    WitnessEntry, decode_group,
+    TscMode, WitnessEntry, decode_group,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -595,6 +595,7 @@ impl Host {
             cmdline: "console=ttyS0".into(),
             cpu_template: "sim".into(),
             cpu_template_sha256: [2; 32],
+            tsc: TscMode::Trap,
             memory_mib: 1,
             net_mac: None,
         };

@@ -23,8 +23,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::image::KernelImage;
-use super::rdtsc;
 use crate::kvm::{DEVICE_HOLE_START, KvmError, Memory, Vcpu};
+use crate::tsc::{self, KernelCode};
 
 const GDT: u64 = 0x500;
 const ZERO_PAGE: u64 = 0x7000;
@@ -67,10 +67,10 @@ pub struct BootPlan<'a> {
 }
 
 /// What was booted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Loaded {
-    /// How many kernel RDTSC and RDTSCP instructions were turned into port reads.
-    pub rdtsc_sites: usize,
+    /// The kernel's code and what was replaced in it.
+    pub code: KernelCode,
 }
 
 /// Why a guest cannot be booted.
@@ -127,7 +127,7 @@ fn at<T>(address: u64, result: Result<T, vm_memory::GuestMemoryError>) -> Result
 /// When something does not fit or KVM refuses.
 pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loaded, BootError> {
     let mut kernel = plan.kernel;
-    let rdtsc_sites = rdtsc::patch(&mut kernel.elf);
+    let code = tsc::patch(&mut kernel.elf);
     let memory_bytes = memory.iter().map(|r| r.len()).sum();
     let low_end = memory.iter().map(|r| r.len()).next().unwrap_or(0).min(DEVICE_HOLE_START);
     let loaded =
@@ -162,7 +162,7 @@ pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loade
 
     write_page_tables(memory)?;
     enter_long_mode(memory, vcpu, loaded.kernel_load.0)?;
-    Ok(Loaded { rdtsc_sites })
+    Ok(Loaded { code })
 }
 
 fn place_initramfs(
@@ -215,7 +215,7 @@ fn enter_long_mode(memory: &Memory, vcpu: &Vcpu, entry: u64) -> Result<(), BootE
     sregs.idt.limit = 0;
     sregs.cr0 = CR0;
     sregs.cr3 = PML4;
-    sregs.cr4 = CR4;
+    sregs.cr4 = tsc::at_power_on(CR4);
     sregs.efer = EFER;
     sregs.apic_base &= !APIC_ENABLED;
     vcpu.set_sregs(&sregs)?;

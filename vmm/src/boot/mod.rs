@@ -2,8 +2,6 @@
 
 mod image;
 mod load;
-mod rdtsc;
 
 pub use image::{ImageError, KernelImage};
 pub use load::{BootError, BootPlan, Loaded, prepare};
-pub use rdtsc::{RDTSC_PORT, RDTSCP_PORT};

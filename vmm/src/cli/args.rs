@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ftvmm_replication::TscMode;
 
 /// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or runs it on
 /// two hosts in lockstep so that one may die.
@@ -54,6 +55,9 @@ pub struct RunArgs {
     /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
     #[arg(long, value_name = "tap=NAME[,mac=M]")]
     pub net: Option<NetArg>,
+    /// What user mode's RDTSC and RDTSCP do
+    #[arg(long, value_enum, default_value_t = Tsc::Trap)]
+    pub tsc: Tsc,
     /// Part this host plays
     #[arg(long, value_enum, default_value_t = Role::Solo)]
     pub role: Role,
@@ -160,6 +164,24 @@ pub enum Role {
     Primary,
     /// Replays the primary's guest
     Backup,
+}
+
+/// What user mode's RDTSC and RDTSCP do; the kernel's always read guest time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tsc {
+    /// Read guest time in nanoseconds
+    Trap,
+    /// Fault, as where a system keeps the counter from its users
+    Hide,
+}
+
+impl From<Tsc> for TscMode {
+    fn from(tsc: Tsc) -> Self {
+        match tsc {
+            Tsc::Trap => Self::Trap,
+            Tsc::Hide => Self::Hide,
+        }
+    }
 }
 
 /// When a frame may leave.

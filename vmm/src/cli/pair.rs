@@ -160,7 +160,6 @@ impl Parts {
             Some(path) => Some(create_log(path, &guest.log_header(config))?),
             None => None,
         };
-        let rdtsc_sites = guest.rdtsc_sites;
         let mut machine = guest.power_on(config);
         tracing::info!("the guest is switched on");
         if let Some(fault) = args.inject_fault {
@@ -198,6 +197,7 @@ impl Parts {
             let end = digest.map(|state_digest| End { state_digest, reason: ending.reason() });
             recording.finish(ending.first_incomplete(), end)?;
         }
+        machine.tsc().warn_of_late_sites();
         let counters = peer.counters();
         let report = Report {
             outputs: counters.outputs,
@@ -206,7 +206,6 @@ impl Parts {
             takeovers: counters.takeovers,
             takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
             frames_compared: counters.digests,
-            rdtsc_sites,
             ..report(role, &machine, &ending, digest, seconds)
         };
         write_report(args.report.as_deref(), &report)?;

@@ -46,6 +46,7 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         cmdline: header.fingerprint.cmdline.clone(),
         memory_mib: header.fingerprint.memory_mib,
         net_mac: header.fingerprint.net_mac,
+        tsc: header.fingerprint.tsc,
         rtc_epoch_s: header.rtc_epoch_s,
     };
     let guest = Guest::assemble(&config)?;
@@ -53,7 +54,6 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         let why = format!("was made with another guest: {difference}");
         return Err(CommandError::Recording { path: args.file.clone(), why });
     }
-    let rdtsc_sites = guest.rdtsc_sites;
     let mut machine = guest.power_on(&config);
     let mut inputs = LogInputs::new(reader, args.until.map(Ordinal));
     let mut outputs = Replayed::default();
@@ -64,7 +64,6 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     let report = Report {
         outputs: outputs.frames,
         log_bytes: inputs.bytes_read(),
-        rdtsc_sites,
         ..report("replay", &machine, &ending, digest, seconds)
     };
     write_report(args.report.as_deref(), &report)?;

@@ -42,6 +42,7 @@ pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
         cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac }),
         memory_mib: args.mem,
         net_mac,
+        tsc: args.tsc.into(),
         rtc_epoch_s,
     }
 }
@@ -81,7 +82,6 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let alarm = Alarm::new(ticker.timer());
     waited.push(Box::new(ticker));
     queue.set_unrecorded(log.is_none());
-    let rdtsc_sites = guest.rdtsc_sites;
     let mut machine = guest.power_on(&config);
     tracing::info!("the guest is switched on");
     if let Some(fault) = args.inject_fault {
@@ -107,6 +107,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     drop(terminal);
     let seconds = (clock.host_now_ns() - started) as f64 / 1e9;
     let ending = result?;
+    machine.tsc().warn_of_late_sites();
     let digest = digest_at(&machine, &ending)?;
     let mut log_bytes = 0;
     if let Some(log) = log {
@@ -116,7 +117,6 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let report = Report {
         log_bytes,
         outputs: outputs.frames(),
-        rdtsc_sites,
         ..report("solo", &machine, &ending, digest, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
@@ -136,6 +136,7 @@ pub fn report(
     digest: Option<[u8; 32]>,
     seconds: f64,
 ) -> Report {
+    let tsc = machine.tsc().counters();
     Report {
         role,
         end: Some(ending.cause),
@@ -143,6 +144,10 @@ pub fn report(
         inputs: machine.inputs(),
         state_digest: digest.map(|d| hex(&d)),
         guest_faults: machine.board().guest_faults().count,
+        rdtsc_sites: tsc.sites,
+        rdtsc_late_sites: tsc.late_sites.len(),
+        rdtsc_user_reads: tsc.user_reads,
+        gp_passed: tsc.passed_gps,
         seconds,
         ..Report::default()
     }

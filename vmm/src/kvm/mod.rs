@@ -151,7 +151,8 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn create_vcpu(&self) -> Result<Vcpu, KvmError> {
-        Ok(Vcpu::new(self.fd.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?))
+        let fd = self.fd.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
+        Ok(Vcpu::new(fd, self.kvm.check_extension(Cap::SyncRegs)))
     }
 
     /// Every CPUID leaf this host's KVM could show a guest.

@@ -1,14 +1,17 @@
 //! The vCPU: run it, read why it stopped, answer, inject an interrupt.
 
+use std::cell::Cell;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
-    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVMIO, kvm_interrupt, kvm_regs,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO,
+    KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs,
     kvm_sregs,
 };
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{SyncReg, VcpuFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -23,11 +26,18 @@ const KICK_SIGNAL_OFFSET: i32 = 0;
 /// The one virtual CPU.
 pub struct Vcpu {
     fd: VcpuFd,
+    /// A kick came that no return from `KVM_RUN` has answered yet.
+    kicked: Arc<AtomicBool>,
+    /// The segments and control registers in `kvm_run` are those of the stopped guest.
+    sregs_synced: Cell<bool>,
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd) -> Self {
-        Self { fd }
+    pub(super) fn new(mut fd: VcpuFd, sync_regs: bool) -> Self {
+        if sync_regs {
+            fd.set_sync_valid_reg(SyncReg::SystemRegister);
+        }
+        Self { fd, kicked: Arc::default(), sregs_synced: Cell::new(false) }
     }
 
     /// The KVM handle, for set-up and state.
@@ -42,9 +52,13 @@ impl Vcpu {
     /// Any reason to stop that is not an [`Exit`] is fatal and named.
     pub fn run(&mut self, want_window: bool) -> Result<Exit, KvmError> {
         self.fd.get_kvm_run().request_interrupt_window = want_window.into();
-        match self.fd.run() {
-            Ok(_) => {}
+        self.sregs_synced.set(false);
+        let answer = self.fd.run().map(drop);
+        self.sregs_synced.set(self.fd.get_kvm_run().kvm_valid_regs != 0);
+        match answer {
+            Ok(()) => {}
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.kicked.store(false, Ordering::SeqCst);
                 self.fd.set_kvm_immediate_exit(0);
                 return Ok(Exit::Interrupted);
             }
@@ -76,20 +90,91 @@ impl Vcpu {
             KVM_EXIT_HLT => Ok(Exit::Hlt),
             KVM_EXIT_SHUTDOWN => Ok(Exit::Shutdown),
             KVM_EXIT_IRQ_WINDOW_OPEN => Ok(Exit::WindowOpen),
-            reason => {
-                let suberror = match reason {
-                    // SAFETY: the exit reason says that KVM filled the `internal` member.
-                    KVM_EXIT_INTERNAL_ERROR => unsafe { run.__bindgen_anon_1.internal.suberror },
-                    // SAFETY: the exit reason says that KVM filled the `fail_entry` member.
-                    KVM_EXIT_FAIL_ENTRY => unsafe {
-                        run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason as u32
-                    },
-                    _ => 0,
-                };
-                let rip = self.regs().map_or(0, |regs| regs.rip);
-                Err(KvmError::UnknownExit { reason, suberror, rip })
-            }
+            _ => Err(self.unknown_exit()),
         }
+    }
+
+    fn unknown_exit(&mut self) -> KvmError {
+        let run = self.fd.get_kvm_run();
+        let reason = run.exit_reason;
+        let suberror = match reason {
+            // SAFETY: the exit reason says that KVM filled the `internal` member.
+            KVM_EXIT_INTERNAL_ERROR => unsafe { run.__bindgen_anon_1.internal.suberror },
+            // SAFETY: the exit reason says that KVM filled the `fail_entry` member.
+            KVM_EXIT_FAIL_ENTRY => unsafe {
+                run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason as u32
+            },
+            _ => 0,
+        };
+        let rip = self.regs().map_or(0, |regs| regs.rip);
+        KvmError::UnknownExit { reason, suberror, rip }
+    }
+
+    /// Completes the access the guest stopped for without letting it execute anything, and brings
+    /// [`Self::can_take_interrupt`] up to date with registers set since (KVM api.rst, KVM_RUN:
+    /// `immediate_exit`). The data of the exit is gone afterwards. Where RIP was moved before, KVM leaves the
+    /// access alone (`kvm_is_linear_rip` in its `complete_fast_pio_in`, since Linux 5.1).
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn settle(&mut self) -> Result<(), KvmError> {
+        self.sregs_synced.set(false);
+        self.fd.set_kvm_immediate_exit(1);
+        let answer = self.fd.run().map(drop);
+        self.fd.set_kvm_immediate_exit(0);
+        if self.kicked.load(Ordering::SeqCst) {
+            // The kick was meant for the next run.
+            self.fd.set_kvm_immediate_exit(1);
+        }
+        match answer {
+            Err(e) if e.errno() == libc::EINTR => Ok(()),
+            Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
+            Ok(()) => Err(self.unknown_exit()),
+        }
+    }
+
+    /// Lets the guest execute one instruction, which must not be one that makes an exit.
+    ///
+    /// # Errors
+    /// When the guest stops for another reason.
+    pub fn step(&mut self) -> Result<(), KvmError> {
+        let control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+        self.debug(control)?;
+        let stepped = loop {
+            self.sregs_synced.set(false);
+            match self.fd.run().map(drop) {
+                Ok(()) if self.fd.get_kvm_run().exit_reason == KVM_EXIT_DEBUG => break Ok(()),
+                Ok(()) => break Err(self.unknown_exit()),
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                    self.fd.set_kvm_immediate_exit(0);
+                }
+                Err(source) => break Err(KvmError::Call { call: "KVM_RUN", source }),
+            }
+        };
+        if self.kicked.load(Ordering::SeqCst) {
+            self.fd.set_kvm_immediate_exit(1);
+        }
+        self.debug(0)?;
+        stepped
+    }
+
+    fn debug(&self, control: u32) -> Result<(), KvmError> {
+        let debug = kvm_guest_debug { control, ..Default::default() };
+        self.fd.set_guest_debug(&debug).map_err(call("KVM_SET_GUEST_DEBUG"))
+    }
+
+    /// Has the guest take the exception `vector` before its next instruction. The access it stopped for must be
+    /// settled, RIP be what the exception is to save.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn raise(&self, vector: u8, error_code: Option<u32>) -> Result<(), KvmError> {
+        let mut events = self.fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
+        events.exception.injected = 1;
+        events.exception.nr = vector;
+        events.exception.has_error_code = error_code.is_some().into();
+        events.exception.error_code = error_code.unwrap_or(0);
+        self.fd.set_vcpu_events(&events).map_err(call("KVM_SET_VCPU_EVENTS"))
     }
 
     /// The data of the last [`Exit::Pio`]: `size_bytes * count` bytes, to be read or filled.
@@ -169,11 +254,20 @@ impl Vcpu {
         self.fd.get_sregs().map_err(call("KVM_GET_SREGS"))
     }
 
+    /// As [`Self::sregs`], without a call where KVM left them in `kvm_run` (KVM api.rst, KVM_CAP_SYNC_REGS).
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn exit_sregs(&self) -> Result<kvm_sregs, KvmError> {
+        if self.sregs_synced.get() { Ok(self.fd.sync_regs().sregs) } else { self.sregs() }
+    }
+
     /// Sets segments, control registers and descriptor tables.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), KvmError> {
+        self.sregs_synced.set(false);
         self.fd.set_sregs(sregs).map_err(call("KVM_SET_SREGS"))
     }
 
@@ -183,7 +277,10 @@ impl Vcpu {
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };
         let immediate_exit = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit) as usize;
-        Kicker { target: Arc::new(Mutex::new(Some((thread, immediate_exit)))) }
+        Kicker {
+            target: Arc::new(Mutex::new(Some((thread, immediate_exit)))),
+            kicked: self.kicked.clone(),
+        }
     }
 }
 
@@ -203,6 +300,8 @@ fn direction(is_write: bool) -> Direction {
 pub struct Kicker {
     /// The vCPU's thread and the address of `kvm_run.immediate_exit`, until [`Self::retire`].
     target: Arc<Mutex<Option<(libc::pthread_t, usize)>>>,
+    /// [`Vcpu::settle`] and [`Vcpu::step`] must not swallow a kick.
+    kicked: Arc<AtomicBool>,
 }
 
 impl Kicker {
@@ -210,6 +309,7 @@ impl Kicker {
     pub fn kick(&self) {
         let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((thread, immediate_exit)) = *target else { return };
+        self.kicked.store(true, Ordering::SeqCst);
         // SAFETY: the lock is held, so the vCPU's thread has not retired this kicker: the mapping stands, and
         // KVM lets another thread set this byte.
         unsafe { (immediate_exit as *mut u8).write_volatile(1) };
