@@ -4,13 +4,14 @@
 //! and by [`Board::apply`], the one entry for facts from outside. The same sequence of these gives the same state, the
 //! same outputs and the same answers; nothing here reads a clock, a file or a random number.
 //!
-//! Devices are byte wide on the port bus: an access of another width, and one that no device claims, reads as
-//! [`FLOATING_BUS`] and writes nothing. COM2..COM4, the PCI configuration ports and the POST port 0x80 are absent in
-//! this way; so is ACPI.
+//! The ACPI registers take accesses of any width. The other devices are byte wide on the port bus: an access of another
+//! width, and one that no device claims, reads as [`FLOATING_BUS`] and writes nothing. COM2..COM4, the PCI configuration
+//! ports and the POST port 0x80 are absent in this way.
 
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
+use crate::acpi::{AcpiPm, AcpiPmState};
 use crate::event::{Input, Output};
 use crate::fault::GuestFaults;
 use crate::pic::{Pic, PicState};
@@ -21,23 +22,10 @@ use crate::serial::{Console, ConsoleState};
 use crate::state::InvalidState;
 use crate::virtio_entropy::{VirtioEntropy, VirtioEntropyState};
 use crate::virtio_net::{NetCounters, VirtioNet, VirtioNetState};
+use crate::virtio_slot::{VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT};
 
 /// What every byte of an access reads as when no device answers: the bus is pulled high.
 pub const FLOATING_BUS: u8 = 0xff;
-
-/// Guest-physical address of the network card's registers.
-pub const VIRTIO_NET_MMIO_BASE: u64 = 0xd000_0000;
-/// Length of the network card's registers.
-pub const VIRTIO_NET_MMIO_BYTES: u64 = 0x1000;
-/// Interrupt request of the network card.
-pub const VIRTIO_NET_IRQ: u8 = 5;
-
-/// Guest-physical address of the entropy source's registers.
-pub const VIRTIO_ENTROPY_MMIO_BASE: u64 = 0xd000_1000;
-/// Length of the entropy source's registers.
-pub const VIRTIO_ENTROPY_MMIO_BYTES: u64 = 0x1000;
-/// Interrupt request of the entropy source.
-pub const VIRTIO_ENTROPY_IRQ: u8 = 10;
 
 const IRQ_TIMER: u8 = 0;
 const IRQ_COM1: u8 = 4;
@@ -60,6 +48,7 @@ pub struct BoardState {
     rtc: RtcState,
     console: ConsoleState,
     reset: ResetState,
+    acpi: AcpiPmState,
     net: Option<VirtioNetState>,
     entropy: VirtioEntropyState,
     outputs: Vec<Output>,
@@ -102,22 +91,6 @@ fn register_at(port: u16) -> Option<Register> {
     })
 }
 
-/// Offset of an access that lies completely in the network card's registers.
-fn net_offset(addr: u64, length: usize) -> Option<u32> {
-    offset_in(VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES, addr, length)
-}
-
-/// Offset of an access that lies completely in the entropy source's registers.
-fn entropy_offset(addr: u64, length: usize) -> Option<u32> {
-    offset_in(VIRTIO_ENTROPY_MMIO_BASE, VIRTIO_ENTROPY_MMIO_BYTES, addr, length)
-}
-
-fn offset_in(base: u64, bytes: u64, addr: u64, length: usize) -> Option<u32> {
-    let offset = addr.checked_sub(base)?;
-    let end = offset.checked_add(length as u64)?;
-    (end <= bytes).then_some(offset as u32)
-}
-
 /// All devices of the virtual machine.
 #[derive(Debug)]
 pub struct Board {
@@ -127,6 +100,7 @@ pub struct Board {
     rtc: Rtc,
     console: Console,
     reset: ResetPorts,
+    acpi: AcpiPm,
     net: Option<VirtioNet>,
     entropy: VirtioEntropy,
     outputs: Vec<Output>,
@@ -142,6 +116,7 @@ impl Board {
             rtc: Rtc::new(config.rtc_epoch_s),
             console: Console::new(),
             reset: ResetPorts::new(),
+            acpi: AcpiPm::new(),
             net: config.net_mac.map(VirtioNet::new),
             entropy: VirtioEntropy::new(),
             outputs: Vec::new(),
@@ -151,11 +126,14 @@ impl Board {
     /// Whether what an access to `port` does depends on the current time, so that time must be brought up to date
     /// (an [`Input::Time`]) before the access.
     pub fn reads_clock(port: u16) -> bool {
-        matches!(port, 0x40..=0x43 | 0x61 | 0x71)
+        matches!(port, 0x40..=0x43 | 0x61 | 0x71) || AcpiPm::TIMER_PORTS.contains(&port)
     }
 
     /// The guest reads `data.len()` bytes from `port`.
     pub fn pio_read(&mut self, port: u16, data: &mut [u8]) {
+        if let Some(offset) = AcpiPm::offset(port, data.len()) {
+            return self.acpi.read(offset, self.now_ns, data);
+        }
         data.fill(FLOATING_BUS);
         let ([value], Some(register)) = (data, register_at(port)) else {
             return;
@@ -177,6 +155,9 @@ impl Board {
 
     /// The guest writes `data` to `port`.
     pub fn pio_write(&mut self, port: u16, data: &[u8]) {
+        if let Some(offset) = AcpiPm::offset(port, data.len()) {
+            return self.acpi.write(offset, data);
+        }
         let (&[value], Some(register)) = (data, register_at(port)) else {
             return;
         };
@@ -199,9 +180,9 @@ impl Board {
     /// The guest reads `data.len()` bytes from guest-physical address `addr`, which is not RAM.
     pub fn mmio_read<M: GuestMemory>(&mut self, _mem: &M, addr: u64, data: &mut [u8]) {
         data.fill(FLOATING_BUS);
-        if let (Some(net), Some(offset)) = (&self.net, net_offset(addr, data.len())) {
+        if let (Some(net), Some(offset)) = (&self.net, VIRTIO_NET_SLOT.offset(addr, data.len())) {
             net.read(offset, data);
-        } else if let Some(offset) = entropy_offset(addr, data.len()) {
+        } else if let Some(offset) = VIRTIO_ENTROPY_SLOT.offset(addr, data.len()) {
             self.entropy.read(offset, data);
         }
     }
@@ -209,16 +190,17 @@ impl Board {
     /// The guest writes `data` to guest-physical address `addr`, which is not RAM. A queue notification is served
     /// before this returns: buffers are used and frames have become outputs.
     pub fn mmio_write<M: GuestMemory>(&mut self, mem: &M, addr: u64, data: &[u8]) {
-        if let (Some(net), Some(offset)) = (&mut self.net, net_offset(addr, data.len())) {
+        if let (Some(net), Some(offset)) = (&mut self.net, VIRTIO_NET_SLOT.offset(addr, data.len()))
+        {
             let acknowledged = net.write(mem, offset, data, &mut self.outputs);
             if acknowledged {
-                self.pic.set_line(VIRTIO_NET_IRQ, false);
+                self.pic.set_line(VIRTIO_NET_SLOT.irq, false);
             }
             self.settle();
-        } else if let Some(offset) = entropy_offset(addr, data.len()) {
+        } else if let Some(offset) = VIRTIO_ENTROPY_SLOT.offset(addr, data.len()) {
             let acknowledged = self.entropy.write(mem, offset, data);
             if acknowledged {
-                self.pic.set_line(VIRTIO_ENTROPY_IRQ, false);
+                self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, false);
             }
             self.settle();
         }
@@ -250,9 +232,9 @@ impl Board {
             self.pic.pulse(IRQ_COM1);
         }
         if let Some(net) = &self.net {
-            self.pic.set_line(VIRTIO_NET_IRQ, net.interrupt_line());
+            self.pic.set_line(VIRTIO_NET_SLOT.irq, net.interrupt_line());
         }
-        self.pic.set_line(VIRTIO_ENTROPY_IRQ, self.entropy.interrupt_line());
+        self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, self.entropy.interrupt_line());
         if self.pit.owes_tick() && self.pic.is_idle(IRQ_TIMER) {
             self.pit.take_owed_tick();
             self.pic.pulse(IRQ_TIMER);
@@ -304,7 +286,7 @@ impl Board {
 
     /// What the guest has asked the machine to do with itself; stays once it has been asked.
     pub fn power_event(&self) -> Option<PowerEvent> {
-        self.reset.power_event()
+        self.reset.power_event().or(self.acpi.power_event())
     }
 
     /// Whether a received frame would reach the guest now: its driver is up and has taken every frame so far. While
@@ -346,7 +328,7 @@ impl Board {
 
     /// Everything the board remembers, outputs not taken yet included.
     pub fn save(&self) -> BoardState {
-        let Board { now_ns, pic, pit, rtc, console, reset, net, entropy, outputs } = self;
+        let Board { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, outputs } = self;
         BoardState {
             now_ns: *now_ns,
             pic: pic.save(),
@@ -354,6 +336,7 @@ impl Board {
             rtc: rtc.save(),
             console: console.save(),
             reset: reset.save(),
+            acpi: acpi.save(),
             net: net.as_ref().map(VirtioNet::save),
             entropy: entropy.save(),
             outputs: outputs.clone(),
@@ -365,7 +348,7 @@ impl Board {
     /// # Errors
     /// [`InvalidState`] when no board could have been in that state.
     pub fn restore(state: BoardState) -> Result<Board, InvalidState> {
-        let BoardState { now_ns, pic, pit, rtc, console, reset, net, entropy, outputs } = state;
+        let BoardState { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, outputs } = state;
         let board = Board {
             now_ns,
             pic: Pic::try_from(pic)?,
@@ -373,6 +356,7 @@ impl Board {
             rtc: Rtc::try_from(rtc)?,
             console: Console::try_from(console)?,
             reset: ResetPorts::try_from(reset)?,
+            acpi: AcpiPm::try_from(acpi)?,
             net: net.map(VirtioNet::try_from).transpose()?,
             entropy: VirtioEntropy::try_from(entropy)?,
             outputs,
@@ -389,15 +373,4 @@ impl TryFrom<BoardState> for Board {
     fn try_from(state: BoardState) -> Result<Board, InvalidState> {
         Board::restore(state)
     }
-}
-
-/// Kernel command-line words that tell a Linux guest without ACPI or device tree where its devices are.
-pub fn kernel_command_line(config: &BoardConfig) -> String {
-    let word = |base: u64, bytes: u64, irq: u8| {
-        format!("virtio_mmio.device={}K@{base:#x}:{irq}", bytes / 1024)
-    };
-    let net =
-        config.net_mac.map(|_| word(VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES, VIRTIO_NET_IRQ));
-    let entropy = word(VIRTIO_ENTROPY_MMIO_BASE, VIRTIO_ENTROPY_MMIO_BYTES, VIRTIO_ENTROPY_IRQ);
-    net.into_iter().chain([entropy]).collect::<Vec<_>>().join(" ")
 }

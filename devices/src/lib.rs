@@ -3,6 +3,7 @@
 //! What enters from outside the guest enters as an [`Input`], through one function, [`Board::apply`]; what leaves is an
 //! [`Output`].
 
+pub mod acpi;
 mod board;
 mod civil_time;
 mod event;
@@ -18,13 +19,10 @@ mod state;
 mod virtio_entropy;
 mod virtio_mmio;
 mod virtio_net;
+mod virtio_slot;
 mod virtqueue;
 
-pub use board::{
-    Board, BoardConfig, BoardState, FLOATING_BUS, VIRTIO_ENTROPY_IRQ, VIRTIO_ENTROPY_MMIO_BASE,
-    VIRTIO_ENTROPY_MMIO_BYTES, VIRTIO_NET_IRQ, VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES,
-    kernel_command_line,
-};
+pub use board::{Board, BoardConfig, BoardState, FLOATING_BUS};
 pub use event::{Input, Output};
 pub use fault::{GuestFault, GuestFaults, HeaderProblem};
 pub use pit::{OWED_TICKS_MAX, PIT_HZ};
@@ -32,3 +30,4 @@ pub use reset::PowerEvent;
 pub use serial::BACKLOG_BYTES_MAX;
 pub use state::InvalidState;
 pub use virtio_net::{NetCounters, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX};
+pub use virtio_slot::{VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, VirtioSlot, virtio_slots};

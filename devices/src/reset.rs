@@ -29,6 +29,8 @@ const CF9_WRITABLE: u8 = 0x0e;
 pub enum PowerEvent {
     /// Reset, which is how a Linux guest reboots.
     Reset,
+    /// Switch off.
+    PowerOff,
 }
 
 /// What the reset ports remember; plain data, checked when it becomes a [`ResetPorts`] again.

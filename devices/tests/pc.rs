@@ -1,4 +1,4 @@
-//! The board as Linux drives it on a PC without ACPI or APIC: the port sequences of `arch/x86/kernel/i8259.c`,
+//! The board as Linux drives it on a PC without APIC: the port sequences of `arch/x86/kernel/i8259.c`,
 //! `drivers/clocksource/i8253.c` and `drivers/tty/serial/8250`.
 
 #![allow(clippy::unwrap_used, reason = "the memory below is the test's own")]
@@ -234,10 +234,36 @@ fn linux_reboots_through_the_keyboard_controller() {
     assert_eq!(pc.board.power_event(), Some(PowerEvent::Reset));
 }
 
+/// acpi_hw_legacy_sleep() with the type of S5.
+#[test]
+fn linux_switches_off_through_the_pm1_control_register() {
+    let mut pc = Pc::new();
+    let mut control = [0; 2];
+    pc.board.pio_read(0x604, &mut control);
+    assert_eq!(control, [1, 0], "SCI_EN: ACPI mode from the start");
+    pc.board.pio_write(0x604, &[1, 0x14]);
+    assert_eq!(pc.board.power_event(), None);
+    pc.board.pio_write(0x604, &[1, 0x34]);
+    assert_eq!(pc.board.power_event(), Some(PowerEvent::PowerOff));
+}
+
+/// acpi_pm_read(): one 32-bit read.
+#[test]
+fn the_pm_timer_shows_the_time_of_the_last_sample() {
+    let mut pc = Pc::new();
+    let mut count = [0; 4];
+    for seconds in [0u64, 1, 2, 3600, 1_000_000] {
+        pc.at(seconds * 1_000_000_000);
+        pc.board.pio_read(0x608, &mut count);
+        assert_eq!(u32::from_le_bytes(count), (seconds * 3_579_545) as u32);
+    }
+}
+
 #[test]
 fn only_the_timer_and_the_clock_data_read_the_time() {
     let reading: Vec<u16> = (0..=u16::MAX).filter(|port| Board::reads_clock(*port)).collect();
-    assert_eq!(reading, [0x40, 0x41, 0x42, 0x43, 0x61, 0x71]);
+    let timers = [0x40, 0x41, 0x42, 0x43, 0x61, 0x71];
+    assert_eq!(reading, [&timers[..], &[0x608, 0x609, 0x60a, 0x60b]].concat());
 }
 
 #[test]

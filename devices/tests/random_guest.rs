@@ -7,9 +7,7 @@
 mod common;
 
 use common::*;
-use ftvmm_devices::{
-    Board, BoardState, Input, Output, VIRTIO_NET_MMIO_BASE, VIRTIO_NET_MMIO_BYTES,
-};
+use ftvmm_devices::{Board, BoardState, Input, Output, VIRTIO_NET_SLOT};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -41,7 +39,8 @@ enum Step {
 fn port() -> impl Strategy<Value = u16> {
     let mapped = vec![
         0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x64, 0x70, 0x71,
-        0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0xcf9,
+        0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0xcf9, 0x600, 0x602, 0x604, 0x605,
+        0x608, 0x609,
     ];
     prop_oneof![20 => prop::sample::select(mapped), 1 => any::<u16>()]
 }
@@ -92,9 +91,9 @@ fn step() -> impl Strategy<Value = Step> {
             width: if width < 6 { 1 } else { width - 4 },
         }),
         4 => (port(), bytes(5)).prop_map(|(port, data)| Step::PioWrite { port, data }),
-        1 => (0..VIRTIO_NET_MMIO_BYTES, 0..9usize)
+        1 => (0..VIRTIO_NET_SLOT.bytes, 0..9usize)
             .prop_map(|(offset, width)| Step::MmioRead { offset, width }),
-        1 => (0..VIRTIO_NET_MMIO_BYTES, prop::collection::vec(any::<u8>(), 0..9))
+        1 => (0..VIRTIO_NET_SLOT.bytes, prop::collection::vec(any::<u8>(), 0..9))
             .prop_map(|(offset, data)| Step::MmioWrite { offset, data }),
         2 => (register(), prop_oneof![0..16u32, any::<u32>()])
             .prop_map(|(offset, value)| Step::Register { offset, value }),
@@ -134,11 +133,11 @@ fn take(driver: &mut Driver, step: &Step, seen: &mut Vec<u8>, sent: &mut Vec<Out
         Step::PioWrite { port, data } => driver.board.pio_write(port, &data),
         Step::MmioRead { offset, width } => {
             let mut data = vec![0; width];
-            driver.board.mmio_read(&driver.mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
+            driver.board.mmio_read(&driver.mem, VIRTIO_NET_SLOT.base + offset, &mut data);
             seen.extend(data);
         }
         Step::MmioWrite { offset, data } => {
-            driver.board.mmio_write(&driver.mem, VIRTIO_NET_MMIO_BASE + offset, &data);
+            driver.board.mmio_write(&driver.mem, VIRTIO_NET_SLOT.base + offset, &data);
         }
         Step::Register { offset, value } => {
             driver.write(offset, value);
@@ -288,7 +287,9 @@ fn a_busy_board_survives_saving_field_by_field() {
     for (port, value) in [(0x43, 0x34), (0x40, 0xa9), (0x40, 0x04), (0x70, 0x0b), (0x71, 0x82)] {
         board.pio_write(port, &[value]);
     }
-    board.pio_write(0xcf9, &[0x0e]);
+    board.pio_write(0xcf9, &[0x0a]);
+    board.pio_write(0x602, &[0x20, 0]);
+    board.pio_write(0x604, &[0, 0x34]);
     board.pio_write(0x3f8, b"x");
     board.apply(mem, Input::Time { now_ns: 100_000_000_000 });
     board.apply(mem, Input::ConsoleRx { bytes: vec![b'y'; 70_000] });

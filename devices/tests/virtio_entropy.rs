@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use ftvmm_devices::{Board, BoardState, FLOATING_BUS, GuestFault, Input, VIRTIO_ENTROPY_MMIO_BASE};
+use ftvmm_devices::{Board, BoardState, FLOATING_BUS, GuestFault, Input, VIRTIO_ENTROPY_SLOT};
 use vm_memory::{Bytes, GuestAddress};
 
 const QUEUE: u32 = RX;
@@ -12,7 +12,7 @@ const VERSION_1: u64 = 1 << 32;
 const VECTOR: u8 = 0x3a;
 
 fn up(features: u64) -> Driver {
-    let mut driver = Driver { base: VIRTIO_ENTROPY_MMIO_BASE, ..Driver::new() };
+    let mut driver = Driver { base: VIRTIO_ENTROPY_SLOT.base, ..Driver::new() };
     driver.negotiate(features);
     driver.set_up_queue(QUEUE);
     driver.write(0x70, 0x0f);
@@ -33,7 +33,7 @@ fn ask(driver: &mut Driver, length: u32) {
 
 #[test]
 fn registers_after_reset() {
-    let mut driver = Driver { base: VIRTIO_ENTROPY_MMIO_BASE, ..Driver::new() };
+    let mut driver = Driver { base: VIRTIO_ENTROPY_SLOT.base, ..Driver::new() };
     for (offset, value) in [(0x000, 0x7472_6976), (0x004, 2), (0x008, 4), (0x034, 256), (0x100, 0)]
     {
         assert_eq!(driver.read(offset), value, "register {offset:#x}");
@@ -41,7 +41,7 @@ fn registers_after_reset() {
     driver.write(0x30, 1);
     assert_eq!(driver.read(0x34), 0, "there is no second queue");
     let mut byte = [0];
-    driver.board.mmio_read(&driver.mem, VIRTIO_ENTROPY_MMIO_BASE, &mut byte);
+    driver.board.mmio_read(&driver.mem, VIRTIO_ENTROPY_SLOT.base, &mut byte);
     assert_eq!(byte, [FLOATING_BUS]);
 }
 

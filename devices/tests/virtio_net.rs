@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use ftvmm_devices::{
-    BoardConfig, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX, VIRTIO_NET_MMIO_BASE,
-    VIRTIO_NET_MMIO_BYTES, kernel_command_line,
+    BoardConfig, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX, VIRTIO_NET_SLOT,
+    virtio_slots,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -45,17 +45,17 @@ fn configuration_takes_any_width_and_registers_only_their_own() {
     let Driver { board, mem, .. } = &mut driver;
     for (index, expected) in MAC.iter().enumerate() {
         let mut byte = [0];
-        board.mmio_read(mem, VIRTIO_NET_MMIO_BASE + 0x100 + index as u64, &mut byte);
+        board.mmio_read(mem, VIRTIO_NET_SLOT.base + 0x100 + index as u64, &mut byte);
         assert_eq!(byte, [*expected]);
     }
     for (offset, width) in [(0, 1), (0, 2), (2, 4), (0, 8)] {
         let mut data = vec![0; width];
-        board.mmio_read(mem, VIRTIO_NET_MMIO_BASE + offset, &mut data);
+        board.mmio_read(mem, VIRTIO_NET_SLOT.base + offset, &mut data);
         assert_eq!(data, vec![FLOATING_BUS; width]);
-        board.mmio_write(mem, VIRTIO_NET_MMIO_BASE + 0x70, &data[..width.min(2)]);
+        board.mmio_write(mem, VIRTIO_NET_SLOT.base + 0x70, &data[..width.min(2)]);
     }
     let mut data = [0; 4];
-    board.mmio_read(mem, VIRTIO_NET_MMIO_BASE + VIRTIO_NET_MMIO_BYTES - 2, &mut data);
+    board.mmio_read(mem, VIRTIO_NET_SLOT.base + VIRTIO_NET_SLOT.bytes - 2, &mut data);
     assert_eq!(data, [FLOATING_BUS; 4], "half outside");
     assert_eq!(driver.read(0x70), 0);
 }
@@ -275,12 +275,8 @@ fn a_ready_queue_keeps_its_registers() {
 }
 
 #[test]
-fn the_command_line_names_the_card() {
+fn a_slot_is_there_when_its_card_is() {
     let config = BoardConfig { rtc_epoch_s: 0, net_mac: Some(MAC) };
-    assert_eq!(
-        kernel_command_line(&config),
-        "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:10"
-    );
-    let config = BoardConfig { net_mac: None, ..config };
-    assert_eq!(kernel_command_line(&config), "virtio_mmio.device=4K@0xd0001000:10");
+    assert_eq!(virtio_slots(&config), [VIRTIO_NET_SLOT, VIRTIO_ENTROPY_SLOT]);
+    assert_eq!(virtio_slots(&BoardConfig { net_mac: None, ..config }), [VIRTIO_ENTROPY_SLOT]);
 }

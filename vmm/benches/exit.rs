@@ -14,7 +14,7 @@ use std::io::Sink;
 use criterion::{Criterion, criterion_group, criterion_main};
 use ftvmm::exit_chain::ExitChain;
 use ftvmm::input::{FileLog, LogSink};
-use ftvmm_devices::{Input, Output, VIRTIO_NET_MMIO_BASE};
+use ftvmm_devices::{Input, Output, VIRTIO_NET_SLOT};
 use ftvmm_replication::{
     Event, Fingerprint, LogHeader, LogWriter, Ordinal, PROTOCOL_VERSION, Record, TscMode,
 };
@@ -26,7 +26,7 @@ const PIC_EOI: u8 = 0x20;
 const PIT_COMMAND: u16 = 0x43;
 const PIT_COUNTER_0: u16 = 0x40;
 const UART_DATA: u16 = 0x3f8;
-const QUEUE_NOTIFY: u64 = VIRTIO_NET_MMIO_BASE + 0x50;
+const QUEUE_NOTIFY: u64 = VIRTIO_NET_SLOT.base + 0x50;
 /// `virtio_net_hdr_v1` and an Ethernet frame of full size.
 const FRAME_BYTES: usize = 12 + 1514;
 /// Guest time between two exits.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_devices::{Board, BoardConfig, kernel_command_line};
+use ftvmm_devices::{Board, BoardConfig, virtio_slots};
 use ftvmm_replication::{Fingerprint, LogHeader, PROTOCOL_VERSION, TscMode};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -14,10 +14,9 @@ use crate::kvm::{KvmError, Memory, Vcpu, Vm};
 use crate::machine::Machine;
 use crate::tsc::{KernelCode, TscTrap};
 
-/// Kernel parameters every guest of ours needs: no ACPI and no APIC (neither is there), no delay-loop
-/// calibration (it would wait for a timer without making exits), reset through the keyboard controller and
-/// on a panic.
-const BASE_CMDLINE: &str = "acpi=off nolapic lpj=1000000 reboot=k panic=-1";
+/// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE says), no
+/// delay-loop calibration (it would wait for a timer without making exits), reset on a panic.
+const BASE_CMDLINE: &str = "nolapic lpj=1000000 panic=-1";
 /// The card sends at once, so the driver needs no interrupt to learn that a frame has gone: some six exits
 /// less for every frame.
 const NET_CMDLINE: &str = "virtio_net.napi_tx=0";
@@ -132,7 +131,12 @@ impl Guest {
             memory_mib: *memory_mib,
             net_mac: *net_mac,
         };
-        let plan = BootPlan { kernel: image, initramfs: initramfs_file.as_deref(), cmdline };
+        let plan = BootPlan {
+            kernel: image,
+            initramfs: initramfs_file.as_deref(),
+            cmdline,
+            virtio_slots: &virtio_slots(&config.board()),
+        };
         let loaded = prepare(plan, vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
         Ok(Self { vcpu, memory, fingerprint, code: loaded.code })
@@ -171,8 +175,7 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, GuestError> {
 /// The user's kernel command line with what the machine needs in front, so that the user's parameters win
 /// where the kernel takes the last.
 pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
-    let devices = kernel_command_line(board);
     let net = board.net_mac.map_or("", |_| NET_CMDLINE);
-    let parts = [BASE_CMDLINE, devices.trim(), net, user.trim()];
+    let parts = [BASE_CMDLINE, net, user.trim()];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ftvmm_devices::{Board, Input, Output};
+use ftvmm_devices::{Board, Input, Output, PowerEvent};
 use ftvmm_replication::Ordinal;
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -126,7 +126,10 @@ impl Machine {
             Exit::Shutdown => return Ok(Some(StopCause::GuestTripleFault)),
             Exit::Interrupted | Exit::WindowOpen => {}
         }
-        Ok(self.board.power_event().map(|_| StopCause::GuestPowerOff))
+        Ok(self.board.power_event().map(|event| match event {
+            PowerEvent::PowerOff => StopCause::GuestPowerOff,
+            PowerEvent::Reset => StopCause::GuestReset,
+        }))
     }
 
     /// Inputs applied so far.

@@ -50,8 +50,10 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopCause {
-    /// The guest switched itself off or reset itself.
+    /// The guest switched itself off.
     GuestPowerOff,
+    /// The guest reset itself.
+    GuestReset,
     /// The guest halted with interrupts disabled: nothing can wake it.
     GuestHalted,
     /// The guest's CPU shut down after a triple fault.
@@ -79,9 +81,10 @@ impl Ending {
     /// The first exit the guest did not get past: a replay ends there too.
     pub fn first_incomplete(&self) -> Ordinal {
         match self.cause {
-            StopCause::GuestPowerOff | StopCause::GuestHalted | StopCause::GuestTripleFault => {
-                self.at.next()
-            }
+            StopCause::GuestPowerOff
+            | StopCause::GuestReset
+            | StopCause::GuestHalted
+            | StopCause::GuestTripleFault => self.at.next(),
             StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => self.at,
         }
     }
@@ -95,6 +98,7 @@ impl Ending {
     pub fn reason(&self) -> EndReason {
         match self.cause {
             StopCause::GuestPowerOff | StopCause::GuestHalted => EndReason::PowerOff,
+            StopCause::GuestReset => EndReason::Reset,
             StopCause::GuestTripleFault => EndReason::Shutdown,
             StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => {
                 EndReason::HostRequest

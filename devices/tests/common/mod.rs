@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "the memory below is the test's own")]
 
-use ftvmm_devices::{Board, BoardConfig, Input, Output, VIRTIO_NET_MMIO_BASE};
+use ftvmm_devices::{Board, BoardConfig, Input, Output, VIRTIO_NET_SLOT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub const MEMORY_BYTES: usize = 4 << 20;
@@ -52,7 +52,7 @@ impl Driver {
         Driver {
             board: Board::new(&config),
             mem,
-            base: VIRTIO_NET_MMIO_BASE,
+            base: VIRTIO_NET_SLOT.base,
             next_avail: [0; 2],
             seen_used: [0; 2],
         }

@@ -9,11 +9,13 @@
 //! | 0x8000 | initial stack, downward |
 //! | 0x9000 | page tables: the first 1 GiB mapped one to one in 2 MiB pages |
 //! | 0x20000 | command line |
+//! | 0xe0000 | ACPI tables, the RSDP first |
 //! | the ELF's own | kernel |
 //! | end of low memory, downward | initramfs |
 
 use std::io::Cursor;
 
+use ftvmm_devices::VirtioSlot;
 use kvm_bindings::{kvm_regs, kvm_segment};
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::cmdline::Cmdline;
@@ -22,6 +24,7 @@ use linux_loader::loader::{KernelLoader, load_cmdline};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::acpi;
 use super::image::KernelImage;
 use crate::kvm::{DEVICE_HOLE_START, KvmError, Memory, Vcpu};
 use crate::tsc::{self, KernelCode};
@@ -37,7 +40,10 @@ const CMDLINE: u64 = 0x2_0000;
 const CMDLINE_BYTES_MAX: usize = 2048;
 const LOW_RAM_END: u64 = 0x9_fc00;
 const HIGH_RAM_START: u64 = 0x10_0000;
+const ACPI_TABLES: u64 = 0xe_0000;
 const E820_RAM: u32 = 1;
+/// ACPI NVS: what the tables need, the FACS not to be reclaimed.
+const E820_NVS: u32 = 4;
 const PAGE_BYTES: u64 = 4096;
 
 const CODE_SELECTOR: u16 = 0x10;
@@ -64,6 +70,8 @@ pub struct BootPlan<'a> {
     pub initramfs: Option<&'a [u8]>,
     /// The whole kernel command line.
     pub cmdline: &'a str,
+    /// The virtio devices.
+    pub virtio_slots: &'a [VirtioSlot],
 }
 
 /// What was booted.
@@ -152,10 +160,18 @@ pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loade
     params.hdr.cmd_line_ptr = CMDLINE as u32;
     params.hdr.cmdline_size = plan.cmdline.len() as u32;
 
-    let mut e820 = vec![(0, LOW_RAM_END), (HIGH_RAM_START, low_end - HIGH_RAM_START)];
-    e820.extend(memory.iter().skip(1).map(|r| (r.start_addr().0, r.len())));
-    for (slot, (addr, size)) in params.e820_table.iter_mut().zip(&e820) {
-        *slot = boot_e820_entry { addr: *addr, size: *size, r#type: E820_RAM };
+    let tables = acpi::tables(ACPI_TABLES as u32, plan.virtio_slots);
+    at(ACPI_TABLES, memory.write_slice(&tables, GuestAddress(ACPI_TABLES)))?;
+    params.acpi_rsdp_addr = ACPI_TABLES;
+
+    let mut e820 = vec![
+        (0, LOW_RAM_END, E820_RAM),
+        (ACPI_TABLES, HIGH_RAM_START - ACPI_TABLES, E820_NVS),
+        (HIGH_RAM_START, low_end - HIGH_RAM_START, E820_RAM),
+    ];
+    e820.extend(memory.iter().skip(1).map(|r| (r.start_addr().0, r.len(), E820_RAM)));
+    for (slot, &(addr, size, r#type)) in params.e820_table.iter_mut().zip(&e820) {
+        *slot = boot_e820_entry { addr, size, r#type };
     }
     params.e820_entries = e820.len() as u8;
     at(ZERO_PAGE, memory.write_obj(params, GuestAddress(ZERO_PAGE)))?;

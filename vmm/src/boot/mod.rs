@@ -1,5 +1,6 @@
 //! Boot: from a kernel file and an initramfs to a vCPU that stands at the kernel's first 64-bit instruction.
 
+mod acpi;
 mod image;
 mod load;
 

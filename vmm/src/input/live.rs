@@ -24,6 +24,8 @@ const FRAMES_MAX: usize = 1024;
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
+/// Resolution of the samples of the host's clock.
+const SAMPLE_NS: u64 = 1000;
 
 /// Guest time as a function of host time: `host + offset`.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +49,11 @@ impl GuestClock {
     pub fn host(&self) -> HostClock {
         self.host
     }
+}
+
+/// Guest time as it is sampled: in whole microseconds, so that a sample costs at most four bytes of log.
+fn logged_ns(now_ns: u64) -> u64 {
+    now_ns - now_ns % SAMPLE_NS
 }
 
 #[derive(Default)]
@@ -219,7 +226,7 @@ impl InputSource for LiveInputs {
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
             }
-            let now_ns = self.clock.host_now_ns().max(self.last_ns);
+            let now_ns = logged_ns(self.clock.host_now_ns()).max(self.last_ns);
             let due = situation.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
             let wants_sample = situation.reads_clock && self.sampled_at != situation.at;
             if wants_sample || (due && now_ns > self.last_ns) {
@@ -266,5 +273,44 @@ impl InputSource for LiveInputs {
 
     fn unrecorded(&self) -> bool {
         self.queue.is_unrecorded()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ftvmm_replication::{Event, GroupEncoder, Record};
+
+    use super::*;
+
+    /// Bytes of log for a sample `exits` exits and `gap_ns` of host time after another.
+    fn sample_bytes(first_ns: u64, gap_ns: u64, exits: u64) -> u64 {
+        let mut encoder = GroupEncoder::new();
+        let mut push = |at, host_ns| {
+            let now_ns = logged_ns(host_ns);
+            encoder.push(&Record { at: Ordinal(at), event: Event::Input(Input::Time { now_ns }) });
+            encoder.body_bytes()
+        };
+        let before = push(1, first_ns);
+        push(1 + exits, first_ns + gap_ns) - before
+    }
+
+    #[test]
+    fn a_clock_read_costs_at_most_four_bytes_of_log() {
+        const NS_PER_S: u64 = 1_000_000_000;
+        let mut rng = fastrand::Rng::with_seed(3);
+        for _ in 0..10_000 {
+            let first_ns = rng.u64(..1000 * NS_PER_S);
+            let gap_ns = rng.u64(..=2 * NS_PER_S) >> rng.u32(..32);
+            assert!(sample_bytes(first_ns, gap_ns, rng.u64(..15)) <= 4, "{gap_ns} ns");
+            // A tick of the tiny kernel with many exits on the way.
+            assert!(sample_bytes(first_ns, gap_ns % 10_000_000, rng.u64(..140)) <= 4);
+        }
+    }
+
+    #[test]
+    fn a_sample_is_at_most_a_microsecond_old_and_never_in_the_future() {
+        for now_ns in [0, 999, 1000, 1001, 123_456_789_999] {
+            assert!((0..1000).contains(&(now_ns - logged_ns(now_ns))));
+        }
     }
 }

@@ -1,0 +1,115 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const TIMER: usize = (PM_TIMER_PORT - PM1A_EVENT_PORT) as usize;
+const CONTROL: usize = (PM1A_CONTROL_PORT - PM1A_EVENT_PORT) as usize;
+const NS_PER_HOUR: u64 = 3600 * 1_000_000_000;
+
+fn timer(registers: &AcpiPm, now_ns: u64) -> u32 {
+    let mut data = [0; 4];
+    registers.read(TIMER, now_ns, &mut data);
+    u32::from_le_bytes(data)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 50, ..ProptestConfig::default() })]
+
+    /// Linux takes 24 bits of the count, which wrap every 4.7 s, and adds up the differences.
+    #[test]
+    fn an_hour_of_readings_at_any_instants_follows_guest_time_to_a_microsecond(
+        gaps_ns in prop::collection::vec(0..4_600_000_000u64, 1600..2000),
+        start_ns in 0..u64::MAX / 2,
+    ) {
+        const MASK: u32 = (1 << 24) - 1;
+        let registers = AcpiPm::new();
+        let mut now_ns = start_ns;
+        let (mut last, mut counted) = (timer(&registers, now_ns), 0u64);
+        for gap_ns in gaps_ns {
+            now_ns += gap_ns;
+            let count = timer(&registers, now_ns);
+            counted += u64::from(count.wrapping_sub(last) & MASK);
+            last = count;
+            let shown_ns = (u128::from(counted) * NS_PER_S / u128::from(PM_TIMER_HZ)) as u64;
+            prop_assert!(shown_ns.abs_diff(now_ns - start_ns) < 1000, "{shown_ns} at {now_ns}");
+        }
+        prop_assert!(now_ns - start_ns > NS_PER_HOUR / 2, "the readings cover too little");
+    }
+
+    #[test]
+    fn time_that_goes_on_never_shows_a_smaller_count(start_ns: u32, gap_ns in 0..1000u64) {
+        let registers = AcpiPm::new();
+        let before = timer(&registers, u64::from(start_ns));
+        prop_assert!(timer(&registers, u64::from(start_ns) + gap_ns) >= before);
+    }
+}
+
+#[test]
+fn a_second_is_exactly_the_frequency() {
+    assert_eq!(u64::from(timer(&AcpiPm::new(), 1_000_000_000)), PM_TIMER_HZ);
+    assert_eq!(u64::from(timer(&AcpiPm::new(), 999_999_999)), PM_TIMER_HZ - 1);
+}
+
+#[test]
+fn every_width_sees_the_same_registers() {
+    let mut registers = AcpiPm::new();
+    registers.write(2, &0x0721u16.to_le_bytes());
+    let now_ns = 123_456_789_012;
+    let mut whole = [0; BLOCK_BYTES];
+    registers.read(0, now_ns, &mut whole);
+    for width in [1, 2, 4, 8] {
+        for offset in 0..=BLOCK_BYTES - width {
+            let mut part = vec![0; width];
+            registers.read(offset, now_ns, &mut part);
+            assert_eq!(part, whole[offset..offset + width]);
+        }
+    }
+    assert_eq!(whole[..8], [0, 0, 0x21, 7, 1, 0, 0xff, 0xff]);
+    assert_eq!(AcpiPm::offset(PM_TIMER_PORT, 4), Some(TIMER));
+    assert_eq!(AcpiPm::offset(PM_TIMER_PORT + 1, 4), None);
+    assert_eq!(AcpiPm::offset(PM1A_EVENT_PORT - 1, 2), None);
+}
+
+/// acpi_hw_legacy_sleep(): the type alone, then the type with SLP_EN; 16 bits or two bytes.
+#[test]
+fn only_sleep_enable_with_the_type_of_s5_switches_off() {
+    for by_byte in [false, true] {
+        for sleep_type in 0..8 {
+            let mut registers = AcpiPm::new();
+            let selected = SCI_ENABLED | sleep_type << SLEEP_TYPE_SHIFT;
+            registers.write(CONTROL, &selected.to_le_bytes());
+            assert_eq!(registers.power_event(), None);
+            let [low, high] = (selected | SLEEP_ENABLE).to_le_bytes();
+            if by_byte {
+                registers.write(CONTROL, &[low]);
+                registers.write(CONTROL + 1, &[high]);
+            } else {
+                registers.write(CONTROL, &[low, high]);
+            }
+            let wanted = (sleep_type == 5).then_some(PowerEvent::PowerOff);
+            assert_eq!(registers.power_event(), wanted);
+        }
+    }
+}
+
+#[test]
+fn sleep_enable_reads_as_zero_and_sci_enable_as_one() {
+    let mut registers = AcpiPm::new();
+    registers.write(CONTROL, &[0, 0xff]);
+    let mut control = [0; 2];
+    registers.read(CONTROL, 0, &mut control);
+    assert_eq!(u16::from_le_bytes(control), SLEEP_TYPE_MASK | SCI_ENABLED);
+}
+
+#[test]
+fn saved_state_is_checked() {
+    let state = AcpiPmState { enable: ENABLE_WRITABLE, control: 0x1c03, powered_off: true };
+    assert_eq!(AcpiPm::try_from(state.clone()).unwrap().save(), state);
+    for (bad, field) in [
+        (AcpiPmState { enable: 2, ..state.clone() }, "acpi.enable"),
+        (AcpiPmState { control: 0x2001, ..state.clone() }, "acpi.control"),
+        (AcpiPmState { control: 0, ..state }, "acpi.control"),
+    ] {
+        assert_eq!(AcpiPm::try_from(bad).unwrap_err().field, field);
+    }
+}
