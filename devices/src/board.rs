@@ -348,7 +348,8 @@ impl Board {
     /// # Errors
     /// [`InvalidState`] when no board could have been in that state.
     pub fn restore(state: BoardState) -> Result<Board, InvalidState> {
-        let BoardState { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, outputs } = state;
+        let BoardState { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, outputs } =
+            state;
         let board = Board {
             now_ns,
             pic: Pic::try_from(pic)?,

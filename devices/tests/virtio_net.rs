@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use ftvmm_devices::{
-    BoardConfig, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX, VIRTIO_NET_SLOT,
-    virtio_slots,
+    BoardConfig, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX, VIRTIO_ENTROPY_SLOT,
+    VIRTIO_NET_SLOT, virtio_slots,
 };
 use vm_memory::{Bytes, GuestAddress};
 

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use ftvmm_guest_images::Guest;
+use ftvmm_guest_images::{Guest, GuestKernel};
 use serde::Deserialize;
 
 use crate::lab::{Ended, Lab, LabConfig, LabError, LabProcess, choose_backend};
@@ -156,10 +156,9 @@ impl GuestLab {
         let lab = Lab::start(LabConfig { hosts, ..LabConfig::new(backend, folder)? })?;
         lab.install(&ftvmm)?;
         let this = Self { lab, guest };
-        let images = [&this.guest.kernel, &this.guest.initramfs, &this.guest.stock_kernel];
-        for image in images {
-            let place = this.outside(name_of(image));
-            fs::copy(image, &place).map_err(at(&place))?;
+        for image in this.images() {
+            let place = this.outside(name_of(&image));
+            fs::copy(&image, &place).map_err(at(&place))?;
         }
         for host in (0..hosts).map(|index| this.lab.host(index)) {
             host.tap(TAP)?;
@@ -179,17 +178,13 @@ impl GuestLab {
 
     /// `ftvmm` with the tiny kernel and the initramfs, then `more`.
     pub fn boot(&self, more: &[&str]) -> Vec<String> {
-        self.boot_kernel(&self.guest.kernel, more)
+        self.boot_kernel(GuestKernel::Tiny, more)
     }
 
-    /// As [`Self::boot`], with Debian's unmodified kernel.
-    pub fn boot_stock(&self, more: &[&str]) -> Vec<String> {
-        self.boot_kernel(&self.guest.stock_kernel, more)
-    }
-
-    fn boot_kernel(&self, kernel: &Path, more: &[&str]) -> Vec<String> {
-        let kernel = self.inside(name_of(kernel));
-        let initramfs = self.inside(name_of(&self.guest.initramfs));
+    /// As [`Self::boot`], with another kernel and its initramfs.
+    pub fn boot_kernel(&self, kernel: GuestKernel, more: &[&str]) -> Vec<String> {
+        let files = self.guest.boot_files(kernel);
+        let [kernel, initramfs] = files.map(|path| self.inside(name_of(&path)));
         let fixed = ["ftvmm", "--kernel", &kernel, "--initrd", &initramfs];
         fixed.iter().chain(more).map(|&word| word.to_owned()).collect()
     }
@@ -225,10 +220,13 @@ impl GuestLab {
         fs::write(&place, content).map_err(at(&place))
     }
 
+    fn images(&self) -> impl Iterator<Item = PathBuf> {
+        GuestKernel::ALL.into_iter().flat_map(|kernel| self.guest.boot_files(kernel))
+    }
+
     /// Whether a file of the shared folder is one of the guest's images.
     pub fn is_image(&self, path: &Path) -> bool {
-        let Guest { kernel, initramfs, stock_kernel, .. } = &self.guest;
-        [kernel, initramfs, stock_kernel].into_iter().any(|image| name_of(image) == name_of(path))
+        self.images().any(|image| name_of(&image) == name_of(path))
     }
 }
 

@@ -37,8 +37,9 @@ pub const LAB: &[Package] = &[
 pub const CLIENTS: &[Package] =
     &[Package { name: "curl", why: "the client that must not notice a failover" }];
 
-/// The package that always depends on Debian's newest cloud kernel.
+/// Packages that always depend on Debian's newest kernel of a kind.
 const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
+const GENERIC_KERNEL: &str = "linux-image-amd64";
 
 /// apt changes this directory with every update.
 const APT_LISTS: &str = "/var/lib/apt/lists";
@@ -228,9 +229,9 @@ fn has_extension(path: &Path, wanted: &str) -> bool {
     path.extension().is_some_and(|extension| extension == wanted)
 }
 
-/// Debian's stock kernel for clouds, unpacked in the cache.
+/// A stock kernel of Debian's, unpacked in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CloudKernel {
+pub struct DebianKernel {
     /// The unmodified bzImage.
     pub bzimage: PathBuf,
     /// `/lib/modules/<release>` of it, with `modules.dep` made by depmod.
@@ -239,15 +240,27 @@ pub struct CloudKernel {
     pub release: String,
 }
 
-/// Fetches Debian's newest cloud kernel with its modules: it runs the lab hosts and it is the
-/// stock kernel that guests are tested with.
+/// Fetches Debian's newest cloud kernel with its modules: it runs the lab hosts and it is a stock
+/// kernel that guests are tested with.
 ///
 /// # Errors
 /// See [`fetch_extracted`]; also when the package is not laid out as Debian kernels are.
-pub fn cloud_kernel() -> Result<CloudKernel, PackageError> {
-    let (versioned, tree) = match resolved_before() {
+pub fn cloud_kernel() -> Result<DebianKernel, PackageError> {
+    kernel(CLOUD_KERNEL)
+}
+
+/// Fetches Debian's newest generic kernel, the one that a freshly installed Debian boots.
+///
+/// # Errors
+/// As [`cloud_kernel`].
+pub fn generic_kernel() -> Result<DebianKernel, PackageError> {
+    kernel(GENERIC_KERNEL)
+}
+
+fn kernel(newest: &str) -> Result<DebianKernel, PackageError> {
+    let (versioned, tree) = match resolved_before(newest) {
         Some(known) => known,
-        None => resolve()?,
+        None => resolve(newest)?,
     };
     let release = versioned.trim_start_matches("linux-image-").to_owned();
     let bzimage = tree.join("boot").join(format!("vmlinuz-{release}"));
@@ -259,17 +272,17 @@ pub fn cloud_kernel() -> Result<CloudKernel, PackageError> {
     if !modules.join("modules.dep").is_file() {
         return Err(lacks("/lib/modules"));
     }
-    Ok(CloudKernel { bzimage, modules, release })
+    Ok(DebianKernel { bzimage, modules, release })
 }
 
 /// Where the answer of the last [`resolve`] is kept: asking apt costs seconds.
-fn resolved_file() -> Option<PathBuf> {
-    Some(cache_directory().ok()?.join("deb").join(CLOUD_KERNEL))
+fn resolved_file(newest: &str) -> Option<PathBuf> {
+    Some(cache_directory().ok()?.join("deb").join(newest))
 }
 
 /// The kept answer, when apt's lists have not changed since and the tree is still there.
-fn resolved_before() -> Option<(String, PathBuf)> {
-    let file = resolved_file()?;
+fn resolved_before(newest: &str) -> Option<(String, PathBuf)> {
+    let file = resolved_file(newest)?;
     let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     if modified(&file)? < modified(Path::new(APT_LISTS))? {
         return None;
@@ -280,13 +293,13 @@ fn resolved_before() -> Option<(String, PathBuf)> {
     tree.is_dir().then(|| (versioned.to_owned(), tree))
 }
 
-fn resolve() -> Result<(String, PathBuf), PackageError> {
-    let versioned = cloud_kernel_package()?;
+fn resolve(newest: &str) -> Result<(String, PathBuf), PackageError> {
+    let versioned = kernel_package(newest)?;
     let release = versioned.trim_start_matches("linux-image-");
     let tree = fetch_extracted(&versioned, |tree| {
         run_logged(Command::new("depmod").arg("-b").arg(tree).arg(release))
     })?;
-    if let Some(file) = resolved_file() {
+    if let Some(file) = resolved_file(newest) {
         let aside = file.with_extension(std::process::id().to_string());
         fs::write(&aside, format!("{versioned}\n{}", tree.display())).map_err(at(&aside))?;
         fs::rename(&aside, &file).map_err(at(&file))?;
@@ -294,9 +307,9 @@ fn resolve() -> Result<(String, PathBuf), PackageError> {
     Ok((versioned, tree))
 }
 
-fn cloud_kernel_package() -> Result<String, PackageError> {
+fn kernel_package(newest: &str) -> Result<String, PackageError> {
     let ask = || {
-        let depends = Command::new("apt-cache").args(["depends", CLOUD_KERNEL]).output().ok()?;
+        let depends = Command::new("apt-cache").args(["depends", newest]).output().ok()?;
         let text = String::from_utf8_lossy(&depends.stdout).into_owned();
         let name = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "))?.to_owned();
         name.starts_with("linux-image-").then_some(name)
@@ -304,7 +317,7 @@ fn cloud_kernel_package() -> Result<String, PackageError> {
     match ask() {
         Some(name) => Ok(name),
         None => update().and_then(|()| {
-            ask().ok_or_else(|| PackageError::Unknown { package: CLOUD_KERNEL.to_owned() })
+            ask().ok_or_else(|| PackageError::Unknown { package: newest.to_owned() })
         }),
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ftvmm_guest_images::GuestKernel;
 use ftvmm_tests::guest_run::{GuestLab, LabPool};
 use ftvmm_tests::lab::Ended;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -133,7 +134,7 @@ fn script(site: &GuestLab, shell: &str) -> String {
         ("$GOOD", good.as_str()),
         ("$KERNEL", &image(&site.guest.kernel)),
         ("$INITRD", &image(&site.guest.initramfs)),
-        ("$STOCK", &image(&site.guest.stock_kernel)),
+        ("$STOCK", &image(&site.guest.boot_files(GuestKernel::Cloud)[0])),
         ("$ELSEWHERE", ELSEWHERE),
         ("$LONG", LONG),
     ];

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fastrand::Rng;
+use ftvmm_guest_images::GuestKernel;
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, stream_sha256};
 use ftvmm_tests::download::{Download, Downloaded};
 use ftvmm_tests::guest_run::GuestLab;
@@ -46,8 +47,9 @@ const GOOD: Ended = Ended::Status(0);
 struct Site {
     lab: Lab,
     files: GuestFiles,
-    /// The same with another kernel.
-    stock: GuestFiles,
+    /// Debian's kernels, each with its initramfs.
+    cloud: GuestFiles,
+    generic: GuestFiles,
     /// The initramfs as the outer machine sees it.
     initramfs: PathBuf,
 }
@@ -58,8 +60,12 @@ impl Site {
         let seen = |path: &Path| lab.host(0).share().join(path.file_name().unwrap_or_default());
         let initramfs = seen(&guest.initramfs);
         let files = GuestFiles { kernel: seen(&guest.kernel), initramfs };
-        let stock = GuestFiles { kernel: seen(&guest.stock_kernel), ..files.clone() };
-        Ok(Self { lab, files, stock, initramfs: guest.initramfs })
+        let stock = |kernel| {
+            let [kernel, initramfs] = guest.boot_files(kernel).map(|path| seen(&path));
+            GuestFiles { kernel, initramfs }
+        };
+        let (cloud, generic) = (stock(GuestKernel::Cloud), stock(GuestKernel::Generic));
+        Ok(Self { lab, files, cloud, generic, initramfs: guest.initramfs })
     }
 
     /// Starts what an earlier case has killed, mends what it has cut.

@@ -169,7 +169,7 @@ fn another_guest_is_refused_by_name(site: &GuestLab, whole: &Recording) {
     let mut initramfs = std::fs::read(&site.guest.initramfs).unwrap();
     initramfs.push(0);
     site.write("other-initramfs", &initramfs).unwrap();
-    let (kernel, initramfs) = (site.inside("stock-vmlinuz"), site.inside("other-initramfs"));
+    let (kernel, initramfs) = (site.inside("cloud-vmlinuz"), site.inside("other-initramfs"));
     let other_kernel = whole.replay(site, &whole.log, &["--kernel", &kernel]);
     assert_refused(&other_kernel, BAD_USAGE, "made with another guest: kernel differs");
     let other_initramfs = whole.replay(site, &whole.log, &["--initrd", &initramfs]);

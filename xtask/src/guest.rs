@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use ftvmm_guest_images::{BUSYBOX, Guest, Inputs, KERNEL_SOURCE, PACKAGES};
-use ftvmm_tests::packages::{self, Package};
+use ftvmm_guest_images::{BUSYBOX, Guest, Inputs, KERNEL_SOURCE, PACKAGES, StockKernel};
+use ftvmm_tests::packages::{self, DebianKernel, Package};
 
 /// Names the folder of a finished guest and so spares the look into the cache.
 const GUEST_FOLDER: &str = "FTVMM_GUEST";
@@ -29,11 +29,17 @@ pub fn ensure() -> Result<Guest, Box<dyn Error>> {
     }
     let wanted: Vec<Package> = PACKAGES.iter().map(|&(name, why)| Package { name, why }).collect();
     packages::ensure(&wanted)?;
+    let stock = |kernel: DebianKernel| StockKernel {
+        bzimage: kernel.bzimage,
+        modules: kernel.modules,
+        release: kernel.release,
+    };
     let inputs = Inputs {
         cache: packages::cache_directory()?,
         kernel_source: KERNEL_SOURCE.into(),
         busybox: BUSYBOX.into(),
-        stock_kernel: packages::cloud_kernel()?.bzimage,
+        cloud: stock(packages::cloud_kernel()?),
+        generic: stock(packages::generic_kernel()?),
     };
     Ok(ftvmm_guest_images::build(&inputs)?)
 }

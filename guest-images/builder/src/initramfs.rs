@@ -30,6 +30,7 @@ const MODE_CHARACTER_DEVICE: u32 = 0o020_600;
 /// init can mount anything.
 const CONSOLE_DEVICE: (u32, u32) = (5, 1);
 
+#[derive(Clone)]
 struct Entry {
     mode: u32,
     device: (u32, u32),
@@ -42,12 +43,32 @@ impl Entry {
     }
 }
 
-/// Makes the archive from a static busybox and our multi-call program.
-pub(crate) fn archive(busybox: &Path, programs: &Path) -> Result<Vec<u8>, GuestBuildError> {
-    let read = |path: &Path| fs::read(path).map_err(at(path));
-    let applets = busybox_applets(busybox)?;
-    let entries = entries(&applets, read(busybox)?, read(programs)?);
-    write(&entries).map_err(at(Path::new("initramfs")))
+/// What every initramfs holds.
+pub(crate) struct Userland {
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Userland {
+    /// A static busybox and our multi-call program.
+    pub(crate) fn read(busybox: &Path, programs: &Path) -> Result<Self, GuestBuildError> {
+        let read = |path: &Path| fs::read(path).map_err(at(path));
+        let applets = busybox_applets(busybox)?;
+        Ok(Self { entries: entries(&applets, read(busybox)?, read(programs)?) })
+    }
+
+    /// The archive with `more` files, by their paths in it.
+    pub(crate) fn archive(
+        &self,
+        more: BTreeMap<String, Vec<u8>>,
+    ) -> Result<Vec<u8>, GuestBuildError> {
+        let mut entries = self.entries.clone();
+        for (path, content) in more {
+            let folders = path.match_indices('/').map(|(end, _)| path[..end].to_owned());
+            entries.extend(folders.map(|folder| (folder, Entry::new(MODE_DIRECTORY, []))));
+            entries.insert(path, Entry::new(MODE_FILE, content));
+        }
+        write(&entries).map_err(at(Path::new("initramfs")))
+    }
 }
 
 fn busybox_applets(busybox: &Path) -> Result<Vec<String>, GuestBuildError> {
@@ -147,6 +168,18 @@ mod tests {
         for (entry, _) in parsed(&sample()) {
             assert_eq!((entry.mtime(), entry.uid(), entry.gid()), (0, 0, 0), "{}", entry.name());
         }
+    }
+
+    #[test]
+    fn further_files_come_with_their_directories() {
+        let userland = Userland { entries: entries(&[], vec![], vec![]) };
+        let more = BTreeMap::from([("lib/modules/6.1/a.ko".to_owned(), b"module".to_vec())]);
+        let found = parsed(&userland.archive(more).unwrap());
+        let mode_of = |name: &str| found.iter().find(|(e, _)| e.name() == name).unwrap().0.mode();
+        for folder in ["lib", "lib/modules", "lib/modules/6.1"] {
+            assert_eq!(mode_of(folder), 0o040_755, "{folder}");
+        }
+        assert_eq!(mode_of("lib/modules/6.1/a.ko"), 0o100_644);
     }
 
     #[test]

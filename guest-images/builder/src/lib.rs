@@ -1,6 +1,6 @@
 //! Builds what runs in the virtual machine under test: a tiny kernel from Debian's source, an
-//! initramfs with busybox and our programs, and beside them Debian's stock kernel for the same
-//! initramfs.
+//! initramfs with busybox and our programs, and beside them Debian's stock kernels, each with an
+//! initramfs that also holds its own modules.
 //!
 //! Nothing is fetched here: the caller says where Debian's files are ([`Inputs`]), [`PACKAGES`]
 //! says which packages bring them and the tools.
@@ -11,9 +11,11 @@
 
 mod initramfs;
 mod kernel;
+pub mod modules;
 mod programs;
 mod store;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -48,8 +50,63 @@ pub struct Inputs {
     pub kernel_source: PathBuf,
     /// A static busybox.
     pub busybox: PathBuf,
-    /// `vmlinuz` of Debian's stock cloud kernel.
-    pub stock_kernel: PathBuf,
+    /// Debian's stock kernel for clouds.
+    pub cloud: StockKernel,
+    /// Debian's stock kernel for everything.
+    pub generic: StockKernel,
+}
+
+/// An unpacked kernel package of Debian's.
+#[derive(Debug, Clone)]
+pub struct StockKernel {
+    /// Its `vmlinuz`.
+    pub bzimage: PathBuf,
+    /// Its `/lib/modules/<release>`, with `modules.dep`.
+    pub modules: PathBuf,
+    /// As `uname -r` says it.
+    pub release: String,
+}
+
+/// The kernels a guest can boot, each with an initramfs of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestKernel {
+    /// Ours, with everything built in.
+    Tiny,
+    /// Debian's for clouds, unmodified.
+    Cloud,
+    /// Debian's for everything, unmodified.
+    Generic,
+}
+
+impl GuestKernel {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tiny, Self::Cloud, Self::Generic];
+
+    /// The name a user types.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+        }
+    }
+
+    /// What a stock kernel needs to unpack its initramfs and run is more than the tiny one's.
+    pub fn memory_mib(self) -> u32 {
+        match self {
+            Self::Tiny => 128,
+            Self::Cloud | Self::Generic => 256,
+        }
+    }
+
+    /// Names of kernel and initramfs in the folder of a guest.
+    fn files(self) -> [&'static str; 2] {
+        match self {
+            Self::Tiny => ["bzImage", "initramfs.cpio"],
+            Self::Cloud => ["cloud-vmlinuz", "cloud-initramfs.cpio"],
+            Self::Generic => ["generic-vmlinuz", "generic-initramfs.cpio"],
+        }
+    }
 }
 
 /// A finished guest; all files lie in one folder.
@@ -59,11 +116,8 @@ pub struct Guest {
     pub folder: PathBuf,
     /// bzImage of the tiny kernel.
     pub kernel: PathBuf,
-    /// The initramfs, an uncompressed cpio archive, for either kernel.
+    /// The tiny kernel's initramfs, an uncompressed cpio archive.
     pub initramfs: PathBuf,
-    /// bzImage of Debian's unmodified cloud kernel. It has the 8250 built in and no virtio-mmio: a
-    /// guest with a console and no network.
-    pub stock_kernel: PathBuf,
     /// The guest programs; they run on a host too, as in `ftguest streamsum 1000000`.
     pub programs: PathBuf,
 }
@@ -73,11 +127,15 @@ impl Guest {
     pub fn in_folder(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
-            kernel: folder.join(KERNEL),
-            initramfs: folder.join(INITRAMFS),
-            stock_kernel: folder.join(STOCK_KERNEL),
+            kernel: folder.join(GuestKernel::Tiny.files()[0]),
+            initramfs: folder.join(GuestKernel::Tiny.files()[1]),
             programs: folder.join(PROGRAMS),
         }
+    }
+
+    /// Kernel and initramfs of one of the kernels.
+    pub fn boot_files(&self, kernel: GuestKernel) -> [PathBuf; 2] {
+        kernel.files().map(|name| self.folder.join(name))
     }
 }
 
@@ -119,6 +177,9 @@ pub enum GuestBuildError {
         /// The line.
         line: String,
     },
+    /// A kernel package lacks a module.
+    #[error(transparent)]
+    NoModule(#[from] modules::MissingModule),
     /// Cargo built the guest programs but did not say where.
     #[error("cargo named no executable of {package}")]
     NoExecutable {
@@ -141,18 +202,27 @@ pub fn build(inputs: &Inputs) -> Result<Guest, GuestBuildError> {
     let store = Store::lock(&inputs.cache)?;
     let kernel = kernel::build(&store, &inputs.kernel_source)?;
     let programs = programs::build(&store)?;
-    let initramfs = initramfs::archive(&inputs.busybox, &programs)?;
-    let files = [(KERNEL, &kernel), (STOCK_KERNEL, &inputs.stock_kernel), (PROGRAMS, &programs)];
+    let userland = initramfs::Userland::read(&inputs.busybox, &programs)?;
+    let stock = |kernel: &StockKernel| userland.archive(modules::files(kernel)?);
+    let kernels = [
+        (GuestKernel::Tiny, &kernel, userland.archive(BTreeMap::new())?),
+        (GuestKernel::Cloud, &inputs.cloud.bzimage, stock(&inputs.cloud)?),
+        (GuestKernel::Generic, &inputs.generic.bzimage, stock(&inputs.generic)?),
+    ];
 
-    let mut parts = vec![initramfs.clone()];
-    for (_, path) in files {
-        parts.push(fs::read(path).map_err(at(path))?);
+    let mut parts = vec![fs::read(&programs).map_err(at(&programs))?];
+    for (_, kernel, archive) in &kernels {
+        parts.push(fs::read(kernel).map_err(at(kernel))?);
+        parts.push(archive.clone());
     }
     let digest = store::digest(parts.iter().map(Vec::as_slice));
     let folder = store.publish("guest", &digest, |folder| {
-        let archive = folder.join(INITRAMFS);
-        fs::write(&archive, &initramfs).map_err(at(&archive))?;
-        files.iter().try_for_each(|(name, path)| link_or_copy(path, &folder.join(name)))
+        for (which, kernel, archive) in &kernels {
+            let [kernel_place, archive_place] = which.files().map(|name| folder.join(name));
+            link_or_copy(kernel, &kernel_place)?;
+            fs::write(&archive_place, archive).map_err(at(&archive_place))?;
+        }
+        link_or_copy(&programs, &folder.join(PROGRAMS))
     })?;
     Ok(Guest::in_folder(&folder))
 }
@@ -164,6 +234,3 @@ fn link_or_copy(from: &Path, to: &Path) -> Result<(), GuestBuildError> {
 }
 
 const PROGRAMS: &str = "ftguest";
-const KERNEL: &str = "bzImage";
-const INITRAMFS: &str = "initramfs.cpio";
-const STOCK_KERNEL: &str = "stock-vmlinuz";

@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use ftvmm_guest_images::Guest;
+use ftvmm_guest_images::{Guest, GuestKernel};
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, reader_sha256, stream_sha256};
 
 /// No guest of this test is silent nearly so long unless it hangs.
@@ -166,8 +166,9 @@ fn both_kernels_pass_the_same_selfcheck_and_no_two_boots_are_alike() {
     let (_, work) = hashes(&String::from_utf8(here.stdout).unwrap());
     let script = "ftguest.run=selfcheck:2,reboot:-f";
     let mut runs = Vec::new();
-    for kernel in [&guest.kernel, &guest.kernel, &guest.stock_kernel] {
-        let mut machine = Machine::boot(kernel, &guest.initramfs, script, &[]);
+    for which in [GuestKernel::Tiny, GuestKernel::Tiny, GuestKernel::Cloud] {
+        let [kernel, initramfs] = guest.boot_files(which);
+        let mut machine = Machine::boot(&kernel, &initramfs, script, &[]);
         let (run, work_there) = hashes(&machine.expect("SELFCHECK ok"));
         machine.expect_end();
         assert_eq!(work_there, work, "{}", kernel.display());

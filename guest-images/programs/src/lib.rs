@@ -5,6 +5,7 @@
 //! - nothing spins on a flag that only an interrupt can change; waiting is a system call;
 //! - nothing calls the blocking `getrandom`, hence no `HashMap` with its random state.
 
+mod clockres;
 pub mod compute;
 pub mod echo;
 pub mod http;
@@ -31,6 +32,11 @@ pub struct Applet {
 
 /// Every applet; the initramfs makes a link for each.
 pub const APPLETS: &[Applet] = &[
+    Applet {
+        name: "clockres",
+        usage: "[COUNT]   read the clock COUNT times, print some readings and its resolution",
+        run: clockres::main,
+    },
     Applet {
         name: "compute",
         usage: "ROUNDS|SECONDSs   compute, then print a checksum and the rounds done",
@@ -99,8 +105,8 @@ pub enum AppletError {
         /// The parameter asked for.
         name: String,
     },
-    /// The time stamp counter went backwards.
-    #[error("time stamp counter went from {before} to {after}")]
+    /// A counter or a clock went backwards.
+    #[error("time went back from {before} to {after}")]
     CounterWentBack {
         /// The earlier reading.
         before: u64,

@@ -11,8 +11,10 @@ use std::process::Command;
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
+use ftvmm_guest_images::modules::load_order;
+
 use super::error::{LabError, at};
-use crate::packages::{self, CloudKernel};
+use crate::packages::{self, DebianKernel};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -51,7 +53,7 @@ pub(crate) fn build(folder: &Path, agent: &Path) -> Result<Image, LabError> {
     Ok(Image { kernel: kernel.bzimage, initramfs })
 }
 
-fn archive(kernel: &CloudKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
+fn archive(kernel: &DebianKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
     let mut archive = Archive(Vec::new());
     for directory in ["bin", "modules"] {
         archive.add(directory, ModeFileType::Directory, 0o755, &[])?;
@@ -66,7 +68,9 @@ fn archive(kernel: &CloudKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
     }
     let dependencies = kernel.modules.join("modules.dep");
     let dependencies = fs::read_to_string(&dependencies).map_err(at(&dependencies))?;
-    for (number, module) in load_order(&dependencies, MODULES)?.iter().enumerate() {
+    let order = load_order(&dependencies, MODULES)
+        .map_err(|missing| LabError::NoModule { module: missing.module })?;
+    for (number, module) in order.iter().enumerate() {
         let name = Path::new(module).file_name().unwrap_or_default().to_string_lossy();
         let content = read(&kernel.modules.join(module))?;
         archive.add(
@@ -102,44 +106,5 @@ impl Archive {
             writer.finish().map(|_| ())
         };
         write().map_err(at(name))
-    }
-}
-
-/// Paths of the wanted modules and all they need, needed ones first.
-///
-/// A line of modules.dep is `module: needed…` with all transitive needs, the most basic last
-/// (depmod(8)), so reading a line from its end gives a valid order.
-fn load_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>, LabError> {
-    let mut order: Vec<String> = Vec::new();
-    for name in wanted {
-        let file = format!("{name}.ko");
-        let line = dependencies
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .find(|(module, _)| module.rsplit('/').next() == Some(&file));
-        let no_module = || LabError::NoModule { module: (*name).to_owned() };
-        let (module, needed) = line.ok_or_else(no_module)?;
-        for path in needed.split_whitespace().rev().chain([module]) {
-            if !order.iter().any(|known| known == path) {
-                order.push(path.to_owned());
-            }
-        }
-    }
-    Ok(order)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn needed_modules_come_first_and_only_once() {
-        let dep = "k/b.ko: k/a.ko\nk/c.ko: k/b.ko k/a.ko\nk/a.ko:\nk/ab.ko:\n";
-        assert_eq!(
-            load_order(dep, &["c", "b", "ab"]).unwrap(),
-            ["k/a.ko", "k/b.ko", "k/c.ko", "k/ab.ko"]
-        );
-        let missing = load_order(dep, &["d"]).unwrap_err().to_string();
-        assert!(missing.contains('d'), "{missing}");
     }
 }

@@ -38,7 +38,8 @@ fn differs(
 }
 
 fn other_kernel(site: &Site) -> Result<(), Failed> {
-    differs(site, "kernel", &site.stock, |_| ())
+    let other = GuestFiles { kernel: site.cloud.kernel.clone(), ..site.files.clone() };
+    differs(site, "kernel", &other, |_| ())
 }
 
 fn other_initramfs(site: &Site) -> Result<(), Failed> {
