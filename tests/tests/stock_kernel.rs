@@ -86,7 +86,7 @@ fn boots_serves_and_replays(site: &GuestLab, kernel: GuestKernel, release: &str)
     let Replayed { recorded, .. } = &replayed;
     assert_eq!(recorded.report.as_ref().unwrap().end.as_deref(), Some("guest_power_off"));
     let console = String::from_utf8_lossy(&recorded.console).into_owned();
-    assert!(console.contains(&release), "no {release} in\n{console}");
+    assert!(console.contains(release), "no {release} in\n{console}");
     let resolutions_ns = numbers(&console, "CLOCK resolution ");
     let readings_ns = numbers(&console, "CLOCK readings ");
     println!("{name}: {replayed}, clock steps of {resolutions_ns:?} ns");
