@@ -47,7 +47,7 @@ const GOOD: Ended = Ended::Status(0);
 struct Site {
     lab: Lab,
     files: GuestFiles,
-    /// Debian's kernels, each with its initramfs.
+    /// The same with Debian's kernels.
     cloud: GuestFiles,
     generic: GuestFiles,
     /// The initramfs as the outer machine sees it.
@@ -77,6 +77,14 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    fn files_of(&self, kernel: GuestKernel) -> &GuestFiles {
+        match kernel {
+            GuestKernel::Tiny => &self.files,
+            GuestKernel::Cloud => &self.cloud,
+            GuestKernel::Generic => &self.generic,
+        }
     }
 
     fn pair(&self, options: &RunOptions) -> Result<Pair, Failed> {

@@ -25,6 +25,7 @@ struct Round {
     /// Index of the host that dies: 0 is the primary's.
     victim: usize,
     moment: Moment,
+    kernel: GuestKernel,
 }
 
 impl Round {
@@ -37,7 +38,13 @@ impl Round {
             2 => Moment::Downloaded(0),
             _ => Moment::Downloaded(rng.u64(1..DOWNLOAD_BYTES)),
         };
-        Self { release, victim, moment }
+        Self { release, victim, moment, kernel: GuestKernel::Tiny }
+    }
+
+    /// The primary's host dies in the middle of a download from a guest with another kernel.
+    fn with(kernel: GuestKernel, mut rng: Rng) -> Self {
+        let moment = Moment::Downloaded(rng.u64(1..DOWNLOAD_BYTES));
+        Self { release: "compare", victim: 0, moment, kernel }
     }
 
     fn run(&self, site: &Site) -> Result<(), Failed> {
@@ -45,7 +52,9 @@ impl Round {
         if let Moment::Booting(_) = self.moment {
             options.cmdline = "loglevel=7".to_owned();
         }
-        let pair = site.pair(&options)?;
+        options.memory_mib = self.kernel.memory_mib();
+        let files = site.files_of(self.kernel);
+        let pair = Pair::start(&site.lab, files, &options)?;
         let (survivor, report) = match self.victim {
             0 => (&pair.backup, &pair.backup_report),
             _ => (&pair.primary, &pair.primary_report),
@@ -83,8 +92,14 @@ impl Round {
 }
 
 pub fn cases(seed: u64, rounds: u64) -> impl Iterator<Item = (String, Case)> {
-    (0..rounds).map(move |number| {
+    let tiny = (0..rounds).map(move |number| {
         let round = Round::new(number, Rng::with_seed(seed.wrapping_add(number)));
+        (format!("failover-{number:02}"), round)
+    });
+    let stock = [GuestKernel::Cloud, GuestKernel::Generic].map(|kernel| {
+        (format!("failover-{}", kernel.name()), Round::with(kernel, Rng::with_seed(seed)))
+    });
+    tiny.chain(stock).map(move |(name, round)| {
         let case: Case = Box::new(move |site| {
             let again = |why: Failed| {
                 let why = why.message().unwrap_or_default().to_owned();
@@ -92,6 +107,6 @@ pub fn cases(seed: u64, rounds: u64) -> impl Iterator<Item = (String, Case)> {
             };
             round.run(site).map_err(again)
         });
-        (format!("failover-{number:02}"), case)
+        (name, case)
     })
 }
