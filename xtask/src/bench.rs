@@ -15,6 +15,7 @@ use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
+use ftvmm_guest_images::GuestKernel;
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, stream_sha256};
 use ftvmm_tests::clients::enter_network;
 use ftvmm_tests::clock;
@@ -109,7 +110,7 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
     let amounts = arguments.amounts();
     let round_trips = cargo::build("ftvmm-tests", "round-trips")?;
     let Hosts { lab, backend, files } =
-        Hosts::start("bench", arguments.log_dir.as_deref(), &[round_trips])?;
+        Hosts::start("bench", GuestKernel::Tiny, arguments.log_dir.as_deref(), &[round_trips])?;
     let conditions = conditions(backend, arguments.failure_timeout_ms, amounts);
     start_channel_echo(&lab)?;
 

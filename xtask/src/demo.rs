@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use ftvmm_guest_images::GuestKernel;
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, hex, stream_sha256};
 use ftvmm_tests::download::{Download, Downloaded};
 use ftvmm_tests::guest_run::GUEST_ADDRESS;
@@ -24,18 +26,29 @@ pub struct DemoArguments {
     /// Size of the download in MiB
     #[arg(long, value_name = "MiB", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..))]
     size: u64,
+    /// The guest's kernel: ours, or one of Debian's unmodified ones
+    #[arg(long, value_name = "KERNEL", default_value = "tiny", value_parser = kernel_parser())]
+    kernel: GuestKernel,
     /// Folder for consoles, logs and reports [default: out/demo/<time>]
     #[arg(long, value_name = "D")]
     log_dir: Option<PathBuf>,
 }
 
+fn kernel_parser() -> impl TypedValueParser<Value = GuestKernel> {
+    let names = GuestKernel::ALL.map(GuestKernel::name);
+    let named = |name: String| GuestKernel::ALL.into_iter().find(|kernel| kernel.name() == name);
+    PossibleValuesParser::new(names).try_map(move |name| named(name).ok_or("no such kernel"))
+}
+
 /// Shows the demo and prints its report; fails when the download did.
 pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Box<dyn Error>> {
-    let Hosts { lab, backend, files } = Hosts::start("demo", arguments.log_dir.as_deref(), &[])?;
+    let (kernel, folder) = (arguments.kernel, arguments.log_dir.as_deref());
+    let Hosts { lab, backend, files } = Hosts::start("demo", kernel, folder, &[])?;
 
-    let solo_boot = boot_solo(&lab, &files)?;
+    let alone = RunOptions { memory_mib: kernel.memory_mib(), ..RunOptions::default() };
+    let solo_boot = boot_solo(&lab, &files, &alone)?;
     let step = Step::start("booting the guest in lockstep");
-    let options = RunOptions { arguments: patience(backend), ..RunOptions::default() };
+    let options = RunOptions { arguments: patience(backend), ..alone };
     let pair = Pair::start(&lab, &files, &options)?;
     let pair_boot = booted(&lab, &pair.primary)?;
     drop(step);
@@ -55,9 +68,13 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// The same boot on the same host without a backup, for comparison.
-fn boot_solo(lab: &Lab, files: &GuestFiles) -> Result<Duration, Box<dyn Error>> {
+fn boot_solo(
+    lab: &Lab,
+    files: &GuestFiles,
+    options: &RunOptions,
+) -> Result<Duration, Box<dyn Error>> {
     let _step = Step::start("booting the guest alone");
-    let solo = start_solo(lab, 0, files, &RunOptions::default(), "solo.json")?;
+    let solo = start_solo(lab, 0, files, options, "solo.json")?;
     let took = booted(lab, &solo)?;
     solo.signal(nix::libc::SIGTERM);
     solo.wait()?;

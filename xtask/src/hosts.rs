@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ftvmm_guest_images::GuestKernel;
 use ftvmm_tests::clock;
 use ftvmm_tests::lab::{Backend, Lab, LabConfig, choose_backend};
 use ftvmm_tests::pair::GuestFiles;
@@ -27,13 +28,14 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Builds what is missing, starts the hosts and carries `ftvmm`, the guest programs and `more` in. Logs go
+    /// Builds what is missing, starts the hosts and carries `ftvmm`, the guest with `kernel` and `more` in. Logs go
     /// to `folder`, by default one below `out/` with the name of the `command`.
     ///
     /// # Errors
     /// What the build, the machine or the lab answered.
     pub fn start(
         command: &str,
+        kernel: GuestKernel,
         folder: Option<&Path>,
         more: &[PathBuf],
     ) -> Result<Self, Box<dyn Error>> {
@@ -61,7 +63,8 @@ impl Hosts {
         for program in [&ftvmm, &images.programs].into_iter().chain(more) {
             lab.install(program)?;
         }
-        let files = GuestFiles::install(&lab, &images.kernel, &images.initramfs)?;
+        let [kernel, initramfs] = images.boot_files(kernel);
+        let files = GuestFiles::install(&lab, &kernel, &initramfs)?;
         println!("logs:  {}", lab.folder().display());
         Ok(Self { lab, backend, files })
     }
