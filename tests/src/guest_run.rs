@@ -4,6 +4,7 @@
 //! [`GuestRun`] is one `ftvmm` process on a host with its console at hand. Recordings and reports
 //! lie in the shared folder, so that they outlive the host.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,8 @@ pub struct Report {
     pub slices: u64,
     /// Digest of the whole guest.
     pub state_digest: Option<String>,
+    /// MSRs that no template names, and how often the guest tried each.
+    pub unknown_msrs: BTreeMap<String, u64>,
 }
 
 /// The `ftvmm` program beside the running test.

@@ -2,8 +2,8 @@
 //!
 //! Every case runs in one lab of two hosts; a host that a case has killed is started again before the next
 //! case. What is done to a pair, and when, follows from a seed: `FTVMM_SEED` sets it, `FTVMM_ROUNDS` the number
-//! of fail-over rounds. Two differences the handshake refuses cannot be brought about from the command line:
-//! the protocol's version and the CPU template. They are tested where the fingerprint is, in `ftvmm-replication`.
+//! of fail-over rounds. One difference the handshake refuses cannot be brought about from the command line: the
+//! protocol's version. It is tested where the fingerprint is, in `ftvmm-replication`.
 //! So is a peer of the same role: a primary cannot connect, a backup cannot listen.
 
 use std::fmt;

@@ -9,9 +9,11 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::boot::{BootError, BootPlan, ImageError, KernelImage, prepare};
-use crate::cpu_template::{self, CpuTemplate, TemplateError};
+use crate::cpu_template::{CpuTemplate, MsrAnswer, TemplateError};
+use crate::doctor::{ProbeFailure, xsave_is_deterministic};
 use crate::kvm::{KvmError, Memory, Vcpu, Vm};
 use crate::machine::Machine;
+use crate::msr::MsrBank;
 use crate::tsc::{KernelCode, TscTrap};
 
 /// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE says), no
@@ -35,6 +37,8 @@ pub struct GuestConfig {
     pub initramfs: Option<PathBuf>,
     /// The whole kernel command line; see [`full_cmdline`].
     pub cmdline: String,
+    /// The CPU template: one that comes with the program, or a file.
+    pub cpu_template: PathBuf,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// The network card's MAC address, if there is one.
@@ -81,6 +85,14 @@ pub enum GuestError {
     /// The host's CPU does not do.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The template's XSAVE is not the same in every run on this host.
+    #[error("the CPU template '{template}' cannot be used on this host: {source}")]
+    Xsave {
+        /// The template.
+        template: String,
+        /// What the self-test found.
+        source: ProbeFailure,
+    },
     /// Loading failed.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -93,6 +105,7 @@ pub enum GuestError {
 pub struct Guest {
     vcpu: Vcpu,
     memory: Arc<Memory>,
+    msrs: MsrBank,
     /// What two hosts, or a recording and its replay, must agree on.
     pub fingerprint: Fingerprint,
     code: KernelCode,
@@ -115,7 +128,13 @@ impl Guest {
             .map_err(|source| GuestError::Image { path: kernel.clone(), source })?;
 
         let vm = Vm::new(u64::from(*memory_mib) << 20)?;
-        let template = CpuTemplate::for_host(&vm)?;
+        let template = CpuTemplate::for_host(&vm, &config.cpu_template)?;
+        if template.shows_xsave() {
+            xsave_is_deterministic(template.cpuid())
+                .map_err(|source| GuestError::Xsave { template: template.name().into(), source })?;
+        }
+        let kept = template.msrs().filter(|(_, answer)| *answer == MsrAnswer::Kvm);
+        vm.serve_only_msrs(&kept.map(|(index, _)| index).collect::<Vec<_>>())?;
         let vcpu = vm.create_vcpu()?;
         template.apply(&vcpu)?;
 
@@ -125,7 +144,7 @@ impl Guest {
             initramfs_sha256: initramfs_file.as_deref().map(|f| Sha256::digest(f).into()),
             disk_sha256: None,
             cmdline: cmdline.clone(),
-            cpu_template: cpu_template::NAME.into(),
+            cpu_template: template.name().into(),
             cpu_template_sha256: template.digest(),
             tsc: *tsc,
             memory_mib: *memory_mib,
@@ -139,7 +158,8 @@ impl Guest {
         };
         let loaded = prepare(plan, vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
-        Ok(Self { vcpu, memory, fingerprint, code: loaded.code })
+        let msrs = MsrBank::new(template.msrs());
+        Ok(Self { vcpu, memory, msrs, fingerprint, code: loaded.code })
     }
 
     /// Switches the guest on, at the time of day the configuration says.
@@ -149,7 +169,7 @@ impl Guest {
             board.pio_write(port, &[value]);
         }
         let tsc = TscTrap::new(self.fingerprint.tsc, self.code);
-        Machine::new(self.vcpu, self.memory, board, tsc)
+        Machine::new(self.vcpu, self.memory, board, tsc, self.msrs)
     }
 }
 

@@ -13,6 +13,7 @@ pub mod host;
 pub mod input;
 pub mod kvm;
 pub mod machine;
+pub mod msr;
 pub mod peer;
 pub mod report;
 pub mod run_loop;

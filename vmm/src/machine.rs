@@ -12,11 +12,15 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
+use crate::msr::MsrBank;
 use crate::run_loop::{Situation, StopCause};
 use crate::tsc::TscTrap;
 
 /// Bytes of memory hashed at a time.
 const DIGEST_CHUNK_BYTES: usize = 1 << 20;
+
+/// What the exit chain takes for the address of MSR 0; no device is there.
+const MSR_ADDRESS: u64 = 1 << 63;
 
 /// One guest.
 pub struct Machine {
@@ -24,6 +28,7 @@ pub struct Machine {
     memory: Arc<Memory>,
     board: Board,
     tsc: TscTrap,
+    msrs: MsrBank,
     chain: ExitChain,
     inputs: u64,
     fault: Option<Fault>,
@@ -31,8 +36,9 @@ pub struct Machine {
 
 impl Machine {
     /// Puts a machine together from a vCPU that stands at the kernel's entry.
-    pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board, tsc: TscTrap) -> Self {
-        Self { vcpu, memory, board, tsc, chain: ExitChain::default(), inputs: 0, fault: None }
+    pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board, tsc: TscTrap, msrs: MsrBank) -> Self {
+        let chain = ExitChain::default();
+        Self { vcpu, memory, board, tsc, msrs, chain, inputs: 0, fault: None }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
@@ -60,6 +66,11 @@ impl Machine {
         &self.tsc
     }
 
+    /// The model-specific registers KVM does not keep.
+    pub fn msrs(&self) -> &MsrBank {
+        &self.msrs
+    }
+
     /// Lets the guest run until it stops. An unrecorded run also stops where a pending interrupt could be
     /// taken.
     ///
@@ -74,7 +85,7 @@ impl Machine {
         Situation {
             at: exit.is_synchronous().then_some(at),
             chain: self.chain.digest(),
-            reads_clock: reads_clock(exit),
+            reads_clock: self.reads_clock(exit),
             deadline_ns: self.board.next_deadline_ns(),
             halted: exit == Exit::Hlt
                 && self.vcpu.interrupts_enabled()
@@ -117,6 +128,14 @@ impl Machine {
                     Direction::Write => self.board.mmio_write(&*self.memory, addr, data),
                 }
                 self.chain.link(at, addr, data);
+            }
+            Exit::Msr(access) => {
+                let answer = self.msrs.answer(access, self.board.now_ns());
+                self.vcpu.answer_msr(answer);
+                let data = [access.written.unwrap_or(0), answer.unwrap_or(0)].map(u64::to_le_bytes);
+                let fault = [u8::from(answer.is_none())];
+                let address = MSR_ADDRESS | u64::from(access.index);
+                self.chain.link(at, address, &[data.as_flattened(), &fault].concat());
             }
             Exit::Hlt => {
                 if !self.vcpu.interrupts_enabled() {
@@ -177,6 +196,14 @@ impl Machine {
         Ok(hash.finalize().into())
     }
 
+    fn reads_clock(&self, exit: Exit) -> bool {
+        match exit {
+            Exit::Pio { port, .. } => TscTrap::reads_clock(exit) || Board::reads_clock(port),
+            Exit::Msr(access) => self.msrs.reads_clock(access),
+            _ => false,
+        }
+    }
+
     fn access_ports(&mut self, port: u16, direction: Direction, size_bytes: u8) {
         for access in self.vcpu.pio_data().chunks_exact_mut(usize::from(size_bytes)) {
             match direction {
@@ -184,13 +211,6 @@ impl Machine {
                 Direction::Write => self.board.pio_write(port, access),
             }
         }
-    }
-}
-
-fn reads_clock(exit: Exit) -> bool {
-    match exit {
-        Exit::Pio { port, .. } => TscTrap::reads_clock(exit) || Board::reads_clock(port),
-        _ => false,
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a run reports at its end (`--report FILE.json`).
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::run_loop::StopCause;
@@ -45,6 +47,8 @@ pub struct Report {
     pub seconds: f64,
     /// Guest faults the devices answered (malformed descriptors and the like).
     pub guest_faults: u64,
+    /// MSRs that the CPU template does not name, in hexadecimal, and how often the guest tried each: all were #GP.
+    pub unknown_msrs: BTreeMap<String, u64>,
 }
 
 /// Bytes as lower-case hexadecimal.

@@ -63,6 +63,12 @@ fn other_mac(site: &Site) -> Result<(), Failed> {
     differs(site, "network card", &site.files, |options| options.mac = mac)
 }
 
+fn other_template(site: &Site) -> Result<(), Failed> {
+    differs(site, "CPU template", &site.files, |options| {
+        options.arguments.extend(["--cpu-template", "sse4"].map(str::to_owned));
+    })
+}
+
 /// The backup's witness has seen a later term than the one it is offered.
 fn other_witness(site: &Site) -> Result<(), Failed> {
     let names = PairNames::new(&site.lab)?;
@@ -166,12 +172,13 @@ fn split_brain(site: &Site, mut rng: Rng) -> Result<(), Failed> {
 
 pub fn cases(seed: u64) -> Vec<(String, Case)> {
     type Plain = fn(&Site) -> Result<(), Failed>;
-    let plain: [(&str, Plain); 11] = [
+    let plain: [(&str, Plain); 12] = [
         ("other_kernel", other_kernel),
         ("other_initramfs", other_initramfs),
         ("other_cmdline", other_cmdline),
         ("other_memory", other_memory),
         ("other_mac", other_mac),
+        ("other_template", other_template),
         ("other_witness", other_witness),
         ("port_in_use", port_in_use),
         ("connected_to_another_service", connected_to_another_service),

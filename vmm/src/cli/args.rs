@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::cpu_template::DEFAULT_TEMPLATE;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ftvmm_replication::TscMode;
 
@@ -52,6 +53,9 @@ pub struct RunArgs {
     /// Guest memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     pub mem: u32,
+    /// CPU the guest sees: minimal, sse4, avx, or a template file
+    #[arg(long, value_name = "NAME|FILE", default_value = DEFAULT_TEMPLATE)]
+    pub cpu_template: PathBuf,
     /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
     #[arg(long, value_name = "tap=NAME[,mac=M]")]
     pub net: Option<NetArg>,
@@ -119,6 +123,9 @@ pub struct ReplayArgs {
     /// The recorded initramfs, if it is elsewhere now
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// The recorded CPU template, if it was a file
+    #[arg(long, value_name = "FILE")]
+    pub cpu_template: Option<PathBuf>,
     /// Write a report at the end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,

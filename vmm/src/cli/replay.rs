@@ -44,6 +44,10 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         kernel: args.kernel.clone().unwrap_or_else(|| header.kernel_path.clone().into()),
         initramfs: args.initrd.clone().or_else(|| header.initramfs_path.clone().map(Into::into)),
         cmdline: header.fingerprint.cmdline.clone(),
+        cpu_template: args
+            .cpu_template
+            .clone()
+            .unwrap_or_else(|| header.fingerprint.cpu_template.clone().into()),
         memory_mib: header.fingerprint.memory_mib,
         net_mac: header.fingerprint.net_mac,
         tsc: header.fingerprint.tsc,

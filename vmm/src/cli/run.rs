@@ -1,5 +1,6 @@
 //! `ftvmm --kernel …`: chooses where inputs come from and where outputs go, then enters the run loop.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
         kernel: args.kernel.clone().unwrap_or_default(),
         initramfs: args.initrd.clone(),
         cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac }),
+        cpu_template: args.cpu_template.clone(),
         memory_mib: args.mem,
         net_mac,
         tsc: args.tsc.into(),
@@ -148,9 +150,14 @@ pub fn report(
         rdtsc_late_sites: tsc.late_sites.len(),
         rdtsc_user_reads: tsc.user_reads,
         gp_passed: tsc.passed_gps,
+        unknown_msrs: unknown_msrs(machine),
         seconds,
         ..Report::default()
     }
+}
+
+fn unknown_msrs(machine: &Machine) -> BTreeMap<String, u64> {
+    machine.msrs().unknown().iter().map(|(index, count)| (format!("{index:#x}"), *count)).collect()
 }
 
 /// A guest that crashed is a failure; every other end is clean.

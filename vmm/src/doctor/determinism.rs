@@ -59,7 +59,7 @@ fn compare(number: u32, first: &Trace, other: &Trace) -> Result<(), ProbeFailure
     same_bytes(|at| format!("memory at {at:#x} after run {number}"), &first.memory, &other.memory)
 }
 
-fn same_bytes(
+pub(super) fn same_bytes(
     what: impl FnOnce(usize) -> String,
     expected: &[u8],
     got: &[u8],

@@ -6,6 +6,7 @@
 //! [`super::KICK_PERIOD_MS`], and after [`KICKS_PER_RUN_MAX`] interruptions the guest is given up.
 
 use std::fmt;
+use std::path::Path;
 
 use kvm_bindings::{
     CpuId, KVM_EXIT_DEBUG, KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION,
@@ -16,8 +17,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::failure::ProbeFailure;
 use super::programs::{self, layout};
-use crate::cpu_template::CpuTemplate;
+use crate::cpu_template::{CpuTemplate, DEFAULT_TEMPLATE};
 use crate::kvm::{Direction, Exit, KvmError, Memory, Vcpu, Vm, call};
+use crate::msr::MsrAccess;
 
 /// Interruptions one run may take: about two seconds.
 pub const KICKS_PER_RUN_MAX: u32 = 80;
@@ -99,6 +101,8 @@ pub enum Stop {
         /// The first four bytes, little-endian.
         value: u32,
     },
+    /// RDMSR or WRMSR that KVM did not serve.
+    Msr(MsrAccess),
     /// HLT.
     Hlt,
     /// It took an exception.
@@ -128,6 +132,7 @@ impl fmt::Display for Stop {
             Self::MmioWrite { addr, value } => {
                 write!(f, "an MMIO write of {value:#x} to {addr:#x}")
             }
+            Self::Msr(MsrAccess { index, .. }) => write!(f, "an access to MSR {index:#x}"),
             Self::Hlt => write!(f, "HLT"),
             Self::Exception { vector } => match EXCEPTION_NAMES.iter().find(|n| n.0 == *vector) {
                 Some((_, name)) => write!(f, "the guest's {name} handler"),
@@ -164,7 +169,7 @@ pub fn uninterrupted<T>(mut create: impl FnMut() -> Result<T, KvmError>) -> Resu
 pub fn template_cpuid() -> Result<CpuId, ProbeFailure> {
     let vm = uninterrupted(|| Vm::new(layout::MEMORY_BYTES))?;
     let vcpu = vm.create_vcpu()?;
-    CpuTemplate::for_host(&vm)?.apply(&vcpu)?;
+    CpuTemplate::for_host(&vm, Path::new(DEFAULT_TEMPLATE))?.apply(&vcpu)?;
     let mut cpuid = vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_CPUID2"))?;
     // Older kernels do not tell how many entries they filled; the others are zero, as no leaf is.
     cpuid.retain(|leaf| *leaf != kvm_cpuid_entry2::default());
@@ -229,6 +234,7 @@ impl MicroGuest {
                 let value = data.iter().take(4).rev().fold(0, |v, byte| v << 8 | u32::from(*byte));
                 Stop::MmioWrite { addr, value }
             }
+            Ok(Exit::Msr(access)) => Stop::Msr(access),
             Ok(Exit::Hlt) => Stop::Hlt,
             Ok(Exit::Shutdown) => Stop::Shutdown,
             Ok(Exit::Interrupted | Exit::WindowOpen) => Stop::Interrupted,

@@ -16,6 +16,10 @@ mod guest;
 mod probes;
 mod programs;
 mod speed;
+mod xsave;
+
+pub use failure::ProbeFailure;
+pub use xsave::is_deterministic as xsave_is_deterministic;
 
 use std::fmt;
 use std::sync::mpsc::{self, RecvTimeoutError};

@@ -8,7 +8,7 @@ use kvm_ioctls::{Cap, Kvm};
 use super::Verdict;
 use super::failure::ProbeFailure;
 use super::guest::{MicroGuest, Ring, template_cpuid};
-use super::{cpu, determinism, dirty_log, exits, speed};
+use super::{cpu, determinism, dirty_log, exits, speed, xsave};
 use crate::kvm::call;
 
 /// What a probe found, in words, or what does not hold.
@@ -54,6 +54,7 @@ pub const PROBES: &[Probe] = &[
     needed("CMPXCHG16B", cpu::cmpxchg16b),
     needed("FXRSTOR", cpu::fxrstor),
     needed("XRSTOR", cpu::xrstor),
+    informational("XSAVE images", xsave::repeats),
     needed("determinism (ring 0)", |host| determinism::repeats(host, Ring::Kernel)),
     needed("determinism (ring 3)", |host| determinism::repeats(host, Ring::User)),
     needed(speed::NAMES[0], |host| speed::instructions(host, Ring::Kernel)),

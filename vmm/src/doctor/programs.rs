@@ -309,3 +309,38 @@ program!(
     data = layout::DATA,
     report = layout::REPORT
 );
+
+program!(
+    /// Stores its state with XSAVE at DATA in nine situations: fresh; x87 used; SSE used; AVX used; after VZEROUPPER;
+    /// all registers back at their initial values; after XRSTOR of the first image; of the fourth; x87 alone. Wants
+    /// CR4.OSXSAVE.
+    xsave_images:
+    "xor ecx, ecx"
+    "xor edx, edx"
+    "mov eax, 7"
+    "xsetbv"
+    "mov edi, {data}"
+    "xsave64 [rdi]"
+    "fninit"
+    "fld1"
+    "xsave64 [rdi + 0x400]"
+    "mov esi, 0x12345678"
+    "movq xmm5, rsi"
+    "xsave64 [rdi + 0x800]"
+    "vpcmpeqd ymm6, ymm6, ymm6"
+    "xsave64 [rdi + 0xc00]"
+    "vzeroupper"
+    "xsave64 [rdi + 0x1000]"
+    "vzeroall"
+    "fninit"
+    "xsave64 [rdi + 0x1400]"
+    "xrstor64 [rdi]"
+    "xsave64 [rdi + 0x1800]"
+    "xrstor64 [rdi + 0xc00]"
+    "xsave64 [rdi + 0x1c00]"
+    "mov eax, 1"
+    "xsave64 [rdi + 0x2000]"
+    "out {report}, al";
+    data = layout::DATA,
+    report = layout::REPORT
+);

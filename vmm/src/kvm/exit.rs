@@ -1,5 +1,7 @@
 //! What a guest can stop for.
 
+use crate::msr::MsrAccess;
+
 /// Which way a port or memory access goes, seen from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -9,9 +11,9 @@ pub enum Direction {
     Write,
 }
 
-/// Why `KVM_RUN` returned. The first four are *synchronous*: they follow from the instruction the guest
-/// executes, so they come at the same point in every run and each has an exit ordinal. The others are
-/// asynchronous and have none.
+/// Why `KVM_RUN` returned. The last two are asynchronous and have no ordinal. The others are
+/// *synchronous*: they follow from the instruction the guest executes, so they come at the same point in every
+/// run and each has an exit ordinal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Port I/O; the data lies in [`super::Vcpu::pio_data`].
@@ -34,6 +36,8 @@ pub enum Exit {
         /// 1 to 8.
         size_bytes: u8,
     },
+    /// RDMSR or WRMSR that KVM did not serve; to be answered with [`super::Vcpu::answer_msr`].
+    Msr(MsrAccess),
     /// `HLT`.
     Hlt,
     /// Triple fault.

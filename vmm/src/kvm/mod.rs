@@ -5,6 +5,7 @@
 //! nothing reaches the guest but what [`Vcpu::inject`] and the answers to its exits put there.
 
 mod exit;
+mod msr;
 mod state;
 mod vcpu;
 
@@ -16,7 +17,7 @@ use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 pub use exit::{Direction, Exit};
-pub use state::CpuState;
+pub use state::{CpuState, STATE_MSRS};
 pub use vcpu::{Kicker, Vcpu, install_kick_handler};
 
 /// Guest memory as ftvmm maps it.
@@ -123,6 +124,7 @@ impl Vm {
             }
         }
         let fd = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
+        msr::hide_counters(&fd)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
         let memory = map_memory(memory_bytes)?;
         for (slot, region) in memory.iter().enumerate() {
@@ -153,6 +155,14 @@ impl Vm {
     pub fn create_vcpu(&self) -> Result<Vcpu, KvmError> {
         let fd = self.fd.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
         Ok(Vcpu::new(fd, self.kvm.check_extension(Cap::SyncRegs)))
+    }
+
+    /// Has KVM serve these MSRs; an access to any other is an exit. For all guests of a user.
+    ///
+    /// # Errors
+    /// When KVM cannot do this: it came with Linux 5.10.
+    pub fn serve_only_msrs(&self, served: &[u32]) -> Result<(), KvmError> {
+        msr::serve_only(&self.fd, served)
     }
 
     /// Every CPUID leaf this host's KVM could show a guest.

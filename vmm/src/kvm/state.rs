@@ -18,6 +18,22 @@ const MSRS: [(u32, &str); 9] = [
     (0xc000_0102, "KERNEL_GS_BASE"),
 ];
 
+/// Every MSR that is part of this state, here or in `kvm_sregs`: EFER, FS and GS base.
+pub const STATE_MSRS: [u32; MSRS.len() + 3] = {
+    let mut all = [0xc000_0080, 0xc000_0100, 0xc000_0101, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut i = 0;
+    while i < MSRS.len() {
+        all[i + 3] = MSRS[i].0;
+        i += 1;
+    }
+    all
+};
+/// Where XSAVE's image has XSTATE_BV, and the upper halves of the YMM registers (SDM vol. 1, 13.4).
+const XSTATE_BV: std::ops::Range<usize> = 512..520;
+const YMM_HIGH: std::ops::Range<usize> = 576..832;
+/// XCR0 of a CPU without XSAVE: x87 state.
+const XCR0_RESET: u64 = 1;
+
 /// Registers as bytes in a fixed order, each part under its name.
 pub struct CpuState {
     parts: Vec<(&'static str, Vec<u8>)>,
@@ -66,6 +82,7 @@ impl CpuState {
                 ("FPU and SSE", fpu),
                 ("debug registers", words(&debug)),
                 ("MSRs", words(&read_msrs(vcpu)?)),
+                ("XCR0 and AVX", read_extended(vcpu)?),
             ],
         })
     }
@@ -91,4 +108,15 @@ fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
         return Err(refused());
     }
     Ok(msrs.as_slice().iter().map(|m| m.data).collect())
+}
+
+/// What [`kvm_bindings::kvm_fpu`] has no room for; nothing while the guest has not set XCR0. XSTATE_BV belongs to it: the
+/// guest's next XSAVE shows it.
+fn read_extended(vcpu: &Vcpu) -> Result<Vec<u8>, KvmError> {
+    let xcrs = vcpu.fd().get_xcrs().map_err(call("KVM_GET_XCRS"))?;
+    let xcr0 = xcrs.xcrs[..xcrs.nr_xcrs as usize].iter().find(|x| x.xcr == 0).map(|x| x.value);
+    let Some(xcr0) = xcr0.filter(|xcr0| *xcr0 != XCR0_RESET) else { return Ok(Vec::new()) };
+    let xsave = vcpu.fd().get_xsave().map_err(call("KVM_GET_XSAVE"))?;
+    let image: Vec<u8> = xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect();
+    Ok([&xcr0.to_le_bytes(), &image[XSTATE_BV], &image[YMM_HIGH]].concat())
 }

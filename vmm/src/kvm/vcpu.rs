@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO,
     KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs,
-    kvm_sregs,
+    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVMIO,
+    kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -17,6 +17,7 @@ use vmm_sys_util::ioctl_iow_nr;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::{Direction, Exit, KvmError, call};
+use crate::msr::MsrAccess;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 
@@ -86,6 +87,12 @@ impl Vcpu {
                     direction: direction(mmio.is_write != 0),
                     size_bytes: mmio.len as u8,
                 })
+            }
+            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => {
+                // SAFETY: the exit reason says that KVM filled the `msr` member.
+                let msr = unsafe { run.__bindgen_anon_1.msr };
+                let written = (run.exit_reason == KVM_EXIT_X86_WRMSR).then_some(msr.data);
+                Ok(Exit::Msr(MsrAccess { index: msr.index, written }))
             }
             KVM_EXIT_HLT => Ok(Exit::Hlt),
             KVM_EXIT_SHUTDOWN => Ok(Exit::Shutdown),
@@ -202,9 +209,31 @@ impl Vcpu {
         &mut mmio.data[..length]
     }
 
+    /// Answers the last [`Exit::Msr`]: with the value read, or anything for a write that is done; `None` is #GP.
+    pub fn answer_msr(&mut self, answer: Option<u64>) {
+        let run = self.fd.get_kvm_run();
+        assert!(matches!(run.exit_reason, KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR));
+        // SAFETY: the exit reason says that KVM filled the `msr` member, and reads it at the next run.
+        let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+        msr.error = answer.is_none().into();
+        msr.data = answer.unwrap_or(0);
+    }
+
+    /// Whether the next run begins with a #GP. An interrupt injected now would reach the guest with it, although its
+    /// handler starts with IF=0: KVM takes what KVM_INTERRUPT brings as injected already.
+    fn is_faulting(&mut self) -> bool {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the exit reason is looked at first; it says that KVM filled the `msr` member.
+        matches!(run.exit_reason, KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR)
+            && unsafe { run.__bindgen_anon_1.msr.error } != 0
+    }
+
     /// True when the guest, at the exit it stands at, can take an interrupt: IF is set, no interrupt
     /// shadow, nothing waiting to be injected.
     pub fn can_take_interrupt(&mut self) -> bool {
+        if self.is_faulting() {
+            return false;
+        }
         let run = self.fd.get_kvm_run();
         run.ready_for_interrupt_injection != 0 && run.if_flag != 0
     }

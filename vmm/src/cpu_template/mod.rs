@@ -1,0 +1,209 @@
+//! The CPU the guest sees: the host's, reduced to what behaves the same everywhere and at every run.
+//!
+//! What that is stands in a file ([`file`]). Whatever it says, hidden are the TSC, RDRAND/RDSEED and RDPMC (every read is
+//! nondeterministic), the APIC (interrupts come through the 8259), and every hypervisor leaf (a paravirtual clock would
+//! bypass the log).
+
+mod file;
+
+use std::path::Path;
+
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+pub use file::{MsrAnswer, TemplateFile, TemplateFileError};
+
+use crate::kvm::{KvmError, Vcpu, Vm, call};
+
+/// The template of a guest for which none is named.
+pub const DEFAULT_TEMPLATE: &str = "minimal";
+
+/// CPUID.1:ECX.XSAVE.
+const XSAVE: u32 = 1 << 26;
+
+/// The template cannot be had on this host.
+#[derive(Debug, Error)]
+pub enum TemplateError {
+    /// The file is none.
+    #[error(transparent)]
+    File(#[from] TemplateFileError),
+    /// A feature every guest needs is missing.
+    #[error(
+        "this host's CPU lacks what the template {template} needs: CPUID leaf {leaf:#x} has {register} {got:#010x}, needed {needed:#010x}"
+    )]
+    MissingFeatures {
+        /// The template.
+        template: String,
+        /// The leaf.
+        leaf: u32,
+        /// The register.
+        register: &'static str,
+        /// What the host has of the bits needed.
+        got: u32,
+        /// What the template needs.
+        needed: u32,
+    },
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+/// The CPUID table this host gives a guest, who answers its MSRs, and the digest two hosts must agree on.
+pub struct CpuTemplate {
+    file: TemplateFile,
+    cpuid: CpuId,
+    digest: [u8; 32],
+}
+
+impl CpuTemplate {
+    /// Reduces what the host's KVM supports to the template `name`, one that comes with the program or a file.
+    ///
+    /// # Errors
+    /// When there is no such template, or the host lacks a feature it promises.
+    pub fn for_host(vm: &Vm, name: &Path) -> Result<Self, TemplateError> {
+        let (file, text) = TemplateFile::load(name)?;
+        let supported = vm.supported_cpuid()?;
+        let entries = reduce(&file, supported.as_slice())?;
+        let mut hash = Sha256::new();
+        hash.update(text);
+        for e in &entries {
+            for word in [e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx] {
+                hash.update(word.to_le_bytes());
+            }
+        }
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::Call {
+            call: "KVM_SET_CPUID2",
+            source: kvm_ioctls::Error::new(libc::E2BIG),
+        })?;
+        Ok(Self { file, cpuid, digest: hash.finalize().into() })
+    }
+
+    /// The template's own name.
+    pub fn name(&self) -> &str {
+        &self.file.name
+    }
+
+    /// SHA-256 over the template's text and every leaf the guest can see.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The leaves the guest can see.
+    pub fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// Whether the guest can save its vector registers with XSAVE.
+    pub fn shows_xsave(&self) -> bool {
+        self.cpuid.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & XSAVE != 0)
+    }
+
+    /// The MSRs that exist for the guest.
+    pub fn msrs(&self) -> impl Iterator<Item = (u32, MsrAnswer)> {
+        self.file.msr.iter().map(|msr| (msr.index, msr.answer))
+    }
+
+    /// Gives the vCPU this CPUID table.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn apply(&self, vcpu: &Vcpu) -> Result<(), KvmError> {
+        vcpu.fd().set_cpuid2(&self.cpuid).map_err(call("KVM_SET_CPUID2"))
+    }
+}
+
+fn reduce(
+    file: &TemplateFile,
+    supported: &[kvm_cpuid_entry2],
+) -> Result<Vec<kvm_cpuid_entry2>, TemplateError> {
+    const REGISTERS: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
+    let mut reduced = Vec::with_capacity(file.cpuid.len());
+    for leaf in &file.cpuid {
+        let index = leaf.subleaf.unwrap_or(0);
+        let host = supported.iter().find(|e| (e.function, e.index) == (leaf.leaf, index));
+        let host = host.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx]);
+        let mut shown = [0; 4];
+        for (number, register) in leaf.registers().into_iter().enumerate() {
+            let (got, needed) = (host[number] & register.need, register.need);
+            if got != needed {
+                return Err(TemplateError::MissingFeatures {
+                    template: file.name.clone(),
+                    leaf: leaf.leaf,
+                    register: REGISTERS[number],
+                    got,
+                    needed,
+                });
+            }
+            shown[number] = host[number] & (register.need | register.keep) | register.set;
+        }
+        let [eax, ebx, ecx, edx] = shown;
+        reduced.push(kvm_cpuid_entry2 {
+            function: leaf.leaf,
+            index,
+            flags: leaf.subleaf.map_or(0, |_| KVM_CPUID_FLAG_SIGNIFCANT_INDEX),
+            eax,
+            ebx,
+            ecx,
+            edx,
+            padding: [0; 3],
+        });
+    }
+    Ok(reduced)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u32 = u32::MAX;
+
+    fn template(name: &str) -> TemplateFile {
+        TemplateFile::load(Path::new(name)).unwrap().0
+    }
+
+    /// A host that has everything but some bits of leaf 1's EDX.
+    fn host(edx_1: u32) -> Vec<kvm_cpuid_entry2> {
+        let leaf = |(function, index)| kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: ALL,
+            ebx: ALL,
+            ecx: ALL,
+            edx: if function == 1 { edx_1 } else { ALL },
+            ..Default::default()
+        };
+        let leaves = [0, 1, 7, 0x4000_0000, 0x8000_0001].map(|function| (function, 0));
+        leaves.into_iter().chain([(0xd, 0), (0xd, 1), (0xd, 2)]).map(leaf).collect()
+    }
+
+    #[test]
+    fn hides_everything_nondeterministic() {
+        let leaves = reduce(&template("minimal"), &host(ALL)).unwrap();
+        let one = leaves.iter().find(|e| e.function == 1).unwrap();
+        assert_eq!(one.edx & (1 << 4 | 1 << 9), 0, "TSC and APIC");
+        assert_eq!(one.ecx, 0, "RDRAND, XSAVE, x2APIC, hypervisor");
+        assert!(leaves.iter().all(|e| e.function != 0x4000_0000 && e.function != 7));
+    }
+
+    #[test]
+    fn the_vector_template_shows_plain_xsave_of_three_components() {
+        let leaves = reduce(&template("avx"), &host(ALL)).unwrap();
+        let leaf = |function, index| {
+            let leaf = leaves.iter().find(|e| (e.function, e.index) == (function, index)).unwrap();
+            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+        };
+        assert_eq!(leaf(0xd, 0), [7, 832, 832, 0]);
+        assert_eq!(leaf(0xd, 1), [0; 4]);
+        assert_eq!(leaf(0xd, 2), [256, 576, 0, 0]);
+        assert_eq!(leaf(7, 0), [0, 1 << 3 | 1 << 5 | 1 << 8, 0, 0]);
+        assert_eq!(leaf(1, 0)[2] & (1 << 30 | 1 << 31 | 1 << 21), 0, "RDRAND, hypervisor, x2APIC");
+        assert_ne!(leaf(1, 0)[2] & 1 << 28, 0, "AVX");
+    }
+
+    #[test]
+    fn refuses_a_host_without_sse2() {
+        let answer = reduce(&template("minimal"), &host(ALL & !(1 << 26)));
+        assert!(matches!(answer, Err(TemplateError::MissingFeatures { leaf: 1, .. })));
+    }
+}
