@@ -274,6 +274,11 @@ impl Board {
         self.pic.interrupt_pending()
     }
 
+    /// Whether any device waits for its interrupt to be served: one is pending, or a more urgent one is being served.
+    pub fn interrupt_waits(&self) -> bool {
+        self.pic.request_waits()
+    }
+
     /// The processor's interrupt acknowledge cycle: the vector to deliver, `None` when no interrupt is asked for.
     pub fn acknowledge_interrupt(&mut self) -> Option<u8> {
         if !self.pic.interrupt_pending() {

@@ -318,6 +318,11 @@ impl Pic {
         self.state.chips[0].pending(true).is_some()
     }
 
+    /// Whether any unmasked input waits to be served, be it behind a more urgent one.
+    pub(crate) fn request_waits(&self) -> bool {
+        self.state.chips.iter().any(|chip| chip.requests & !chip.mask & !chip.in_service != 0)
+    }
+
     /// The interrupt-acknowledge cycle: returns the vector and puts the input in service. With no request left it is
     /// the spurious input 7, which is not put in service (data sheet, "default IR7").
     pub(crate) fn acknowledge(&mut self) -> u8 {

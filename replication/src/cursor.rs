@@ -10,16 +10,21 @@ use std::collections::VecDeque;
 use ftvmm_devices::Input;
 use thiserror::Error;
 
+use crate::check::Check;
 use crate::group::Group;
-use crate::record::{Check, End, Event, Ordinal, Record};
+use crate::record::{End, Event, Ordinal, Record};
+use crate::slice::Slice;
 
 /// What the run loop must do next at its exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CursorStep {
     /// Give this input to the devices, then ask again.
     Apply(Input),
-    /// Compare with the own chain digest; unequal is a divergence. Then ask again.
-    Check(Check),
+    /// Compare with the own execution; unequal is a divergence. Then ask again.
+    Check(Box<Check>),
+    /// The recorder stopped here without an exit: take over the state of these parts. Then ask
+    /// again.
+    Load(Vec<Slice>),
     /// The log says no more about this exit: run the guest to the next one.
     Proceed,
     /// Not known yet: more groups have to be pushed first.
@@ -100,8 +105,48 @@ impl ReplayCursor {
     }
 
     /// Says that no more groups will come: the log ended, tore, or its sender is gone.
+    /// A slice whose last part never came is forgotten.
     pub fn seal(&mut self) {
         self.sealed = true;
+        while let Some(Event::Slice(part)) = self.records.back().map(|record| &record.event)
+            && !part.is_last()
+        {
+            self.records.pop_back();
+        }
+    }
+
+    /// Whether the log says what follows exit `at.0 - 1`: a slice, or that the recorder made an
+    /// exit of its own there.
+    #[must_use]
+    pub fn knows(&self, at: Ordinal) -> bool {
+        self.sealed || self.horizon.is_some_and(|horizon| horizon >= at) || self.has_slice(at)
+    }
+
+    /// Whether `at` is the point of a slice, all parts of which are there.
+    #[must_use]
+    pub fn has_slice(&self, at: Ordinal) -> bool {
+        self.slice_parts(at).is_some()
+    }
+
+    /// Whether the log is sealed and nothing of it is left at or after `at`.
+    #[must_use]
+    pub fn is_used_up(&self, at: Ordinal) -> bool {
+        self.sealed && self.records.is_empty() && self.horizon.is_none_or(|horizon| horizon < at)
+    }
+
+    /// How many parts the slice at the front has.
+    fn slice_parts(&self, at: Ordinal) -> Option<usize> {
+        let mut parts = self.records.iter().enumerate();
+        loop {
+            match parts.next()? {
+                (index, Record { at: here, event: Event::Slice(part) }) if *here == at => {
+                    if part.is_last() {
+                        return Some(index + 1);
+                    }
+                }
+                _ => return None,
+            }
+        }
     }
 
     /// How far the log is complete; `None` before the first group.
@@ -114,19 +159,27 @@ impl ReplayCursor {
     pub fn next(&mut self, at: Ordinal) -> CursorStep {
         match self.records.front() {
             Some(record) if record.at < at => CursorStep::Missed { record: record.clone(), at },
-            Some(record) if record.at == at => self.take_front(),
+            Some(record) if record.at == at => self.take_front(at),
             _ if self.horizon.is_some_and(|horizon| horizon >= at) => CursorStep::Proceed,
             _ if self.sealed => CursorStep::Exhausted,
             _ => CursorStep::Wait,
         }
     }
 
-    fn take_front(&mut self) -> CursorStep {
+    fn take_front(&mut self, at: Ordinal) -> CursorStep {
+        if let Some(Record { event: Event::Slice(_), .. }) = self.records.front() {
+            let Some(parts) = self.slice_parts(at) else { return CursorStep::Wait };
+            let parts = self.records.drain(..parts).filter_map(|record| match record.event {
+                Event::Slice(part) => Some(part),
+                _ => None,
+            });
+            return CursorStep::Load(parts.collect());
+        }
         match self.records.pop_front().map(|record| record.event) {
             Some(Event::Input(input)) => CursorStep::Apply(input),
             Some(Event::Check(check)) => CursorStep::Check(check),
             Some(Event::End(end)) => CursorStep::End(end),
-            None => CursorStep::Wait,
+            Some(Event::Slice(_)) | None => CursorStep::Wait,
         }
     }
 }
@@ -168,15 +221,45 @@ mod tests {
     #[test]
     fn checks_and_the_end_are_handed_out() {
         let end = End { state_digest: [1; 32], reason: EndReason::PowerOff };
-        let check = Check { chain: 5 };
+        let check = Box::new(Check { chain: 5, ..Check::default() });
         let mut cursor = ReplayCursor::new();
         let records = vec![
-            Record { at: Ordinal(4), event: Event::Check(check) },
+            Record { at: Ordinal(4), event: Event::Check(check.clone()) },
             Record { at: Ordinal(5), event: Event::End(end) },
         ];
         cursor.push_group(group(5, records)).unwrap();
         assert_eq!(cursor.next(Ordinal(4)), CursorStep::Check(check));
         assert_eq!(cursor.next(Ordinal(5)), CursorStep::End(end));
+    }
+
+    fn part(at: u64, pages: u8, cpu: Option<Vec<u8>>) -> Record {
+        let slice = Slice { pages: vec![pages], cpu };
+        Record { at: Ordinal(at), event: Event::Slice(slice) }
+    }
+
+    #[test]
+    fn a_slice_is_handed_out_when_it_is_whole() {
+        let mut cursor = ReplayCursor::new();
+        cursor.push_group(group(4, vec![part(5, 1, None)])).unwrap();
+        assert!(!cursor.knows(Ordinal(5)) && !cursor.has_slice(Ordinal(5)));
+        assert_eq!(cursor.next(Ordinal(4)), CursorStep::Proceed);
+        assert_eq!(cursor.next(Ordinal(5)), CursorStep::Wait);
+        cursor.push_group(group(4, vec![part(5, 2, Some(vec![9])), time(5, 10)])).unwrap();
+        assert!(cursor.knows(Ordinal(5)) && cursor.has_slice(Ordinal(5)));
+        let parts =
+            vec![Slice { pages: vec![1], cpu: None }, Slice { pages: vec![2], cpu: Some(vec![9]) }];
+        assert_eq!(cursor.next(Ordinal(5)), CursorStep::Load(parts));
+        assert_eq!(cursor.next(Ordinal(5)), apply(10));
+    }
+
+    #[test]
+    fn half_a_slice_is_forgotten_when_no_more_comes() {
+        let mut cursor = ReplayCursor::new();
+        cursor.push_group(group(4, vec![part(5, 1, None), part(5, 2, None)])).unwrap();
+        assert!(!cursor.is_used_up(Ordinal(5)));
+        cursor.seal();
+        assert!(cursor.is_used_up(Ordinal(5)) && !cursor.is_used_up(Ordinal(4)));
+        assert_eq!(cursor.next(Ordinal(5)), CursorStep::Exhausted);
     }
 
     #[test]

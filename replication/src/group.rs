@@ -20,9 +20,10 @@
 //! takes several inputs at an exit before it leaves it); time never falls.
 
 use ftvmm_devices::Input;
-use thiserror::Error;
+use serde::{Deserialize, Serialize};
 
-use crate::record::{Check, End, EndReason, Event, Ordinal, Record};
+pub use crate::codec_error::CodecError;
+use crate::record::{End, EndReason, Event, Ordinal, Record};
 use crate::varint::{self, VarintError};
 
 /// Largest length field and largest decompressed body. A recorder finishes a group long before
@@ -45,22 +46,24 @@ enum Tag {
     NetRx = 3,
     /// varint length, bytes.
     ConsoleRx = 4,
-    /// u64 le.
-    Check = 5,
     /// Reason byte, 32 bytes of state digest.
     End = 6,
     /// varint length, bytes.
     Entropy = 7,
+    /// varint length, a [`crate::Check`] encoded with postcard.
+    Check = 8,
+    /// varint length, a [`crate::Slice`] encoded with postcard.
+    Slice = 9,
 }
 
 impl Tag {
-    const ALL: [Self; 7] = {
+    const ALL: [Self; 8] = {
         use Tag::*;
-        [TimeNs, TimeUs, NetRx, ConsoleRx, Check, End, Entropy]
+        [TimeNs, TimeUs, NetRx, ConsoleRx, End, Entropy, Check, Slice]
     };
     /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
     #[cfg(test)]
-    const RETIRED: [u8; 0] = [];
+    const RETIRED: [u8; 1] = [5];
 }
 
 /// How a body is stored. Part of the log format.
@@ -79,83 +82,6 @@ pub struct Group {
     pub horizon: Ordinal,
     /// Records in order. Some may lie at `horizon + 1`.
     pub records: Vec<Record>,
-}
-
-/// Why bytes are not a group.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum CodecError {
-    /// The bytes end inside the group.
-    #[error("group is cut short: {got_bytes} of {expected_bytes} bytes")]
-    Truncated {
-        /// Length the group has, as far as it can be told.
-        expected_bytes: u64,
-        /// Length present.
-        got_bytes: u64,
-    },
-    /// Bytes follow the group.
-    #[error("{extra_bytes} bytes follow the group")]
-    Trailing {
-        /// How many.
-        extra_bytes: u64,
-    },
-    /// The length field, or the length of the decompressed body, is above the limit.
-    #[error("group length {length_bytes} is not in 1..={}", GROUP_BYTES_MAX)]
-    Length {
-        /// The value read.
-        length_bytes: u64,
-    },
-    /// The checksum does not hold.
-    #[error("group checksum is {got:08x}, expected {expected:08x}")]
-    Checksum {
-        /// The value stored.
-        expected: u32,
-        /// The value of the bytes present.
-        got: u32,
-    },
-    /// A number does not fit, or the fields end inside one.
-    #[error("malformed number in {field}")]
-    Number {
-        /// The field being read.
-        field: &'static str,
-    },
-    /// The codec number is none of ours.
-    #[error("unknown group codec {codec}")]
-    Codec {
-        /// The value read.
-        codec: u8,
-    },
-    /// The compressed body does not decompress to the stated length.
-    #[error("group body does not decompress to {expected_bytes} bytes")]
-    Decompress {
-        /// The length stated in the group.
-        expected_bytes: u64,
-    },
-    /// The tag is none of ours.
-    #[error("unknown record tag {tag}")]
-    RecordTag {
-        /// The value read.
-        tag: u8,
-    },
-    /// The end reason is none of ours.
-    #[error("unknown end reason {reason}")]
-    EndReasonNumber {
-        /// The value read.
-        reason: u8,
-    },
-    /// A record ends outside the body, or the body goes on after the last record.
-    #[error("record {index} does not fit the group body")]
-    RecordBounds {
-        /// Position of the record in the group; the record count when the body is too long.
-        index: u64,
-    },
-    /// A record lies more than one exit past the horizon, or a counter overflows.
-    #[error("record {index} lies outside the reach of horizon {horizon}")]
-    OutOfReach {
-        /// Position of the record in the group.
-        index: u64,
-        /// The group's horizon.
-        horizon: Ordinal,
-    },
 }
 
 /// Builds groups. Keep one and reuse it: its buffer stays allocated, so that appending a time
@@ -222,10 +148,8 @@ impl GroupEncoder {
                 self.push_bytes(Tag::ConsoleRx, delta, bytes);
             }
             Event::Input(Input::Entropy { bytes }) => self.push_bytes(Tag::Entropy, delta, bytes),
-            Event::Check(Check { chain }) => {
-                self.push_head(Tag::Check, delta);
-                self.body.extend_from_slice(&chain.to_le_bytes());
-            }
+            Event::Check(check) => self.push_encoded(Tag::Check, delta, check.as_ref()),
+            Event::Slice(slice) => self.push_encoded(Tag::Slice, delta, slice),
             Event::End(End { state_digest, reason }) => {
                 self.push_head(Tag::End, delta);
                 self.body.push(*reason as u8);
@@ -263,6 +187,12 @@ impl GroupEncoder {
         self.push_head(tag, delta);
         varint::put(&mut self.body, bytes.len() as u64);
         self.body.extend_from_slice(bytes);
+    }
+
+    fn push_encoded<T: Serialize>(&mut self, tag: Tag, delta: u64, value: &T) {
+        #[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]
+        let bytes = postcard::to_stdvec(value).expect("plain data, which postcard can hold");
+        self.push_bytes(tag, delta, &bytes);
     }
 
     /// Closes the group and starts the next one. Without records the result is a horizon-only
@@ -463,7 +393,8 @@ impl RecordReader<'_> {
             Tag::NetRx => Event::Input(Input::NetRx { frame: self.sized_bytes(index)? }),
             Tag::ConsoleRx => Event::Input(Input::ConsoleRx { bytes: self.sized_bytes(index)? }),
             Tag::Entropy => Event::Input(Input::Entropy { bytes: self.sized_bytes(index)? }),
-            Tag::Check => Event::Check(Check { chain: u64::from_le_bytes(self.array(index)?) }),
+            Tag::Check => Event::Check(Box::new(self.encoded(index)?)),
+            Tag::Slice => Event::Slice(self.encoded(index)?),
             Tag::End => {
                 let [number] = self.array(index)?;
                 let reason = EndReason::from_number(number)
@@ -486,6 +417,14 @@ impl RecordReader<'_> {
     fn sized_bytes(&mut self, index: u64) -> Result<Vec<u8>, CodecError> {
         let length_bytes = number(&mut self.rest, "payload length")?;
         self.bytes(length_bytes, index).map(<[u8]>::to_vec)
+    }
+
+    fn encoded<T: for<'b> Deserialize<'b>>(&mut self, index: u64) -> Result<T, CodecError> {
+        let bytes = self.sized_bytes(index)?;
+        match postcard::take_from_bytes(&bytes) {
+            Ok((value, [])) => Ok(value),
+            _ => Err(CodecError::RecordBody { index }),
+        }
     }
 
     fn array<const N: usize>(&mut self, index: u64) -> Result<[u8; N], CodecError> {

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::check::{Check, CpuCheck, MemoryCheck, PageHash};
+use crate::slice::Slice;
 
 pub(crate) fn time(at: u64, now_ns: u64) -> Record {
     Record { at: Ordinal(at), event: Event::Input(Input::Time { now_ns }) }
@@ -17,7 +19,15 @@ fn events() -> impl Strategy<Value = Event> {
         1 => bytes().prop_map(|frame| Event::Input(Input::NetRx { frame })),
         1 => bytes().prop_map(|bytes| Event::Input(Input::ConsoleRx { bytes })),
         1 => bytes().prop_map(|bytes| Event::Input(Input::Entropy { bytes })),
-        1 => any::<u64>().prop_map(|chain| Event::Check(Check { chain })),
+        1 => (any::<u64>(), any::<[u64; 18]>(), bytes()).prop_map(|(chain, registers, code)| {
+            let cpu = CpuCheck { digest: !chain, registers, code };
+            let changed = vec![PageHash { page: chain, hash: 7 }];
+            let memory = Some(MemoryCheck { digest: chain, changed }).filter(|_| chain % 2 == 0);
+            Event::Check(Box::new(Check { chain, cpu, memory }))
+        }),
+        1 => (bytes(), any::<Option<u8>>()).prop_map(|(pages, cpu)| {
+            Event::Slice(Slice { pages, cpu: cpu.map(|byte| vec![byte; 30]) })
+        }),
         1 => (any::<[u8; 32]>(), 0..EndReason::ALL.len()).prop_map(|(state_digest, reason)| {
             Event::End(End { state_digest, reason: EndReason::ALL[reason] })
         }),
@@ -91,7 +101,7 @@ proptest! {
 
 #[test]
 fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
-    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9]);
     assert!(Tag::RETIRED.iter().all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired)));
     assert_eq!([Codec::Raw as u8, Codec::Lz4 as u8], [1, 2]);
 }

@@ -9,6 +9,8 @@
 //! | [`record`], [`group`], [`log`] | log records, their encoding, the log file |
 //! | [`log_stat`] | statistics and differences of log files |
 //! | [`fingerprint`] | the facts two machines must share |
+//! | [`check`] | what is compared of two executions |
+//! | [`slice`] | the state of the guest where no exit names the point |
 //! | [`cursor`] | what the log wants at an exit |
 //! | [`digest`], `gate` | what is compared of an output, and when it may leave |
 //! | [`message`], [`wire`] | messages between primary and backup, and their framing |
@@ -16,6 +18,8 @@
 //! | [`witness`] | who may speak for the guest in a term |
 #![forbid(unsafe_code)]
 
+pub mod check;
+mod codec_error;
 pub mod cursor;
 pub mod digest;
 pub mod fingerprint;
@@ -26,22 +30,25 @@ pub mod log_stat;
 pub mod message;
 pub mod record;
 pub mod session;
+pub mod slice;
 mod varint;
 pub mod wire;
 pub mod witness;
 
+pub use check::{Check, CpuCheck, MemoryCheck, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
 pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION, TscMode};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};
-pub use record::{Check, End, EndReason, Event, Ordinal, OutputOrdinal, Record, Term};
+pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, Term};
 pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use session::policy::{
     DivergencePolicy, Limits, Refusal, ReleasePolicy, Role, SessionConfig, SessionConfigError,
     StopReason,
 };
 pub use session::{Action, DisconnectReason, Session, SessionEvent};
+pub use slice::{PAGE_BYTES, PageDeltas, Slice, SliceError};
 pub use wire::WireError;
 pub use witness::{Claim, Witness, WitnessEntry, WitnessError};

@@ -38,6 +38,10 @@ pub struct LogStat {
     pub entropy_bytes: u64,
     /// Digests to compare.
     pub checks: u64,
+    /// Slices.
+    pub slices: u64,
+    /// Bytes of their pages, before compression.
+    pub slice_bytes: u64,
     /// Why the guest ended, if the log says so.
     pub end_reason: Option<String>,
     /// State digest at the end, in hexadecimal, if the log says so.
@@ -64,6 +68,8 @@ pub fn stat<R: Read>(reader: &mut LogReader<R>) -> Result<LogStat, LogError> {
         entropy_inputs: 0,
         entropy_bytes: 0,
         checks: 0,
+        slices: 0,
+        slice_bytes: 0,
         end_reason: None,
         state_digest: None,
         torn_at_bytes: None,
@@ -100,6 +106,10 @@ impl LogStat {
                 self.entropy_bytes += bytes.len() as u64;
             }
             Event::Check(_) => self.checks += 1,
+            Event::Slice(slice) => {
+                self.slices += u64::from(slice.is_last());
+                self.slice_bytes += slice.pages.len() as u64;
+            }
             Event::End(End { state_digest, reason }) => {
                 self.end_reason = Some(reason.to_string());
                 self.state_digest = Some(crate::record::Hex(state_digest).to_string());
@@ -124,6 +134,7 @@ impl fmt::Display for LogStat {
         writeln!(f, "  console   {} ({} bytes)", self.console_rx_inputs, self.console_rx_bytes)?;
         writeln!(f, "  entropy   {} ({} bytes)", self.entropy_inputs, self.entropy_bytes)?;
         writeln!(f, "checks      {}", self.checks)?;
+        writeln!(f, "slices      {} ({} bytes)", self.slices, self.slice_bytes)?;
         writeln!(f, "groups      {}", self.groups)?;
         writeln!(f, "log         {} bytes", self.log_bytes)?;
         writeln!(f, "guest time  {seconds:.3} s")?;

@@ -4,14 +4,14 @@ use super::*;
 use crate::fingerprint::tests::example;
 use crate::group::GroupEncoder;
 use crate::log::{LogHeader, LogWriter};
-use crate::record::{Check, EndReason};
+use crate::record::EndReason;
 
 fn records() -> Vec<Record> {
     let at = |at, event| Record { at: Ordinal(at), event };
     vec![
         at(3, Event::Input(Input::Time { now_ns: 10_000_000 })),
         at(3, Event::Input(Input::NetRx { frame: vec![1; 72] })),
-        at(4, Event::Check(Check { chain: 77 })),
+        at(4, Event::Check(Box::new(crate::Check { chain: 77, ..Default::default() }))),
         at(9, Event::Input(Input::ConsoleRx { bytes: b"ls\n".to_vec() })),
         at(9, Event::Input(Input::Entropy { bytes: vec![7; 64] })),
         at(12, Event::Input(Input::Time { now_ns: 2_000_000_000 })),
@@ -59,6 +59,8 @@ fn everything_is_counted() {
         entropy_inputs: 1,
         entropy_bytes: 64,
         checks: 1,
+        slices: 0,
+        slice_bytes: 0,
         end_reason: Some("power-off".into()),
         state_digest: Some("ab".repeat(32)),
         torn_at_bytes: None,

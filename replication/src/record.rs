@@ -12,6 +12,9 @@ use ftvmm_devices::Input;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::check::Check;
+use crate::slice::Slice;
+
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -69,17 +72,12 @@ pub struct Record {
 pub enum Event {
     /// A nondeterministic input was given to the devices.
     Input(Input),
-    /// The recorder states a digest that the replayer must agree with.
-    Check(Check),
+    /// The recorder states what the replayer must agree with.
+    Check(Box<Check>),
+    /// The guest was stopped where no exit was; this is its state there, or a part of it.
+    Slice(Slice),
     /// The guest ended. Nothing follows.
     End(End),
-}
-
-/// A digest of the execution so far, to find a silent divergence before it reaches the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// Running digest of the exit stream up to and including this exit, as the run loop keeps it.
-    pub chain: u64,
 }
 
 /// How the guest ended and what it left behind.
@@ -145,7 +143,11 @@ impl fmt::Display for Record {
             Event::Input(Input::Entropy { bytes }) => {
                 write!(f, "entropy {} bytes xxh3 {:016x}", bytes.len(), xxh3_64(bytes))
             }
-            Event::Check(Check { chain }) => write!(f, "check {chain:016x}"),
+            Event::Check(check) => check.fmt(f),
+            Event::Slice(Slice { pages, cpu }) => {
+                let last = if cpu.is_some() { ", complete" } else { "" };
+                write!(f, "slice {} bytes of pages{last}", pages.len())
+            }
             Event::End(End { state_digest, reason }) => {
                 write!(f, "end {reason} state {}", Hex(state_digest))
             }
@@ -182,7 +184,14 @@ mod tests {
                 Event::Input(Input::Entropy { bytes: vec![0; 60] }),
                 "7 entropy 60 bytes xxh3 543396b68d640202",
             ),
-            (Event::Check(Check { chain: 0xabc }), "7 check 0000000000000abc"),
+            (
+                Event::Check(Box::new(Check { chain: 0xabc, ..Check::default() })),
+                "7 check 0000000000000abc cpu 0000000000000000 rip 0x0",
+            ),
+            (
+                Event::Slice(Slice { pages: vec![0; 9], cpu: Some(vec![]) }),
+                "7 slice 9 bytes of pages, complete",
+            ),
         ];
         for (event, expected) in cases {
             let line = Record { at: Ordinal(7), event }.to_string();

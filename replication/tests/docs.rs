@@ -6,11 +6,11 @@ use std::path::Path;
 use ftvmm_devices::Input;
 use ftvmm_replication::session::decision::DECISIONS;
 use ftvmm_replication::{
-    Check, End, EndReason, Event, Fingerprint, Group, GroupEncoder, LogHeader, LogReader,
+    Check, CpuCheck, End, EndReason, Event, Fingerprint, Group, GroupEncoder, LogHeader, LogReader,
     LogWriter, Message, Ordinal, Record, Tail, TscMode, decode_group,
 };
 
-const GOLDEN: &[u8] = include_bytes!("golden/log-v1.bin");
+const GOLDEN: &[u8] = include_bytes!("golden/log-v2.bin");
 /// A compressed group as version 1 wrote it. What an encoder makes of the same records may change
 /// with the lz4 library; that this decodes may not.
 const GOLDEN_LZ4: &str =
@@ -81,7 +81,7 @@ fn every_state_is_in_the_diagram() {
 fn header() -> LogHeader {
     LogHeader {
         fingerprint: Fingerprint {
-            protocol_version: 1,
+            protocol_version: 2,
             kernel_sha256: [0x11; 32],
             initramfs_sha256: Some([0x22; 32]),
             disk_sha256: None,
@@ -103,6 +103,8 @@ fn at(at: u64, event: Event) -> Record {
 }
 
 fn groups() -> Vec<Group> {
+    let cpu = CpuCheck { digest: 5, registers: [1; 18], code: vec![0x90] };
+    let check = Check { chain: 6, cpu, memory: None };
     let end = End { state_digest: [0xee; 32], reason: EndReason::PowerOff };
     vec![
         Group {
@@ -111,7 +113,7 @@ fn groups() -> Vec<Group> {
                 at(980, Event::Input(Input::Time { now_ns: 10_000_000 })),
                 at(980, Event::Input(Input::Time { now_ns: 10_000_001 })),
                 at(994, Event::Input(Input::NetRx { frame: vec![0xaa, 0xbb, 0xcc] })),
-                at(1000, Event::Check(Check { chain: 0x0123_4567_89ab_cdef })),
+                at(1000, Event::Check(Box::new(check))),
                 at(1001, Event::Input(Input::ConsoleRx { bytes: b"ls\n".to_vec() })),
             ],
         },

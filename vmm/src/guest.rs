@@ -14,6 +14,7 @@ use crate::doctor::{ProbeFailure, xsave_is_deterministic};
 use crate::kvm::{KvmError, Memory, Vcpu, Vm};
 use crate::machine::Machine;
 use crate::msr::MsrBank;
+use crate::page_tracker::PageTracker;
 use crate::tsc::{KernelCode, TscTrap};
 
 /// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE says), no
@@ -47,6 +48,8 @@ pub struct GuestConfig {
     pub tsc: TscMode,
     /// Unix time of power-on in seconds.
     pub rtc_epoch_s: u64,
+    /// The guest has a log, written or read: its memory is tracked.
+    pub logged: bool,
 }
 
 impl GuestConfig {
@@ -103,6 +106,7 @@ pub enum GuestError {
 
 /// A guest that is loaded but not switched on.
 pub struct Guest {
+    vm: Vm,
     vcpu: Vcpu,
     memory: Arc<Memory>,
     msrs: MsrBank,
@@ -127,7 +131,7 @@ impl Guest {
         let image = KernelImage::parse(kernel_file)
             .map_err(|source| GuestError::Image { path: kernel.clone(), source })?;
 
-        let vm = Vm::new(u64::from(*memory_mib) << 20)?;
+        let vm = Vm::new(u64::from(*memory_mib) << 20, config.logged)?;
         let template = CpuTemplate::for_host(&vm, &config.cpu_template)?;
         if template.shows_xsave() {
             xsave_is_deterministic(template.cpuid())
@@ -159,7 +163,7 @@ impl Guest {
         let loaded = prepare(plan, vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
         let msrs = MsrBank::new(template.msrs());
-        Ok(Self { vcpu, memory, msrs, fingerprint, code: loaded.code })
+        Ok(Self { vm, vcpu, memory, msrs, fingerprint, code: loaded.code })
     }
 
     /// Switches the guest on, at the time of day the configuration says.
@@ -169,7 +173,9 @@ impl Guest {
             board.pio_write(port, &[value]);
         }
         let tsc = TscTrap::new(self.fingerprint.tsc, self.code);
-        Machine::new(self.vcpu, self.memory, board, tsc, self.msrs)
+        let tracker = |vm: Vm| PageTracker::new(vm.into_dirty_log(), self.memory.clone());
+        let pages = config.logged.then(|| tracker(self.vm));
+        Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, pages)
     }
 }
 

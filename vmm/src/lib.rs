@@ -14,6 +14,7 @@ pub mod input;
 pub mod kvm;
 pub mod machine;
 pub mod msr;
+mod page_tracker;
 pub mod peer;
 pub mod report;
 pub mod run_loop;

@@ -4,16 +4,18 @@
 use std::sync::Arc;
 
 use ftvmm_devices::{Board, Input, Output, PowerEvent};
-use ftvmm_replication::Ordinal;
+use ftvmm_replication::{Check, CpuCheck, Ordinal, Slice};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
-use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
+use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
 use crate::msr::MsrBank;
-use crate::run_loop::{Situation, StopCause};
+use crate::page_tracker::{LoadError, PageTracker};
+use crate::run_loop::{RunMode, Situation, StopCause};
 use crate::tsc::TscTrap;
 
 /// Bytes of memory hashed at a time.
@@ -21,6 +23,15 @@ const DIGEST_CHUNK_BYTES: usize = 1 << 20;
 
 /// What the exit chain takes for the address of MSR 0; no device is there.
 const MSR_ADDRESS: u64 = 1 << 63;
+/// What the exit chain takes for the address of a slice: no port and no device is there.
+const SLICE_ADDRESS: u64 = u64::MAX;
+
+/// What a slice holds besides pages.
+#[derive(Serialize, Deserialize)]
+struct SliceState {
+    vcpu: VcpuState,
+    memory_digest: u64,
+}
 
 /// One guest.
 pub struct Machine {
@@ -31,14 +42,24 @@ pub struct Machine {
     msrs: MsrBank,
     chain: ExitChain,
     inputs: u64,
+    slices: u64,
+    pages: Option<PageTracker>,
     fault: Option<Fault>,
 }
 
 impl Machine {
     /// Puts a machine together from a vCPU that stands at the kernel's entry.
-    pub fn new(vcpu: Vcpu, memory: Arc<Memory>, board: Board, tsc: TscTrap, msrs: MsrBank) -> Self {
+    /// `pages` is there when the guest has a log, written or read.
+    pub fn new(
+        vcpu: Vcpu,
+        memory: Arc<Memory>,
+        board: Board,
+        tsc: TscTrap,
+        msrs: MsrBank,
+        pages: Option<PageTracker>,
+    ) -> Self {
         let chain = ExitChain::default();
-        Self { vcpu, memory, board, tsc, msrs, chain, inputs: 0, fault: None }
+        Self { vcpu, memory, board, tsc, msrs, chain, inputs: 0, slices: 0, pages, fault: None }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
@@ -71,19 +92,27 @@ impl Machine {
         &self.msrs
     }
 
-    /// Lets the guest run until it stops. An unrecorded run also stops where a pending interrupt could be
-    /// taken.
+    /// Lets the guest run until it stops.
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn run(&mut self, unrecorded: bool) -> Result<Exit, KvmError> {
-        self.vcpu.run(unrecorded && self.board.interrupt_pending())
+    pub fn run(&mut self, mode: RunMode) -> Result<Exit, KvmError> {
+        match mode {
+            RunMode::Free => self.vcpu.run(false),
+            RunMode::UntilInterruptible => self.vcpu.run(true),
+            RunMode::Unrecorded => self.vcpu.run(self.board.interrupt_pending()),
+            RunMode::Not => {
+                self.vcpu.settle()?;
+                Ok(Exit::Interrupted)
+            }
+        }
     }
 
     /// Where the guest stands after `exit`.
     pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Situation {
         Situation {
             at: exit.is_synchronous().then_some(at),
+            last: at,
             chain: self.chain.digest(),
             reads_clock: self.reads_clock(exit),
             deadline_ns: self.board.next_deadline_ns(),
@@ -92,6 +121,7 @@ impl Machine {
                 && !self.board.interrupt_pending(),
             takes_frames: self.board.network_ready(),
             entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
+            takes_interrupt: self.vcpu.can_take_interrupt(),
         }
     }
 
@@ -143,12 +173,70 @@ impl Machine {
                 }
             }
             Exit::Shutdown => return Ok(Some(StopCause::GuestTripleFault)),
+            Exit::Slice => self.chain.link(at, SLICE_ADDRESS, &[]),
             Exit::Interrupted | Exit::WindowOpen => {}
         }
         Ok(self.board.power_event().map(|event| match event {
             PowerEvent::PowerOff => StopCause::GuestPowerOff,
             PowerEvent::Reset => StopCause::GuestReset,
         }))
+    }
+
+    /// What a replay must agree with, here; with all of memory if asked for.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn measure(&mut self, memory: bool) -> Result<Check, KvmError> {
+        let memory = match &mut self.pages {
+            Some(pages) if memory => Some(pages.check()?),
+            _ => None,
+        };
+        let state = CpuState::read(&self.vcpu)?;
+        let code = self.vcpu.code_at_rip(&self.memory)?;
+        let cpu = CpuCheck { digest: state.digest(), registers: *state.registers(), code };
+        Ok(Check { chain: self.chain.digest(), cpu, memory })
+    }
+
+    /// The state of a guest that was stopped between two exits. The devices need no mention: what they are
+    /// follows from the exits.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn capture(&mut self) -> Result<Vec<Slice>, KvmError> {
+        let Some(tracker) = &mut self.pages else { return Ok(Vec::new()) };
+        let (parts, memory_digest) = tracker.capture()?;
+        let state = SliceState { vcpu: self.vcpu.save()?, memory_digest };
+        let mut parts: Vec<_> = parts.into_iter().map(|pages| Slice { pages, cpu: None }).collect();
+        if let Some(last) = parts.last_mut() {
+            last.cpu = Some(encoded(&state));
+        }
+        self.slices += 1;
+        Ok(parts)
+    }
+
+    /// Puts the guest into the state of a slice, wherever it stands since the last exit.
+    ///
+    /// # Errors
+    /// When KVM fails or the slice is none of this guest.
+    pub fn load(&mut self, parts: &[Slice]) -> Result<(), LoadError> {
+        let state = parts.last().and_then(|last| last.cpu.as_deref());
+        let state: SliceState =
+            state.and_then(|bytes| postcard::from_bytes(bytes).ok()).ok_or(LoadError::Processor)?;
+        self.vcpu.restore(&state.vcpu)?;
+        if let Some(tracker) = &mut self.pages {
+            let own = tracker.load(parts.iter().map(|part| part.pages.as_slice()))?;
+            let theirs = state.memory_digest;
+            if own != theirs {
+                return Err(LoadError::Digest { own, theirs });
+            }
+        }
+        self.slices += 1;
+        Ok(())
+    }
+
+    /// Slices captured or loaded so far.
+    pub fn slices(&self) -> u64 {
+        self.slices
     }
 
     /// Inputs applied so far.
@@ -175,6 +263,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether an interrupt waits that the guest could not take where it stood.
+    pub fn interrupt_waits(&self) -> bool {
+        self.board.interrupt_waits()
+    }
+
     /// Running digest of all exits so far ([`ExitChain`]).
     pub fn chain(&self) -> u64 {
         self.chain.digest()
@@ -191,8 +284,8 @@ impl Machine {
             hash.update(bytes);
         }
         hash.update(memory_digest(&self.memory));
-        hash.update(state_bytes(&self.board.save()));
-        hash.update(state_bytes(&self.tsc.save()));
+        hash.update(encoded(&self.board.save()));
+        hash.update(encoded(&self.tsc.save()));
         Ok(hash.finalize().into())
     }
 
@@ -214,9 +307,9 @@ impl Machine {
     }
 }
 
-#[expect(clippy::expect_used, reason = "a part's state is plain data that postcard can hold")]
-fn state_bytes(state: &impl serde::Serialize) -> Vec<u8> {
-    postcard::to_stdvec(state).expect("a part's state is plain data that postcard can hold")
+#[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]
+fn encoded<T: Serialize>(state: &T) -> Vec<u8> {
+    postcard::to_stdvec(state).expect("plain data, which postcard can hold")
 }
 
 fn memory_digest(memory: &Memory) -> [u8; 16] {

@@ -6,21 +6,25 @@
 //! ```
 //!
 //! Inputs come before the exit is answered, so that a clock the guest reads shows the sample taken at that
-//! very exit. Only synchronous exits have an ordinal; at the others a recorded run applies nothing.
+//! very exit. Only synchronous exits have an ordinal. A recorded run that must give an input to a guest that
+//! makes none stops it anywhere and makes that point one: a slice, whose state goes into the log.
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{EndReason, Ordinal};
+use ftvmm_replication::{Check, EndReason, Ordinal, Slice};
 use thiserror::Error;
 
 use crate::input::InputError;
-use crate::kvm::KvmError;
+use crate::kvm::{Exit, KvmError};
 use crate::machine::Machine;
+use crate::page_tracker::LoadError;
 
 /// Where the guest stands and what it would take; all an [`InputSource`] may know of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Situation {
     /// The exit ordinal, or `None` between two exits (after a kick or an interrupt window).
     pub at: Option<Ordinal>,
+    /// The last exit ordinal.
+    pub last: Ordinal,
     /// Running digest of all exits so far.
     pub chain: u64,
     /// The guest is about to read a clock.
@@ -33,6 +37,8 @@ pub struct Situation {
     pub takes_frames: bool,
     /// Random bytes the guest's entropy source could take.
     pub entropy_wanted_bytes: u64,
+    /// An interrupt could be delivered here.
+    pub takes_interrupt: bool,
 }
 
 /// What to do at an exit.
@@ -40,10 +46,33 @@ pub struct Situation {
 pub enum Step {
     /// Apply this, then ask again.
     Apply(Input),
+    /// Measure the execution, with all of memory or without, and tell [`InputSource::measured`].
+    Measure {
+        /// With a digest of memory.
+        memory: bool,
+    },
+    /// Between two exits: make this point an exit ordinal of its own and tell its state to
+    /// [`InputSource::captured`]; then ask again, for inputs.
+    Capture,
+    /// Put the guest into the state of this slice, which is the next exit ordinal; then ask again.
+    Load(Vec<Slice>),
     /// There is no more for this exit.
     Proceed,
     /// End the run here, before the exit is answered.
     Stop(StopCause),
+}
+
+/// How far the guest may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunMode {
+    /// To its next exit, or until it is kicked.
+    Free,
+    /// Likewise, or to where it can take an interrupt.
+    UntilInterruptible,
+    /// Not at all: the log says that a slice follows.
+    Not,
+    /// As it likes: nothing is recorded, so inputs and interrupts also reach it between exits.
+    Unrecorded,
 }
 
 /// Why a run ends.
@@ -116,10 +145,25 @@ pub trait InputSource {
     /// When the source is broken, or its inputs do not fit this guest (a divergence).
     fn next(&mut self, situation: &Situation) -> Result<Step, InputError>;
 
-    /// True when inputs may also be applied between exits, which no replay could reproduce.
-    fn unrecorded(&self) -> bool {
-        false
+    /// Takes the answer to [`Step::Measure`].
+    ///
+    /// # Errors
+    /// When it is not what a recording says (a divergence), or the log is broken.
+    fn measured(&mut self, _at: Ordinal, _check: Check) -> Result<(), InputError> {
+        Ok(())
     }
+
+    /// Takes the answer to [`Step::Capture`]: the parts of the slice that is exit `at`.
+    ///
+    /// # Errors
+    /// When the log is broken.
+    fn captured(&mut self, _at: Ordinal, _parts: Vec<Slice>) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could not take
+    /// an interrupt here that is pending.
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode;
 }
 
 /// Where outputs go.
@@ -137,6 +181,9 @@ pub enum RunError {
     /// KVM failed.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A slice cannot be taken over.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// Inputs or outputs failed.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -153,22 +200,42 @@ pub fn run(
 ) -> Result<Ending, RunError> {
     let mut at = Ordinal(0);
     loop {
-        let exit = machine.run(inputs.unrecorded())?;
-        let at_exit = exit.is_synchronous();
-        at = Ordinal(at.0 + u64::from(at_exit));
+        let mode = inputs.run_mode(at, machine.interrupt_waits());
+        let mut exit = machine.run(mode)?;
+        if exit.is_synchronous() {
+            at = at.next();
+        }
         loop {
             match inputs.next(&machine.situation(at, exit))? {
                 Step::Apply(input) => machine.apply(input),
+                Step::Measure { memory } => inputs.measured(at, machine.measure(memory)?)?,
+                Step::Capture => {
+                    (at, exit) = (at.next(), Exit::Slice);
+                    inputs.captured(at, machine.capture()?)?;
+                }
+                Step::Load(parts) => {
+                    // A guest that ran past the slice made an exit that never was.
+                    if !exit.is_synchronous() {
+                        at = at.next();
+                    }
+                    exit = Exit::Slice;
+                    machine.load(&parts)?;
+                }
                 Step::Proceed => break,
-                Step::Stop(cause) => return Ok(Ending { cause, at, at_exit }),
+                Step::Stop(cause) => {
+                    return Ok(Ending { cause, at, at_exit: exit.is_synchronous() });
+                }
             }
+        }
+        if !exit.is_synchronous() && mode != RunMode::Unrecorded {
+            continue;
         }
         let ended = machine.handle(at, exit)?;
         for output in machine.take_outputs() {
             outputs.emit(at, machine.chain(), output)?;
         }
         if let Some(cause) = ended {
-            return Ok(Ending { cause, at, at_exit });
+            return Ok(Ending { cause, at, at_exit: exit.is_synchronous() });
         }
         machine.deliver_interrupt()?;
     }

@@ -461,7 +461,8 @@ impl World {
         }
         if self.random.one_in(10) {
             let chain = self.hosts[host].guest.state;
-            self.log(host, at, Event::Check(Check { chain }));
+            let check = Check { chain, ..Check::default() };
+            self.log(host, at, Event::Check(Box::new(check)));
         }
         if self.random.one_in(10) {
             self.flush(host);
@@ -510,7 +511,7 @@ impl World {
         let Some(cursor) = cursor else { return };
         match cursor.next(Ordinal(at)) {
             CursorStep::Apply(input) => guest.apply(&input),
-            CursorStep::Check(Check { chain }) if chain == guest.state => {}
+            CursorStep::Check(check) if check.chain == guest.state => {}
             CursorStep::End(End { state_digest, .. }) if state_digest == guest.digest() => {
                 self.end(host);
             }

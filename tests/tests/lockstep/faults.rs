@@ -31,8 +31,17 @@ fn address_in_initramfs(site: &Site, text: &[u8]) -> Result<u64, Failed> {
     Ok(((end - initramfs.len() as u64) & !(PAGE_BYTES - 1)) + offset)
 }
 
+/// A slice puts the backup into the primary's state and so mends it: none is to come here.
+const NO_SLICES: [&str; 2] = ["--max-input-delay", "10000"];
+/// What differs is to show in frames and registers alone.
+const NO_MEMORY_CHECKS: [&str; 2] = ["--check-memory-every", "0"];
+
 fn flipped(site: &Site, fault: &str, policy: &str) -> Result<Pair, Failed> {
-    let mut options = options(&["--on-divergence", policy]);
+    flipped_with(site, fault, policy, NO_MEMORY_CHECKS)
+}
+
+fn flipped_with(site: &Site, fault: &str, policy: &str, checks: [&str; 2]) -> Result<Pair, Failed> {
+    let mut options = options(&[&["--on-divergence", policy], &NO_SLICES[..], &checks].concat());
     options.backup_arguments = vec!["--inject-fault".into(), fault.into()];
     println!("  --inject-fault {fault} --on-divergence {policy}");
     site.pair(&options)
@@ -78,6 +87,16 @@ fn fails_over(site: &Site, fault: &str, wanted: Wanted) -> Result<(), Failed> {
     incidents(site, &pair, wanted)
 }
 
+/// A bit flips where nothing looks: only memory itself shows it.
+fn memory_check_finds(site: &Site, fault: &str) -> Result<(), Failed> {
+    let pair = flipped_with(site, fault, "halt", ["--check-memory-every", "1000"])?;
+    pair.primary.wait()?;
+    ends_with("primary", &pair.primary, DIVERGENCE)?;
+    ends_with("backup", &pair.backup, DIVERGENCE)?;
+    let said = String::from_utf8_lossy(&pair.backup.stderr()).into_owned();
+    require(said.contains("1 pages of memory differ"), format!("no page is named in\n{said}"))
+}
+
 /// No side goes on.
 fn halts(site: &Site, fault: &str, wanted: Wanted) -> Result<(), Failed> {
     let pair = flipped(site, fault, "halt")?;
@@ -120,6 +139,11 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
     }
     cases
         .push(("flip_in_rsp".into(), Box::new(|site| fails_over(site, "reg:rsp:40@2000", Caught))));
+    // The last byte of the initramfs lies behind its end mark.
+    cases.push((
+        "flip_in_unused_memory".into(),
+        Box::new(|site| memory_check_finds(site, "mem:0x7ffffff:3@1500")),
+    ));
     let mut rng = Rng::with_seed(seed);
     let text = KERNEL_TEXT + rng.u64(..KERNEL_TEXT_BYTES);
     for (what, place) in [

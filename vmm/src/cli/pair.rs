@@ -9,7 +9,7 @@ use ftvmm_replication::session::policy::{
 use ftvmm_replication::witness::Witness;
 
 use super::args::{OnDivergence, Release, Role, RunArgs};
-use super::run::{create_log, digest_at, guest_config, report, verdict};
+use super::run::{check_plan, create_log, digest_at, guest_config, live_queue, report, verdict};
 use super::{CommandError, host, write_report};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
@@ -33,7 +33,7 @@ const HEARTBEATS_PER_FAILURE: u64 = 10;
 /// # Errors
 /// Anything that ends the run badly.
 pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
-    let queue = Arc::new(LiveQueue::default());
+    let (queue, patience) = live_queue(args)?;
     let signals = BlockedSignals::block()?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
@@ -55,7 +55,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         _ => return Err(CommandError::Configuration("--listen or --connect is missing".into())),
     };
     let (tail, kicked, stopped) = (peer.tail_ticker()?, queue.clone(), peer.clone());
-    let alarm = Ticker::new(move || kicked.kick())?;
+    let alarm = Ticker::new(move || kicked.alarm())?;
     let parts = Parts {
         peer: peer.clone(),
         queue: queue.clone(),
@@ -69,6 +69,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Box::new(peer.ticker()?),
         Box::new(tail),
         Box::new(alarm),
+        patience,
     ];
     if let Some(tap) = reader {
         waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
@@ -186,7 +187,7 @@ impl Parts {
             };
             (result, went_on)
         } else {
-            let mut inputs = Recorded::new(live, &mut log);
+            let mut inputs = Recorded::new(live, &mut log, check_plan(args));
             (run_loop::run(&mut machine, &mut inputs, &mut outputs), None)
         };
         kicker.retire();

@@ -52,6 +52,7 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         net_mac: header.fingerprint.net_mac,
         tsc: header.fingerprint.tsc,
         rtc_epoch_s: header.rtc_epoch_s,
+        logged: true,
     };
     let guest = Guest::assemble(&config)?;
     if let Some(difference) = header.fingerprint.first_difference(&guest.fingerprint) {

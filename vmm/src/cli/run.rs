@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ftvmm_devices::BoardConfig;
 use ftvmm_replication::{End, LogHeader, LogWriter};
@@ -14,9 +15,9 @@ use crate::guest::{Guest, GuestConfig, full_cmdline};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
     BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
-    read_console,
+    read_console, resting_timer,
 };
-use crate::input::{Alarm, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded};
+use crate::input::{Alarm, CheckPlan, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded};
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
 use crate::report::{Report, hex};
@@ -46,7 +47,22 @@ pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
         net_mac,
         tsc: args.tsc.into(),
         rtc_epoch_s,
+        logged: args.record.is_some() || args.role != Role::Solo,
     }
+}
+
+/// How often the recorder states what a replayer must agree with.
+pub fn check_plan(args: &RunArgs) -> CheckPlan {
+    CheckPlan { every_exits: args.check_every, memory_every_exits: args.check_memory_every }
+}
+
+/// Where live inputs wait, and what waits for them to be overdue.
+pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
+    let timer = resting_timer()?;
+    let max_delay = Duration::from_millis(args.max_input_delay);
+    let queue = Arc::new(LiveQueue::new(timer.clone(), max_delay));
+    let waited = queue.clone();
+    Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }
 
 /// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
@@ -62,10 +78,10 @@ pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, Comm
 }
 
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
-    let queue = Arc::new(LiveQueue::default());
+    let (queue, patience) = live_queue(args)?;
     let stopped = queue.clone();
     let signals = BlockedSignals::block()?.on_signal(move || stopped.stop(StopCause::Requested));
-    let mut waited: Vec<Subscriber> = vec![Box::new(signals)];
+    let mut waited: Vec<Subscriber> = vec![Box::new(signals), patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let rtc_epoch_s = host_unix_seconds();
     let config = guest_config(args, rtc_epoch_s);
@@ -80,7 +96,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         None => None,
     };
     let kicked = queue.clone();
-    let ticker = Ticker::new(move || kicked.kick())?;
+    let ticker = Ticker::new(move || kicked.alarm())?;
     let alarm = Alarm::new(ticker.timer());
     waited.push(Box::new(ticker));
     queue.set_unrecorded(log.is_none());
@@ -101,7 +117,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let result = match &mut log {
         None => run_loop::run(&mut machine, &mut { live }, &mut outputs),
         Some(log) => {
-            let mut inputs = Recorded::new(live, log);
+            let mut inputs = Recorded::new(live, log, check_plan(args));
             run_loop::run(&mut machine, &mut inputs, &mut outputs)
         }
     };
@@ -144,6 +160,7 @@ pub fn report(
         end: Some(ending.cause),
         exits: ending.at.0,
         inputs: machine.inputs(),
+        slices: machine.slices(),
         state_digest: digest.map(|d| hex(&d)),
         guest_faults: machine.board().guest_faults().count,
         rdtsc_sites: tsc.sites,

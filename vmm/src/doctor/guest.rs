@@ -167,7 +167,7 @@ pub fn uninterrupted<T>(mut create: impl FnMut() -> Result<T, KvmError>) -> Resu
 /// # Errors
 /// When KVM cannot be used or the host lacks a feature of the template.
 pub fn template_cpuid() -> Result<CpuId, ProbeFailure> {
-    let vm = uninterrupted(|| Vm::new(layout::MEMORY_BYTES))?;
+    let vm = uninterrupted(|| Vm::new(layout::MEMORY_BYTES, false))?;
     let vcpu = vm.create_vcpu()?;
     CpuTemplate::for_host(&vm, Path::new(DEFAULT_TEMPLATE))?.apply(&vcpu)?;
     let mut cpuid = vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_CPUID2"))?;
@@ -196,7 +196,7 @@ impl MicroGuest {
     /// # Errors
     /// When KVM refuses.
     pub fn new(program: &[u8], ring: Ring, cr4: u64, cpuid: &CpuId) -> Result<Self, ProbeFailure> {
-        let vm = uninterrupted(|| Vm::new(layout::MEMORY_BYTES))?;
+        let vm = uninterrupted(|| Vm::new(layout::MEMORY_BYTES, false))?;
         let vcpu = vm.create_vcpu()?;
         load(vm.memory(), program)?;
         set_registers(vcpu.fd(), ring, cr4, cpuid)?;
@@ -237,7 +237,7 @@ impl MicroGuest {
             Ok(Exit::Msr(access)) => Stop::Msr(access),
             Ok(Exit::Hlt) => Stop::Hlt,
             Ok(Exit::Shutdown) => Stop::Shutdown,
-            Ok(Exit::Interrupted | Exit::WindowOpen) => Stop::Interrupted,
+            Ok(Exit::Interrupted | Exit::WindowOpen | Exit::Slice) => Stop::Interrupted,
             Err(KvmError::UnknownExit { reason: KVM_EXIT_DEBUG, .. }) => Stop::Debug,
             Err(KvmError::UnknownExit {
                 reason: KVM_EXIT_INTERNAL_ERROR,

@@ -164,6 +164,16 @@ impl<F: FnMut()> MutEventSubscriber for Signals<F> {
     }
 }
 
+/// A timer that is not set.
+///
+/// # Errors
+/// When the host refuses a timer.
+pub fn resting_timer() -> Result<Arc<TimerFd>, HostEventsError> {
+    let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
+    Ok(Arc::new(timer))
+}
+
 /// A timer that calls a function when it fires.
 pub struct Ticker<F> {
     timer: Arc<TimerFd>,
@@ -176,9 +186,12 @@ impl<F: FnMut()> Ticker<F> {
     /// # Errors
     /// When the host refuses a timer.
     pub fn new(on_tick: F) -> Result<Self, HostEventsError> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
-        Ok(Self { timer: Arc::new(timer), on_tick })
+        Ok(Self::on(resting_timer()?, on_tick))
+    }
+
+    /// Calls `on_tick` when `timer` fires.
+    pub fn on(timer: Arc<TimerFd>, on_tick: F) -> Self {
+        Self { timer, on_tick }
     }
 
     /// A timer that fires every `period_ns`.

@@ -15,6 +15,9 @@ const GROUP_NS: u64 = 1_000_000_000;
 /// ... or when the guest went through this many exits without looking at a clock.
 const GROUP_EXITS: u64 = 4096;
 
+/// A group that holds this much does not wait for the guest to leave its exit.
+const SLICE_GROUP_BYTES: u64 = 1 << 20;
+
 /// Writes a recording.
 pub struct FileLog<W: Write> {
     writer: LogWriter<W>,
@@ -62,6 +65,10 @@ impl<W: Write> LogSink for FileLog<W> {
         self.group.push(record);
         if let Event::Input(Input::Time { now_ns }) = record.event {
             self.now_ns = now_ns;
+        }
+        // A big slice fills several groups while the guest stands still.
+        if self.group.body_bytes() >= SLICE_GROUP_BYTES {
+            self.close_group()?;
         }
         Ok(())
     }

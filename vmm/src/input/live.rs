@@ -1,4 +1,7 @@
 //! Inputs from the live host: its clock, its tap, its console.
+//!
+//! A run that is recorded takes them at exits. When the guest makes none for too long after an input came,
+//! the run is stopped anywhere and that point made a slice (design.md section 3).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use super::InputError;
 use crate::host::clock::HostClock;
 use crate::host::entropy::host_random_bytes;
 use crate::kvm::Kicker;
-use crate::run_loop::{InputSource, Situation, Step, StopCause};
+use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
 
 /// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch would.
 const FRAMES_MAX: usize = 1024;
@@ -63,21 +66,43 @@ struct Waiting {
     stop: Option<StopCause>,
     /// Asked to stop twice: do not wait for the guest's next exit.
     stop_at_once: bool,
+    /// What waits has waited long enough for the guest to make an exit.
+    overdue: bool,
     halted: bool,
     /// The guest of this host follows another's log: what arrives is the other host's to log.
     closed: bool,
     kicker: Option<Kicker>,
 }
 
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.console.is_empty() && self.stop.is_none()
+    }
+}
+
 /// Between the host's I/O thread, which fills it, and the vCPU's thread, which takes.
-#[derive(Default)]
 pub struct LiveQueue {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
     unrecorded: AtomicBool,
+    /// Fires when an input has waited for `max_delay` ([`Self::overdue`]).
+    patience: Arc<TimerFd>,
+    max_delay: Duration,
 }
 
 impl LiveQueue {
+    /// A queue whose inputs wait at most `max_delay` for an exit of a recorded guest; whoever waits for
+    /// `patience` calls [`Self::overdue`].
+    pub fn new(patience: Arc<TimerFd>, max_delay: Duration) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            arrived: Condvar::new(),
+            unrecorded: AtomicBool::new(false),
+            patience,
+            max_delay,
+        }
+    }
+
     /// Gives the queue the means to interrupt the running guest.
     pub fn kick_with(&self, kicker: Kicker) {
         self.lock().kicker = Some(kicker);
@@ -104,11 +129,12 @@ impl LiveQueue {
         if waiting.closed {
             return;
         }
+        let was_empty = waiting.is_empty();
         if waiting.frames.len() == FRAMES_MAX {
             waiting.frames.pop_front();
         }
         waiting.frames.push_back(frame);
-        self.wake(waiting);
+        self.wake(waiting, was_empty);
     }
 
     /// Hands over typed bytes.
@@ -117,12 +143,13 @@ impl LiveQueue {
         if waiting.closed {
             return;
         }
+        let was_empty = waiting.is_empty();
         let room = CONSOLE_BYTES_MAX - waiting.console.len();
         waiting.console.extend(&bytes[..bytes.len().min(room)]);
-        self.wake(waiting);
+        self.wake(waiting, was_empty);
     }
 
-    /// Ends the run at the guest's next exit; when called again, wherever the guest is.
+    /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest is.
     pub fn stop(&self, cause: StopCause) {
         let mut waiting = self.lock();
         if waiting.stop.replace(cause).is_some() {
@@ -131,20 +158,45 @@ impl LiveQueue {
                 kicker.kick();
             }
         }
-        self.wake(waiting);
+        self.wake(waiting, true);
     }
 
-    /// Makes the guest's thread look at the clock.
-    pub fn kick(&self) {
-        self.wake(self.lock());
-    }
-
-    fn wake(&self, waiting: MutexGuard<'_, Waiting>) {
+    /// Makes the guest's thread look at the clock: a timer of the guest is due.
+    pub fn alarm(&self) {
+        let waiting = self.lock();
         if waiting.halted {
             self.arrived.notify_one();
-        } else if self.is_unrecorded()
-            && let Some(kicker) = &waiting.kicker
-        {
+        } else if let Some(kicker) = &waiting.kicker {
+            kicker.kick();
+        }
+    }
+
+    /// Something has waited for its exit long enough.
+    pub fn overdue(&self) {
+        let mut waiting = self.lock();
+        waiting.overdue = !waiting.is_empty();
+        if let (true, Some(kicker)) = (waiting.overdue, &waiting.kicker) {
+            kicker.kick();
+        }
+    }
+
+    /// Makes `KVM_RUN` return.
+    pub fn kick_vcpu(&self) {
+        if let Some(kicker) = &self.lock().kicker {
+            kicker.kick();
+        }
+    }
+
+    /// `is_first` says that nothing had been waiting before.
+    fn wake(&self, waiting: MutexGuard<'_, Waiting>, is_first: bool) {
+        if waiting.halted {
+            self.arrived.notify_one();
+        } else if !self.is_unrecorded() {
+            if is_first {
+                let once = Expiration::OneShot(TimeSpec::from(self.max_delay));
+                set_timer(&self.patience, Some(once));
+            }
+        } else if let Some(kicker) = &waiting.kicker {
             kicker.kick();
         }
     }
@@ -152,6 +204,44 @@ impl LiveQueue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn set_timer(timer: &TimerFd, expiration: Option<Expiration>) {
+    let answer = match expiration {
+        Some(expiration) => timer.set(expiration, TimerSetTimeFlags::empty()),
+        None => timer.unset(),
+    };
+    if let Err(error) = answer {
+        tracing::error!(%error, "a timer cannot be set");
+    }
+}
+
+/// Interrupts a running guest when its timer is due, or long overdue where the run is recorded.
+pub struct Alarm {
+    timer: Arc<TimerFd>,
+    set_for_ns: Option<u64>,
+}
+
+impl Alarm {
+    /// An alarm that fires `timer`; whoever waits for the timer calls [`LiveQueue::alarm`].
+    pub fn new(timer: Arc<TimerFd>) -> Self {
+        Self { timer, set_for_ns: None }
+    }
+
+    fn set(&mut self, at_ns: Option<u64>, now_ns: u64) {
+        // Samples are whole microseconds: at an earlier one the timer would not be due yet.
+        let at_ns = at_ns.map(|at| at.next_multiple_of(SAMPLE_NS));
+        if self.set_for_ns == at_ns && at_ns.is_none_or(|at| at > now_ns) {
+            return;
+        }
+        self.set_for_ns = at_ns;
+        set_timer(&self.timer, at_ns.map(|at| once_in(at, now_ns)));
+    }
+}
+
+fn once_in(at_ns: u64, now_ns: u64) -> Expiration {
+    let delay = Duration::from_nanos(at_ns.saturating_sub(now_ns).max(1));
+    Expiration::OneShot(TimeSpec::from(delay))
 }
 
 /// Takes from a [`LiveQueue`] and samples the host's clock.
@@ -162,44 +252,25 @@ pub struct LiveInputs {
     sampled_at: Option<Ordinal>,
     entropy_at: Option<Ordinal>,
     alarm: Alarm,
-}
-
-/// Interrupts a running, unrecorded guest when its timer is due.
-pub struct Alarm {
-    timer: Arc<TimerFd>,
-    set_for_ns: Option<u64>,
-}
-
-impl Alarm {
-    /// An alarm that fires `timer`; whoever waits for the timer calls [`LiveQueue::kick`].
-    pub fn new(timer: Arc<TimerFd>) -> Self {
-        Self { timer, set_for_ns: None }
-    }
-
-    fn set(&mut self, deadline_ns: Option<u64>, now_ns: u64) {
-        if self.set_for_ns == deadline_ns {
-            return;
-        }
-        self.set_for_ns = deadline_ns;
-        let answer = match deadline_ns {
-            Some(at) => {
-                let delay = Duration::from_nanos(at.saturating_sub(now_ns).max(1));
-                let once = Expiration::OneShot(TimeSpec::from(delay));
-                self.timer.set(once, TimerSetTimeFlags::empty())
-            }
-            None => self.timer.unset(),
-        };
-        if let Err(error) = answer {
-            tracing::error!(%error, "the guest's timer cannot be set");
-        }
-    }
+    /// Since when an interrupt waits that the guest could not take at its last exit.
+    interrupt_since_ns: Option<u64>,
+    /// An input is overdue, but the guest cannot take an interrupt: stop it as soon as it can.
+    wants_window: bool,
 }
 
 impl LiveInputs {
-    /// Live inputs for a guest that has seen guest time up to `last_ns`. The alarm is
-    /// used while the run is unrecorded ([`LiveQueue::set_unrecorded`]).
+    /// Live inputs for a guest that has seen guest time up to `last_ns`.
     pub fn new(queue: Arc<LiveQueue>, clock: GuestClock, last_ns: u64, alarm: Alarm) -> Self {
-        Self { queue, clock, last_ns, sampled_at: None, entropy_at: None, alarm }
+        Self {
+            queue,
+            clock,
+            last_ns,
+            sampled_at: None,
+            entropy_at: None,
+            alarm,
+            interrupt_since_ns: None,
+            wants_window: false,
+        }
     }
 
     /// Goes on with another clock, after the guest has seen guest time up to `last_ns`.
@@ -208,9 +279,49 @@ impl LiveInputs {
         self.last_ns = last_ns;
     }
 
+    fn now_ns(&self) -> u64 {
+        logged_ns(self.clock.host_now_ns()).max(self.last_ns)
+    }
+
     fn sample(&mut self, now_ns: u64) -> Step {
         self.last_ns = now_ns;
         Step::Apply(Input::Time { now_ns })
+    }
+
+    /// A recorded run was stopped between two exits: what now?
+    fn between_exits(&mut self, situation: &Situation, waiting: &mut Waiting) -> Step {
+        if let Some(cause) = waiting.stop.filter(|_| waiting.stop_at_once) {
+            return Step::Stop(cause);
+        }
+        let arrived = waiting.overdue
+            && (waiting.stop.is_some()
+                || !waiting.console.is_empty()
+                || (situation.takes_frames && !waiting.frames.is_empty()));
+        let is_overdue = arrived
+            || situation.deadline_ns.is_some_and(|at| self.is_long_ago(at))
+            || self.interrupt_since_ns.is_some_and(|at| self.is_long_ago(at));
+        if !is_overdue {
+            self.set_alarm(situation.deadline_ns, self.now_ns());
+            return Step::Proceed;
+        }
+        // An input now would only wait for the guest to take its interrupt.
+        self.wants_window = !situation.takes_interrupt && waiting.stop.is_none();
+        if self.wants_window { Step::Proceed } else { Step::Capture }
+    }
+
+    /// Whether what came at `since_ns` has waited as long as it may.
+    fn is_long_ago(&self, since_ns: u64) -> bool {
+        since_ns + self.queue.max_delay.as_nanos() as u64 <= self.now_ns()
+    }
+
+    /// A recorded guest is given some time to make an exit by itself.
+    fn set_alarm(&mut self, deadline_ns: Option<u64>, now_ns: u64) {
+        let patience_ns = match self.queue.is_unrecorded() {
+            true => 0,
+            false => self.queue.max_delay.as_nanos() as u64,
+        };
+        let first_ns = deadline_ns.into_iter().chain(self.interrupt_since_ns).min();
+        self.alarm.set(first_ns.map(|at| at + patience_ns), now_ns);
     }
 }
 
@@ -218,15 +329,15 @@ impl InputSource for LiveInputs {
     fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
         let queue = Arc::clone(&self.queue);
         let mut waiting = queue.lock();
-        if situation.at.is_none() && !self.unrecorded() {
-            let now = waiting.stop.filter(|_| waiting.stop_at_once);
-            return Ok(now.map_or(Step::Proceed, Step::Stop));
+        if situation.at.is_none() && !queue.is_unrecorded() {
+            return Ok(self.between_exits(situation, &mut waiting));
         }
+        self.wants_window = false;
         loop {
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
             }
-            let now_ns = logged_ns(self.clock.host_now_ns()).max(self.last_ns);
+            let now_ns = self.now_ns();
             let due = situation.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
             let wants_sample = situation.reads_clock && self.sampled_at != situation.at;
             if wants_sample || (due && now_ns > self.last_ns) {
@@ -252,10 +363,9 @@ impl InputSource for LiveInputs {
                 let bytes = waiting.console.drain(..).collect();
                 return Ok(Step::Apply(Input::ConsoleRx { bytes }));
             }
+            waiting.overdue &= !waiting.is_empty();
             if !situation.halted {
-                if queue.is_unrecorded() {
-                    self.alarm.set(situation.deadline_ns, now_ns);
-                }
+                self.set_alarm(situation.deadline_ns, now_ns);
                 return Ok(Step::Proceed);
             }
             waiting.halted = true;
@@ -271,8 +381,20 @@ impl InputSource for LiveInputs {
         }
     }
 
-    fn unrecorded(&self) -> bool {
-        self.queue.is_unrecorded()
+    fn run_mode(&mut self, _: Ordinal, interrupt_waits: bool) -> RunMode {
+        if self.queue.is_unrecorded() {
+            return RunMode::Unrecorded;
+        }
+        match (interrupt_waits, self.interrupt_since_ns) {
+            (false, _) => self.interrupt_since_ns = None,
+            (true, Some(since_ns)) => self.wants_window |= self.is_long_ago(since_ns),
+            (true, None) => {
+                let now_ns = self.now_ns();
+                self.interrupt_since_ns = Some(now_ns);
+                self.set_alarm(None, now_ns);
+            }
+        }
+        if self.wants_window { RunMode::UntilInterruptible } else { RunMode::Free }
     }
 }
 

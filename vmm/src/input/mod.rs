@@ -9,7 +9,7 @@ use thiserror::Error;
 
 pub use file_log::FileLog;
 pub use live::{Alarm, GuestClock, LiveInputs, LiveQueue};
-pub use recorded::{LogSink, Recorded};
+pub use recorded::{CheckPlan, LogSink, Recorded};
 pub use replay::LogInputs;
 
 /// Why a source or a sink cannot go on.

@@ -1,12 +1,28 @@
 //! Any source with a log beside it: what it hands out is what is written.
 
-use ftvmm_replication::{Check, Event, Ordinal, Record};
+use ftvmm_replication::{Check, Event, Ordinal, Record, Slice};
 
 use super::InputError;
-use crate::run_loop::{InputSource, Situation, Step};
+use crate::run_loop::{InputSource, RunMode, Situation, Step};
 
-/// Exits between two records of the exit digest.
-const CHECK_EVERY_EXITS: u64 = 1024;
+/// How often the recorder states what a replayer must agree with.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckPlan {
+    /// Exits between two checks of the exits and the processor; 0 for none.
+    pub every_exits: u64,
+    /// Exits between two checks of all memory as well; 0 for none.
+    pub memory_every_exits: u64,
+}
+
+impl CheckPlan {
+    /// Whether a check is due at this exit, and whether with memory. The first exit has one: from there on
+    /// both sides have a copy of what was loaded, and slices need not carry it.
+    fn due(&self, at: Ordinal) -> Option<bool> {
+        let is_due = |every: u64| every > 0 && (at.0 == 1 || at.0.is_multiple_of(every));
+        let memory = is_due(self.memory_every_exits);
+        (memory || is_due(self.every_exits)).then_some(memory)
+    }
+}
 
 /// Where log records go: a file, the channel to a backup, or both.
 pub trait LogSink {
@@ -33,12 +49,14 @@ pub trait LogSink {
 pub struct Recorded<'a, S> {
     source: S,
     log: &'a mut dyn LogSink,
+    plan: CheckPlan,
+    measured: Ordinal,
 }
 
 impl<'a, S: InputSource> Recorded<'a, S> {
     /// Writes what `source` hands out to `log`.
-    pub fn new(source: S, log: &'a mut dyn LogSink) -> Self {
-        Self { source, log }
+    pub fn new(source: S, log: &'a mut dyn LogSink, plan: CheckPlan) -> Self {
+        Self { source, log, plan, measured: Ordinal(0) }
     }
 }
 
@@ -61,18 +79,30 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
                 Ok(Step::Apply(input))
             }
             Step::Proceed => {
-                if at.0.is_multiple_of(CHECK_EVERY_EXITS) {
-                    let check = Check { chain: situation.chain };
-                    self.log.append(&Record { at, event: Event::Check(check) })?;
+                if at > self.measured
+                    && let Some(memory) = self.plan.due(at)
+                {
+                    return Ok(Step::Measure { memory });
                 }
                 self.log.left(at)?;
                 Ok(Step::Proceed)
             }
-            Step::Stop(cause) => Ok(Step::Stop(cause)),
+            step => Ok(step),
         }
     }
 
-    fn unrecorded(&self) -> bool {
-        self.source.unrecorded()
+    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
+        self.measured = at;
+        self.log.append(&Record { at, event: Event::Check(Box::new(check)) })
+    }
+
+    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
+        parts
+            .into_iter()
+            .try_for_each(|part| self.log.append(&Record { at, event: Event::Slice(part) }))
+    }
+
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+        self.source.run_mode(at, interrupt_waits)
     }
 }

@@ -2,10 +2,10 @@
 
 use std::io::Read;
 
-use ftvmm_replication::{CursorStep, End, LogReader, Ordinal, ReplayCursor, Tail};
+use ftvmm_replication::{Check, CursorStep, End, LogReader, Ordinal, ReplayCursor, Tail};
 
 use super::InputError;
-use crate::run_loop::{InputSource, Situation, Step, StopCause};
+use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
 
 /// Feeds a recording's groups to a cursor and the cursor's steps to the run loop.
 pub struct LogInputs<R> {
@@ -14,12 +14,13 @@ pub struct LogInputs<R> {
     until: Option<Ordinal>,
     end: Option<End>,
     torn: Option<String>,
+    expected: Option<Box<Check>>,
 }
 
 impl<R: Read> LogInputs<R> {
     /// Inputs from `reader`, at most up to the exit `until`.
     pub fn new(reader: LogReader<R>, until: Option<Ordinal>) -> Self {
-        Self { reader, cursor: ReplayCursor::new(), until, end: None, torn: None }
+        Self { reader, cursor: ReplayCursor::new(), until, end: None, torn: None, expected: None }
     }
 
     /// How the recorded guest ended; `at` is the first exit this guest did not get past.
@@ -45,6 +46,13 @@ impl<R: Read> LogInputs<R> {
         self.torn.as_deref()
     }
 
+    fn take_slice(&mut self, at: Ordinal) -> Step {
+        match self.cursor.next(at) {
+            CursorStep::Load(parts) => Step::Load(parts),
+            _ => Step::Proceed,
+        }
+    }
+
     fn read_group(&mut self) -> Result<(), InputError> {
         let group = self.reader.next_group().map_err(|source| InputError::LogRead { source })?;
         match group {
@@ -65,7 +73,10 @@ impl<R: Read> LogInputs<R> {
 impl<R: Read> InputSource for LogInputs<R> {
     fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
         let Some(at) = situation.at else {
-            return Ok(Step::Proceed);
+            return Ok(match self.cursor.has_slice(situation.last.next()) {
+                true => self.take_slice(situation.last.next()),
+                false => Step::Proceed,
+            });
         };
         if self.until.is_some_and(|until| at >= until) {
             return Ok(Step::Stop(StopCause::EndOfLog));
@@ -73,22 +84,20 @@ impl<R: Read> InputSource for LogInputs<R> {
         loop {
             match self.cursor.next(at) {
                 CursorStep::Apply(input) => return Ok(Step::Apply(input)),
+                // What follows decides how far the guest may run.
+                CursorStep::Proceed if !self.cursor.knows(at.next()) => self.read_group()?,
                 CursorStep::Proceed => return Ok(Step::Proceed),
+                CursorStep::Load(parts) => return Ok(Step::Load(parts)),
                 CursorStep::Wait => self.read_group()?,
                 CursorStep::Exhausted => return Ok(Step::Stop(StopCause::EndOfLog)),
                 CursorStep::End(end) => {
                     self.end = Some(end);
                     return Ok(Step::Stop(StopCause::EndOfLog));
                 }
-                CursorStep::Check(check) if check.chain == situation.chain => {}
                 CursorStep::Check(check) => {
-                    return Err(InputError::Divergence {
-                        at: at.0,
-                        what: format!(
-                            "the exits so far have digest {:016x}, recorded is {:016x}",
-                            situation.chain, check.chain
-                        ),
-                    });
+                    let memory = check.memory.is_some();
+                    self.expected = Some(check);
+                    return Ok(Step::Measure { memory });
                 }
                 CursorStep::Missed { record, at } => {
                     return Err(InputError::Divergence {
@@ -97,6 +106,20 @@ impl<R: Read> InputSource for LogInputs<R> {
                     });
                 }
             }
+        }
+    }
+
+    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
+        match self.expected.take().and_then(|recorded| check.difference(&recorded)) {
+            Some(what) => Err(InputError::Divergence { at: at.0, what }),
+            None => Ok(()),
+        }
+    }
+
+    fn run_mode(&mut self, at: Ordinal, _: bool) -> RunMode {
+        match self.cursor.has_slice(at.next()) {
+            true => RunMode::Not,
+            false => RunMode::Free,
         }
     }
 }

@@ -42,10 +42,13 @@ pub enum Exit {
     Hlt,
     /// Triple fault.
     Shutdown,
+    /// No exit of the guest: it was stopped between two, and its state is in the log. From there on this
+    /// point is as good as an exit.
+    Slice,
     /// A signal or [`super::Kicker::kick`] came.
     Interrupted,
     /// The guest can take an interrupt now and the window had been asked for. Not a deterministic point
-    /// (design.md section 2), so only unrecorded runs ask.
+    /// (design.md section 2): a recorded run makes it a slice.
     WindowOpen,
 }
 

@@ -4,24 +4,32 @@
 //! ioeventfd, no coalesced MMIO. Whatever the guest does to a device is therefore a synchronous exit, and
 //! nothing reaches the guest but what [`Vcpu::inject`] and the answers to its exits put there.
 
+mod dirty;
 mod exit;
 mod msr;
+mod snapshot;
 mod state;
 mod vcpu;
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+pub use dirty::DirtyLog;
 pub use exit::{Direction, Exit};
+pub use snapshot::VcpuState;
 pub use state::{CpuState, STATE_MSRS};
 pub use vcpu::{Kicker, Vcpu, install_kick_handler};
 
-/// Guest memory as ftvmm maps it.
-pub type Memory = GuestMemoryMmap<()>;
+/// Guest memory as ftvmm maps it. The bitmap has the pages this program wrote; those the guest wrote are in
+/// KVM's [`DirtyLog`].
+pub type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Three pages Intel's VMX needs in the guest's address space, out of its sight
 /// (KVM api.rst, KVM_SET_TSS_ADDR).
@@ -99,11 +107,12 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Opens KVM and makes a virtual machine with `memory_bytes` of zeroed memory.
+    /// Opens KVM and makes a virtual machine with `memory_bytes` of zeroed memory; `logs_writes` switches on
+    /// the dirty log.
     ///
     /// # Errors
     /// When KVM cannot be opened, lacks something, or the host has not the memory.
-    pub fn new(memory_bytes: u64) -> Result<Self, KvmError> {
+    pub fn new(memory_bytes: u64, logs_writes: bool) -> Result<Self, KvmError> {
         let kvm = Kvm::new().map_err(|source| match source.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
             libc::EACCES | libc::EPERM => KvmError::NoPermission,
@@ -127,10 +136,13 @@ impl Vm {
         msr::hide_counters(&fd)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
         let memory = map_memory(memory_bytes)?;
+        if logs_writes {
+            DirtyLog::enable(&fd)?;
+        }
         for (slot, region) in memory.iter().enumerate() {
             let region = kvm_userspace_memory_region {
                 slot: slot as u32,
-                flags: 0,
+                flags: if logs_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
@@ -163,6 +175,11 @@ impl Vm {
     /// When KVM cannot do this: it came with Linux 5.10.
     pub fn serve_only_msrs(&self, served: &[u32]) -> Result<(), KvmError> {
         msr::serve_only(&self.fd, served)
+    }
+
+    /// The dirty log, for a machine that was made with it; slots are the regions of the memory in order.
+    pub fn into_dirty_log(self) -> DirtyLog {
+        DirtyLog::new(self.fd)
     }
 
     /// Every CPUID leaf this host's KVM could show a guest.

@@ -1,12 +1,13 @@
 //! The whole architectural state of the vCPU, for digests and incident reports.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{KvmError, Vcpu, call};
 
 /// Model-specific registers a 64-bit kernel keeps state in (AMD APM vol. 2, appendix A). The others are
 /// either in `kvm_sregs` (EFER, FS/GS base, APIC base) or hidden by the CPU template.
-const MSRS: [(u32, &str); 9] = [
+pub(super) const MSRS: [(u32, &str); 9] = [
     (0x0000_0174, "SYSENTER_CS"),
     (0x0000_0175, "SYSENTER_ESP"),
     (0x0000_0176, "SYSENTER_EIP"),
@@ -36,6 +37,7 @@ const XCR0_RESET: u64 = 1;
 
 /// Registers as bytes in a fixed order, each part under its name.
 pub struct CpuState {
+    general: [u64; 18],
     parts: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -75,6 +77,7 @@ impl CpuState {
         let d = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
         let debug = [d.db[0], d.db[1], d.db[2], d.db[3], d.dr6, d.dr7];
         Ok(Self {
+            general: regs,
             parts: vec![
                 ("general registers", words(&regs)),
                 ("segments", segments),
@@ -87,6 +90,16 @@ impl CpuState {
         })
     }
 
+    /// The general registers, in the order of [`ftvmm_replication::check::REGISTER_NAMES`].
+    pub fn registers(&self) -> &[u64; 18] {
+        &self.general
+    }
+
+    /// Digest of all parts.
+    pub fn digest(&self) -> u64 {
+        self.parts.iter().fold(0, |seed, (_, bytes)| xxh3_64_with_seed(bytes, seed))
+    }
+
     /// The parts, in a fixed order.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
         self.parts.iter().map(|(name, bytes)| (*name, bytes.as_slice()))
@@ -97,7 +110,7 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
+pub(super) fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
     let entries: Vec<_> =
         MSRS.iter().map(|&(index, _)| kvm_msr_entry { index, ..Default::default() }).collect();
     let refused =

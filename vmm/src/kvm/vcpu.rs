@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ftvmm_replication::PAGE_BYTES;
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO,
     KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
@@ -12,17 +13,22 @@ use kvm_bindings::{
     kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::{Direction, Exit, KvmError, call};
+use super::snapshot::VcpuState;
+use super::{Direction, Exit, KvmError, Memory, call};
 use crate::msr::MsrAccess;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 
 /// Offset of the real-time signal that makes `KVM_RUN` return.
 const KICK_SIGNAL_OFFSET: i32 = 0;
+
+/// Longest instruction (AMD APM vol. 3, section 1.1).
+const INSTRUCTION_BYTES_MAX: u64 = 15;
 
 /// The one virtual CPU.
 pub struct Vcpu {
@@ -31,6 +37,8 @@ pub struct Vcpu {
     kicked: Arc<AtomicBool>,
     /// The segments and control registers in `kvm_run` are those of the stopped guest.
     sregs_synced: Cell<bool>,
+    /// Set while the guest stands where KVM_RUN did not stop it: (IF, takes an interrupt).
+    placed: Option<(bool, bool)>,
 }
 
 impl Vcpu {
@@ -38,7 +46,7 @@ impl Vcpu {
         if sync_regs {
             fd.set_sync_valid_reg(SyncReg::SystemRegister);
         }
-        Self { fd, kicked: Arc::default(), sregs_synced: Cell::new(false) }
+        Self { fd, kicked: Arc::default(), sregs_synced: Cell::new(false), placed: None }
     }
 
     /// The KVM handle, for set-up and state.
@@ -52,6 +60,7 @@ impl Vcpu {
     /// # Errors
     /// Any reason to stop that is not an [`Exit`] is fatal and named.
     pub fn run(&mut self, want_window: bool) -> Result<Exit, KvmError> {
+        self.placed = None;
         self.fd.get_kvm_run().request_interrupt_window = want_window.into();
         self.sregs_synced.set(false);
         let answer = self.fd.run().map(drop);
@@ -234,13 +243,48 @@ impl Vcpu {
         if self.is_faulting() {
             return false;
         }
+        if let Some((_, ready)) = self.placed {
+            return ready;
+        }
         let run = self.fd.get_kvm_run();
         run.ready_for_interrupt_injection != 0 && run.if_flag != 0
     }
 
     /// RFLAGS.IF at the exit the guest stands at.
     pub fn interrupts_enabled(&mut self) -> bool {
-        self.fd.get_kvm_run().if_flag != 0
+        self.placed.map_or(self.fd.get_kvm_run().if_flag != 0, |(enabled, _)| enabled)
+    }
+
+    /// Takes the whole state of the vCPU, which must have no exit to complete.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn save(&mut self) -> Result<VcpuState, KvmError> {
+        let state = VcpuState::save(self)?;
+        self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
+        Ok(state)
+    }
+
+    /// Gives up the access the guest stopped for, be it one of several of its instruction. What that does to
+    /// registers and memory is for the caller to undo.
+    fn abandon(&mut self) -> Result<(), KvmError> {
+        loop {
+            match self.settle() {
+                Err(KvmError::UnknownExit { reason: KVM_EXIT_IO | KVM_EXIT_MMIO, .. }) => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Puts the vCPU into `state`, whatever it was doing.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        self.abandon()?;
+        state.restore(self)?;
+        self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
+        Ok(())
     }
 
     /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid while
@@ -298,6 +342,24 @@ impl Vcpu {
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), KvmError> {
         self.sregs_synced.set(false);
         self.fd.set_sregs(sregs).map_err(call("KVM_SET_SREGS"))
+    }
+
+    /// The bytes at the instruction pointer, at most 15 and none of another page; empty where nothing is
+    /// mapped.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn code_at_rip(&self, memory: &Memory) -> Result<Vec<u8>, KvmError> {
+        let (regs, sregs) = (self.regs()?, self.sregs()?);
+        let linear = sregs.cs.base.wrapping_add(regs.rip);
+        let place = self.fd.translate_gva(linear).map_err(call("KVM_TRANSLATE"))?;
+        let in_page = PAGE_BYTES as u64 - linear % PAGE_BYTES as u64;
+        let mut code = vec![0; in_page.min(INSTRUCTION_BYTES_MAX) as usize];
+        let read = memory.read_slice(&mut code, GuestAddress(place.physical_address));
+        if place.valid == 0 || read.is_err() {
+            code.clear();
+        }
+        Ok(code)
     }
 
     /// A handle with which another thread makes this vCPU's `KVM_RUN` return. To be called on the thread

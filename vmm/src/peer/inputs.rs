@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{CursorStep, Ordinal, OutputDigest, Record, SessionEvent};
+use ftvmm_replication::{Check, CursorStep, Ordinal, OutputDigest, Record, SessionEvent};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::TimerSetTimeFlags;
 use nix::sys::timerfd::{Expiration, TimerFd};
@@ -12,7 +12,7 @@ use nix::sys::timerfd::{Expiration, TimerFd};
 use super::Peer;
 use crate::host::print_console;
 use crate::input::{FileLog, GuestClock, InputError, LiveInputs, LogSink};
-use crate::run_loop::{InputSource, OutputSink, Situation, Step, StopCause};
+use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
 
 /// How long the end of a burst of exits may stay unsent when the guest goes computing, in nanoseconds.
 const TAIL_NS: i64 = 2_000_000;
@@ -25,6 +25,9 @@ const SEND_SHARE: u64 = 20;
 
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
+
+/// A group does not wait for its horizon when it holds this much.
+const GROUP_BYTES: u64 = 1 << 20;
 
 type Recording = FileLog<std::fs::File>;
 
@@ -56,6 +59,10 @@ impl LogSink for PeerLog {
         if state.records_log() {
             state.log.push(record);
             state.unsent = true;
+            // A big slice fills several groups while the guest stands still.
+            if state.log.body_bytes() >= GROUP_BYTES {
+                self.peer.send_log(&mut state);
+            }
         }
         Ok(())
     }
@@ -144,18 +151,26 @@ pub struct FollowInputs {
     clock: GuestClock,
     last_ns: u64,
     reported: Ordinal,
+    expected: Option<Box<Check>>,
 }
 
 impl FollowInputs {
     /// Follows `peer`'s log; `live` is for later.
     pub fn new(peer: Arc<Peer>, live: LiveInputs) -> Self {
         let clock = GuestClock::anchored(peer.clock, 0, 0);
-        Self { peer, live, is_live: false, clock, last_ns: 0, reported: Ordinal(0) }
+        Self { peer, live, is_live: false, clock, last_ns: 0, reported: Ordinal(0), expected: None }
     }
 
     fn fault(&self, at: Ordinal, what: String) -> Result<Step, InputError> {
         self.peer.fault(format!("exit {at}: {what}"));
         Ok(Step::Stop(StopCause::Protocol))
+    }
+
+    fn go_live(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        self.peer.lock().took_over(self.peer.clock.host_now_ns());
+        self.is_live = true;
+        self.live.resume(self.clock, self.last_ns);
+        self.live.next(situation)
     }
 
     fn report(&mut self, through: Ordinal) {
@@ -172,8 +187,22 @@ impl InputSource for FollowInputs {
             return self.live.next(situation);
         }
         let Some(at) = situation.at else {
-            let stopped = self.peer.stopped().is_some();
-            return Ok(if stopped { Step::Stop(StopCause::Protocol) } else { Step::Proceed });
+            let mut state = self.peer.lock();
+            if state.stop.is_some() {
+                return Ok(Step::Stop(StopCause::Protocol));
+            }
+            let next = situation.last.next();
+            if state.cursor.has_slice(next)
+                && let CursorStep::Load(parts) = state.cursor.next(next)
+            {
+                return Ok(Step::Load(parts));
+            }
+            // A guest that computes may not make an exit for long.
+            if state.cursor.is_used_up(next) {
+                drop(state);
+                return self.go_live(situation);
+            }
+            return Ok(Step::Proceed);
         };
         let before = Ordinal(at.0 - 1);
         if before.0 >= self.reported.0 + REPORT_EVERY_EXITS {
@@ -194,12 +223,11 @@ impl InputSource for FollowInputs {
                     return Ok(Step::Apply(input));
                 }
                 CursorStep::Proceed => return Ok(Step::Proceed),
-                CursorStep::Check(check) if check.chain == situation.chain => {}
+                CursorStep::Load(parts) => return Ok(Step::Load(parts)),
                 CursorStep::Check(check) => {
-                    drop(state);
-                    let (own, theirs) = (situation.chain, check.chain);
-                    let what = format!("exits have digest {own:016x}, the primary's {theirs:016x}");
-                    return self.fault(at, what);
+                    let memory = check.memory.is_some();
+                    self.expected = Some(check);
+                    return Ok(Step::Measure { memory });
                 }
                 CursorStep::Missed { record, .. } => {
                     drop(state);
@@ -207,11 +235,8 @@ impl InputSource for FollowInputs {
                 }
                 CursorStep::End(_) => return Ok(Step::Stop(StopCause::EndOfLog)),
                 CursorStep::Exhausted => {
-                    state.took_over(self.peer.clock.host_now_ns());
                     drop(state);
-                    self.is_live = true;
-                    self.live.resume(self.clock, self.last_ns);
-                    return self.live.next(situation);
+                    return self.go_live(situation);
                 }
                 CursorStep::Wait if before > self.reported => {
                     drop(state);
@@ -222,8 +247,22 @@ impl InputSource for FollowInputs {
         }
     }
 
-    fn unrecorded(&self) -> bool {
-        self.is_live && self.live.unrecorded()
+    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
+        if let Some(what) = self.expected.take().and_then(|theirs| check.difference(&theirs)) {
+            // The run ends when the protocol has decided, at the next question.
+            self.fault(at, format!("this host differs from the primary: {what}"))?;
+        }
+        Ok(())
+    }
+
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+        if self.is_live {
+            return self.live.run_mode(at, interrupt_waits);
+        }
+        match self.peer.lock().cursor.has_slice(at.next()) {
+            true => RunMode::Not,
+            false => RunMode::Free,
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ftvmm_replication::session::policy::{Role, StopReason};
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::{
-    Action, DisconnectReason, GroupEncoder, Message, Ordinal, ReplayCursor, Session, SessionEvent,
-    Term, decode_group,
+    Action, DisconnectReason, Event, GroupEncoder, Message, Ordinal, ReplayCursor, Session,
+    SessionEvent, Term, decode_group,
 };
 
 use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
@@ -200,6 +200,7 @@ impl State {
             Action::GoLive { term } => {
                 tracing::warn!(%term, "this host takes over");
                 self.cursor.seal();
+                self.queue.kick_vcpu();
                 self.counters.takeovers += 1;
                 self.be_alone();
                 self.announcements_left = ANNOUNCEMENTS;
@@ -240,9 +241,15 @@ impl State {
 
     fn deliver(&mut self, bytes: &[u8]) {
         self.counters.log_bytes += bytes.len() as u64;
-        let delivered = decode_group(bytes)
-            .map_err(|e| e.to_string())
-            .and_then(|group| self.cursor.push_group(group).map_err(|e| e.to_string()));
+        let delivered = decode_group(bytes).map_err(|e| e.to_string()).and_then(|group| {
+            let has_slice = group.records.iter().any(|r| matches!(r.event, Event::Slice(_)));
+            self.cursor.push_group(group).map_err(|e| e.to_string())?;
+            // The guest may be computing past that point.
+            if has_slice {
+                self.queue.kick_vcpu();
+            }
+            Ok(())
+        });
         if let Err(description) = delivered {
             self.step(self.now_ns, SessionEvent::ReplayFault { description });
         }

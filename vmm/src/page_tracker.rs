@@ -1,0 +1,302 @@
+//! Which pages of guest memory changed since the last copy.
+//!
+//! A second copy of memory, and a digest over all of it. Both hosts, and a recording and its replay,
+//! bring theirs up to date at the same points: at memory checks, where memory is equal because execution is
+//! deterministic, and at slices, where it is equal because the state was shipped. So the copies are equal,
+//! and a slice need only say what differs from them.
+//!
+//! Invariant: a page that differs from its copy has its bit set in KVM's dirty log or in the memory's own
+//! bitmap. Bits may be set for pages that do not differ; they cost a comparison, a fraction of the fault that a
+//! write to a protected page costs. So a page is protected again only when it has not changed for long.
+
+use std::sync::Arc;
+
+use ftvmm_replication::slice::for_each_run;
+use ftvmm_replication::{MemoryCheck, PAGE_BYTES, PageDeltas, PageHash, SliceError};
+use thiserror::Error;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::kvm::{DirtyLog, KvmError, Memory};
+
+/// Pages of a slice go into records of about this size.
+const PART_BYTES: usize = 1 << 20;
+
+const WORD_BYTES: usize = 8;
+/// Words of a page.
+const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;
+
+/// A page is protected again when it was found unchanged so many times in a row, ...
+const IDLE_LOOKS_MAX: u8 = 16;
+/// ... together with so many others.
+const COLD_PAGES_MIN: usize = 64;
+
+/// A slice cannot be taken over.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// KVM failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The pages are damaged.
+    #[error(transparent)]
+    Pages(#[from] SliceError),
+    /// A page lies outside memory.
+    #[error("a slice writes to page {page:#x}, which this guest does not have")]
+    NoSuchPage {
+        /// Guest-physical address divided by 4096.
+        page: u64,
+    },
+    /// The processor's state cannot be decoded.
+    #[error("a slice's processor state cannot be decoded")]
+    Processor,
+    /// Memory is not what it was on the other side: the copies had been different before.
+    #[error("memory after a slice has digest {own:016x}, the recorder's {theirs:016x}")]
+    Digest {
+        /// Here.
+        own: u64,
+        /// There.
+        theirs: u64,
+    },
+}
+
+struct Region {
+    first_page: u64,
+    bytes: usize,
+    copy: Vec<u8>,
+    /// For a page whose bit is set: how many times in a row it was found unchanged.
+    idle: Vec<u8>,
+}
+
+/// See the module documentation.
+pub struct PageTracker {
+    log: DirtyLog,
+    memory: Arc<Memory>,
+    regions: Vec<Region>,
+    digest: u64,
+}
+
+impl PageTracker {
+    /// A tracker whose copy is of zeroed memory, as it was before anything was loaded.
+    pub fn new(log: DirtyLog, memory: Arc<Memory>) -> Self {
+        let regions = memory.iter().map(|region| {
+            let bytes = region.len() as usize;
+            Region {
+                first_page: region.start_addr().raw_value() / PAGE_BYTES as u64,
+                bytes,
+                copy: vec![0; bytes],
+                idle: vec![0; bytes / PAGE_BYTES],
+            }
+        });
+        let regions = regions.collect();
+        Self { log, memory, regions, digest: 0 }
+    }
+
+    /// Brings the copy up to date; the digest of memory and the pages that changed.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn check(&mut self) -> Result<MemoryCheck, KvmError> {
+        let mut changed = Vec::new();
+        self.catch_up(|page, _, content| {
+            changed.push(PageHash { page, hash: xxh3_64(content) as u32 });
+        })?;
+        Ok(MemoryCheck { digest: self.digest, changed })
+    }
+
+    /// Brings the copy up to date; the changes in parts, and the digest of memory.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn capture(&mut self) -> Result<(Vec<Vec<u8>>, u64), KvmError> {
+        let (mut parts, mut deltas) = (Vec::new(), PageDeltas::default());
+        self.catch_up(|page, old, new| {
+            deltas.push(page, old, new);
+            if deltas.len_bytes() >= PART_BYTES {
+                parts.push(deltas.finish());
+            }
+        })?;
+        parts.push(deltas.finish());
+        Ok((parts, self.digest))
+    }
+
+    /// Puts memory back to what the copy is, then writes the changes to both; the digest of memory.
+    ///
+    /// # Errors
+    /// When KVM refuses or the changes are none.
+    pub fn load<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> Result<u64, LoadError> {
+        let Self { log, memory, regions, digest } = self;
+        for (slot, region) in regions.iter_mut().enumerate() {
+            let dirty = Dirty::read(log, memory, slot, region)?;
+            for index in dirty.pages() {
+                let (live, copy) = (live_page(memory, slot, index), region.copy_of(index));
+                let changed = differs(live, copy);
+                if changed {
+                    live.copy_from_slice(copy);
+                }
+                region.note(index, changed);
+            }
+            dirty.protect(log, slot, region)?;
+        }
+        for part in parts {
+            let mut unknown = None;
+            for_each_run(part, |page, offset, words| {
+                let place = regions
+                    .iter_mut()
+                    .enumerate()
+                    .find_map(|(slot, region)| Some((slot, region.index(page)?, region)));
+                let Some((slot, index, region)) = place else {
+                    unknown = Some(page);
+                    return;
+                };
+                let range = offset..offset + words.len();
+                live_page(memory, slot, index)[range.clone()].copy_from_slice(words);
+                let copy = &mut region.copy_of(index)[range];
+                let first_word = page * WORDS + (offset / WORD_BYTES) as u64;
+                *digest = digest.wrapping_add(digest_change(first_word, copy, words));
+                copy.copy_from_slice(words);
+            })?;
+            if let Some(page) = unknown {
+                return Err(LoadError::NoSuchPage { page });
+            }
+        }
+        Ok(*digest)
+    }
+
+    /// Copies every page that changed, and tells of it: page, old content, new content.
+    fn catch_up(&mut self, mut visit: impl FnMut(u64, &[u8], &[u8])) -> Result<(), KvmError> {
+        let Self { log, memory, regions, digest } = self;
+        for (slot, region) in regions.iter_mut().enumerate() {
+            let dirty = Dirty::read(log, memory, slot, region)?;
+            for index in dirty.pages() {
+                let live = live_page(memory, slot, index);
+                let changed = differs(live, region.copy_of(index));
+                region.note(index, changed);
+                if changed {
+                    let page = region.first_page + index as u64;
+                    let copy = region.copy_of(index);
+                    visit(page, copy, live);
+                    *digest = digest.wrapping_add(digest_change(page * WORDS, copy, live));
+                    copy.copy_from_slice(live);
+                }
+            }
+            dirty.protect(log, slot, region)?;
+        }
+        Ok(())
+    }
+}
+
+impl Region {
+    fn index(&self, page: u64) -> Option<usize> {
+        let index = page.checked_sub(self.first_page)? as usize;
+        (index < self.idle.len()).then_some(index)
+    }
+
+    fn copy_of(&mut self, index: usize) -> &mut [u8] {
+        &mut self.copy[index * PAGE_BYTES..(index + 1) * PAGE_BYTES]
+    }
+
+    /// Keeps count of how long a page that may have changed did not.
+    fn note(&mut self, index: usize, changed: bool) {
+        self.idle[index] = if changed { 0 } else { self.idle[index].saturating_add(1) };
+    }
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word))
+}
+
+fn differs(a: &[u8], b: &[u8]) -> bool {
+    words(a).zip(words(b)).any(|(a, b)| a != b)
+}
+
+/// How memory's digest changes when `old` becomes `new`, both from word `first_word` on. The digest is the sum
+/// of a number for each word that is not zero, so a change costs as much as it changes, and untouched memory
+/// nothing.
+fn digest_change(first_word: u64, old: &[u8], new: &[u8]) -> u64 {
+    let changes =
+        (first_word..).zip(words(old).zip(words(new))).filter(|(_, (old, new))| old != new);
+    changes.fold(0, |sum: u64, (word, (old, new))| {
+        sum.wrapping_add(word_digest(word, new)).wrapping_sub(word_digest(word, old))
+    })
+}
+
+/// The finalizer of splitmix64 over content and place (Steele et al., OOPSLA 2014).
+fn word_digest(word: u64, content: u64) -> u64 {
+    if content == 0 {
+        return 0;
+    }
+    let mut z = content ^ word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The pages of a slot that may differ from their copy.
+struct Dirty {
+    /// From both logs.
+    bits: Vec<u64>,
+    /// From KVM's, which is cleared page by page.
+    logged: Vec<u64>,
+}
+
+impl Dirty {
+    fn read(
+        log: &DirtyLog,
+        memory: &Memory,
+        slot: usize,
+        region: &Region,
+    ) -> Result<Self, KvmError> {
+        let logged = log.read(slot as u32, region.bytes)?;
+        let written = memory.iter().nth(slot).map(|region| {
+            let region: &MmapRegion<_> = region;
+            region.bitmap().get_and_reset()
+        });
+        let mut bits = logged.clone();
+        for (word, more) in bits.iter_mut().zip(written.unwrap_or_default()) {
+            *word |= more;
+        }
+        Ok(Self { bits, logged })
+    }
+
+    fn pages(&self) -> impl Iterator<Item = usize> {
+        set_bits(&self.bits)
+    }
+
+    /// Clears KVM's bits of the pages that have not changed for long.
+    fn protect(&self, log: &DirtyLog, slot: usize, region: &mut Region) -> Result<(), KvmError> {
+        let mut cold = vec![0u64; self.logged.len()];
+        let mut count = 0;
+        for index in set_bits(&self.logged) {
+            if region.idle[index] >= IDLE_LOOKS_MAX {
+                cold[index / 64] |= 1 << (index % 64);
+                count += 1;
+            }
+        }
+        // The call flushes the guest's TLB, whatever it clears.
+        if count < COLD_PAGES_MIN {
+            return Ok(());
+        }
+        set_bits(&cold).for_each(|index| region.idle[index] = 0);
+        log.clear(slot as u32, region.idle.len() as u32, &cold)
+    }
+}
+
+fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
+    words.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(|(i, word)| {
+        (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i * 64 + bit)
+    })
+}
+
+/// A page of guest memory.
+#[expect(clippy::mut_from_ref, reason = "guest memory is shared by nature")]
+fn live_page(memory: &Memory, slot: usize, index: usize) -> &mut [u8] {
+    #[expect(clippy::expect_used, reason = "regions were counted when the tracker was made")]
+    let region = memory.iter().nth(slot).expect("the slot is a region");
+    assert!((index + 1) * PAGE_BYTES <= region.len() as usize, "the page lies in its region");
+    // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`; the guest stands
+    // still, only the vCPU's thread calls the tracker, and no caller keeps two slices of one page.
+    unsafe {
+        let start = region.as_ptr().add(index * PAGE_BYTES);
+        std::slice::from_raw_parts_mut(start, PAGE_BYTES)
+    }
+}
