@@ -240,11 +240,11 @@ impl Vcpu {
     /// True when the guest, at the exit it stands at, can take an interrupt: IF is set, no interrupt
     /// shadow, nothing waiting to be injected.
     pub fn can_take_interrupt(&mut self) -> bool {
-        if self.is_faulting() {
-            return false;
-        }
         if let Some((_, ready)) = self.placed {
             return ready;
+        }
+        if self.is_faulting() {
+            return false;
         }
         let run = self.fd.get_kvm_run();
         run.ready_for_interrupt_injection != 0 && run.if_flag != 0
