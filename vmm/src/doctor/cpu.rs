@@ -11,6 +11,7 @@ use super::guest::{CR4_OSXSAVE, CR4_TSD, MicroGuest, Ring, Stop};
 use super::probes::{Findings, Host};
 use super::programs::{self, layout};
 use crate::kvm::call;
+use crate::msr::MsrAccess;
 
 /// Features no guest may see, by leaf, register (EAX 0 … EDX 3) and bit (AMD APM vol. 3, appendix
 /// E). They are listed here and not taken from the template: some hypervisors change the table they
@@ -133,6 +134,57 @@ fn instruction_addresses(program: &[u8]) -> Vec<u64> {
         .into_iter()
         .map(|instruction| instruction.ip())
         .collect()
+}
+
+/// An access to an MSR outside the list is an exit, and gets the answer it is given: a value or #GP.
+pub fn msr_filter(host: &Host) -> Findings {
+    const PAT: u32 = 0x277;
+    const INDEX: u32 = 0x8b;
+    const VALUE: u64 = 0x1122_3344_5566_7788;
+    let asking = || -> Result<MicroGuest, ProbeFailure> {
+        let mut guest = host.guest(programs::rdmsr(), Ring::Kernel)?;
+        guest.vm.serve_only_msrs(&[PAT])?;
+        let mut regs = guest.vcpu.regs()?;
+        regs.rcx = INDEX.into();
+        guest.vcpu.set_regs(&regs)?;
+        guest.run_to(Stop::Msr(MsrAccess { index: INDEX, written: None }))?;
+        Ok(guest)
+    };
+    let mut answered = asking()?;
+    answered.vcpu.answer_msr(Some(VALUE));
+    let regs = answered.run_to(Stop::Report)?;
+    expect_equal("EDX:EAX after RDMSR", regs.rdx << 32 | regs.rax, VALUE)?;
+    let mut refused = asking()?;
+    refused.vcpu.answer_msr(None);
+    refused.run_to(Stop::Exception { vector: 13 })?;
+    Ok("a read is an exit; answered with a value and with #GP".into())
+}
+
+/// What instructions do that CPUID hides or that read counters: a guest that ignores CPUID may try them.
+pub fn hidden_instructions(host: &Host) -> Findings {
+    let programs = [
+        ("RDRAND", programs::rdrand()),
+        ("RDSEED", programs::rdseed()),
+        ("RDPID", programs::rdpid()),
+        ("RDPMC", programs::rdpmc()),
+    ];
+    let mut findings = Vec::new();
+    for (name, program) in programs {
+        let mut guest = host.guest(program, Ring::Kernel)?;
+        let stop = loop {
+            match guest.run()? {
+                Stop::Interrupted => {}
+                stop => break stop,
+            }
+        };
+        findings.push(match stop {
+            Stop::Report => format!("{name} executes"),
+            Stop::Exception { vector: 6 } => format!("{name} is #UD"),
+            Stop::Exception { vector: 13 } => format!("{name} is #GP"),
+            other => format!("{name} ends at {other}"),
+        });
+    }
+    Ok(findings.join(", "))
 }
 
 /// INT3 reaches the guest's own handler.

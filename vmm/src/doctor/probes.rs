@@ -42,6 +42,8 @@ pub const PROBES: &[Probe] = &[
     needed("RDTSC without CR4.TSD", cpu::rdtsc_enabled),
     needed("single step (ring 0)", |host| cpu::single_step(host, Ring::Kernel)),
     needed("single step (ring 3)", |host| cpu::single_step(host, Ring::User)),
+    needed("MSR filter", cpu::msr_filter),
+    informational("hidden instructions", cpu::hidden_instructions),
     needed("port exit", exits::port_read),
     needed("HLT exit", exits::halt),
     needed("MMIO exit", exits::mmio),

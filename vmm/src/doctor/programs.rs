@@ -344,3 +344,44 @@ program!(
     data = layout::DATA,
     report = layout::REPORT
 );
+
+program!(
+    /// Reads the MSR in ECX; reports with it in EDX:EAX.
+    rdmsr:
+    "rdmsr"
+    "out {report}, al";
+    report = layout::REPORT
+);
+
+program!(
+    /// RDRAND.
+    rdrand:
+    "rdrand rax"
+    "out {report}, al";
+    report = layout::REPORT
+);
+
+program!(
+    /// RDSEED.
+    rdseed:
+    "rdseed rax"
+    "out {report}, al";
+    report = layout::REPORT
+);
+
+program!(
+    /// RDPID.
+    rdpid:
+    "rdpid rax"
+    "out {report}, al";
+    report = layout::REPORT
+);
+
+program!(
+    /// RDPMC of counter 0.
+    rdpmc:
+    "xor ecx, ecx"
+    "rdpmc"
+    "out {report}, al";
+    report = layout::REPORT
+);

@@ -43,7 +43,7 @@ pub(super) fn serve_only(fd: &VmFd, served: &[u32]) -> Result<(), KvmError> {
 }
 
 /// Takes the performance counters away, where KVM would give the guest some whatever its CPUID says (AMD's first four
-/// need no CPUID bit), so that RDPMC is #GP on every host. Before the vCPU is made.
+/// need no CPUID bit) and can be told not to. Before the vCPU is made.
 pub(super) fn hide_counters(fd: &VmFd) -> Result<(), KvmError> {
     if fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32 & KVM_PMU_CAP_DISABLE == 0 {
         return Ok(());
