@@ -91,6 +91,12 @@ pub struct Report {
     pub state_digest: Option<String>,
     /// MSRs that no template names, and how often the guest tried each.
     pub unknown_msrs: BTreeMap<String, u64>,
+    /// RDTSC and RDTSCP answered in user mode.
+    pub rdtsc_user_reads: u64,
+    /// Kernel instructions that were trapped while the guest ran.
+    pub rdtsc_late_sites: u64,
+    /// #GPs handed on to the guest.
+    pub gp_passed: u64,
 }
 
 /// The `ftvmm` program beside the running test.

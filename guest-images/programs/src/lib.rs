@@ -16,6 +16,7 @@ mod rdtsc;
 pub mod selfcheck;
 pub mod serve;
 pub mod stream;
+pub mod tsccheck;
 
 use std::io;
 
@@ -72,6 +73,11 @@ pub const APPLETS: &[Applet] = &[
         usage: "[N [SEED]]   SHA-256 of /bytes/N, or of standard input without N",
         run: stream::main,
     },
+    Applet {
+        name: "tsccheck",
+        usage: "[--hidden] [--aux-zero] [--faults 1000]   RDTSC in every shape, and #GPs",
+        run: tsccheck::main,
+    },
 ];
 
 /// Why an applet failed.
@@ -116,6 +122,9 @@ pub enum AppletError {
     /// The guest computed something wrong.
     #[error("SELFCHECK failed: {0}")]
     SelfCheck(#[from] selfcheck::WrongResult),
+    /// The time stamp counter is not what it should be.
+    #[error("TSCCHECK failed: {0}")]
+    Tsc(#[from] tsccheck::WrongTsc),
 }
 
 impl AppletError {

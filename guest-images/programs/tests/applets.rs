@@ -127,6 +127,9 @@ fn echod_answers_on_both_protocols() {
 fn the_digest_and_counter_applets_answer() {
     let said = output(&["streamsum", "1000", "5"]);
     assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), hex(&stream_sha256(5, 1000)));
+    let said = output(&["tsccheck", "--faults", "50"]);
+    let text = String::from_utf8_lossy(&said.stdout);
+    assert!(text.contains("TSCCHECK ok "), "{text}{}", String::from_utf8_lossy(&said.stderr));
     assert!(String::from_utf8_lossy(&output(&["rdtsc", "10"]).stdout).starts_with("RDTSC ok "));
     assert!(String::from_utf8_lossy(&output(&["compute", "0s"]).stdout).ends_with("rounds=0\n"));
 }
