@@ -16,13 +16,13 @@ use crate::{cargo, guest};
 /// Arguments of `cargo xtask stress`.
 #[derive(clap::Args)]
 pub struct StressArguments {
-    /// How many cases; 0 goes on until it is stopped
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    cases: u64,
+    /// How many cases; 0 goes on until it is stopped [default: 100, or 1 with --case]
+    #[arg(long, value_name = "N")]
+    cases: Option<u64>,
     /// Decides every case [default: drawn, and printed]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// Run this case of the seed again, and no other
+    /// Run this case of the seed again, as often as --cases says
     #[arg(long, value_name = "K", requires = "seed")]
     case: Option<u64>,
     /// Only cases of this kind
@@ -61,8 +61,8 @@ pub fn run(arguments: &StressArguments) -> Result<ExitCode, Box<dyn Error>> {
     let fault = arguments.inject_fault.iter();
     let settings = Settings {
         seed: arguments.seed.unwrap_or(now.as_millis() as u64),
-        first: arguments.case.unwrap_or(0),
-        cases: arguments.case.map_or(arguments.cases, |_| 1),
+        case: arguments.case,
+        cases: arguments.cases.unwrap_or(if arguments.case.is_some() { 1 } else { 100 }),
         only: arguments.only.map(|only| match only {
             OnlyKind::Bare => Kind::Bare,
             OnlyKind::Linux => Kind::Linux,

@@ -45,8 +45,8 @@ pub enum StressError {
 pub struct Settings {
     /// Decides all cases.
     pub seed: u64,
-    /// Number of the first case.
-    pub first: u64,
+    /// Only this case, again and again: what differs once may not differ twice.
+    pub case: Option<u64>,
     /// How many cases; 0 for no end.
     pub cases: u64,
     /// Only cases of this kind.
@@ -103,11 +103,9 @@ pub fn run(
 ) -> Result<Summary, StressError> {
     let began = clock::now();
     let mut summary = Summary::default();
-    let numbers = (settings.first..).take(match settings.cases {
-        0 => usize::MAX,
-        cases => cases as usize,
-    });
-    for number in numbers {
+    let end = if settings.cases == 0 { u64::MAX } else { settings.cases };
+    for turn in 0..end {
+        let number = settings.case.unwrap_or(turn);
         let case = Case::random(settings.seed, number, settings.only, settings.features);
         let kept = settings.parts.clone().unwrap_or_else(|| case.all());
         let name = format!("case-{number}");

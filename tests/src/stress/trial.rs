@@ -88,8 +88,9 @@ impl Trial {
     /// What differs; `None` when all three runs are equal and the guest came to its own end.
     pub fn difference(&self) -> Option<String> {
         let end = self.recorded.report.as_ref().and_then(|report| report.end.as_deref());
-        if self.recorded.ended.success() && end != Some("guest_power_off") {
-            return Some(format!("the guest did not switch itself off: {end:?}"));
+        let by_itself = end.is_some_and(|end| matches!(end, "guest_reset" | "guest_power_off"));
+        if self.recorded.ended.success() && !by_itself {
+            return Some(format!("the guest did not come to its own end: {end:?}"));
         }
         let both = ["first", "second"].into_iter().zip(&self.replayed);
         let found = both.filter_map(|(which, replayed)| {

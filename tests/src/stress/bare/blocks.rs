@@ -257,7 +257,8 @@ fn latch(a: &mut CodeAssembler, port: u32, value: u32) -> Result<(), IcedError> 
     a.out(dx, al)
 }
 
-/// The interrupt flag in all its ways, with exits in and beside its shadow.
+/// The interrupt flag in all its ways, with exits beside its shadow. None is inside: QEMU's emulated VMRUN does not
+/// load the shadow (VMCB offset 68h), so a host interrupt there loses it.
 fn flags(b: &mut Builder, rng: &mut Rng) -> Result<(), IcedError> {
     let (times, stir) = (rng.u8(4..40), b.kernel.stir);
     b.code.text.assemble(|a| {
@@ -265,7 +266,10 @@ fn flags(b: &mut Builder, rng: &mut Rng) -> Result<(), IcedError> {
         for _ in 0..times {
             match rng.u8(0..10) {
                 0 => a.cli()?,
-                1 => a.sti()?,
+                1 => {
+                    a.sti()?;
+                    a.nop()?;
+                }
                 2 => a.in_(al, 0x80)?,
                 3 => a.nop()?,
                 4 => {
@@ -282,6 +286,7 @@ fn flags(b: &mut Builder, rng: &mut Rng) -> Result<(), IcedError> {
                 6 => {
                     a.mov(eax, ss)?;
                     a.mov(ss, eax)?;
+                    a.nop()?;
                     a.in_(al, 0x80)?;
                 }
                 7 => {
@@ -291,6 +296,7 @@ fn flags(b: &mut Builder, rng: &mut Rng) -> Result<(), IcedError> {
                 }
                 8 => {
                     a.sti()?;
+                    a.nop()?;
                     a.out(0x80, al)?;
                     a.cli()?;
                 }

@@ -9,7 +9,7 @@
 use fastrand::Rng;
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, Encoder, FlowControl, Instruction,
-    InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
 use super::layout::{SCRATCH_BYTES, UNMAPPED};
@@ -69,6 +69,21 @@ const NOT_IN_RING_0: &[Mnemonic] = &[
     Mnemonic::Maskmovdqu,
 ];
 
+/// An instruction that reads one of these and faults is left with other flags from run to run by QEMU 7.2's emulated
+/// CPU: they are computed in place before the access, and whether that shows depends on where a host interrupt cut
+/// the translated code.
+const ARITHMETIC_FLAGS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+/// Stores the address of the last x87 instruction, which a switch to a host thread and back may change: FXSAVE and XSAVE
+/// keep it only while an exception is pending on AMD's CPUs before Zen 2 (APM vol. 2 section 11.4.4), and never in QEMU.
+const WITH_X87_POINTERS: &[Mnemonic] =
+    &[Mnemonic::Fnstenv, Mnemonic::Fstenv, Mnemonic::Fnsave, Mnemonic::Fsave];
+
 /// With a register as bit offset these reach 2^60 bytes to either side.
 const BIT_STRING: &[Mnemonic] = &[Mnemonic::Bt, Mnemonic::Bts, Mnemonic::Btr, Mnemonic::Btc];
 
@@ -81,9 +96,10 @@ pub fn random_instruction(rng: &mut Rng, ring: Ring, ip: u64) -> Vec<u8> {
             continue;
         }
         if has_memory_operand(&instruction) {
-            let wild = ring == Ring::Three && rng.u8(0..6) == 0;
+            let may_fault = instruction.rflags_read() & ARITHMETIC_FLAGS == 0;
+            let wild = ring == Ring::Three && may_fault && rng.u8(0..6) == 0;
             if !wild {
-                rebase(&mut instruction, rng);
+                rebase(&mut instruction, rng, may_fault);
             }
         }
         if !is_allowed(&instruction, ring) {
@@ -125,9 +141,9 @@ fn has_memory_operand(instruction: &Instruction) -> bool {
 }
 
 /// Points the memory operand into the scratch memory, seldom to where nothing is mapped.
-fn rebase(instruction: &mut Instruction, rng: &mut Rng) {
+fn rebase(instruction: &mut Instruction, rng: &mut Rng, may_fault: bool) {
     let mut offset = match rng.u8(0..40) {
-        0 => UNMAPPED + u64::from(rng.u16(..)),
+        0 if may_fault => UNMAPPED + u64::from(rng.u16(..)),
         _ => rng.u64(0..SCRATCH_BYTES - 1024),
     };
     if rng.u8(0..10) < 8 {
@@ -145,7 +161,8 @@ fn is_allowed(instruction: &Instruction, ring: Ring) -> bool {
     let known = instruction.cpuid_features().iter().all(|feature| FEATURES.contains(feature));
     let int3 = instruction.code() == Code::Int3;
     let stays = matches!(instruction.flow_control(), FlowControl::Next | FlowControl::Exception);
-    if !known || !(stays || int3) || instruction.is_ip_rel_memory_operand() {
+    let leaks = WITH_X87_POINTERS.contains(&instruction.mnemonic());
+    if !known || leaks || !(stays || int3) || instruction.is_ip_rel_memory_operand() {
         return false;
     }
     let mut factory = InstructionInfoFactory::new();

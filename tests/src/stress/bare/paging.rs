@@ -52,7 +52,7 @@ fn game(rng: &mut Rng) -> Result<Vec<Slot>, IcedError> {
         5 | 6 => vec![one(|a| a.add(rbx, qword_ptr(place)))?, one(|a| a.rol(rbx, 9))?],
         7..10 => vec![one(|a| a.add(rbx, qword_ptr(used)))?],
         10..12 => {
-            vec![one(|a| a.mov(qword_ptr(used), rbx))?, one(|a| a.adc(dword_ptr(used), ebx))?]
+            vec![one(|a| a.mov(qword_ptr(used), rbx))?, one(|a| a.add(dword_ptr(used), ebx))?]
         }
         12 => vec![
             // RET at the end of the page; called only where it really stands.
