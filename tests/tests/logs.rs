@@ -202,7 +202,7 @@ fn stat_dump_and_diff_tell(site: &GuestLab, whole: &Recording) {
     for fact in [
         format!("inputs      {}", report.inputs),
         format!("log         {} bytes", report.log_bytes),
-        "end         power-off".to_owned(),
+        "end         reset".to_owned(),
         format!("state       {}", report.state_digest.as_ref().unwrap()),
     ] {
         assert!(stat.contains(&fact), "{fact:?} is not in:\n{stat}");
