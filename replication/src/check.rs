@@ -5,6 +5,7 @@
 //! recordings alone.
 
 use core::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,8 +46,22 @@ pub struct CpuCheck {
 pub struct MemoryCheck {
     /// Digest of all of it.
     pub digest: u64,
-    /// The pages that changed since the memory check before, in order.
+    /// The pages that differ from the copy the recorder had taken before, in order.
     pub changed: Vec<PageHash>,
+    /// The copy was renewed here, and the next slice says what differs from the new one.
+    pub renews_copy: bool,
+}
+
+/// What a check does about memory; a greater one does what a smaller one does, and more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemoryLook {
+    /// Nothing.
+    #[default]
+    None,
+    /// Takes its digest, and leaves alone the copy that slices refer to.
+    Digest,
+    /// Renews the copy too.
+    Renew,
 }
 
 /// A page and what it holds.
@@ -58,7 +73,52 @@ pub struct PageHash {
     pub hash: u32,
 }
 
+/// A page that is not the same on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageDifference {
+    /// Guest-physical address divided by 4096.
+    pub page: u64,
+    /// Digest of its content here; `None` where it is as it was in the copy before.
+    pub own: Option<u32>,
+    /// Digest of its content there, likewise.
+    pub theirs: Option<u32>,
+}
+
 impl Check {
+    /// The general registers that differ: name, value here, value there.
+    pub fn differing_registers(
+        &self,
+        other: &Self,
+    ) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let pairs = self.cpu.registers.iter().zip(&other.cpu.registers).zip(REGISTER_NAMES);
+        pairs
+            .filter(|((own, theirs), _)| own != theirs)
+            .map(|((own, theirs), name)| (name, *own, *theirs))
+    }
+
+    /// Whether something of the processor differs that is no general register.
+    #[must_use]
+    pub fn differs_elsewhere(&self, other: &Self) -> bool {
+        self.cpu.digest != other.cpu.digest && self.cpu.registers == other.cpu.registers
+    }
+
+    /// What a replay must do about memory to agree with this check.
+    #[must_use]
+    pub fn memory_look(&self) -> MemoryLook {
+        match &self.memory {
+            None => MemoryLook::None,
+            Some(MemoryCheck { renews_copy: false, .. }) => MemoryLook::Digest,
+            Some(MemoryCheck { renews_copy: true, .. }) => MemoryLook::Renew,
+        }
+    }
+
+    /// Whether memory differs; where one side did not look, it does not.
+    #[must_use]
+    pub fn memory_differs(&self, other: &Self) -> bool {
+        let both = self.memory.as_ref().zip(other.memory.as_ref());
+        both.is_some_and(|(own, theirs)| own.digest != theirs.digest)
+    }
+
     /// Says in what this execution differs from `other`; `None` when it does not.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<String> {
@@ -66,11 +126,10 @@ impl Check {
         if self.chain != other.chain {
             parts.push(format!("exits have digest {:016x}, not {:016x}", self.chain, other.chain));
         }
-        let registers = self.cpu.registers.iter().zip(&other.cpu.registers).zip(REGISTER_NAMES);
-        for ((own, theirs), name) in registers.filter(|((own, theirs), _)| own != theirs) {
+        for (name, own, theirs) in self.differing_registers(other) {
             parts.push(format!("{name} is {own:#x}, not {theirs:#x}"));
         }
-        if self.cpu.digest != other.cpu.digest && self.cpu.registers == other.cpu.registers {
+        if self.differs_elsewhere(other) {
             parts.push("a segment, control, FPU or model-specific register differs".into());
         }
         if let (Some(own), Some(theirs)) = (&self.memory, &other.memory)
@@ -80,7 +139,8 @@ impl Check {
             parts.push(match pages.len() {
                 0 => "memory differs in pages that did not change since the last check".into(),
                 count => {
-                    let named = pages.iter().take(PAGES_NAMED).map(|page| format!("{page:#x}"));
+                    let named =
+                        pages.iter().take(PAGES_NAMED).map(|entry| format!("{:#x}", entry.page));
                     let named = named.collect::<Vec<_>>().join(" ");
                     let more = if count > PAGES_NAMED { " …" } else { "" };
                     format!("{count} pages of memory differ: {named}{more}")
@@ -94,17 +154,18 @@ impl Check {
 impl MemoryCheck {
     /// Pages whose content changed on one side only, or to something else.
     #[must_use]
-    pub fn differing_pages(&self, other: &Self) -> Vec<u64> {
-        let lacks = |side: &Self, entry: &PageHash| {
-            let at = side.changed.binary_search_by_key(&entry.page, |known| known.page);
-            at.ok().is_none_or(|at| side.changed[at].hash != entry.hash)
+    pub fn differing_pages(&self, other: &Self) -> Vec<PageDifference> {
+        let hashes = |side: &Self| -> BTreeMap<u64, u32> {
+            side.changed.iter().map(|entry| (entry.page, entry.hash)).collect()
         };
-        let own = self.changed.iter().filter(|entry| lacks(other, entry));
-        let theirs = other.changed.iter().filter(|entry| lacks(self, entry));
-        let mut pages: Vec<u64> = own.chain(theirs).map(|entry| entry.page).collect();
-        pages.sort_unstable();
-        pages.dedup();
-        pages
+        let (own, theirs) = (hashes(self), hashes(other));
+        let pages: BTreeSet<u64> = own.keys().chain(theirs.keys()).copied().collect();
+        let entries = pages.into_iter().map(|page| PageDifference {
+            page,
+            own: own.get(&page).copied(),
+            theirs: theirs.get(&page).copied(),
+        });
+        entries.filter(|entry| entry.own != entry.theirs).collect()
     }
 }
 
@@ -131,7 +192,7 @@ mod tests {
         let changed: Vec<PageHash> =
             pages.iter().map(|&(page, hash)| PageHash { page, hash }).collect();
         let digest = changed.iter().map(|p| u64::from(p.hash)).sum();
-        Check { chain: 7, cpu, memory: Some(MemoryCheck { digest, changed }) }
+        Check { chain: 7, cpu, memory: Some(MemoryCheck { digest, changed, renews_copy: true }) }
     }
 
     #[test]

@@ -22,7 +22,8 @@ fn events() -> impl Strategy<Value = Event> {
         1 => (any::<u64>(), any::<[u64; 18]>(), bytes()).prop_map(|(chain, registers, code)| {
             let cpu = CpuCheck { digest: !chain, registers, code };
             let changed = vec![PageHash { page: chain, hash: 7 }];
-            let memory = Some(MemoryCheck { digest: chain, changed }).filter(|_| chain % 2 == 0);
+            let memory = Some(MemoryCheck { digest: chain, changed, renews_copy: chain % 3 == 0 })
+                .filter(|_| chain % 2 == 0);
             Event::Check(Box::new(Check { chain, cpu, memory }))
         }),
         1 => (bytes(), any::<Option<u8>>()).prop_map(|(pages, cpu)| {

@@ -7,7 +7,7 @@
 //! | module | what lives there |
 //! | --- | --- |
 //! | [`record`], [`group`], [`log`] | log records, their encoding, the log file |
-//! | [`log_stat`] | statistics and differences of log files |
+//! | [`log_stat`], [`log_diff`] | statistics and differences of log files |
 //! | [`fingerprint`] | the facts two machines must share |
 //! | [`check`] | what is compared of two executions |
 //! | [`slice`] | the state of the guest where no exit names the point |
@@ -26,6 +26,7 @@ pub mod fingerprint;
 mod gate;
 pub mod group;
 pub mod log;
+pub mod log_diff;
 pub mod log_stat;
 pub mod message;
 pub mod record;
@@ -35,7 +36,7 @@ mod varint;
 pub mod wire;
 pub mod witness;
 
-pub use check::{Check, CpuCheck, MemoryCheck, PageHash};
+pub use check::{Check, CpuCheck, MemoryCheck, MemoryLook, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
 pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION, TscMode};

@@ -1,4 +1,4 @@
-//! What `ftvmm log stat` and `ftvmm log diff` say about log files.
+//! What `ftvmm log stat` says about log files.
 
 use core::fmt;
 use std::io::Read;
@@ -6,10 +6,8 @@ use std::io::Read;
 use ftvmm_devices::Input;
 use serde::Serialize;
 
-use crate::fingerprint::Difference;
-use crate::group::Group;
 use crate::log::{LogError, LogReader, Tail};
-use crate::record::{End, Event, Ordinal, Record};
+use crate::record::{End, Event};
 
 /// A log in numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -153,110 +151,6 @@ impl fmt::Display for LogStat {
     }
 }
 
-/// The first place where two logs part.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogDifference {
-    /// They were recorded from different machines.
-    Fingerprint(Difference),
-    /// Their guests were told different dates at power-on.
-    RtcEpoch {
-        /// Seconds since 1970, in the first log.
-        a_s: u64,
-        /// The same in the second.
-        b_s: u64,
-    },
-    /// A record differs, or one log ends here.
-    Record {
-        /// Position of the record, counted from zero.
-        index: u64,
-        /// The record in the first log.
-        a: Option<Record>,
-        /// The record in the second log.
-        b: Option<Record>,
-    },
-    /// All records agree, but the logs reach different exits.
-    Horizon {
-        /// Last horizon of the first log.
-        a: Ordinal,
-        /// Last horizon of the second.
-        b: Ordinal,
-    },
-}
-
-impl fmt::Display for LogDifference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |side: &Option<Record>| {
-            side.as_ref().map_or_else(|| "end of log".to_owned(), Record::to_string)
-        };
-        match self {
-            Self::Fingerprint(Difference { fact, ours, theirs }) => {
-                write!(f, "{fact} differs\n- {ours}\n+ {theirs}")
-            }
-            Self::RtcEpoch { a_s, b_s } => write!(f, "RTC epoch differs\n- {a_s} s\n+ {b_s} s"),
-            Self::Record { index, a, b } => {
-                write!(f, "record {index} differs\n- {}\n+ {}", text(a), text(b))
-            }
-            Self::Horizon { a, b } => write!(f, "last exit differs\n- {a}\n+ {b}"),
-        }
-    }
-}
-
-/// Records of a log one by one, across group boundaries.
-struct Records<'r, R> {
-    reader: &'r mut LogReader<R>,
-    group: std::vec::IntoIter<Record>,
-    horizon: Ordinal,
-}
-
-impl<'r, R: Read> Records<'r, R> {
-    fn new(reader: &'r mut LogReader<R>) -> Self {
-        Self { reader, group: Vec::new().into_iter(), horizon: Ordinal(0) }
-    }
-
-    fn next(&mut self) -> Result<Option<Record>, LogError> {
-        loop {
-            if let Some(record) = self.group.next() {
-                return Ok(Some(record));
-            }
-            let Some(Group { horizon, records }) = self.reader.next_group()? else {
-                return Ok(None);
-            };
-            self.horizon = horizon;
-            self.group = records.into_iter();
-        }
-    }
-}
-
-/// Where two logs first say different things; `None` when they say the same. How records are
-/// grouped does not matter.
-///
-/// # Errors
-/// Those of [`LogReader::next_group`], of either log.
-pub fn first_difference<A: Read, B: Read>(
-    a: &mut LogReader<A>,
-    b: &mut LogReader<B>,
-) -> Result<Option<LogDifference>, LogError> {
-    if let Some(difference) = a.header().fingerprint.first_difference(&b.header().fingerprint) {
-        return Ok(Some(LogDifference::Fingerprint(difference)));
-    }
-    let (a_s, b_s) = (a.header().rtc_epoch_s, b.header().rtc_epoch_s);
-    if a_s != b_s {
-        return Ok(Some(LogDifference::RtcEpoch { a_s, b_s }));
-    }
-    let (mut a, mut b) = (Records::new(a), Records::new(b));
-    for index in 0.. {
-        let (a, b) = match (a.next()?, b.next()?) {
-            (None, None) => break,
-            records => records,
-        };
-        if a != b {
-            return Ok(Some(LogDifference::Record { index, a, b }));
-        }
-    }
-    let (a, b) = (a.horizon, b.horizon);
-    Ok((a != b).then_some(LogDifference::Horizon { a, b }))
-}
-
 #[cfg(test)]
 #[path = "log_stat_tests.rs"]
-mod tests;
+pub(crate) mod tests;

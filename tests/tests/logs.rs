@@ -7,11 +7,14 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use fastrand::Rng;
-use ftvmm_replication::LogReader;
+use ftvmm_replication::check::{Check as StateCheck, RIP};
+use ftvmm_replication::{Event, LogReader};
 use ftvmm_tests::clock;
 use ftvmm_tests::guest_run::{Finished, GuestLab, LabPool, TAP, cmdline};
 use ftvmm_tests::lab::Ended;
 use libtest_mimic::{Arguments, Trial};
+use object::build::elf::{Builder, SectionData};
+use object::elf;
 
 const BAD_USAGE: Ended = Ended::Status(2);
 const DIVERGENCE: Ended = Ended::Status(3);
@@ -31,6 +34,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("another_guest_is_refused_by_name", another_guest_is_refused_by_name),
     ("until_stops_before_the_exit", until_stops_before_the_exit),
     ("stat_dump_and_diff_tell", stat_dump_and_diff_tell),
+    ("a_recorded_replay_is_the_same_recording", a_recorded_replay_is_the_same_recording),
+    ("a_register_that_differs_is_found", a_register_that_differs_is_found),
+    ("a_page_that_differs_is_found", a_page_that_differs_is_found),
+    ("what_diff_cannot_use_is_refused", what_diff_cannot_use_is_refused),
 ];
 
 /// A guest that worked for a while and rebooted.
@@ -210,13 +217,189 @@ fn stat_dump_and_diff_tell(site: &GuestLab, whole: &Recording) {
     let dump = says(&["log", "dump", &log]);
     let times = dump.lines().filter(|line| line.contains(" time ")).count();
     assert!(stat.contains(&format!("  time      {times}\n")), "{times} in the dump, {stat}");
-    assert_eq!(says(&["log", "diff", &log, &log]), "the two recordings say the same\n");
+    assert_same(&says(&["log", "diff", &log, &log]));
 
     let cut = whole.groups[whole.groups.len() - 2] as usize;
     site.write("shorter.log", &whole.log[..cut]).unwrap();
     let different = ftvmm(site, &["log", "diff", &log, &site.inside("shorter.log")]);
     assert_eq!(different.ended, DIVERGENCE, "{}", different.errors);
     assert!(different.errors.contains("end of log"), "{}", different.errors);
+}
+
+fn assert_same(diff: &str) {
+    assert!(diff.ends_with("the two recordings say the same\n"), "{diff}");
+}
+
+/// What `log diff` says of `a` and `b`, files of the shared folder.
+fn diff(site: &GuestLab, a: &str, b: &str, more: &[&str]) -> (Ended, String, String) {
+    let (a, b) = (site.inside(a), site.inside(b));
+    let answer = ftvmm(site, &[&["log", "diff", &a, &b], more].concat());
+    let said = String::from_utf8(answer.console).unwrap();
+    println!("{said}{}", answer.errors);
+    (answer.ended, said, answer.errors)
+}
+
+/// Replays the whole recording into `name`, another one.
+fn record_again(site: &GuestLab, whole: &Recording, name: &str, more: &[&str]) -> Finished {
+    let into = site.inside(name);
+    whole.replay(site, &whole.log, &[&["--record", &into], more].concat())
+}
+
+fn a_recorded_replay_is_the_same_recording(site: &GuestLab, whole: &Recording) {
+    site.write("first.log", &whole.log).unwrap();
+    let digest = |run: &Finished| run.report.as_ref().unwrap().state_digest.clone().unwrap();
+    let slices = whole.run.report.as_ref().unwrap().slices;
+    println!("logs: {} exits, {slices} slices", whole.exits());
+    // The second takes digests of memory where the first did not, between the copies slices refer to.
+    for more in [&[][..], &["--check-every", "7", "--check-memory-every", "300"]] {
+        let replayed = record_again(site, whole, "again.log", more);
+        assert_eq!(replayed.ended, Ended::Status(0), "{}", replayed.errors);
+        let (ended, said, _) = diff(site, "first.log", "again.log", &[]);
+        assert_eq!(ended, Ended::Status(0));
+        assert_same(&said);
+        let twice = site.replay("twice", "again.log", &[]).unwrap();
+        assert_eq!(twice.ended, Ended::Status(0), "{}", twice.errors);
+        assert_eq!(digest(&twice), digest(&whole.run));
+    }
+}
+
+/// The checks a recording of the shared folder has.
+fn checks(site: &GuestLab, name: &str) -> Vec<(u64, StateCheck)> {
+    let log = std::fs::read(site.outside(name)).unwrap();
+    let mut reader = LogReader::new(Cursor::new(log)).unwrap();
+    let mut found = Vec::new();
+    while let Some(group) = reader.next_group().unwrap() {
+        found.extend(group.records.into_iter().filter_map(|record| match record.event {
+            Event::Check(check) => Some((record.at.0, *check)),
+            _ => None,
+        }));
+    }
+    found
+}
+
+/// Records two replays, the second with a fault, and compares them.
+fn differ(
+    site: &GuestLab,
+    whole: &Recording,
+    fault: &str,
+    flags: &[&str],
+    more: &[&str],
+) -> String {
+    let sound = record_again(site, whole, "sound.log", flags);
+    assert_eq!(sound.ended, Ended::Status(0), "{}", sound.errors);
+    record_again(site, whole, "faulty.log", &[flags, &["--inject-fault", fault]].concat());
+    let (ended, said, errors) = diff(site, "sound.log", "faulty.log", more);
+    assert_eq!(ended, DIVERGENCE, "{said}{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    said
+}
+
+fn a_register_that_differs_is_found(site: &GuestLab, whole: &Recording) {
+    const R15: usize = 15;
+    const RSP: usize = 6;
+    const CADENCE: u64 = 16;
+    let (from, until) = (UNTIL.to_string(), (UNTIL + 40 * CADENCE).to_string());
+    let window = ["--check-from", &from, "--until", &until];
+    record_again(site, whole, "every.log", &[&window[..], &["--check-every", "1"]].concat());
+    let every = checks(site, "every.log");
+    // Two port accesses of one driver in a row, between which no function that uses r15 returns.
+    let (n, check) = every
+        .windows(2)
+        .filter(|pair| pair[0].0 > UNTIL + CADENCE && pair[1].0 == pair[0].0 + 1)
+        .filter(|pair| pair[1].0.is_multiple_of(CADENCE))
+        .find_map(|pair| {
+            let [one, two] = [&pair[0].1.cpu, &pair[1].1.cpu];
+            let apart = |index: usize| one.registers[index].abs_diff(two.registers[index]);
+            let is_port = matches!(two.code.first(), Some(0xec | 0xee));
+            (apart(R15) == 0 && apart(RSP) <= 64 && apart(RIP) < 0x100 && is_port)
+                .then_some((pair[0].0, two.clone()))
+        })
+        .unwrap();
+    let fault = format!("reg:r15:3@{n}");
+
+    let coarse = [&window[..], &["--check-every", "16"]].concat();
+    let said = differ(site, whole, &fault, &coarse, &[]);
+    let advice = said.lines().last().unwrap();
+    assert!(said.contains(&format!("exit {}: the last", n + 1 - CADENCE)), "{said}");
+    let flags: Vec<&str> = advice.split("FILE ").last().unwrap().split(' ').collect();
+
+    let rip = check.registers[RIP];
+    let vmlinux = site.inside("vmlinux");
+    site.write("vmlinux", &kernel_with_function("port_access", rip - 0x10)).unwrap();
+    let said = differ(site, whole, &fault, &flags, &["--vmlinux", &vmlinux]);
+    let instruction = if check.code[0] == 0xec { "in al, dx" } else { "out dx, al" };
+    for line in [
+        format!("exit {n}: the last that is known to be the same, at "),
+        format!(
+            "exit {}: the first that differs, at {rip:#x} <port_access+0x10>: {instruction}\n",
+            n + 1
+        ),
+        format!("- r15 {:#x}\n+ r15 {:#x}\n", check.registers[R15], check.registers[R15] ^ 8),
+        "memory is the same\n".to_owned(),
+    ] {
+        assert!(said.contains(&line), "{line:?} is not in:\n{said}");
+    }
+}
+
+/// An ELF file with one function and nothing else.
+fn kernel_with_function(name: &str, address: u64) -> Vec<u8> {
+    let mut elf = Builder::new(object::Endianness::Little, true);
+    (elf.header.e_type, elf.header.e_machine) = (elf::ET_EXEC, elf::EM_X86_64);
+    let mut section = |name: &'static str, sh_type, data| {
+        let section = elf.sections.add();
+        (section.name, section.sh_type, section.data) = (name.into(), sh_type, data);
+        section.sh_addralign = 1;
+        section.id()
+    };
+    let code = SectionData::Data(vec![0xf4; 0x100].into());
+    let text = section(".text", elf::SHT_PROGBITS, code);
+    section(".symtab", elf::SHT_SYMTAB, SectionData::Symbol);
+    section(".strtab", elf::SHT_STRTAB, SectionData::String);
+    section(".shstrtab", elf::SHT_STRTAB, SectionData::SectionString);
+    let section = elf.sections.get_mut(text);
+    (section.sh_addr, section.sh_offset) = (address, 0x1000);
+    section.sh_flags = elf::SHF_ALLOC | elf::SHF_EXECINSTR;
+    let symbol = elf.symbols.add();
+    (symbol.name, symbol.section, symbol.st_value) = (name.into(), Some(text), address);
+    symbol.st_info = elf::SymbolInfo::new(elf::STB_GLOBAL, elf::STT_FUNC);
+    let mut bytes = Vec::new();
+    elf.write(&mut bytes).unwrap();
+    bytes
+}
+
+fn a_page_that_differs_is_found(site: &GuestLab, whole: &Recording) {
+    // The first 64 KiB are the firmware's; Linux leaves them alone.
+    const ADDRESS: u64 = 0x8000;
+    let (from, until) = (UNTIL.to_string(), (UNTIL + 20).to_string());
+    let window = ["--check-from", &from, "--until", &until];
+    let flags = [&window[..], &["--check-memory-every", "1"]].concat();
+    let at = UNTIL + 10;
+    let said = differ(site, whole, &format!("mem:{ADDRESS:#x}:0@{at}"), &flags, &[]);
+    for line in [
+        format!("exit {at}: the last"),
+        format!("exit {}: the first", at + 1),
+        format!("- page at {ADDRESS:#x} unchanged\n+ page at {ADDRESS:#x} changed, hash "),
+    ] {
+        assert!(said.contains(&line), "{line:?} is not in:\n{said}");
+    }
+    assert_eq!(said.lines().filter(|line| line.contains("page at")).count(), 2, "{said}");
+}
+
+fn what_diff_cannot_use_is_refused(site: &GuestLab, whole: &Recording) {
+    site.write("good.log", &whole.log).unwrap();
+    let mut log = whole.log.clone();
+    log[whole.groups[0] as usize + 9] ^= 1;
+    site.write("damaged.log", &log).unwrap();
+    let [good, damaged] = ["good.log", "damaged.log"].map(|name| site.inside(name));
+    let refused = |words: &[&str], says: &str| assert_refused(&ftvmm(site, words), BAD_USAGE, says);
+    refused(&["log", "diff", &good, "/nowhere.log"], "'/nowhere.log'");
+    refused(&["log", "diff", &good, &damaged], "damaged.log'");
+    refused(&["log", "diff", &good, &good, "--vmlinux", &good], "vmlinux '");
+    refused(&["log", "diff", &good], "<RIGHT>");
+    refused(&["replay", &good, "--record", &good], "would overwrite");
+    refused(&["replay", &good, "--check-every", "1"], "--record");
+    refused(&["replay", &good, "--record", "/nowhere/x.log"], "'/nowhere/x.log'");
+    assert_eq!(std::fs::read(site.outside("good.log")).unwrap(), whole.log);
 }
 
 fn rng() -> Rng {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ftvmm_devices::{Board, Input, Output, PowerEvent};
-use ftvmm_replication::{Check, CpuCheck, Ordinal, Slice};
+use ftvmm_replication::{Check, CpuCheck, MemoryLook, Ordinal, Slice};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -182,14 +182,14 @@ impl Machine {
         }))
     }
 
-    /// What a replay must agree with, here; with all of memory if asked for.
+    /// What a replay must agree with, here.
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn measure(&mut self, memory: bool) -> Result<Check, KvmError> {
+    pub fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
         let memory = match &mut self.pages {
-            Some(pages) if memory => Some(pages.check()?),
-            _ => None,
+            Some(pages) => pages.check(memory)?,
+            None => None,
         };
         let state = CpuState::read(&self.vcpu)?;
         let code = self.vcpu.code_at_rip(&self.memory)?;

@@ -12,8 +12,9 @@
 use std::sync::Arc;
 
 use ftvmm_replication::slice::for_each_run;
-use ftvmm_replication::{MemoryCheck, PAGE_BYTES, PageDeltas, PageHash, SliceError};
+use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
 use thiserror::Error;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -91,16 +92,24 @@ impl PageTracker {
         Self { log, memory, regions, digest: 0 }
     }
 
-    /// Brings the copy up to date; the digest of memory and the pages that changed.
+    /// The digest of memory and the pages that differ from the copy, which is renewed if `look` says so.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn check(&mut self) -> Result<MemoryCheck, KvmError> {
+    pub fn check(&mut self, look: MemoryLook) -> Result<Option<MemoryCheck>, KvmError> {
         let mut changed = Vec::new();
-        self.catch_up(|page, _, content| {
-            changed.push(PageHash { page, hash: xxh3_64(content) as u32 });
-        })?;
-        Ok(MemoryCheck { digest: self.digest, changed })
+        let visit = |page: u64, _: &[u8], new: &[u8]| {
+            changed.push(PageHash { page, hash: xxh3_64(new) as u32 });
+        };
+        let digest = match look {
+            MemoryLook::None => return Ok(None),
+            MemoryLook::Digest => self.peek(visit)?,
+            MemoryLook::Renew => {
+                self.catch_up(visit)?;
+                self.digest
+            }
+        };
+        Ok(Some(MemoryCheck { digest, changed, renews_copy: look == MemoryLook::Renew }))
     }
 
     /// Brings the copy up to date; the changes in parts, and the digest of memory.
@@ -160,6 +169,27 @@ impl PageTracker {
             }
         }
         Ok(*digest)
+    }
+
+    /// Tells of every page that changed, and leaves everything as it was for the next look; the digest of
+    /// memory.
+    fn peek(&mut self, mut visit: impl FnMut(u64, &[u8], &[u8])) -> Result<u64, KvmError> {
+        let mut digest = self.digest;
+        let Self { log, memory, regions, .. } = self;
+        for (slot, (region, mapping)) in regions.iter_mut().zip(memory.iter()).enumerate() {
+            for index in Dirty::read(log, memory, slot, region)?.pages() {
+                let live = live_page(memory, slot, index);
+                let page = region.first_page + index as u64;
+                let copy = region.copy_of(index);
+                if differs(live, copy) {
+                    visit(page, copy, live);
+                    digest = digest.wrapping_add(digest_change(page * WORDS, copy, live));
+                    // Reading has reset it.
+                    mapping.bitmap().mark_dirty(index * PAGE_BYTES, 1);
+                }
+            }
+        }
+        Ok(digest)
     }
 
     /// Copies every page that changed, and tells of it: page, old content, new content.

@@ -10,7 +10,7 @@
 //! makes none stops it anywhere and makes that point one: a slice, whose state goes into the log.
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{Check, EndReason, Ordinal, Slice};
+use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, Slice};
 use thiserror::Error;
 
 use crate::input::InputError;
@@ -46,10 +46,10 @@ pub struct Situation {
 pub enum Step {
     /// Apply this, then ask again.
     Apply(Input),
-    /// Measure the execution, with all of memory or without, and tell [`InputSource::measured`].
+    /// Measure the execution and tell [`InputSource::measured`].
     Measure {
-        /// With a digest of memory.
-        memory: bool,
+        /// What to do about memory.
+        memory: MemoryLook,
     },
     /// Between two exits: make this point an exit ordinal of its own and tell its state to
     /// [`InputSource::captured`]; then ask again, for inputs.

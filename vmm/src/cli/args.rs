@@ -135,9 +135,24 @@ pub struct ReplayArgs {
     /// The recorded CPU template, if it was a file
     #[arg(long, value_name = "FILE")]
     pub cpu_template: Option<PathBuf>,
+    /// Write a recording of the replay: the same inputs, and checks of what this guest did
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Exits between two checks of exits and registers, besides the recorded ones; 0 for none
+    #[arg(long, value_name = "EXITS", default_value_t = 0, requires = "record")]
+    pub check_every: u64,
+    /// Exits between two checks of all memory, besides the recorded ones; 0 for none
+    #[arg(long, value_name = "EXITS", default_value_t = 0, requires = "record")]
+    pub check_memory_every: u64,
+    /// The first exit that may have such a check
+    #[arg(long, value_name = "EXIT", default_value_t = 1, requires = "record")]
+    pub check_from: u64,
     /// Write a report at the end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// For tests: as without `replay`
+    #[arg(long, value_name = "FAULT", hide = true)]
+    pub inject_fault: Option<crate::fault::Fault>,
 }
 
 /// `ftvmm log …`.
@@ -154,12 +169,15 @@ pub enum LogCommand {
         /// The recording
         file: PathBuf,
     },
-    /// Find the first record in which two recordings differ
+    /// Find the first exit at which two recordings differ: inputs, registers, instruction, pages
     Diff {
         /// One recording
         left: PathBuf,
         /// The other
         right: PathBuf,
+        /// Name the functions of this kernel: an ELF file with symbols
+        #[arg(long, value_name = "FILE")]
+        vmlinux: Option<PathBuf>,
     },
 }
 

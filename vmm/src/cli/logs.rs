@@ -1,11 +1,12 @@
-//! `ftvmm log stat|dump|diff`.
+//! `ftvmm log stat|dump`; `diff` is next door.
 
 use std::path::Path;
 
-use ftvmm_replication::log_stat::{first_difference, stat};
+use ftvmm_replication::log_stat::stat;
 
 use super::CommandError;
 use super::args::LogCommand;
+use super::diff::diff;
 use super::replay::open_log;
 
 /// Does what the command says, on standard output.
@@ -17,11 +18,12 @@ pub fn logs(command: &LogCommand) -> Result<(), CommandError> {
     match command {
         LogCommand::Stat { files } => files.iter().try_for_each(|file| print_stat(file)),
         LogCommand::Dump { file } => dump(file),
-        LogCommand::Diff { left, right } => diff(left, right),
+        LogCommand::Diff { left, right, vmlinux } => diff(left, right, vmlinux.as_deref()),
     }
 }
 
-fn damaged(path: &Path) -> impl Fn(ftvmm_replication::LogError) -> CommandError {
+/// What to say of a recording that cannot be read to its end.
+pub fn damaged(path: &Path) -> impl Fn(ftvmm_replication::LogError) -> CommandError {
     move |e| CommandError::Recording { path: path.into(), why: e.to_string() }
 }
 
@@ -40,16 +42,4 @@ fn dump(path: &Path) -> Result<(), CommandError> {
         }
     }
     Ok(())
-}
-
-fn diff(left: &Path, right: &Path) -> Result<(), CommandError> {
-    let found =
-        first_difference(&mut open_log(left)?, &mut open_log(right)?).map_err(damaged(left))?;
-    match found {
-        None => {
-            println!("the two recordings say the same");
-            Ok(())
-        }
-        Some(difference) => Err(CommandError::Divergence(difference.to_string())),
-    }
 }

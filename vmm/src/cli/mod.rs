@@ -1,6 +1,8 @@
 //! The `ftvmm` command: from arguments to an exit status.
 
 mod args;
+mod diff;
+mod disassembly;
 mod logs;
 mod pair;
 mod replay;

@@ -5,15 +5,15 @@ use std::io::BufReader;
 use std::path::Path;
 
 use ftvmm_devices::Output;
-use ftvmm_replication::{LogReader, Ordinal};
+use ftvmm_replication::{End, LogReader, MemoryLook, Ordinal};
 
 use super::args::ReplayArgs;
-use super::run::{digest_at, report, verdict};
+use super::run::{create_log, digest_at, report, verdict};
 use super::{CommandError, write_report};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::HostClock;
 use crate::host::print_console;
-use crate::input::{InputError, LogInputs};
+use crate::input::{CheckPlan, InputError, LogInputs, Recorded};
 use crate::kvm::install_kick_handler;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, OutputSink, StopCause};
@@ -59,11 +59,37 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         let why = format!("was made with another guest: {difference}");
         return Err(CommandError::Recording { path: args.file.clone(), why });
     }
+    let mut log = match &args.record {
+        Some(path) => {
+            refuse_same_file(&args.file, path)?;
+            Some(create_log(path, &guest.log_header(&config))?)
+        }
+        None => None,
+    };
     let mut machine = guest.power_on(&config);
+    if let Some(fault) = args.inject_fault {
+        machine.schedule(fault);
+    }
     let mut inputs = LogInputs::new(reader, args.until.map(Ordinal));
     let mut outputs = Replayed::default();
     let clock = HostClock::host_start();
-    let ending = run_loop::run(&mut machine, &mut inputs, &mut outputs)?;
+    let result = match &mut log {
+        None => run_loop::run(&mut machine, &mut inputs, &mut outputs),
+        Some(log) => {
+            let mut recorded = Recorded::new(inputs, log, check_plan(args));
+            let result = run_loop::run(&mut machine, &mut recorded, &mut outputs);
+            inputs = recorded.into_source();
+            result
+        }
+    };
+    let ending = match result {
+        Ok(ending) => ending,
+        Err(error) => {
+            // What the recording is wanted for: it ends with the check that differs.
+            log.map_or(Ok(0), |log| log.finish(Ordinal(0), None))?;
+            return Err(error.into());
+        }
+    };
     let seconds = clock.host_now_ns() as f64 / 1e9;
     let digest = digest_at(&machine, &ending)?;
     let report = Report {
@@ -78,20 +104,47 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
             ending.at
         );
     }
-    if ending.cause != StopCause::EndOfLog || args.until.is_none() {
-        let recorded = inputs.recorded_end(ending.first_incomplete())?;
-        if let (Some(recorded), Some(digest)) = (recorded, digest)
-            && recorded.state_digest != digest
-        {
-            return Err(CommandError::Divergence(format!(
-                "the state at exit {} has digest {}, recorded is {}",
-                ending.at,
-                hex(&digest),
-                hex(&recorded.state_digest)
-            )));
-        }
+    let recorded = match ending.cause {
+        StopCause::EndOfLog if args.until.is_some() => Ok(None),
+        _ => inputs.recorded_end(ending.first_incomplete()),
+    };
+    if let Some(log) = log {
+        // A replay that was stopped, or had no more log, is no guest that ended.
+        let has_ended = ending.by_guest() || matches!(recorded, Ok(Some(_)));
+        let end = digest.filter(|_| has_ended);
+        let end = end.map(|state_digest| End { state_digest, reason: ending.reason() });
+        log.finish(ending.first_incomplete(), end)?;
+    }
+    if let (Some(recorded), Some(digest)) = (recorded?, digest)
+        && recorded.state_digest != digest
+    {
+        return Err(CommandError::Divergence(format!(
+            "the state at exit {} has digest {}, recorded is {}",
+            ending.at,
+            hex(&digest),
+            hex(&recorded.state_digest)
+        )));
     }
     verdict(&ending)
+}
+
+/// Slices refer to the copies of memory the recorder took, so a check of our own takes none.
+fn check_plan(args: &ReplayArgs) -> CheckPlan {
+    CheckPlan {
+        every_exits: args.check_every,
+        memory_every_exits: args.check_memory_every,
+        from: Ordinal(args.check_from),
+        memory: MemoryLook::Digest,
+    }
+}
+
+fn refuse_same_file(read: &Path, written: &Path) -> Result<(), CommandError> {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    if real(written).is_some_and(|written| Some(written) == real(read)) {
+        let why = "--record would overwrite the recording that is replayed".into();
+        return Err(CommandError::Recording { path: written.into(), why });
+    }
+    Ok(())
 }
 
 #[derive(Default)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_devices::BoardConfig;
-use ftvmm_replication::{End, LogHeader, LogWriter};
+use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
 use super::args::{Role, RunArgs};
 use super::{CommandError, host, write_report};
@@ -53,7 +53,12 @@ pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
 
 /// How often the recorder states what a replayer must agree with.
 pub fn check_plan(args: &RunArgs) -> CheckPlan {
-    CheckPlan { every_exits: args.check_every, memory_every_exits: args.check_memory_every }
+    CheckPlan {
+        every_exits: args.check_every,
+        memory_every_exits: args.check_memory_every,
+        from: Ordinal(1),
+        memory: MemoryLook::Renew,
+    }
 }
 
 /// Where live inputs wait, and what waits for them to be overdue.

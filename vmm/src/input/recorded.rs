@@ -1,6 +1,6 @@
 //! Any source with a log beside it: what it hands out is what is written.
 
-use ftvmm_replication::{Check, Event, Ordinal, Record, Slice};
+use ftvmm_replication::{Check, Event, MemoryLook, Ordinal, Record, Slice};
 
 use super::InputError;
 use crate::run_loop::{InputSource, RunMode, Situation, Step};
@@ -12,15 +12,22 @@ pub struct CheckPlan {
     pub every_exits: u64,
     /// Exits between two checks of all memory as well; 0 for none.
     pub memory_every_exits: u64,
+    /// No check before this exit.
+    pub from: Ordinal,
+    /// What a check of memory does. A replay must not renew the copy where the recorder did not.
+    pub memory: MemoryLook,
 }
 
 impl CheckPlan {
-    /// Whether a check is due at this exit, and whether with memory. The first exit has one: from there on
-    /// both sides have a copy of what was loaded, and slices need not carry it.
-    fn due(&self, at: Ordinal) -> Option<bool> {
-        let is_due = |every: u64| every > 0 && (at.0 == 1 || at.0.is_multiple_of(every));
-        let memory = is_due(self.memory_every_exits);
-        (memory || is_due(self.every_exits)).then_some(memory)
+    /// Whether a check is due at this exit, and what it does about memory. The first exit has one: from there
+    /// on both sides have a copy of what was loaded, and slices need not carry it.
+    fn due(&self, at: Ordinal) -> Option<MemoryLook> {
+        let is_due =
+            |every: u64| every > 0 && at >= self.from && (at.0 == 1 || at.0.is_multiple_of(every));
+        match is_due(self.memory_every_exits) {
+            true => Some(self.memory),
+            false => is_due(self.every_exits).then_some(MemoryLook::None),
+        }
     }
 }
 
@@ -58,6 +65,11 @@ impl<'a, S: InputSource> Recorded<'a, S> {
     pub fn new(source: S, log: &'a mut dyn LogSink, plan: CheckPlan) -> Self {
         Self { source, log, plan, measured: Ordinal(0) }
     }
+
+    /// The source again, when the run has ended.
+    pub fn into_source(self) -> S {
+        self.source
+    }
 }
 
 impl<S: InputSource> InputSource for Recorded<'_, S> {
@@ -66,6 +78,11 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
             self.log.rest()?;
         }
         let step = self.source.next(situation)?;
+        if let Step::Load(parts) = step {
+            let at = situation.at.unwrap_or_else(|| situation.last.next());
+            self.captured(at, parts.clone())?;
+            return Ok(Step::Load(parts));
+        }
         let Some(at) = situation.at else {
             return Ok(step);
         };
@@ -77,6 +94,9 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
                     unreachable!("made two lines above")
                 };
                 Ok(Step::Apply(input))
+            }
+            Step::Measure { memory } => {
+                Ok(Step::Measure { memory: memory.max(self.plan.due(at).unwrap_or_default()) })
             }
             Step::Proceed => {
                 if at > self.measured
@@ -93,7 +113,8 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
 
     fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
         self.measured = at;
-        self.log.append(&Record { at, event: Event::Check(Box::new(check)) })
+        self.log.append(&Record { at, event: Event::Check(Box::new(check.clone())) })?;
+        self.source.measured(at, check)
     }
 
     fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {

@@ -95,7 +95,7 @@ impl<R: Read> InputSource for LogInputs<R> {
                     return Ok(Step::Stop(StopCause::EndOfLog));
                 }
                 CursorStep::Check(check) => {
-                    let memory = check.memory.is_some();
+                    let memory = check.memory_look();
                     self.expected = Some(check);
                     return Ok(Step::Measure { memory });
                 }

@@ -225,7 +225,7 @@ impl InputSource for FollowInputs {
                 CursorStep::Proceed => return Ok(Step::Proceed),
                 CursorStep::Load(parts) => return Ok(Step::Load(parts)),
                 CursorStep::Check(check) => {
-                    let memory = check.memory.is_some();
+                    let memory = check.memory_look();
                     self.expected = Some(check);
                     return Ok(Step::Measure { memory });
                 }
