@@ -91,7 +91,10 @@ impl fmt::Display for LogDifference {
             }
             Self::RtcEpoch { a_s, b_s } => write!(f, "RTC epoch differs: {a_s} s and {b_s} s"),
             Self::Record { at, a: Some(_), b: Some(_) } => write!(f, "records differ at exit {at}"),
-            Self::Record { at, .. } => write!(f, "end of log of one of the two at exit {at}"),
+            Self::Record { at, a, .. } => {
+                let which = if a.is_none() { "first" } else { "second" };
+                write!(f, "the {which} recording ends before exit {at}")
+            }
             Self::State(state) if state.is_exact() => {
                 write!(f, "state differs at exit {}", state.at)
             }

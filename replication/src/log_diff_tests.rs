@@ -85,7 +85,7 @@ fn each_kind_of_difference_is_named() {
 
     let found = difference(&base, &file(&records()[..5], 2, 5)).unwrap();
     assert!(matches!(&found, LogDifference::Record { at: Ordinal(12), a: Some(_), b: None }));
-    assert!(found.to_string().contains("end of log"), "{found}");
+    assert_eq!(found.to_string(), "the second recording ends before exit 12");
 
     let cut = &base[..base.len() - 7];
     let found = difference(&base, cut).unwrap();

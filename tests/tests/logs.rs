@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use fastrand::Rng;
 use ftvmm_replication::check::{Check as StateCheck, RIP};
-use ftvmm_replication::{Event, LogReader};
+use ftvmm_replication::{Event, LogReader, Record};
 use ftvmm_tests::clock;
 use ftvmm_tests::guest_run::{Finished, GuestLab, LabPool, TAP, cmdline};
 use ftvmm_tests::lab::Ended;
@@ -223,7 +223,7 @@ fn stat_dump_and_diff_tell(site: &GuestLab, whole: &Recording) {
     site.write("shorter.log", &whole.log[..cut]).unwrap();
     let different = ftvmm(site, &["log", "diff", &log, &site.inside("shorter.log")]);
     assert_eq!(different.ended, DIVERGENCE, "{}", different.errors);
-    assert!(different.errors.contains("end of log"), "{}", different.errors);
+    assert!(different.errors.contains("the second recording ends"), "{}", different.errors);
 }
 
 fn assert_same(diff: &str) {
@@ -263,18 +263,29 @@ fn a_recorded_replay_is_the_same_recording(site: &GuestLab, whole: &Recording) {
     }
 }
 
+fn records(log: &[u8]) -> Vec<Record> {
+    let mut reader = LogReader::new(Cursor::new(log)).unwrap();
+    std::iter::from_fn(|| reader.next_group().unwrap()).flat_map(|group| group.records).collect()
+}
+
 /// The checks a recording of the shared folder has.
 fn checks(site: &GuestLab, name: &str) -> Vec<(u64, StateCheck)> {
     let log = std::fs::read(site.outside(name)).unwrap();
-    let mut reader = LogReader::new(Cursor::new(log)).unwrap();
-    let mut found = Vec::new();
-    while let Some(group) = reader.next_group().unwrap() {
-        found.extend(group.records.into_iter().filter_map(|record| match record.event {
-            Event::Check(check) => Some((record.at.0, *check)),
-            _ => None,
-        }));
-    }
-    found
+    let check = |record: Record| match record.event {
+        Event::Check(check) => Some((record.at.0, *check)),
+        _ => None,
+    };
+    records(&log).into_iter().filter_map(check).collect()
+}
+
+/// The first of `exits` exits among which no slice puts a faulty guest right.
+fn without_slices(whole: &Recording, exits: u64) -> u64 {
+    let slices = records(&whole.log);
+    let slices = slices.iter().filter(|record| matches!(record.event, Event::Slice(_)));
+    slices.map(|record| record.at.0).fold(UNTIL, |from, slice| match slice {
+        slice if (from..from + exits).contains(&slice) => slice + 1,
+        _ => from,
+    })
 }
 
 /// Records two replays, the second with a fault, and compares them.
@@ -298,14 +309,16 @@ fn a_register_that_differs_is_found(site: &GuestLab, whole: &Recording) {
     const R15: usize = 15;
     const RSP: usize = 6;
     const CADENCE: u64 = 16;
-    let (from, until) = (UNTIL.to_string(), (UNTIL + 40 * CADENCE).to_string());
+    const EXITS: u64 = 40 * CADENCE;
+    let first = without_slices(whole, EXITS);
+    let (from, until) = (first.to_string(), (first + EXITS).to_string());
     let window = ["--check-from", &from, "--until", &until];
     record_again(site, whole, "every.log", &[&window[..], &["--check-every", "1"]].concat());
     let every = checks(site, "every.log");
     // Two port accesses of one driver in a row, between which no function that uses r15 returns.
     let (n, check) = every
         .windows(2)
-        .filter(|pair| pair[0].0 > UNTIL + CADENCE && pair[1].0 == pair[0].0 + 1)
+        .filter(|pair| pair[0].0 > first + CADENCE && pair[1].0 == pair[0].0 + 1)
         .filter(|pair| pair[1].0.is_multiple_of(CADENCE))
         .find_map(|pair| {
             let [one, two] = [&pair[0].1.cpu, &pair[1].1.cpu];
@@ -370,10 +383,12 @@ fn kernel_with_function(name: &str, address: u64) -> Vec<u8> {
 fn a_page_that_differs_is_found(site: &GuestLab, whole: &Recording) {
     // The first 64 KiB are the firmware's; Linux leaves them alone.
     const ADDRESS: u64 = 0x8000;
-    let (from, until) = (UNTIL.to_string(), (UNTIL + 20).to_string());
+    const EXITS: u64 = 20;
+    let first = without_slices(whole, EXITS);
+    let (from, until) = (first.to_string(), (first + EXITS).to_string());
     let window = ["--check-from", &from, "--until", &until];
     let flags = [&window[..], &["--check-memory-every", "1"]].concat();
-    let at = UNTIL + 10;
+    let at = first + EXITS / 2;
     let said = differ(site, whole, &format!("mem:{ADDRESS:#x}:0@{at}"), &flags, &[]);
     for line in [
         format!("exit {at}: the last"),
@@ -383,6 +398,24 @@ fn a_page_that_differs_is_found(site: &GuestLab, whole: &Recording) {
         assert!(said.contains(&line), "{line:?} is not in:\n{said}");
     }
     assert_eq!(said.lines().filter(|line| line.contains("page at")).count(), 2, "{said}");
+    let lists_it = |check: &StateCheck| {
+        check.memory.iter().any(|memory| memory.changed.iter().any(|p| p.page == ADDRESS >> 12))
+    };
+    for (exit, check) in checks(site, "faulty.log") {
+        assert_eq!(lists_it(&check), exit > at, "exit {exit}");
+    }
+
+    // A replay that is compared on the way stops, and its recording has what it stopped for.
+    let sound = std::fs::read(site.outside("sound.log")).unwrap();
+    let (stopped, fault) = (site.inside("stopped.log"), format!("mem:{ADDRESS:#x}:0@{at}"));
+    let more = ["--record", &stopped, "--inject-fault", &fault];
+    let answer = whole.replay(site, &sound, &more);
+    let says =
+        format!("divergence at exit {}: 1 pages of memory differ: {:#x}", at + 1, ADDRESS >> 12);
+    assert_eq!(answer.ended, DIVERGENCE, "{}", answer.errors);
+    assert!(answer.errors.contains(&says), "{says:?} is not in: {}", answer.errors);
+    let (ended, again, _) = diff(site, "sound.log", "stopped.log", &[]);
+    assert_eq!((ended, again.replace("stopped", "faulty")), (DIVERGENCE, said));
 }
 
 fn what_diff_cannot_use_is_refused(site: &GuestLab, whole: &Recording) {
