@@ -12,6 +12,7 @@ pub mod lab;
 pub mod measure;
 pub mod packages;
 pub mod pair;
+pub mod ping;
 pub mod progress;
 pub mod replayed;
 pub mod stress;

@@ -77,6 +77,8 @@ pub struct Report {
     pub outputs: u64,
     /// Bytes of log.
     pub log_bytes: u64,
+    /// Slices captured or loaded.
+    pub slices: u64,
     /// Divergences found.
     pub divergences: u64,
     /// Take-overs.

@@ -24,6 +24,8 @@ use ftvmm_tests::{clock, packages};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::libc::SIGTERM;
 
+#[path = "lockstep/computing.rs"]
+mod computing;
 #[path = "lockstep/failover.rs"]
 mod failover;
 #[path = "lockstep/faults.rs"]
@@ -215,6 +217,7 @@ fn cases(seed: u64, rounds: u64) -> Vec<(String, Case)> {
     ];
     cases.extend(peers::cases(seed));
     cases.extend(faults::cases(seed));
+    cases.extend(computing::cases());
     cases.extend(failover::cases(seed, rounds));
     cases
 }

@@ -4,6 +4,7 @@
 //! the machine does falls on all of them. Absolute numbers belong to the machine; the ratios to
 //! solo are what carries over.
 
+mod computing;
 mod plot;
 mod summary;
 
@@ -86,6 +87,9 @@ pub struct BenchArguments {
     /// `--failure-timeout-ms` of every pair, for a machine too busy for the default
     #[arg(long, value_name = "MS")]
     failure_timeout_ms: Option<u64>,
+    /// Measure a guest that computes instead
+    #[arg(long)]
+    computing: bool,
     /// Also write the result to docs/bench/lockstep.{json,svg,md}
     #[arg(long)]
     save: bool,
@@ -107,6 +111,9 @@ impl BenchArguments {
 
 /// Measures, prints the table and writes the result.
 pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
+    if arguments.computing {
+        return computing::run(arguments);
+    }
     let amounts = arguments.amounts();
     let round_trips = cargo::build("ftvmm-tests", "round-trips")?;
     let Hosts { lab, backend, files } =
@@ -234,6 +241,25 @@ impl Running {
     }
 }
 
+/// Starts a guest in `mode`, with more words on its kernel command line.
+fn start(
+    lab: &Lab,
+    files: &GuestFiles,
+    mode: &Mode,
+    failure_timeout_ms: Option<u64>,
+    cmdline: String,
+) -> Result<Running, Box<dyn Error>> {
+    let mut options = RunOptions { cmdline, ..RunOptions::default() };
+    let Some(release) = mode.release else {
+        return Ok(Running::Solo(start_solo(lab, 0, files, &options, SOLO_REPORT)?));
+    };
+    options.arguments.extend(["--release".into(), release.into()]);
+    if let Some(limit) = failure_timeout_ms {
+        options.arguments.extend(["--failure-timeout-ms".into(), limit.to_string()]);
+    }
+    Ok(Running::Pair(Pair::start(lab, files, &options)?))
+}
+
 /// One mode in one round.
 struct Bench<'a> {
     lab: &'a Lab,
@@ -253,7 +279,7 @@ impl Bench<'_> {
         failure_timeout_ms: Option<u64>,
     ) -> Result<Sample, Box<dyn Error>> {
         let step = self.step("boot");
-        let running = self.start(mode, failure_timeout_ms)?;
+        let running = start(self.lab, self.files, mode, failure_timeout_ms, String::new())?;
         let Some(boot) = boot_time(running.primary())? else {
             let ended = running.primary().ended();
             let tails = self.lab.tails();
@@ -280,23 +306,6 @@ impl Bench<'_> {
             download_bytes: self.amounts.download_bytes,
             report: running.stop(self.lab)?,
         })
-    }
-
-    fn start(
-        &self,
-        mode: &Mode,
-        failure_timeout_ms: Option<u64>,
-    ) -> Result<Running, Box<dyn Error>> {
-        let mut options = RunOptions::default();
-        let Some(release) = mode.release else {
-            let solo = start_solo(self.lab, 0, self.files, &options, SOLO_REPORT)?;
-            return Ok(Running::Solo(solo));
-        };
-        options.arguments.extend(["--release".into(), release.into()]);
-        if let Some(limit) = failure_timeout_ms {
-            options.arguments.extend(["--failure-timeout-ms".into(), limit.to_string()]);
-        }
-        Ok(Running::Pair(Pair::start(self.lab, self.files, &options)?))
     }
 
     /// Runs `client` on a thread in the clients' network, against a port of the guest.

@@ -52,6 +52,23 @@ impl Computation {
     }
 }
 
+/// Steps in a round of `spin`.
+const SPIN_STEPS: u64 = 1 << 24;
+
+/// The line `spin ROUNDS` ends with, the same on every machine.
+pub fn spin_line(rounds: u64) -> String {
+    let steps = rounds * SPIN_STEPS;
+    format!("SPUN {:016x} rounds={rounds}", (0..steps).fold(1, |state, step| mix(state ^ step)))
+}
+
+/// `spin ROUNDS`: a loop that touches nothing but registers, from one line to the next.
+pub(crate) fn spin(options: &Options) -> Result<(), AppletError> {
+    let rounds: u64 = options.position(0, "a number of rounds")?.unwrap_or(1);
+    println!("SPIN {rounds}");
+    println!("{}", spin_line(rounds));
+    Ok(())
+}
+
 /// What `compute ROUNDS` prints.
 pub fn line_after(rounds: u64) -> String {
     let mut computation = Computation::default();

@@ -69,6 +69,11 @@ pub const APPLETS: &[Applet] = &[
         run: selfcheck::main,
     },
     Applet {
+        name: "spin",
+        usage: "[ROUNDS]   compute in registers alone, then print a checksum",
+        run: compute::spin,
+    },
+    Applet {
         name: "streamsum",
         usage: "[N [SEED]]   SHA-256 of /bytes/N, or of standard input without N",
         run: stream::main,
