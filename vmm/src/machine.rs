@@ -109,8 +109,11 @@ impl Machine {
     }
 
     /// Where the guest stands after `exit`.
-    pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Situation {
-        Situation {
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
+        Ok(Situation {
             at: exit.is_synchronous().then_some(at),
             last: at,
             chain: self.chain.digest(),
@@ -121,8 +124,8 @@ impl Machine {
                 && !self.board.interrupt_pending(),
             takes_frames: self.board.network_ready(),
             entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
-            takes_interrupt: self.vcpu.can_take_interrupt(),
-        }
+            takes_interrupt: self.vcpu.can_take_interrupt()?,
+        })
     }
 
     /// The one way in for everything the guest cannot compute itself.
@@ -255,7 +258,7 @@ impl Machine {
     /// When KVM fails.
     pub fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
         if self.board.interrupt_pending()
-            && self.vcpu.can_take_interrupt()
+            && self.vcpu.can_take_interrupt()?
             && let Some(vector) = self.board.acknowledge_interrupt()
         {
             self.vcpu.inject(vector)?;

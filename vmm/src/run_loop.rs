@@ -206,7 +206,7 @@ pub fn run(
             at = at.next();
         }
         loop {
-            match inputs.next(&machine.situation(at, exit))? {
+            match inputs.next(&machine.situation(at, exit)?)? {
                 Step::Apply(input) => machine.apply(input),
                 Step::Measure { memory } => inputs.measured(at, machine.measure(memory)?)?,
                 Step::Capture => {

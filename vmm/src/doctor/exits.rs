@@ -45,7 +45,7 @@ pub fn interrupt(host: &Host) -> Findings {
         let mut guest = host.guest(programs::ask(), ring)?;
         guest.run_to(Stop::Ask)?;
         guest.answer(7);
-        if !guest.vcpu.can_take_interrupt() {
+        if !guest.vcpu.can_take_interrupt()? {
             return Err(ProbeFailure::Differs {
                 what: format!("ring {ring}: readiness for an interrupt at a port exit with IF set"),
                 got: "not ready".into(),

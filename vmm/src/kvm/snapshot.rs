@@ -77,17 +77,19 @@ impl VcpuState {
     /// Whether the vCPU could take an interrupt here, as KVM decides it for
     /// `ready_for_interrupt_injection`: IF set, no shadow, nothing else on its way.
     pub fn takes_interrupt(&self) -> bool {
-        let e = &self.events;
-        self.interrupts_enabled()
-            && e.interrupt.shadow == 0
-            && e.interrupt.injected == 0
-            && e.exception.injected == 0
-            && e.exception.pending == 0
-            && e.nmi.injected == 0
+        self.interrupts_enabled() && self.events.interrupt.shadow == 0 && !has_event(&self.events)
     }
 
     /// RFLAGS.IF.
     pub fn interrupts_enabled(&self) -> bool {
         self.regs.rflags & INTERRUPT_FLAG != 0
     }
+}
+
+/// Whether an exception or interrupt is on its way to the guest.
+pub(super) fn has_event(events: &kvm_vcpu_events) -> bool {
+    events.interrupt.injected != 0
+        || events.exception.injected != 0
+        || events.exception.pending != 0
+        || events.nmi.injected != 0
 }

@@ -18,7 +18,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::snapshot::VcpuState;
+use super::snapshot::{VcpuState, has_event};
 use super::{Direction, Exit, KvmError, Memory, call};
 use crate::msr::MsrAccess;
 
@@ -39,6 +39,8 @@ pub struct Vcpu {
     sregs_synced: Cell<bool>,
     /// Set while the guest stands where KVM_RUN did not stop it: (IF, takes an interrupt).
     placed: Option<(bool, bool)>,
+    /// The guest stands behind an instruction that made an exit, not between any two.
+    at_exit: bool,
 }
 
 impl Vcpu {
@@ -46,7 +48,7 @@ impl Vcpu {
         if sync_regs {
             fd.set_sync_valid_reg(SyncReg::SystemRegister);
         }
-        Self { fd, kicked: Arc::default(), sregs_synced: Cell::new(false), placed: None }
+        Self { fd, kicked: Arc::default(), sregs_synced: Cell::new(false), placed: None, at_exit: false }
     }
 
     /// The KVM handle, for set-up and state.
@@ -60,6 +62,12 @@ impl Vcpu {
     /// # Errors
     /// Any reason to stop that is not an [`Exit`] is fatal and named.
     pub fn run(&mut self, want_window: bool) -> Result<Exit, KvmError> {
+        let exit = self.run_to_exit(want_window)?;
+        self.at_exit = exit.is_synchronous();
+        Ok(exit)
+    }
+
+    fn run_to_exit(&mut self, want_window: bool) -> Result<Exit, KvmError> {
         self.placed = None;
         self.fd.get_kvm_run().request_interrupt_window = want_window.into();
         self.sregs_synced.set(false);
@@ -237,17 +245,29 @@ impl Vcpu {
             && unsafe { run.__bindgen_anon_1.msr.error } != 0
     }
 
-    /// True when the guest, at the exit it stands at, can take an interrupt: IF is set, no interrupt
-    /// shadow, nothing waiting to be injected.
-    pub fn can_take_interrupt(&mut self) -> bool {
+    /// True when the guest can take an interrupt where it stands: IF is set and nothing else is waiting to be
+    /// injected. The shadow of an STI or MOV SS counts between two exits only: the instruction that made
+    /// an exit is complete before the interrupt comes, which ends the shadow, and not every CPU still
+    /// shows one then that had to stop the guest meanwhile.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn can_take_interrupt(&mut self) -> Result<bool, KvmError> {
         if let Some((_, ready)) = self.placed {
-            return ready;
+            return Ok(ready);
         }
-        if self.is_faulting() {
-            return false;
+        let (ready, enabled) = {
+            let run = self.fd.get_kvm_run();
+            (run.ready_for_interrupt_injection != 0, run.if_flag != 0)
+        };
+        if !enabled || self.is_faulting() {
+            return Ok(false);
         }
-        let run = self.fd.get_kvm_run();
-        run.ready_for_interrupt_injection != 0 && run.if_flag != 0
+        if ready || !self.at_exit {
+            return Ok(ready);
+        }
+        let events = self.fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
+        Ok(!has_event(&events))
     }
 
     /// RFLAGS.IF at the exit the guest stands at.

@@ -18,7 +18,7 @@ use ftvmm_tests::ping::Ping;
 use ftvmm_tests::progress::Step;
 use serde::Serialize;
 
-use super::{BenchArguments, Mode, Running, SAVED, start};
+use super::{BenchArguments, Mode, SAVED, start};
 use crate::hosts::Hosts;
 
 /// The two that are compared.
