@@ -348,11 +348,14 @@ impl Vcpu {
     }
 
     /// As [`Self::sregs`], without a call where KVM left them in `kvm_run` (KVM api.rst, KVM_CAP_SYNC_REGS).
+    /// They name no interrupt on its way: in `kvm_run` KVM sets such a bit and never clears it
+    /// (`store_regs`, Linux 6.1), and [`Self::set_sregs`] would bring that interrupt again.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn exit_sregs(&self) -> Result<kvm_sregs, KvmError> {
-        if self.sregs_synced.get() { Ok(self.fd.sync_regs().sregs) } else { self.sregs() }
+        let sregs = if self.sregs_synced.get() { self.fd.sync_regs().sregs } else { self.sregs()? };
+        Ok(kvm_sregs { interrupt_bitmap: Default::default(), ..sregs })
     }
 
     /// Sets segments, control registers and descriptor tables.
