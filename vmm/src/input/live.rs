@@ -27,6 +27,9 @@ const FRAMES_MAX: usize = 1024;
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
+/// The guest runs so many times as long as a slice took before the next is taken, so that one whose timer is faster
+/// than slices are still gets on; at most `max_delay`.
+const REST_PER_SLICE: u64 = 4;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -254,6 +257,10 @@ pub struct LiveInputs {
     alarm: Alarm,
     /// Since when an interrupt waits that the guest could not take at its last exit.
     interrupt_since_ns: Option<u64>,
+    /// When the slice was begun that the guest has not left yet.
+    slice_began_ns: Option<u64>,
+    /// The guest is left alone until then.
+    rests_until_ns: u64,
     /// An input is overdue, but the guest cannot take an interrupt: stop it as soon as it can.
     wants_window: bool,
 }
@@ -269,6 +276,8 @@ impl LiveInputs {
             entropy_at: None,
             alarm,
             interrupt_since_ns: None,
+            slice_began_ns: None,
+            rests_until_ns: 0,
             wants_window: false,
         }
     }
@@ -297,31 +306,49 @@ impl LiveInputs {
             && (waiting.stop.is_some()
                 || !waiting.console.is_empty()
                 || (situation.takes_frames && !waiting.frames.is_empty()));
-        let is_overdue = arrived
+        let now_ns = self.now_ns();
+        let is_overdue = (arrived && self.rests_until_ns <= now_ns)
             || situation.deadline_ns.is_some_and(|at| self.is_long_ago(at))
             || self.interrupt_since_ns.is_some_and(|at| self.is_long_ago(at));
         if !is_overdue {
-            self.set_alarm(situation.deadline_ns, self.now_ns());
+            let rest_ns = arrived.then_some(self.rests_until_ns);
+            self.set_alarm(situation.deadline_ns, rest_ns, now_ns);
             return Step::Proceed;
         }
         // An input now would only wait for the guest to take its interrupt.
         self.wants_window = !situation.takes_interrupt && waiting.stop.is_none();
-        if self.wants_window { Step::Proceed } else { Step::Capture }
+        if self.wants_window {
+            return Step::Proceed;
+        }
+        self.slice_began_ns = Some(now_ns);
+        Step::Capture
+    }
+
+    fn max_delay_ns(&self) -> u64 {
+        self.queue.max_delay.as_nanos() as u64
     }
 
     /// Whether what came at `since_ns` has waited as long as it may.
     fn is_long_ago(&self, since_ns: u64) -> bool {
-        since_ns + self.queue.max_delay.as_nanos() as u64 <= self.now_ns()
+        (since_ns + self.max_delay_ns()).max(self.rests_until_ns) <= self.now_ns()
     }
 
-    /// A recorded guest is given some time to make an exit by itself.
-    fn set_alarm(&mut self, deadline_ns: Option<u64>, now_ns: u64) {
-        let patience_ns = match self.queue.is_unrecorded() {
-            true => 0,
-            false => self.queue.max_delay.as_nanos() as u64,
-        };
+    fn rest_after_slice(&mut self, now_ns: u64) {
+        if let Some(began_ns) = self.slice_began_ns.take() {
+            let rest_ns = now_ns.saturating_sub(began_ns).saturating_mul(REST_PER_SLICE);
+            self.rests_until_ns = now_ns + rest_ns.min(self.max_delay_ns());
+        }
+    }
+
+    /// A recorded guest is given some time to make an exit by itself. `rest_ns` is when an input that is overdue
+    /// already can be given.
+    fn set_alarm(&mut self, deadline_ns: Option<u64>, rest_ns: Option<u64>, now_ns: u64) {
         let first_ns = deadline_ns.into_iter().chain(self.interrupt_since_ns).min();
-        self.alarm.set(first_ns.map(|at| at + patience_ns), now_ns);
+        let at_ns = match self.queue.is_unrecorded() {
+            true => first_ns,
+            false => first_ns.map(|at| (at + self.max_delay_ns()).max(self.rests_until_ns)),
+        };
+        self.alarm.set(at_ns.into_iter().chain(rest_ns).min(), now_ns);
     }
 }
 
@@ -364,8 +391,9 @@ impl InputSource for LiveInputs {
                 return Ok(Step::Apply(Input::ConsoleRx { bytes }));
             }
             waiting.overdue &= !waiting.is_empty();
+            self.rest_after_slice(now_ns);
             if !situation.halted {
-                self.set_alarm(situation.deadline_ns, now_ns);
+                self.set_alarm(situation.deadline_ns, None, now_ns);
                 return Ok(Step::Proceed);
             }
             waiting.halted = true;
@@ -391,7 +419,7 @@ impl InputSource for LiveInputs {
             (true, None) => {
                 let now_ns = self.now_ns();
                 self.interrupt_since_ns = Some(now_ns);
-                self.set_alarm(None, now_ns);
+                self.set_alarm(None, None, now_ns);
             }
         }
         if self.wants_window { RunMode::UntilInterruptible } else { RunMode::Free }
