@@ -48,7 +48,13 @@ impl Vcpu {
         if sync_regs {
             fd.set_sync_valid_reg(SyncReg::SystemRegister);
         }
-        Self { fd, kicked: Arc::default(), sregs_synced: Cell::new(false), placed: None, at_exit: false }
+        Self {
+            fd,
+            kicked: Arc::default(),
+            sregs_synced: Cell::new(false),
+            placed: None,
+            at_exit: false,
+        }
     }
 
     /// The KVM handle, for set-up and state.

@@ -84,6 +84,10 @@ const ARITHMETIC_FLAGS: u32 = RflagsBits::OF
 const WITH_X87_POINTERS: &[Mnemonic] =
     &[Mnemonic::Fnstenv, Mnemonic::Fstenv, Mnemonic::Fnsave, Mnemonic::Fsave];
 
+/// Loads MXCSR from the streams' random memory. A CPU answers reserved bits with #GP (SDM vol. 1 section 10.2.3), the lab's
+/// takes them, and its host's kernel then refuses the state of such a guest (KVM_SET_XSAVE).
+const WITH_MXCSR: &[Mnemonic] = &[Mnemonic::Ldmxcsr, Mnemonic::Fxrstor, Mnemonic::Fxrstor64];
+
 /// With a register as bit offset these reach 2^60 bytes to either side.
 const BIT_STRING: &[Mnemonic] = &[Mnemonic::Bt, Mnemonic::Bts, Mnemonic::Btr, Mnemonic::Btc];
 
@@ -122,7 +126,7 @@ fn random_bytes(rng: &mut Rng) -> Vec<u8> {
         bytes.push(0x40 | rng.u8(0..16));
     }
     match rng.u8(0..40) {
-        // FXSAVE, FXRSTOR, LDMXCSR and their like.
+        // FXSAVE, STMXCSR, fences and their like.
         0 => bytes.extend([0x0f, 0xae]),
         1..16 => bytes.push(0x0f),
         _ => {}
@@ -161,8 +165,9 @@ fn is_allowed(instruction: &Instruction, ring: Ring) -> bool {
     let known = instruction.cpuid_features().iter().all(|feature| FEATURES.contains(feature));
     let int3 = instruction.code() == Code::Int3;
     let stays = matches!(instruction.flow_control(), FlowControl::Next | FlowControl::Exception);
-    let leaks = WITH_X87_POINTERS.contains(&instruction.mnemonic());
-    if !known || leaks || !(stays || int3) || instruction.is_ip_rel_memory_operand() {
+    let mnemonic = instruction.mnemonic();
+    let odd = WITH_X87_POINTERS.contains(&mnemonic) || WITH_MXCSR.contains(&mnemonic);
+    if !known || odd || !(stays || int3) || instruction.is_ip_rel_memory_operand() {
         return false;
     }
     let mut factory = InstructionInfoFactory::new();
