@@ -258,7 +258,7 @@ impl Machine {
     /// When KVM fails.
     pub fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
         if self.board.interrupt_pending()
-            && self.vcpu.can_take_interrupt()?
+            && self.vcpu.accepts_interrupt()?
             && let Some(vector) = self.board.acknowledge_interrupt()
         {
             self.vcpu.inject(vector)?;

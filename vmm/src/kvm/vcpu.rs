@@ -41,6 +41,8 @@ pub struct Vcpu {
     placed: Option<(bool, bool)>,
     /// The guest stands behind an instruction that made an exit, not between any two.
     at_exit: bool,
+    /// The next exit of an instruction that makes several.
+    next_exit: Option<Exit>,
 }
 
 impl Vcpu {
@@ -54,6 +56,7 @@ impl Vcpu {
             sregs_synced: Cell::new(false),
             placed: None,
             at_exit: false,
+            next_exit: None,
         }
     }
 
@@ -68,7 +71,10 @@ impl Vcpu {
     /// # Errors
     /// Any reason to stop that is not an [`Exit`] is fatal and named.
     pub fn run(&mut self, want_window: bool) -> Result<Exit, KvmError> {
-        let exit = self.run_to_exit(want_window)?;
+        let exit = match self.next_exit.take() {
+            Some(exit) => exit,
+            None => self.run_to_exit(want_window)?,
+        };
         self.at_exit = exit.is_synchronous();
         Ok(exit)
     }
@@ -80,16 +86,18 @@ impl Vcpu {
         let answer = self.fd.run().map(drop);
         self.sregs_synced.set(self.fd.get_kvm_run().kvm_valid_regs != 0);
         match answer {
-            Ok(()) => {}
+            Ok(()) => self.exit(),
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.kicked.store(false, Ordering::SeqCst);
                 self.fd.set_kvm_immediate_exit(0);
-                return Ok(Exit::Interrupted);
+                Ok(Exit::Interrupted)
             }
-            Err(source) => {
-                return Err(KvmError::Call { call: "KVM_RUN", source });
-            }
+            Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
         }
+    }
+
+    /// What KVM_RUN returned for.
+    fn exit(&mut self) -> Result<Exit, KvmError> {
         let run = self.fd.get_kvm_run();
         match run.exit_reason {
             KVM_EXIT_IO => {
@@ -146,8 +154,16 @@ impl Vcpu {
     /// access alone (`kvm_is_linear_rip` in its `complete_fast_pio_in`, since Linux 5.1).
     ///
     /// # Errors
-    /// When KVM refuses.
+    /// When KVM refuses, or the instruction makes another exit.
     pub fn settle(&mut self) -> Result<(), KvmError> {
+        match self.complete()? {
+            None => Ok(()),
+            Some(_) => Err(self.unknown_exit()),
+        }
+    }
+
+    /// As [`Self::settle`]; an instruction that makes several accesses may stop for the next.
+    fn complete(&mut self) -> Result<Option<Exit>, KvmError> {
         self.sregs_synced.set(false);
         self.fd.set_kvm_immediate_exit(1);
         let answer = self.fd.run().map(drop);
@@ -157,9 +173,9 @@ impl Vcpu {
             self.fd.set_kvm_immediate_exit(1);
         }
         match answer {
-            Err(e) if e.errno() == libc::EINTR => Ok(()),
+            Err(e) if e.errno() == libc::EINTR => Ok(None),
             Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
-            Ok(()) => Err(self.unknown_exit()),
+            Ok(()) => self.exit().map(Some),
         }
     }
 
@@ -242,15 +258,6 @@ impl Vcpu {
         msr.data = answer.unwrap_or(0);
     }
 
-    /// Whether the next run begins with a #GP. An interrupt injected now would reach the guest with it, although its
-    /// handler starts with IF=0: KVM takes what KVM_INTERRUPT brings as injected already.
-    fn is_faulting(&mut self) -> bool {
-        let run = self.fd.get_kvm_run();
-        // SAFETY: the exit reason is looked at first; it says that KVM filled the `msr` member.
-        matches!(run.exit_reason, KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR)
-            && unsafe { run.__bindgen_anon_1.msr.error } != 0
-    }
-
     /// True when the guest can take an interrupt where it stands: IF is set and nothing else is waiting to be
     /// injected. The shadow of an STI or MOV SS counts between two exits only: the instruction that made
     /// an exit is complete before the interrupt comes, which ends the shadow, and not every CPU still
@@ -262,18 +269,26 @@ impl Vcpu {
         if let Some((_, ready)) = self.placed {
             return Ok(ready);
         }
-        let (ready, enabled) = {
-            let run = self.fd.get_kvm_run();
-            (run.ready_for_interrupt_injection != 0, run.if_flag != 0)
-        };
-        if !enabled || self.is_faulting() {
-            return Ok(false);
-        }
-        if ready || !self.at_exit {
-            return Ok(ready);
+        let run = self.fd.get_kvm_run();
+        let ready = run.ready_for_interrupt_injection != 0;
+        if run.if_flag == 0 || ready || !self.at_exit {
+            return Ok(ready && run.if_flag != 0);
         }
         let events = self.fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
         Ok(!has_event(&events))
+    }
+
+    /// As [`Self::can_take_interrupt`], once the instruction that made the exit is complete. It may fault then, and KVM
+    /// drops an interrupt it was given before for the fault; or make another exit, which the next [`Self::run`]
+    /// returns.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn accepts_interrupt(&mut self) -> Result<bool, KvmError> {
+        if self.at_exit && self.placed.is_none() && self.interrupts_enabled() {
+            self.next_exit = self.complete()?;
+        }
+        Ok(self.next_exit.is_none() && self.can_take_interrupt()?)
     }
 
     /// RFLAGS.IF at the exit the guest stands at.
@@ -294,12 +309,9 @@ impl Vcpu {
     /// Gives up the access the guest stopped for, be it one of several of its instruction. What that does to
     /// registers and memory is for the caller to undo.
     fn abandon(&mut self) -> Result<(), KvmError> {
-        loop {
-            match self.settle() {
-                Err(KvmError::UnknownExit { reason: KVM_EXIT_IO | KVM_EXIT_MMIO, .. }) => {}
-                answer => return answer,
-            }
-        }
+        self.next_exit = None;
+        while self.complete()?.is_some() {}
+        Ok(())
     }
 
     /// Puts the vCPU into `state`, whatever it was doing.
@@ -314,7 +326,7 @@ impl Vcpu {
     }
 
     /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid while
-    /// [`Self::can_take_interrupt`].
+    /// [`Self::accepts_interrupt`].
     ///
     /// # Errors
     /// When KVM refuses.

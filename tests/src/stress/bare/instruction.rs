@@ -69,9 +69,9 @@ const NOT_IN_RING_0: &[Mnemonic] = &[
     Mnemonic::Maskmovdqu,
 ];
 
-/// An instruction that reads one of these and faults is left with other flags from run to run by QEMU 7.2's emulated
-/// CPU: they are computed in place before the access, and whether that shows depends on where a host interrupt cut
-/// the translated code.
+/// An instruction that reads one of these and faults, in the guest or in the host's nested page tables, is left with
+/// other flags from run to run by QEMU 7.2's emulated CPU: they are computed in place before the access, and whether
+/// that shows depends on where a host interrupt cut the translated code.
 const ARITHMETIC_FLAGS: u32 = RflagsBits::OF
     | RflagsBits::SF
     | RflagsBits::ZF
@@ -100,10 +100,12 @@ pub fn random_instruction(rng: &mut Rng, ring: Ring, ip: u64) -> Vec<u8> {
             continue;
         }
         if has_memory_operand(&instruction) {
-            let may_fault = instruction.rflags_read() & ARITHMETIC_FLAGS == 0;
-            let wild = ring == Ring::Three && may_fault && rng.u8(0..6) == 0;
+            if instruction.rflags_read() & ARITHMETIC_FLAGS != 0 {
+                continue;
+            }
+            let wild = ring == Ring::Three && rng.u8(0..6) == 0;
             if !wild {
-                rebase(&mut instruction, rng, may_fault);
+                rebase(&mut instruction, rng);
             }
         }
         if !is_allowed(&instruction, ring) {
@@ -145,9 +147,9 @@ fn has_memory_operand(instruction: &Instruction) -> bool {
 }
 
 /// Points the memory operand into the scratch memory, seldom to where nothing is mapped.
-fn rebase(instruction: &mut Instruction, rng: &mut Rng, may_fault: bool) {
+fn rebase(instruction: &mut Instruction, rng: &mut Rng) {
     let mut offset = match rng.u8(0..40) {
-        0 if may_fault => UNMAPPED + u64::from(rng.u16(..)),
+        0 => UNMAPPED + u64::from(rng.u16(..)),
         _ => rng.u64(0..SCRATCH_BYTES - 1024),
     };
     if rng.u8(0..10) < 8 {
