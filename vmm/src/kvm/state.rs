@@ -29,7 +29,10 @@ pub const STATE_MSRS: [u32; MSRS.len() + 3] = {
     }
     all
 };
-/// Where XSAVE's image has XSTATE_BV, and the upper halves of the YMM registers (SDM vol. 1, 13.4).
+/// Where XSAVE's image has the x87 control, status and tag words, MXCSR, and the registers of x87 and SSE (SDM vol. 1,
+/// table 10-2); the instruction and data pointers are left out, which not every CPU keeps.
+const FPU_AND_SSE: [std::ops::Range<usize>; 3] = [0..5, 24..28, 32..416];
+/// Where it has XSTATE_BV, and the upper halves of the YMM registers (SDM vol. 1, 13.4).
 const XSTATE_BV: std::ops::Range<usize> = 512..520;
 const YMM_HIGH: std::ops::Range<usize> = 576..832;
 /// XCR0 of a CPU without XSAVE: x87 state.
@@ -66,14 +69,10 @@ impl CpuState {
             segments.extend(table.limit.to_le_bytes());
         }
         let control = [s.cr0, s.cr2, s.cr3, s.cr4, s.cr8, s.efer, s.apic_base];
-        let f = fd.get_fpu().map_err(call("KVM_GET_FPU"))?;
-        let mut fpu = Vec::new();
-        fpu.extend(f.fpr.as_flattened());
-        fpu.extend(f.fcw.to_le_bytes());
-        fpu.extend(f.fsw.to_le_bytes());
-        fpu.push(f.ftwx);
-        fpu.extend(f.xmm.as_flattened());
-        fpu.extend(f.mxcsr.to_le_bytes());
+        // Not KVM_GET_FPU: it shows what is left in KVM's buffer for a component that is in its initial state.
+        let xsave = fd.get_xsave().map_err(call("KVM_GET_XSAVE"))?;
+        let image: Vec<u8> = xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let fpu = FPU_AND_SSE.map(|range| &image[range]).concat();
         let d = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
         let debug = [d.db[0], d.db[1], d.db[2], d.db[3], d.dr6, d.dr7];
         Ok(Self {
@@ -85,7 +84,7 @@ impl CpuState {
                 ("FPU and SSE", fpu),
                 ("debug registers", words(&debug)),
                 ("MSRs", words(&read_msrs(vcpu)?)),
-                ("XCR0 and AVX", read_extended(vcpu)?),
+                ("XCR0 and AVX", read_extended(vcpu, &image)?),
             ],
         })
     }
@@ -123,13 +122,11 @@ pub(super) fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
     Ok(msrs.as_slice().iter().map(|m| m.data).collect())
 }
 
-/// What [`kvm_bindings::kvm_fpu`] has no room for; nothing while the guest has not set XCR0. XSTATE_BV belongs to it: the
+/// What XSAVE keeps beyond FXSAVE; nothing while the guest has not set XCR0. XSTATE_BV belongs to it: the
 /// guest's next XSAVE shows it.
-fn read_extended(vcpu: &Vcpu) -> Result<Vec<u8>, KvmError> {
+fn read_extended(vcpu: &Vcpu, image: &[u8]) -> Result<Vec<u8>, KvmError> {
     let xcrs = vcpu.fd().get_xcrs().map_err(call("KVM_GET_XCRS"))?;
     let xcr0 = xcrs.xcrs[..xcrs.nr_xcrs as usize].iter().find(|x| x.xcr == 0).map(|x| x.value);
     let Some(xcr0) = xcr0.filter(|xcr0| *xcr0 != XCR0_RESET) else { return Ok(Vec::new()) };
-    let xsave = vcpu.fd().get_xsave().map_err(call("KVM_GET_XSAVE"))?;
-    let image: Vec<u8> = xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect();
     Ok([&xcr0.to_le_bytes(), &image[XSTATE_BV], &image[YMM_HIGH]].concat())
 }

@@ -296,14 +296,22 @@ impl Vcpu {
         self.placed.map_or(self.fd.get_kvm_run().if_flag != 0, |(enabled, _)| enabled)
     }
 
-    /// Takes the whole state of the vCPU, which must have no exit to complete.
+    /// Takes the whole state of the vCPU, which must have no exit to complete, and gives it back: KVM does not take
+    /// every value as it gave it (its AMD part cuts SYSENTER_ESP and SYSENTER_EIP to 32 bits, `svm_set_msr`), and
+    /// whoever else restores the state is to stand where this vCPU stands.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn save(&mut self) -> Result<VcpuState, KvmError> {
         let state = VcpuState::save(self)?;
-        self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
+        self.place(&state)?;
         Ok(state)
+    }
+
+    fn place(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        state.restore(self)?;
+        self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
+        Ok(())
     }
 
     /// Gives up the access the guest stopped for, be it one of several of its instruction. What that does to
@@ -320,9 +328,7 @@ impl Vcpu {
     /// When KVM refuses.
     pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
         self.abandon()?;
-        state.restore(self)?;
-        self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
-        Ok(())
+        self.place(state)
     }
 
     /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid while
