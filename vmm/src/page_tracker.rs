@@ -60,6 +60,16 @@ pub enum LoadError {
     },
 }
 
+/// Whether the guest must lose its TLB.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    No,
+    /// At a slice: loading one rewrites page tables behind the guest's back, and no KVM call that sets
+    /// registers flushes when CR3 stays. The recorder's guest loses its TLB at the same point, so that even a
+    /// guest that forgot to invalidate an entry goes on alike.
+    Tlb,
+}
+
 struct Region {
     first_page: u64,
     bytes: usize,
@@ -105,7 +115,7 @@ impl PageTracker {
             MemoryLook::None => return Ok(None),
             MemoryLook::Digest => self.peek(visit)?,
             MemoryLook::Renew => {
-                self.catch_up(visit)?;
+                self.catch_up(Flush::No, visit)?;
                 self.digest
             }
         };
@@ -118,7 +128,7 @@ impl PageTracker {
     /// When KVM refuses.
     pub fn capture(&mut self) -> Result<(Vec<Vec<u8>>, u64), KvmError> {
         let (mut parts, mut deltas) = (Vec::new(), PageDeltas::default());
-        self.catch_up(|page, old, new| {
+        self.catch_up(Flush::Tlb, |page, old, new| {
             deltas.push(page, old, new);
             if deltas.len_bytes() >= PART_BYTES {
                 parts.push(deltas.finish());
@@ -144,7 +154,7 @@ impl PageTracker {
                 }
                 region.note(index, changed);
             }
-            dirty.protect(log, slot, region)?;
+            dirty.protect(log, slot, region, Flush::Tlb)?;
         }
         for part in parts {
             let mut unknown = None;
@@ -193,7 +203,11 @@ impl PageTracker {
     }
 
     /// Copies every page that changed, and tells of it: page, old content, new content.
-    fn catch_up(&mut self, mut visit: impl FnMut(u64, &[u8], &[u8])) -> Result<(), KvmError> {
+    fn catch_up(
+        &mut self,
+        flush: Flush,
+        mut visit: impl FnMut(u64, &[u8], &[u8]),
+    ) -> Result<(), KvmError> {
         let Self { log, memory, regions, digest } = self;
         for (slot, region) in regions.iter_mut().enumerate() {
             let dirty = Dirty::read(log, memory, slot, region)?;
@@ -209,7 +223,7 @@ impl PageTracker {
                     copy.copy_from_slice(live);
                 }
             }
-            dirty.protect(log, slot, region)?;
+            dirty.protect(log, slot, region, flush)?;
         }
         Ok(())
     }
@@ -292,22 +306,32 @@ impl Dirty {
         set_bits(&self.bits)
     }
 
-    /// Clears KVM's bits of the pages that have not changed for long.
-    fn protect(&self, log: &DirtyLog, slot: usize, region: &mut Region) -> Result<(), KvmError> {
-        let mut cold = vec![0u64; self.logged.len()];
-        let mut count = 0;
-        for index in set_bits(&self.logged) {
-            if region.idle[index] >= IDLE_LOOKS_MAX {
-                cold[index / 64] |= 1 << (index % 64);
-                count += 1;
+    /// Clears KVM's bits of the pages that have not changed for long. The call flushes the guest's TLB, whatever it
+    /// clears: to have that done, it is given the page that has not changed for the longest.
+    fn protect(
+        &self,
+        log: &DirtyLog,
+        slot: usize,
+        region: &mut Region,
+        flush: Flush,
+    ) -> Result<(), KvmError> {
+        let is_cold = |region: &Region, index: usize| region.idle[index] >= IDLE_LOOKS_MAX;
+        let mut chosen: Vec<_> = set_bits(&self.logged).filter(|i| is_cold(region, *i)).collect();
+        if chosen.len() < COLD_PAGES_MIN {
+            chosen.clear();
+            if flush == Flush::Tlb {
+                chosen.extend(set_bits(&self.logged).max_by_key(|index| region.idle[*index]));
             }
         }
-        // The call flushes the guest's TLB, whatever it clears.
-        if count < COLD_PAGES_MIN {
+        if chosen.is_empty() {
             return Ok(());
         }
-        set_bits(&cold).for_each(|index| region.idle[index] = 0);
-        log.clear(slot as u32, region.idle.len() as u32, &cold)
+        let mut bits = vec![0u64; self.logged.len()];
+        for index in chosen {
+            bits[index / 64] |= 1 << (index % 64);
+            region.idle[index] = 0;
+        }
+        log.clear(slot as u32, region.idle.len() as u32, &bits)
     }
 }
 

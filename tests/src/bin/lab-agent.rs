@@ -8,7 +8,7 @@
 //!
 //! When the server ends, process 1 ends, and with it every process of the host.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -137,7 +137,7 @@ struct Running {
     stdin: Option<Sender<Vec<u8>>>,
 }
 
-type Table = Arc<Mutex<HashMap<CommandId, Running>>>;
+type Table = Arc<Mutex<BTreeMap<CommandId, Running>>>;
 
 fn serve() -> Result<(), Box<dyn Error>> {
     let mut requests = File::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -248,6 +248,6 @@ fn send(reports: &Reports, report: &Report) {
     let _ = write_frame(&mut *stream, report);
 }
 
-fn lock(table: &Table) -> std::sync::MutexGuard<'_, HashMap<CommandId, Running>> {
+fn lock(table: &Table) -> std::sync::MutexGuard<'_, BTreeMap<CommandId, Running>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 //! kept in memory and in a log file per stream, `<host>-<number>-<program>.stdout|stderr`. When
 //! the stream ends the link is gone for good; a restarted host gets a new one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -36,7 +36,7 @@ pub(crate) struct Link {
 struct State {
     ready: bool,
     gone: bool,
-    commands: HashMap<CommandId, CommandState>,
+    commands: BTreeMap<CommandId, CommandState>,
 }
 
 #[derive(Default)]

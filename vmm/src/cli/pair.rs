@@ -33,6 +33,11 @@ const HEARTBEATS_PER_FAILURE: u64 = 10;
 /// # Errors
 /// Anything that ends the run badly.
 pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
+    if args.role == Role::Backup && args.record.is_some() {
+        return Err(CommandError::Configuration(
+            "--record is for the primary or a guest alone: a backup follows the log it is sent".into(),
+        ));
+    }
     let (queue, patience) = live_queue(args)?;
     let signals = BlockedSignals::block()?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;

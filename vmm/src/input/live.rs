@@ -88,7 +88,7 @@ pub struct LiveQueue {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
     unrecorded: AtomicBool,
-    /// Fires when an input has waited for `max_delay` ([`Self::overdue`]).
+    /// Fires when an input has waited for half of `max_delay` ([`Self::overdue`]).
     patience: Arc<TimerFd>,
     max_delay: Duration,
 }
@@ -196,7 +196,8 @@ impl LiveQueue {
             self.arrived.notify_one();
         } else if !self.is_unrecorded() {
             if is_first {
-                let once = Expiration::OneShot(TimeSpec::from(self.max_delay));
+                // The other half is for a guest that cannot take an interrupt then.
+                let once = Expiration::OneShot(TimeSpec::from(self.max_delay / 2));
                 set_timer(&self.patience, Some(once));
             }
         } else if let Some(kicker) = &waiting.kicker {
@@ -261,6 +262,8 @@ pub struct LiveInputs {
     slice_began_ns: Option<u64>,
     /// The guest is left alone until then.
     rests_until_ns: u64,
+    /// Since when a frame waits although the guest was to take an interrupt first.
+    blocked_since_ns: Option<u64>,
     /// An input is overdue, but the guest cannot take an interrupt: stop it as soon as it can.
     wants_window: bool,
 }
@@ -278,6 +281,7 @@ impl LiveInputs {
             interrupt_since_ns: None,
             slice_began_ns: None,
             rests_until_ns: 0,
+            blocked_since_ns: None,
             wants_window: false,
         }
     }
@@ -317,7 +321,7 @@ impl LiveInputs {
         }
         // An input now would only wait for the guest to take its interrupt.
         self.wants_window = !situation.takes_interrupt && waiting.stop.is_none();
-        if self.wants_window {
+        if self.wants_window && !(arrived && self.is_blocked_for_long(now_ns)) {
             return Step::Proceed;
         }
         self.slice_began_ns = Some(now_ns);
@@ -326,6 +330,15 @@ impl LiveInputs {
 
     fn max_delay_ns(&self) -> u64 {
         self.queue.max_delay.as_nanos() as u64
+    }
+
+    /// Whether a guest that computes with interrupts disabled has had its time to take one. It may be waiting in memory
+    /// for the very frame that waits for it.
+    fn is_blocked_for_long(&mut self, now_ns: u64) -> bool {
+        let since_ns = *self.blocked_since_ns.get_or_insert(now_ns);
+        let until_ns = since_ns + self.max_delay_ns() / 2;
+        self.alarm.set(Some(until_ns), now_ns);
+        until_ns <= now_ns
     }
 
     /// Whether what came at `since_ns` has waited as long as it may.
@@ -360,6 +373,7 @@ impl InputSource for LiveInputs {
             return Ok(self.between_exits(situation, &mut waiting));
         }
         self.wants_window = false;
+        self.blocked_since_ns = None;
         loop {
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
