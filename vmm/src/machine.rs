@@ -123,6 +123,7 @@ impl Machine {
                 && self.vcpu.interrupts_enabled()
                 && !self.board.interrupt_pending(),
             takes_frames: self.board.network_ready(),
+            unheard_of: self.board.is_unheard_of(),
             entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
             takes_interrupt: self.vcpu.can_take_interrupt()?,
         })

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use ftvmm_replication::slice::for_each_run;
 use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
 use thiserror::Error;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
-use xxhash_rust::xxh3::xxh3_64;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::kvm::{DirtyLog, KvmError, Memory};
 
@@ -28,7 +29,7 @@ const WORD_BYTES: usize = 8;
 const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;
 
 /// A page is protected again when it was found unchanged so many times in a row, ...
-const IDLE_LOOKS_MAX: u8 = 16;
+const IDLE_LOOKS_MAX: u8 = 4;
 /// ... together with so many others.
 const COLD_PAGES_MIN: usize = 64;
 
@@ -87,19 +88,27 @@ pub struct PageTracker {
 }
 
 impl PageTracker {
-    /// A tracker whose copy is of zeroed memory, as it was before anything was loaded.
+    /// A tracker whose copy is of memory as it was loaded; the guest has not run yet.
     pub fn new(log: DirtyLog, memory: Arc<Memory>) -> Self {
-        let regions = memory.iter().map(|region| {
-            let bytes = region.len() as usize;
-            Region {
-                first_page: region.start_addr().raw_value() / PAGE_BYTES as u64,
+        let mut digest = 0u64;
+        let mut regions = Vec::new();
+        for (slot, loaded) in memory.iter().enumerate() {
+            let bytes = loaded.len() as usize;
+            let mut region = Region {
+                first_page: loaded.start_addr().raw_value() / PAGE_BYTES as u64,
                 bytes,
                 copy: vec![0; bytes],
                 idle: vec![0; bytes / PAGE_BYTES],
+            };
+            for index in set_bits(&written_pages(loaded)) {
+                let content = live_page(&memory, slot, index);
+                let page = region.first_page + index as u64;
+                digest = digest.wrapping_add(xxh3_64_with_seed(content, page));
+                region.copy_of(index).copy_from_slice(content);
             }
-        });
-        let regions = regions.collect();
-        Self { log, memory, regions, digest: 0 }
+            regions.push(region);
+        }
+        Self { log, memory, regions, digest }
     }
 
     /// The digest of memory and the pages that differ from the copy, which is renewed if `look` says so.
@@ -291,12 +300,9 @@ impl Dirty {
         region: &Region,
     ) -> Result<Self, KvmError> {
         let logged = log.read(slot as u32, region.bytes)?;
-        let written = memory.iter().nth(slot).map(|region| {
-            let region: &MmapRegion<_> = region;
-            region.bitmap().get_and_reset()
-        });
+        let written = memory.iter().nth(slot).map(written_pages).unwrap_or_default();
         let mut bits = logged.clone();
-        for (word, more) in bits.iter_mut().zip(written.unwrap_or_default()) {
+        for (word, more) in bits.iter_mut().zip(written) {
             *word |= more;
         }
         Ok(Self { bits, logged })
@@ -333,6 +339,12 @@ impl Dirty {
         }
         log.clear(slot as u32, region.idle.len() as u32, &bits)
     }
+}
+
+/// The pages ftvmm itself wrote since the last call.
+fn written_pages(region: &GuestRegionMmap<AtomicBitmap>) -> Vec<u64> {
+    let region: &MmapRegion<_> = region;
+    region.bitmap().get_and_reset()
 }
 
 fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {

@@ -35,7 +35,8 @@ const HEARTBEATS_PER_FAILURE: u64 = 10;
 pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     if args.role == Role::Backup && args.record.is_some() {
         return Err(CommandError::Configuration(
-            "--record is for the primary or a guest alone: a backup follows the log it is sent".into(),
+            "--record is for the primary or a guest alone: a backup follows the log it is sent"
+                .into(),
         ));
     }
     let (queue, patience) = live_queue(args)?;
