@@ -121,9 +121,6 @@ fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<Strin
         format!("tap={TAP}{mac}"),
     ];
     argv.extend(options.arguments.iter().cloned());
-    if let Ok(x) = std::env::var("DBGARGS") {
-        argv.extend(x.split_whitespace().map(str::to_owned));
-    }
     argv
 }
 

@@ -30,6 +30,8 @@ mod computing;
 mod failover;
 #[path = "lockstep/faults.rs"]
 mod faults;
+#[path = "lockstep/mixed.rs"]
+mod mixed;
 #[path = "lockstep/peers.rs"]
 mod peers;
 
@@ -218,6 +220,7 @@ fn cases(seed: u64, rounds: u64) -> Vec<(String, Case)> {
     cases.extend(peers::cases(seed));
     cases.extend(faults::cases(seed));
     cases.extend(computing::cases());
+    cases.extend(mixed::cases());
     cases.extend(failover::cases(seed, rounds));
     cases
 }
