@@ -123,10 +123,16 @@ impl Machine {
                 && self.vcpu.interrupts_enabled()
                 && !self.board.interrupt_pending(),
             takes_frames: self.board.network_ready(),
-            unheard_of: self.board.is_unheard_of(),
+            booting: self.is_booting()?,
             entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
             takes_interrupt: self.vcpu.can_take_interrupt()?,
         })
+    }
+
+    /// Whether the guest stands in its kernel, has a network card and has sent nothing yet.
+    fn is_booting(&self) -> Result<bool, KvmError> {
+        let nobody_waits = self.board.is_unheard_of();
+        Ok(nobody_waits && self.vcpu.exit_sregs()?.cs.selector & 3 == 0)
     }
 
     /// The one way in for everything the guest cannot compute itself.

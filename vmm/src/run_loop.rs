@@ -35,8 +35,8 @@ pub struct Situation {
     pub halted: bool,
     /// The network card has buffers for frames.
     pub takes_frames: bool,
-    /// The guest has a network card and has sent nothing yet.
-    pub unheard_of: bool,
+    /// The guest is in its kernel, has a network card and has sent nothing yet.
+    pub booting: bool,
     /// Random bytes the guest's entropy source could take.
     pub entropy_wanted_bytes: u64,
     /// An interrupt could be delivered here.

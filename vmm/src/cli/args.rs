@@ -102,7 +102,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "EXITS", default_value_t = 1024)]
     pub check_every: u64,
     /// Exits between two checks of all memory in the log; 0 for none
-    #[arg(long, value_name = "EXITS", default_value_t = 16384)]
+    #[arg(long, value_name = "EXITS", default_value_t = 1024)]
     pub check_memory_every: u64,
     /// Write a recording
     #[arg(long, value_name = "FILE")]

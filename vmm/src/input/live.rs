@@ -29,10 +29,12 @@ const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 const ENTROPY_BYTES_MAX: u64 = 256;
 /// The guest runs so many times as long as a slice took before the next is taken for a tick of its timer alone; before
 /// one for a client, at most `max_delay`. A guest whose timer is faster than slices are still gets on.
-const REST_PER_SLICE: u64 = 9;
+const REST_PER_SLICE: u64 = 49;
 /// A tick waits so many times longer for an exit of a guest that nobody has heard of yet: a booting one writes much of its
 /// memory, which a slice would have to ship.
 const BOOT_PATIENCE: u64 = 20;
+/// No tick waits for more than so many times `max_delay`, whatever the last slice cost.
+const REST_MAX: u64 = 10;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -274,8 +276,8 @@ pub struct LiveInputs {
     rests_until_ns: Rest,
     /// The interrupt that waits may be of something a client sent.
     serves_client: bool,
-    /// No client can have asked the guest for anything yet.
-    unheard_of: bool,
+    /// No client can have asked the guest for anything, and it has not come to user mode.
+    booting: bool,
     /// Since when a frame waits although the guest was to take an interrupt first.
     blocked_since_ns: Option<u64>,
     /// An input is overdue, but the guest cannot take an interrupt: stop it as soon as it can.
@@ -296,7 +298,7 @@ impl LiveInputs {
             slice_began_ns: None,
             rests_until_ns: Rest::default(),
             serves_client: false,
-            unheard_of: false,
+            booting: true,
             blocked_since_ns: None,
             wants_window: false,
         }
@@ -361,7 +363,7 @@ impl LiveInputs {
     fn patience_ends_ns(&self, since_ns: u64) -> u64 {
         let Rest { for_client, for_timer } = self.rests_until_ns;
         let rest_ns = if self.serves_client { for_client } else { for_timer };
-        let times = if self.unheard_of { BOOT_PATIENCE } else { 1 };
+        let times = if self.booting { BOOT_PATIENCE } else { 1 };
         (since_ns + self.max_delay_ns() * times).max(rest_ns)
     }
 
@@ -374,7 +376,7 @@ impl LiveInputs {
             let rest_ns = now_ns.saturating_sub(began_ns).saturating_mul(REST_PER_SLICE);
             self.rests_until_ns = Rest {
                 for_client: now_ns + rest_ns.min(self.max_delay_ns()),
-                for_timer: now_ns + rest_ns,
+                for_timer: now_ns + rest_ns.min(self.max_delay_ns() * REST_MAX),
             };
         }
     }
@@ -395,7 +397,7 @@ impl InputSource for LiveInputs {
     fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
         let queue = Arc::clone(&self.queue);
         let mut waiting = queue.lock();
-        self.unheard_of = situation.unheard_of;
+        self.booting &= situation.booting;
         if situation.at.is_none() && !queue.is_unrecorded() {
             return Ok(self.between_exits(situation, &mut waiting));
         }
