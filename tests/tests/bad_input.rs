@@ -42,6 +42,12 @@ const MISTAKES: &[Mistake] = &[
     mistake("primary_without_address", "$GOOD --role primary", 2, &["--listen"]),
     mistake("backup_without_address", "$GOOD --role backup", 2, &["--connect"]),
     mistake(
+        "backup_that_records",
+        "$GOOD --role backup --connect 127.0.0.1:7000 --witness file:/tmp/w --record /tmp/x",
+        2,
+        &["--record", "primary"],
+    ),
+    mistake(
         "unknown_witness",
         "$GOOD --role primary --listen 127.0.0.1:7000 --witness paper:x",
         2,

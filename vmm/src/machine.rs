@@ -129,7 +129,7 @@ impl Machine {
         })
     }
 
-    /// Whether the guest stands in its kernel, has a network card and has sent nothing yet.
+    /// Whether the guest stands in its kernel and has sent nothing yet.
     fn is_booting(&self) -> Result<bool, KvmError> {
         let nobody_waits = self.board.is_unheard_of();
         Ok(nobody_waits && self.vcpu.exit_sregs()?.cs.selector & 3 == 0)

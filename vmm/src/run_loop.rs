@@ -35,7 +35,7 @@ pub struct Situation {
     pub halted: bool,
     /// The network card has buffers for frames.
     pub takes_frames: bool,
-    /// The guest is in its kernel, has a network card and has sent nothing yet.
+    /// The guest is in its kernel and has sent nothing yet.
     pub booting: bool,
     /// Random bytes the guest's entropy source could take.
     pub entropy_wanted_bytes: u64,

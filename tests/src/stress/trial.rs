@@ -125,7 +125,11 @@ fn prepare(
         Plan::Bare { guest, typing_pause_us } => {
             let file = format!("{name}.elf");
             site.write(&file, &guest.image(kept)?)?;
-            let words = ["ftvmm", "--kernel", &site.inside(&file), "--mem", BARE_MIB];
+            // Slices early in one case, late in the other.
+            let delay_ms = ["1", "5"][(case.number % 2) as usize];
+            let elf = site.inside(&file);
+            let words =
+                ["ftvmm", "--kernel", &elf, "--mem", BARE_MIB, "--max-input-delay", delay_ms];
             (words.map(str::to_owned).to_vec(), *typing_pause_us, false)
         }
         Plan::Linux(guest) => {

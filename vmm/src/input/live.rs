@@ -27,14 +27,12 @@ const FRAMES_MAX: usize = 1024;
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
-/// The guest runs so many times as long as a slice took before the next is taken for a tick of its timer alone; before
-/// one for a client, at most `max_delay`. A guest whose timer is faster than slices are still gets on.
-const REST_PER_SLICE: u64 = 49;
+/// The guest runs so many times as long as a slice took before the next is taken, at most `max_delay`: one whose timer is
+/// faster than slices are still gets on. More would starve it of all interrupts but its timer's.
+const REST_PER_SLICE: u64 = 4;
 /// A tick waits so many times longer for an exit of a guest that nobody has heard of yet: a booting one writes much of its
 /// memory, which a slice would have to ship.
 const BOOT_PATIENCE: u64 = 20;
-/// No tick waits for more than so many times `max_delay`, whatever the last slice cost.
-const REST_MAX: u64 = 10;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -253,13 +251,6 @@ fn once_in(at_ns: u64, now_ns: u64) -> Expiration {
     Expiration::OneShot(TimeSpec::from(delay))
 }
 
-/// Ends of the guest's time without a slice, in guest time.
-#[derive(Clone, Copy, Default)]
-struct Rest {
-    for_client: u64,
-    for_timer: u64,
-}
-
 /// Takes from a [`LiveQueue`] and samples the host's clock.
 pub struct LiveInputs {
     queue: Arc<LiveQueue>,
@@ -272,10 +263,8 @@ pub struct LiveInputs {
     interrupt_since_ns: Option<u64>,
     /// When the slice was begun that the guest has not left yet.
     slice_began_ns: Option<u64>,
-    /// The guest is left alone until then: for a client's sake, and for its timer's.
-    rests_until_ns: Rest,
-    /// The interrupt that waits may be of something a client sent.
-    serves_client: bool,
+    /// The guest is left alone until then.
+    rests_until_ns: u64,
     /// No client can have asked the guest for anything, and it has not come to user mode.
     booting: bool,
     /// Since when a frame waits although the guest was to take an interrupt first.
@@ -296,8 +285,7 @@ impl LiveInputs {
             alarm,
             interrupt_since_ns: None,
             slice_began_ns: None,
-            rests_until_ns: Rest::default(),
-            serves_client: false,
+            rests_until_ns: 0,
             booting: true,
             blocked_since_ns: None,
             wants_window: false,
@@ -329,11 +317,11 @@ impl LiveInputs {
                 || !waiting.console.is_empty()
                 || (situation.takes_frames && !waiting.frames.is_empty()));
         let now_ns = self.now_ns();
-        let is_overdue = (arrived && self.rests_until_ns.for_client <= now_ns)
+        let is_overdue = (arrived && self.rests_until_ns <= now_ns)
             || situation.deadline_ns.is_some_and(|at| self.is_long_ago(at))
             || self.interrupt_since_ns.is_some_and(|at| self.is_long_ago(at));
         if !is_overdue {
-            let rest_ns = arrived.then_some(self.rests_until_ns.for_client);
+            let rest_ns = arrived.then_some(self.rests_until_ns);
             self.set_alarm(situation.deadline_ns, rest_ns, now_ns);
             return Step::Proceed;
         }
@@ -361,10 +349,8 @@ impl LiveInputs {
 
     /// When a tick or interrupt that came at `since_ns` has waited as long as it may.
     fn patience_ends_ns(&self, since_ns: u64) -> u64 {
-        let Rest { for_client, for_timer } = self.rests_until_ns;
-        let rest_ns = if self.serves_client { for_client } else { for_timer };
         let times = if self.booting { BOOT_PATIENCE } else { 1 };
-        (since_ns + self.max_delay_ns() * times).max(rest_ns)
+        (since_ns + self.max_delay_ns() * times).max(self.rests_until_ns)
     }
 
     fn is_long_ago(&self, since_ns: u64) -> bool {
@@ -374,10 +360,7 @@ impl LiveInputs {
     fn rest_after_slice(&mut self, now_ns: u64) {
         if let Some(began_ns) = self.slice_began_ns.take() {
             let rest_ns = now_ns.saturating_sub(began_ns).saturating_mul(REST_PER_SLICE);
-            self.rests_until_ns = Rest {
-                for_client: now_ns + rest_ns.min(self.max_delay_ns()),
-                for_timer: now_ns + rest_ns.min(self.max_delay_ns() * REST_MAX),
-            };
+            self.rests_until_ns = now_ns + rest_ns.min(self.max_delay_ns());
         }
     }
 
@@ -427,12 +410,10 @@ impl InputSource for LiveInputs {
             if situation.takes_frames
                 && let Some(frame) = waiting.frames.pop_front()
             {
-                self.serves_client = true;
                 return Ok(Step::Apply(Input::NetRx { frame }));
             }
             if !waiting.console.is_empty() {
                 let bytes = waiting.console.drain(..).collect();
-                self.serves_client = true;
                 return Ok(Step::Apply(Input::ConsoleRx { bytes }));
             }
             waiting.overdue &= !waiting.is_empty();
@@ -459,10 +440,7 @@ impl InputSource for LiveInputs {
             return RunMode::Unrecorded;
         }
         match (interrupt_waits, self.interrupt_since_ns) {
-            (false, _) => {
-                self.interrupt_since_ns = None;
-                self.serves_client = false;
-            }
+            (false, _) => self.interrupt_since_ns = None,
             (true, Some(since_ns)) => self.wants_window |= self.is_long_ago(since_ns),
             (true, None) => {
                 let now_ns = self.now_ns();
