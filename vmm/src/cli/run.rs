@@ -61,11 +61,15 @@ pub fn check_plan(args: &RunArgs) -> CheckPlan {
     }
 }
 
+/// How long an input waits for an exit, and a tick of a guest that boots.
+const INPUT_DELAYS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
 /// Where live inputs wait, and what waits for them to be overdue.
 pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
-    let max_delay = Duration::from_millis(args.max_input_delay);
-    let queue = Arc::new(LiveQueue::new(timer.clone(), max_delay));
+    let asked = args.max_input_delay.map(Duration::from_millis);
+    let (max_delay, boot_delay) = asked.map_or(INPUT_DELAYS, |delay| (delay, delay));
+    let queue = Arc::new(LiveQueue::new(timer.clone(), max_delay, boot_delay));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }

@@ -30,9 +30,6 @@ const ENTROPY_BYTES_MAX: u64 = 256;
 /// The guest runs so many times as long as a slice took before the next is taken, at most `max_delay`: one whose timer is
 /// faster than slices are still gets on. More would starve it of all interrupts but its timer's.
 const REST_PER_SLICE: u64 = 4;
-/// A tick waits so many times longer for an exit of a guest that nobody has heard of yet: a booting one writes much of its
-/// memory, which a slice would have to ship.
-const BOOT_PATIENCE: u64 = 20;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -94,18 +91,21 @@ pub struct LiveQueue {
     /// Fires when an input has waited for half of `max_delay` ([`Self::overdue`]).
     patience: Arc<TimerFd>,
     max_delay: Duration,
+    boot_delay: Duration,
 }
 
 impl LiveQueue {
-    /// A queue whose inputs wait at most `max_delay` for an exit of a recorded guest; whoever waits for
+    /// A queue whose inputs wait at most `max_delay` for an exit of a recorded guest, the timer ticks of one that nobody has
+    /// heard of yet at most `boot_delay`: it writes much of its memory, which a slice would have to ship. Whoever waits for
     /// `patience` calls [`Self::overdue`].
-    pub fn new(patience: Arc<TimerFd>, max_delay: Duration) -> Self {
+    pub fn new(patience: Arc<TimerFd>, max_delay: Duration, boot_delay: Duration) -> Self {
         Self {
             waiting: Mutex::default(),
             arrived: Condvar::new(),
             unrecorded: AtomicBool::new(false),
             patience,
             max_delay,
+            boot_delay,
         }
     }
 
@@ -349,8 +349,8 @@ impl LiveInputs {
 
     /// When a tick or interrupt that came at `since_ns` has waited as long as it may.
     fn patience_ends_ns(&self, since_ns: u64) -> u64 {
-        let times = if self.booting { BOOT_PATIENCE } else { 1 };
-        (since_ns + self.max_delay_ns() * times).max(self.rests_until_ns)
+        let delay = if self.booting { self.queue.boot_delay } else { self.queue.max_delay };
+        (since_ns + delay.as_nanos() as u64).max(self.rests_until_ns)
     }
 
     fn is_long_ago(&self, since_ns: u64) -> bool {
