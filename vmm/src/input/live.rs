@@ -437,6 +437,8 @@ impl InputSource for LiveInputs {
 
     fn run_mode(&mut self, _: Ordinal, interrupt_waits: bool) -> RunMode {
         if self.queue.is_unrecorded() {
+            // Nothing waits here, and an alarm for what did wait would never be still again.
+            self.interrupt_since_ns = None;
             return RunMode::Unrecorded;
         }
         match (interrupt_waits, self.interrupt_since_ns) {
