@@ -261,6 +261,8 @@ pub struct LiveInputs {
     alarm: Alarm,
     /// Since when an interrupt waits that the guest could not take at its last exit.
     interrupt_since_ns: Option<u64>,
+    /// The interrupt that waits may be of something that came from outside.
+    gave_client_input: bool,
     /// When the slice was begun that the guest has not left yet.
     slice_began_ns: Option<u64>,
     /// The guest is left alone until then.
@@ -284,6 +286,7 @@ impl LiveInputs {
             entropy_at: None,
             alarm,
             interrupt_since_ns: None,
+            gave_client_input: false,
             slice_began_ns: None,
             rests_until_ns: 0,
             booting: true,
@@ -410,10 +413,12 @@ impl InputSource for LiveInputs {
             if situation.takes_frames
                 && let Some(frame) = waiting.frames.pop_front()
             {
+                self.gave_client_input = true;
                 return Ok(Step::Apply(Input::NetRx { frame }));
             }
             if !waiting.console.is_empty() {
                 let bytes = waiting.console.drain(..).collect();
+                self.gave_client_input = true;
                 return Ok(Step::Apply(Input::ConsoleRx { bytes }));
             }
             waiting.overdue &= !waiting.is_empty();
@@ -439,17 +444,22 @@ impl InputSource for LiveInputs {
         if self.queue.is_unrecorded() {
             // Nothing waits here, and an alarm for what did wait would never be still again.
             self.interrupt_since_ns = None;
+            self.gave_client_input = false;
             return RunMode::Unrecorded;
         }
-        match (interrupt_waits, self.interrupt_since_ns) {
-            (false, _) => self.interrupt_since_ns = None,
-            (true, Some(since_ns)) => self.wants_window |= self.is_long_ago(since_ns),
-            (true, None) => {
-                let now_ns = self.now_ns();
-                self.interrupt_since_ns = Some(now_ns);
-                self.set_alarm(None, None, now_ns);
-            }
+        if !interrupt_waits {
+            self.interrupt_since_ns = None;
+            self.gave_client_input = false;
+        } else if self.interrupt_since_ns.is_none() || self.gave_client_input {
+            let now_ns = self.now_ns();
+            // What came from outside has waited already.
+            let waited_ns = if self.gave_client_input { self.max_delay_ns() } else { 0 };
+            let since_ns = now_ns.saturating_sub(waited_ns);
+            self.interrupt_since_ns =
+                Some(self.interrupt_since_ns.map_or(since_ns, |known| known.min(since_ns)));
+            self.set_alarm(None, None, now_ns);
         }
+        self.wants_window |= self.interrupt_since_ns.is_some_and(|since| self.is_long_ago(since));
         if self.wants_window { RunMode::UntilInterruptible } else { RunMode::Free }
     }
 }
