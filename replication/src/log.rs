@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::fingerprint::Fingerprint;
-use crate::group::{CodecError, Group, decode_group, group_length, peek_group};
+use crate::group::{CodecError, GROUP_BYTES_MAX, Group, decode_group, group_length, peek_group};
 use crate::record::Ordinal;
 
 /// First bytes of every log file.
@@ -32,7 +32,7 @@ pub const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// Bytes before the header record.
 const PREFIX_BYTES: usize = 20;
 const READ_BYTES: usize = 64 << 10;
-/// How far after an unreadable group a readable one is looked for.
+/// How far after an unreadable group of unknown length a readable one is looked for.
 const SCAN_BYTES: usize = 1 << 20;
 
 const _: () = assert!(PREFIX_BYTES == LOG_MAGIC.len() + 3 * size_of::<u32>());
@@ -312,19 +312,32 @@ impl<R: Read> LogReader<R> {
         (&mut self.reader).take(READ_BYTES as u64).read_to_end(&mut self.buffer).map(|n| n as u64)
     }
 
-    /// Whether a group that continues this log begins anywhere after the unreadable one.
+    /// Whether a group that continues this log begins after the unreadable one: where that one says it ends, or, should
+    /// its length be what is damaged, anywhere.
     fn readable_group_follows(&mut self) -> io::Result<bool> {
+        if let Ok(Some(length)) = group_length(self.pending()) {
+            loop {
+                if self.continues_at(length) {
+                    return Ok(true);
+                }
+                let enough = self.pending().len() > length + GROUP_BYTES_MAX as usize;
+                if enough || self.read_more()? == 0 {
+                    break;
+                }
+            }
+        }
         while self.pending().len() < SCAN_BYTES && self.read_more()? > 0 {}
-        let horizon = self.horizon;
-        let pending = self.pending();
-        Ok((1..pending.len()).any(|start| {
-            let candidate = &pending[start..];
-            let length = group_length(candidate).ok().flatten();
-            length
-                .and_then(|length| candidate.get(..length))
-                .and_then(|group| peek_group(group).ok())
-                .is_some_and(|head| head.horizon >= horizon)
-        }))
+        let scanned = self.pending().len().min(SCAN_BYTES);
+        Ok((1..scanned).any(|start| self.continues_at(start)))
+    }
+
+    fn continues_at(&self, start: usize) -> bool {
+        let candidate = self.pending().get(start..).unwrap_or_default();
+        let length = group_length(candidate).ok().flatten();
+        length
+            .and_then(|length| candidate.get(..length))
+            .and_then(|group| peek_group(group).ok())
+            .is_some_and(|head| head.horizon >= self.horizon)
     }
 }
 

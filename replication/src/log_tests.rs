@@ -125,6 +125,29 @@ fn any_flipped_bit_before_the_last_group_is_damage() {
     }
 }
 
+#[test]
+fn damage_in_a_group_larger_than_the_scan_is_damage() {
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut encoder = GroupEncoder::new();
+    let mut writer = LogWriter::new(Vec::new(), &header()).unwrap();
+    for at in 1..=60 {
+        let frame: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(60_000).collect();
+        encoder.push(&net(at, &frame));
+    }
+    writer.write_group(&encoder.finish(Ordinal(60))).unwrap();
+    let end = writer.written_bytes() as usize;
+    assert!(end > 2 * SCAN_BYTES);
+    encoder.push(&net(70, &[7; 33]));
+    writer.write_group(&encoder.finish(Ordinal(70))).unwrap();
+    let mut bytes = writer.finish().unwrap();
+    bytes[end / 2] ^= 1;
+    let mut reader = LogReader::new(&bytes[..]).unwrap();
+    assert!(matches!(reader.next_group(), Err(LogError::GroupDamaged { .. })));
+    // With nothing behind it, it is a tear.
+    let mut reader = LogReader::new(&bytes[..end]).unwrap();
+    assert!(matches!(reader.next_group(), Ok(None)));
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {

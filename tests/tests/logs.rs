@@ -19,8 +19,8 @@ use object::elf;
 const BAD_USAGE: Ended = Ended::Status(2);
 const DIVERGENCE: Ended = Ended::Status(3);
 /// Positions at which the recording is cut, and at which a bit of it flips.
-const CUTS: usize = 10;
-const FLIPS: usize = 10;
+const CUTS: usize = 4;
+const FLIPS: usize = 4;
 const UNTIL: u64 = 6000;
 
 type Check = fn(&GuestLab, &Recording);

@@ -26,7 +26,7 @@ use ftvmm_tests::replayed::{Replayed, keep};
 use ftvmm_tests::{clients, clock, packages};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const PAIRS: usize = 20;
+const PAIRS: usize = 12;
 /// Labs at work side by side.
 const LABS: usize = 2;
 
