@@ -34,6 +34,8 @@ const PREFIX_BYTES: usize = 20;
 const READ_BYTES: usize = 64 << 10;
 /// How far after an unreadable group of unknown length a readable one is looked for.
 const SCAN_BYTES: usize = 1 << 20;
+/// Largest one found so: to check a group at every place costs its length each time.
+const SCANNED_GROUP_BYTES_MAX: usize = 64 << 10;
 
 const _: () = assert!(PREFIX_BYTES == LOG_MAGIC.len() + 3 * size_of::<u32>());
 
@@ -317,24 +319,28 @@ impl<R: Read> LogReader<R> {
     fn readable_group_follows(&mut self) -> io::Result<bool> {
         if let Ok(Some(length)) = group_length(self.pending()) {
             loop {
-                if self.continues_at(length) {
+                if self.continues_at(length, GROUP_BYTES_MAX as usize) {
                     return Ok(true);
                 }
                 let enough = self.pending().len() > length + GROUP_BYTES_MAX as usize;
                 if enough || self.read_more()? == 0 {
+                    if self.pending().len() == length {
+                        return Ok(false);
+                    }
                     break;
                 }
             }
         }
         while self.pending().len() < SCAN_BYTES && self.read_more()? > 0 {}
         let scanned = self.pending().len().min(SCAN_BYTES);
-        Ok((1..scanned).any(|start| self.continues_at(start)))
+        Ok((1..scanned).any(|start| self.continues_at(start, SCANNED_GROUP_BYTES_MAX)))
     }
 
-    fn continues_at(&self, start: usize) -> bool {
+    fn continues_at(&self, start: usize, length_max: usize) -> bool {
         let candidate = self.pending().get(start..).unwrap_or_default();
         let length = group_length(candidate).ok().flatten();
         length
+            .filter(|length| *length <= length_max)
             .and_then(|length| candidate.get(..length))
             .and_then(|group| peek_group(group).ok())
             .is_some_and(|head| head.horizon >= self.horizon)
