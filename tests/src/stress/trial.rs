@@ -12,6 +12,8 @@ use crate::replayed::difference;
 /// Memory of a bare guest, the least `ftvmm` takes.
 const BARE_MIB: &str = "32";
 const LINUX_MIB: &str = "96";
+/// `--max-input-delay` of a run without slices.
+const NO_SLICES_MS: &str = "10000";
 /// A run that has not ended by itself is asked to, and later made to.
 const RUN_SECONDS_MAX: u32 = 120;
 
@@ -69,7 +71,7 @@ impl Trial {
         name: &str,
         more: &[String],
     ) -> Result<Self, StressError> {
-        let (command, pause_us, pinged) = prepare(site, case, kept, name)?;
+        let (command, pause_us, pinged) = prepare(site, case, kept, name, more)?;
         let share = site.inside("");
         let script = format!("SHARE={share} LIMIT={RUN_SECONDS_MAX}\n{SCRIPT}");
         let address = if pinged { GUEST_ADDRESS } else { "" };
@@ -120,13 +122,17 @@ fn prepare(
     case: &Case,
     kept: &[usize],
     name: &str,
+    more: &[String],
 ) -> Result<(Vec<String>, u32, bool), StressError> {
     Ok(match &case.plan {
         Plan::Bare { guest, typing_pause_us } => {
             let file = format!("{name}.elf");
             site.write(&file, &guest.image(kept)?)?;
-            // Slices early in one case, late in the other.
-            let delay_ms = ["1", "5"][(case.number % 2) as usize];
+            // Slices early in one case, late in the other; none where one would carry a fault to the replay.
+            let delay_ms = match more {
+                [] => ["1", "5"][(case.number % 2) as usize],
+                _ => NO_SLICES_MS,
+            };
             let elf = site.inside(&file);
             let words =
                 ["ftvmm", "--kernel", &elf, "--mem", BARE_MIB, "--max-input-delay", delay_ms];
