@@ -314,8 +314,8 @@ impl<R: Read> LogReader<R> {
         (&mut self.reader).take(READ_BYTES as u64).read_to_end(&mut self.buffer).map(|n| n as u64)
     }
 
-    /// Whether a group that continues this log begins after the unreadable one: where that one says it ends, or, should
-    /// its length be what is damaged, anywhere.
+    /// Whether a group that continues this log begins after the unreadable one: where that one
+    /// says it ends, or, should its length be what is damaged, anywhere.
     fn readable_group_follows(&mut self) -> io::Result<bool> {
         if let Ok(Some(length)) = group_length(self.pending()) {
             loop {
