@@ -235,7 +235,13 @@ impl Board {
             self.pic.set_line(VIRTIO_NET_SLOT.irq, net.interrupt_line());
         }
         self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, self.entropy.interrupt_line());
-        if self.pit.owes_tick() && self.pic.is_idle(IRQ_TIMER) {
+        // A tick the guest has not taken yet lets every other interrupt go first: late ticks must not keep all others
+        // from a guest that is behind, and one that computes may make an exit for the other, but none after its tick.
+        if self.pic.withdraw(IRQ_TIMER) {
+            self.pit.take_back_tick();
+        }
+        let others_wait = self.pic.interrupt_pending();
+        if self.pit.owes_tick() && self.pic.is_idle(IRQ_TIMER) && !others_wait {
             self.pit.take_owed_tick();
             self.pic.pulse(IRQ_TIMER);
         }
@@ -324,6 +330,12 @@ impl Board {
     /// Frames that passed the network card, and those that did not.
     pub fn net_counters(&self) -> NetCounters {
         self.net.as_ref().map(|net| *net.counters()).unwrap_or_default()
+    }
+
+    /// Whether timer ticks wait behind one the guest has not finished with. A timer that is programmed for each tick
+    /// never owes one.
+    pub fn owes_ticks(&self) -> bool {
+        self.pit.owes_tick()
     }
 
     /// Timer ticks the guest will never see because it left [`crate::OWED_TICKS_MAX`] of them waiting.

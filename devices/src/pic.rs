@@ -307,6 +307,15 @@ impl Pic {
         self.update_cascade();
     }
 
+    /// Takes a pulse back that has not been acknowledged, and says whether there was one.
+    pub(crate) fn withdraw(&mut self, irq: u8) -> bool {
+        let chip = self.chip(irq);
+        let requested = chip.requests >> (irq & 7) & 1 != 0;
+        chip.requests &= !(1 << (irq & 7));
+        self.update_cascade();
+        requested
+    }
+
     /// Whether `irq` is neither requested nor being served.
     pub(crate) fn is_idle(&self, irq: u8) -> bool {
         let chip = &self.state.chips[usize::from(irq >> 3 & 1)];

@@ -14,7 +14,8 @@
 //! **Ticks are not lost.** OUT0's rising edge is IRQ0. An edge that comes due while the last one is still requested or
 //! in service is owed, and raised when that one has been ended, at most [`OWED_TICKS_MAX`] of them (more are counted as
 //! lost): a guest that counts IRQ0 keeps time although it was not scheduled. Programming counter 0 anew forgets what is
-//! owed. Whether the guest masks IRQ0 does not matter: Linux masks it around every tick.
+//! owed. Whether the guest masks IRQ0 does not matter: Linux masks it around every tick. A tick the guest has not taken
+//! is owed again while any other interrupt waits.
 //!
 //! Not emulated: BCD counting (Linux never asks for it; the bit is kept for read-back, counting stays binary). A new
 //! count in modes 2 and 3 is taken at the end of the full period (mode 3: the chip does so at the half). Counters 0 and
@@ -138,6 +139,11 @@ impl Pit {
         let owed = self.owed_ticks > 0;
         self.owed_ticks -= u32::from(owed);
         owed
+    }
+
+    /// An edge the guest has not seen is owed again.
+    pub(crate) fn take_back_tick(&mut self) {
+        self.owe(1);
     }
 
     pub(crate) fn owes_tick(&self) -> bool {

@@ -113,6 +113,27 @@ fn every_jiffy_arrives_however_late_the_guest_looks() {
 }
 
 #[test]
+fn ticks_let_other_interrupts_go_first() {
+    let mut pc = Pc::new();
+    pc.init_pic();
+    pc.unmask(0);
+    pc.unmask(4);
+    pc.outb(0x01, 0x3f9);
+    pc.init_pit(100);
+    pc.at(55 * NS_PER_MS);
+    let mut typed = Vec::new();
+    let mut take_all = |pc: &mut Pc| -> Vec<_> {
+        std::iter::from_fn(|| pc.take_irq(|pc| serial_handler(pc, &mut typed))).collect()
+    };
+    assert_eq!(pc.take_irq(|_| {}), Some(0));
+    pc.type_bytes(b"?");
+    assert_eq!(take_all(&mut pc), [4, 0, 0, 0, 0], "the second tick had been raised before");
+    pc.type_bytes(b"!");
+    pc.at(65 * NS_PER_MS);
+    assert_eq!(take_all(&mut pc), [4, 0]);
+}
+
+#[test]
 fn deadline_is_the_exact_moment_of_the_next_tick() {
     let mut pc = Pc::new();
     pc.init_pic();
