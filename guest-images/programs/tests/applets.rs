@@ -25,7 +25,7 @@ struct Server {
 
 impl Server {
     fn start(applet: &str, more: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let port_word = port.to_string();
         let arguments = [&[applet, "--port", &port_word], more].concat();
         let child = ftguest(&arguments).spawn().unwrap();
@@ -39,6 +39,13 @@ impl Server {
     fn connect(&self) -> BufReader<TcpStream> {
         BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).unwrap())
     }
+}
+
+/// A port nobody listens on, below those that connections take for their own end: one of them, or one that a
+/// client of this very server was given while it tried, would be in its way.
+fn free_port() -> u16 {
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(20_000..30_000)).find(free).unwrap()
 }
 
 impl Drop for Server {
