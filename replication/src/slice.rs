@@ -16,6 +16,8 @@
 //! | length | varint | words in the run |
 //! | words | bytes | their new content |
 
+use core::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -65,24 +67,17 @@ pub struct PageDeltas {
 }
 
 impl PageDeltas {
-    /// Adds a page, in rising order. Both contents are [`PAGE_BYTES`] long.
-    pub fn push(&mut self, page: u64, old: &[u8], new: &[u8]) {
-        let mut runs: Vec<(usize, usize)> = Vec::new();
-        for (word, (old, new)) in words(old).zip(words(new)).enumerate() {
-            match runs.last_mut() {
-                _ if old == new => {}
-                Some((_, end)) if *end == word => *end += 1,
-                _ => runs.push((word, word + 1)),
-            }
-        }
+    /// Adds a page, in rising order: its new content, [`PAGE_BYTES`] long, and what
+    /// [`find_runs`] found in it.
+    pub fn push(&mut self, page: u64, new: &[u8], runs: &[Range<usize>]) {
         varint::put(&mut self.bytes, page - self.last_page);
         varint::put(&mut self.bytes, runs.len() as u64);
         let mut last = 0;
-        for (start, end) in runs {
-            varint::put(&mut self.bytes, (start - last) as u64);
-            varint::put(&mut self.bytes, (end - start) as u64);
-            self.bytes.extend_from_slice(&new[start * WORD_BYTES..end * WORD_BYTES]);
-            last = end;
+        for run in runs {
+            varint::put(&mut self.bytes, ((run.start - last) / WORD_BYTES) as u64);
+            varint::put(&mut self.bytes, (run.len() / WORD_BYTES) as u64);
+            self.bytes.extend_from_slice(&new[run.clone()]);
+            last = run.end;
         }
         self.last_page = page;
     }
@@ -100,8 +95,22 @@ impl PageDeltas {
     }
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8; WORD_BYTES]> {
-    bytes.as_chunks().0.iter()
+/// Puts the runs of words in which `new` differs from `old` into `runs`, as ranges of bytes, in
+/// rising order. Both contents are as long.
+pub fn find_runs(old: &[u8], new: &[u8], runs: &mut Vec<Range<usize>>) {
+    runs.clear();
+    for (word, (old, new)) in words(old).zip(words(new)).enumerate() {
+        let start = word * WORD_BYTES;
+        match runs.last_mut() {
+            _ if old == new => {}
+            Some(run) if run.end == start => run.end += WORD_BYTES,
+            _ => runs.push(start..start + WORD_BYTES),
+        }
+    }
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word))
 }
 
 /// Hands every run of `bytes` to `write`: page, offset in the page in bytes, new content.
@@ -166,11 +175,13 @@ mod tests {
         fn the_changed_pages_come_out_again(changes in changes()) {
             let mut deltas = PageDeltas::default();
             let mut wanted = Pages::new();
+            let mut runs = Vec::new();
             let old = vec![0x55; PAGE_BYTES];
             for (page, bytes) in changes {
                 let mut new = old.clone();
                 bytes.iter().for_each(|&(at, value)| new[at] = value);
-                deltas.push(page, &old, &new);
+                find_runs(&old, &new, &mut runs);
+                deltas.push(page, &new, &runs);
                 if new != old {
                     wanted.insert(page, new);
                 }
@@ -192,8 +203,9 @@ mod tests {
     fn one_changed_word_takes_a_dozen_bytes() {
         let (old, mut new) = (vec![0; PAGE_BYTES], vec![0; PAGE_BYTES]);
         new[800] = 1;
-        let mut deltas = PageDeltas::default();
-        deltas.push(0x1234, &old, &new);
+        let (mut deltas, mut runs) = (PageDeltas::default(), Vec::new());
+        find_runs(&old, &new, &mut runs);
+        deltas.push(0x1234, &new, &runs);
         assert_eq!(deltas.len_bytes(), 2 + 1 + 1 + 1 + 8);
     }
 

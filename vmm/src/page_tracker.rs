@@ -9,9 +9,10 @@
 //! bitmap. Bits may be set for pages that do not differ; they cost a comparison, a fraction of the fault that a
 //! write to a protected page costs. So a page is protected again only when it has not changed for long.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use ftvmm_replication::slice::for_each_run;
+use ftvmm_replication::slice::{find_runs, for_each_run};
 use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
@@ -117,7 +118,7 @@ impl PageTracker {
     /// When KVM refuses.
     pub fn check(&mut self, look: MemoryLook) -> Result<Option<MemoryCheck>, KvmError> {
         let mut changed = Vec::new();
-        let visit = |page: u64, _: &[u8], new: &[u8]| {
+        let visit = |page: u64, new: &[u8], _: &[Range<usize>]| {
             changed.push(PageHash { page, hash: xxh3_64(new) as u32 });
         };
         let digest = match look {
@@ -137,8 +138,8 @@ impl PageTracker {
     /// When KVM refuses.
     pub fn capture(&mut self) -> Result<(Vec<Vec<u8>>, u64), KvmError> {
         let (mut parts, mut deltas) = (Vec::new(), PageDeltas::default());
-        self.catch_up(Flush::Tlb, |page, old, new| {
-            deltas.push(page, old, new);
+        self.catch_up(Flush::Tlb, |page, new, runs| {
+            deltas.push(page, new, runs);
             if deltas.len_bytes() >= PART_BYTES {
                 parts.push(deltas.finish());
             }
@@ -157,7 +158,7 @@ impl PageTracker {
             let dirty = Dirty::read(log, memory, slot, region)?;
             for index in dirty.pages() {
                 let (live, copy) = (live_page(memory, slot, index), region.copy_of(index));
-                let changed = differs(live, copy);
+                let changed = live != copy;
                 if changed {
                     live.copy_from_slice(copy);
                 }
@@ -179,8 +180,7 @@ impl PageTracker {
                 let range = offset..offset + words.len();
                 live_page(memory, slot, index)[range.clone()].copy_from_slice(words);
                 let copy = &mut region.copy_of(index)[range];
-                let first_word = page * WORDS + (offset / WORD_BYTES) as u64;
-                *digest = digest.wrapping_add(digest_change(first_word, copy, words));
+                *digest = digest.wrapping_add(digest_change(page, offset, copy, words));
                 copy.copy_from_slice(words);
             })?;
             if let Some(page) = unknown {
@@ -192,17 +192,25 @@ impl PageTracker {
 
     /// Tells of every page that changed, and leaves everything as it was for the next look; the digest of
     /// memory.
-    fn peek(&mut self, mut visit: impl FnMut(u64, &[u8], &[u8])) -> Result<u64, KvmError> {
+    fn peek(
+        &mut self,
+        mut visit: impl FnMut(u64, &[u8], &[Range<usize>]),
+    ) -> Result<u64, KvmError> {
         let mut digest = self.digest;
+        let mut runs = Vec::new();
         let Self { log, memory, regions, .. } = self;
         for (slot, (region, mapping)) in regions.iter_mut().zip(memory.iter()).enumerate() {
             for index in Dirty::read(log, memory, slot, region)?.pages() {
                 let live = live_page(memory, slot, index);
                 let page = region.first_page + index as u64;
                 let copy = region.copy_of(index);
-                if differs(live, copy) {
-                    visit(page, copy, live);
-                    digest = digest.wrapping_add(digest_change(page * WORDS, copy, live));
+                find_runs(copy, live, &mut runs);
+                if !runs.is_empty() {
+                    visit(page, live, &runs);
+                    for run in &runs {
+                        let (old, new) = (&copy[run.clone()], &live[run.clone()]);
+                        digest = digest.wrapping_add(digest_change(page, run.start, old, new));
+                    }
                     // Reading has reset it.
                     mapping.bitmap().mark_dirty(index * PAGE_BYTES, 1);
                 }
@@ -211,26 +219,30 @@ impl PageTracker {
         Ok(digest)
     }
 
-    /// Copies every page that changed, and tells of it: page, old content, new content.
+    /// Copies every page that changed, and tells of it: page, new content, where it changed.
     fn catch_up(
         &mut self,
         flush: Flush,
-        mut visit: impl FnMut(u64, &[u8], &[u8]),
+        mut visit: impl FnMut(u64, &[u8], &[Range<usize>]),
     ) -> Result<(), KvmError> {
+        let mut runs = Vec::new();
         let Self { log, memory, regions, digest } = self;
         for (slot, region) in regions.iter_mut().enumerate() {
             let dirty = Dirty::read(log, memory, slot, region)?;
             for index in dirty.pages() {
                 let live = live_page(memory, slot, index);
-                let changed = differs(live, region.copy_of(index));
-                region.note(index, changed);
-                if changed {
-                    let page = region.first_page + index as u64;
-                    let copy = region.copy_of(index);
-                    visit(page, copy, live);
-                    *digest = digest.wrapping_add(digest_change(page * WORDS, copy, live));
-                    copy.copy_from_slice(live);
+                let page = region.first_page + index as u64;
+                let copy = region.copy_of(index);
+                find_runs(copy, live, &mut runs);
+                if !runs.is_empty() {
+                    visit(page, live, &runs);
                 }
+                for run in &runs {
+                    let (old, new) = (&mut copy[run.clone()], &live[run.clone()]);
+                    *digest = digest.wrapping_add(digest_change(page, run.start, old, new));
+                    old.copy_from_slice(new);
+                }
+                region.note(index, !runs.is_empty());
             }
             dirty.protect(log, slot, region, flush)?;
         }
@@ -258,14 +270,11 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word))
 }
 
-fn differs(a: &[u8], b: &[u8]) -> bool {
-    words(a).zip(words(b)).any(|(a, b)| a != b)
-}
-
-/// How memory's digest changes when `old` becomes `new`, both from word `first_word` on. The digest is the sum
-/// of a number for each word that is not zero, so a change costs as much as it changes, and untouched memory
+/// How memory's digest changes when `old` becomes `new`, both from byte `offset` of `page` on. The digest is the
+/// sum of a number for each word that is not zero, so a change costs as much as it changes, and untouched memory
 /// nothing.
-fn digest_change(first_word: u64, old: &[u8], new: &[u8]) -> u64 {
+fn digest_change(page: u64, offset: usize, old: &[u8], new: &[u8]) -> u64 {
+    let first_word = page * WORDS + (offset / WORD_BYTES) as u64;
     let changes =
         (first_word..).zip(words(old).zip(words(new))).filter(|(_, (old, new))| old != new);
     changes.fold(0, |sum: u64, (word, (old, new))| {
