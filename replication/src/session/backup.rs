@@ -14,8 +14,6 @@ use crate::record::{Ordinal, OutputOrdinal, Term};
 /// Log bytes the backup executes before it says so without having been asked: often enough that a
 /// waiting primary goes on, seldom enough to cost nothing.
 const REPORT_BYTES: u64 = 64 << 10;
-/// A backup that caught up and has said nothing for so long says where it is.
-const REPORT_PAUSE_NS: u64 = 5_000_000;
 
 /// What the backup waits for, or that it no longer waits.
 #[derive(Debug)]
@@ -249,13 +247,11 @@ impl Backup {
     }
 
     fn on_executed(&mut self, cx: &mut Context<'_>, through: Ordinal) {
-        let finished_bytes = self.window.on_executed(through);
-        self.unreported_bytes += finished_bytes;
+        self.unreported_bytes += self.window.on_executed(through);
         let unreported_exits = through.0.saturating_sub(self.reported_through.0);
         let much = self.unreported_bytes >= REPORT_BYTES || unreported_exits >= REPORT_EXITS;
-        let caught_up = finished_bytes > 0 && self.window.unexecuted_bytes() == 0;
-        let quiet = cx.now_ns - cx.link.last_sent_ns >= REPORT_PAUSE_NS;
-        if matches!(self.phase, Phase::Following) && (much || caught_up && quiet) {
+        // How far it is between two heartbeats nobody needs to know.
+        if matches!(self.phase, Phase::Following) && much {
             self.acknowledge(cx);
         }
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{Check, CursorStep, Ordinal, OutputDigest, Record, SessionEvent};
+use ftvmm_replication::{Check, CursorStep, Event, Ordinal, OutputDigest, Record, SessionEvent};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::TimerSetTimeFlags;
 use nix::sys::timerfd::{Expiration, TimerFd};
@@ -59,6 +59,8 @@ impl LogSink for PeerLog {
         if state.records_log() {
             state.log.push(record);
             state.unsent = true;
+            state.client_waits |=
+                matches!(record.event, Event::Input(Input::NetRx { .. } | Input::ConsoleRx { .. }));
             // A big slice fills several groups while the guest stands still.
             if state.log.body_bytes() >= GROUP_BYTES {
                 self.peer.send_log(&mut state);
@@ -79,10 +81,13 @@ impl LogSink for PeerLog {
         state.unsent = true;
         let now_ns = self.peer.clock.host_now_ns();
         let pause_ns = state.horizon_ns.max(state.send_cost_ns * SEND_SHARE);
+        let unsent_since_ns = *state.unsent_since_ns.get_or_insert(now_ns);
         let due = if state.session.lag_exits() >= BUSY_EXITS {
             at.0 >= state.sent_horizon.0 + BUSY_EXITS / 2
         } else {
-            now_ns >= state.log_sent_ns + pause_ns
+            // What a client waits for need not wait for more.
+            let since_ns = if state.client_waits { state.log_sent_ns } else { unsent_since_ns };
+            now_ns >= since_ns + pause_ns
         };
         if due {
             self.peer.send_log(&mut state);

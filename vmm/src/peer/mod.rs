@@ -262,6 +262,8 @@ impl Peer {
         }
         let bytes = state.log.finish(state.horizon);
         state.counters.log_bytes += bytes.len() as u64;
+        state.unsent_since_ns = None;
+        state.client_waits = false;
         state.log_sent_ns = self.clock.host_now_ns();
         state.sent_horizon = state.horizon;
         self.step_locked(state, SessionEvent::Group { bytes });

@@ -26,6 +26,10 @@ pub struct State {
     pub log: GroupEncoder,
     pub horizon: Ordinal,
     pub unsent: bool,
+    /// When the guest left the first exit of which the backup does not know.
+    pub unsent_since_ns: Option<u64>,
+    /// Something from outside is unsent.
+    pub client_waits: bool,
     pub log_sent_ns: u64,
     pub sent_horizon: Ordinal,
     pub horizon_ns: u64,
@@ -73,6 +77,8 @@ impl State {
             log: GroupEncoder::new(),
             horizon: Ordinal(0),
             unsent: false,
+            unsent_since_ns: None,
+            client_waits: false,
             log_sent_ns: 0,
             sent_horizon: Ordinal(0),
             horizon_ns,
