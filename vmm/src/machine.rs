@@ -119,6 +119,7 @@ impl Machine {
             chain: self.chain.digest(),
             reads_clock: self.reads_clock(exit),
             deadline_ns: self.board.next_deadline_ns(),
+            owes_ticks: self.board.owes_ticks(),
             halted: exit == Exit::Hlt
                 && self.vcpu.interrupts_enabled()
                 && !self.board.interrupt_pending(),

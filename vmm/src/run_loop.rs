@@ -31,6 +31,8 @@ pub struct Situation {
     pub reads_clock: bool,
     /// Guest time at which the next timer event is due, in nanoseconds since power-on.
     pub deadline_ns: Option<u64>,
+    /// The guest's timer owes it ticks: they come one at a time, so it falls behind while they wait.
+    pub owes_ticks: bool,
     /// The guest executed HLT and nothing wakes it yet: the source should wait for an input.
     pub halted: bool,
     /// The network card has buffers for frames.

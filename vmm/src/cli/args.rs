@@ -95,8 +95,8 @@ pub struct RunArgs {
     /// Longest time the log is held back before the backup gets it, in microseconds
     #[arg(long, value_name = "US", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     pub horizon_us: u64,
-    /// Longest time an input waits for a guest that computes without an exit, in milliseconds; without this option 5, and
-    /// 100 for the timer of a guest that boots
+    /// Longest time an input waits for a guest that computes without an exit, in milliseconds; without this option 5, for
+    /// the guest's timer up to 50 where slices are dear, and 100 while it boots
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub max_input_delay: Option<u64>,
     /// Exits between two checks of exits and registers in the log; 0 for none

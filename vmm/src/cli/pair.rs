@@ -9,7 +9,9 @@ use ftvmm_replication::session::policy::{
 use ftvmm_replication::witness::Witness;
 
 use super::args::{OnDivergence, Release, Role, RunArgs};
-use super::run::{check_plan, create_log, digest_at, guest_config, live_queue, report, verdict};
+use super::run::{
+    check_plan, create_log, digest_at, guest_config, input_delays, live_queue, report, verdict,
+};
 use super::{CommandError, host, write_report};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
@@ -179,7 +181,7 @@ impl Parts {
         let Self { peer, queue, alarm, tail, role } = self;
         let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
-        let live = LiveInputs::new(queue, clock, 0, alarm);
+        let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
         let mut outputs = PeerOutputs::new(peer.clone());
         let mut log = PeerLog::new(peer.clone(), tail, recording);
         let (result, went_on) = if args.role == Role::Backup {

@@ -17,7 +17,9 @@ use crate::host::{
     BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
     read_console, resting_timer,
 };
-use crate::input::{Alarm, CheckPlan, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded};
+use crate::input::{
+    Alarm, CheckPlan, FileLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Recorded,
+};
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
 use crate::report::{Report, hex};
@@ -61,15 +63,17 @@ pub fn check_plan(args: &RunArgs) -> CheckPlan {
     }
 }
 
-/// How long an input waits for an exit, and a tick of a guest that boots.
-const INPUT_DELAYS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// How long inputs wait for an exit of a recorded guest.
+pub fn input_delays(args: &RunArgs) -> InputDelays {
+    args.max_input_delay
+        .map(Duration::from_millis)
+        .map_or_else(InputDelays::default, InputDelays::all)
+}
 
 /// Where live inputs wait, and what waits for them to be overdue.
 pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
-    let asked = args.max_input_delay.map(Duration::from_millis);
-    let (max_delay, boot_delay) = asked.map_or(INPUT_DELAYS, |delay| (delay, delay));
-    let queue = Arc::new(LiveQueue::new(timer.clone(), max_delay, boot_delay));
+    let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }
@@ -121,7 +125,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     read_console(queue.clone(), &terminal).map_err(host("console thread"))?;
 
     let clock = GuestClock::anchored(HostClock::host_start(), 0, 0);
-    let live = LiveInputs::new(queue, clock, 0, alarm);
+    let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
     let started = clock.host_now_ns();
     let result = match &mut log {
         None => run_loop::run(&mut machine, &mut { live }, &mut outputs),

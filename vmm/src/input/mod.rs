@@ -1,14 +1,20 @@
 //! Where inputs come from: the live host, the live host with a log beside it, or a log.
 
+mod alarm;
 mod file_log;
 mod live;
+mod live_queue;
+mod patience;
 mod recorded;
 mod replay;
 
 use thiserror::Error;
 
+pub use alarm::Alarm;
 pub use file_log::FileLog;
-pub use live::{Alarm, GuestClock, LiveInputs, LiveQueue};
+pub use live::{GuestClock, LiveInputs};
+pub use live_queue::LiveQueue;
+pub use patience::InputDelays;
 pub use recorded::{CheckPlan, LogSink, Recorded};
 pub use replay::LogInputs;
 

@@ -1,0 +1,194 @@
+//! What arrives on the live host, until the vCPU's thread takes it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::timerfd::TimerFd;
+
+use super::GuestClock;
+use super::alarm::{once_after, set_timer};
+use crate::kvm::Kicker;
+use crate::run_loop::StopCause;
+
+/// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch would.
+const FRAMES_MAX: usize = 1024;
+/// Typed bytes kept for a guest that does not take them.
+const CONSOLE_BYTES_MAX: usize = 64 * 1024;
+/// What follows at once comes along.
+const SHORTEST_WAIT: Duration = Duration::from_micros(100);
+
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub(super) frames: VecDeque<Vec<u8>>,
+    pub(super) console: VecDeque<u8>,
+    pub(super) stop: Option<StopCause>,
+    /// Asked to stop twice: do not wait for the guest's next exit.
+    pub(super) stop_at_once: bool,
+    /// What waits has waited long enough for the guest to make an exit.
+    pub(super) overdue: bool,
+    /// When the guest left its last exit: the clock and what it showed.
+    pub(super) left: Option<(GuestClock, u64)>,
+    /// The vCPU's thread waits for [`LiveQueue::arrived`].
+    halted: bool,
+    /// The guest of this host follows another's log: what arrives is the other host's to log.
+    closed: bool,
+    kicker: Option<Kicker>,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.console.is_empty() && self.stop.is_none()
+    }
+
+    fn kick(&self) {
+        if let Some(kicker) = &self.kicker {
+            kicker.kick();
+        }
+    }
+}
+
+/// Between the host's I/O thread, which fills it, and the vCPU's thread, which takes.
+pub struct LiveQueue {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+    unrecorded: AtomicBool,
+    /// Fires when there has been no exit for an input for long enough ([`Self::overdue`]).
+    patience: Arc<TimerFd>,
+    patience_lasts: Duration,
+}
+
+impl LiveQueue {
+    /// A queue whose inputs wait for an exit of a recorded guest until its last one is `patience_lasts` ago. Whoever waits
+    /// for `patience` calls [`Self::overdue`].
+    pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            arrived: Condvar::new(),
+            unrecorded: AtomicBool::new(false),
+            patience,
+            patience_lasts,
+        }
+    }
+
+    /// Gives the queue the means to interrupt the running guest.
+    pub fn kick_with(&self, kicker: Kicker) {
+        self.lock().kicker = Some(kicker);
+    }
+
+    /// Says whether arriving inputs are dropped, because the guest follows another host's log.
+    pub fn set_closed(&self, closed: bool) {
+        self.lock().closed = closed;
+    }
+
+    /// Says whether inputs interrupt the running guest and reach it between exits, where no log could name
+    /// them.
+    pub fn set_unrecorded(&self, unrecorded: bool) {
+        self.unrecorded.store(unrecorded, Ordering::Release);
+    }
+
+    pub(super) fn is_unrecorded(&self) -> bool {
+        self.unrecorded.load(Ordering::Acquire)
+    }
+
+    /// Hands over a frame from the tap.
+    pub fn push_frame(&self, frame: Vec<u8>) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let was_empty = waiting.is_empty();
+        if waiting.frames.len() == FRAMES_MAX {
+            waiting.frames.pop_front();
+        }
+        waiting.frames.push_back(frame);
+        self.wake(waiting, was_empty);
+    }
+
+    /// Hands over typed bytes.
+    pub fn push_console(&self, bytes: &[u8]) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let was_empty = waiting.is_empty();
+        let room = CONSOLE_BYTES_MAX - waiting.console.len();
+        waiting.console.extend(&bytes[..bytes.len().min(room)]);
+        self.wake(waiting, was_empty);
+    }
+
+    /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest is.
+    pub fn stop(&self, cause: StopCause) {
+        let mut waiting = self.lock();
+        if waiting.stop.replace(cause).is_some() {
+            waiting.stop_at_once = true;
+            waiting.kick();
+        }
+        self.wake(waiting, true);
+    }
+
+    /// Makes the guest's thread look at the clock: a timer of the guest is due.
+    pub fn alarm(&self) {
+        self.rouse(&self.lock());
+    }
+
+    /// Something has waited for its exit long enough.
+    pub fn overdue(&self) {
+        let mut waiting = self.lock();
+        waiting.overdue = !waiting.is_empty();
+        if waiting.overdue {
+            waiting.kick();
+        }
+    }
+
+    /// Makes `KVM_RUN` return.
+    pub fn kick_vcpu(&self) {
+        self.lock().kick();
+    }
+
+    /// `is_first` says that nothing had been waiting before.
+    fn wake(&self, waiting: MutexGuard<'_, Waiting>, is_first: bool) {
+        if waiting.halted || self.is_unrecorded() {
+            self.rouse(&waiting);
+        } else if is_first {
+            let since_ns =
+                waiting.left.map_or(0, |(clock, at)| clock.host_now_ns().saturating_sub(at));
+            let wait = self.patience_lasts.saturating_sub(Duration::from_nanos(since_ns));
+            let wait = wait.max(SHORTEST_WAIT);
+            set_timer(&self.patience, Some(once_after(wait)));
+        }
+    }
+
+    /// Wakes the vCPU's thread, whether it sleeps or runs the guest.
+    fn rouse(&self, waiting: &Waiting) {
+        if waiting.halted {
+            self.arrived.notify_one();
+        } else {
+            waiting.kick();
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until something arrives or an alarm goes off, at most for `longest`.
+    pub(super) fn sleep<'a>(
+        &self,
+        mut waiting: MutexGuard<'a, Waiting>,
+        longest: Option<Duration>,
+    ) -> MutexGuard<'a, Waiting> {
+        waiting.halted = true;
+        let mut waiting = match longest {
+            Some(longest) => {
+                let woken = self.arrived.wait_timeout(waiting, longest);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+        };
+        waiting.halted = false;
+        waiting
+    }
+}
