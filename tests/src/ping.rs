@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::lab::{Lab, LabError, at};
 
+/// A client that has waited so long for its answers gives up. Only a guest that is dead makes it pass.
+const GIVE_UP_AFTER_S: &str = "120";
+
 /// A running `ping`.
 pub struct Ping {
     child: Child,
@@ -16,12 +19,12 @@ pub struct Ping {
 pub struct Pinged {
     /// Round trips in the order they were answered.
     pub answered: Vec<Duration>,
-    /// Requests sent.
-    pub sent: usize,
+    /// Requests before the last one answered that were not.
+    pub lost: usize,
 }
 
 impl Ping {
-    /// Asks `address` for `count` echoes, one every `interval`, from the clients' network.
+    /// Asks `address` for an echo every `interval`, from the clients' network, until `count` have come.
     ///
     /// # Errors
     /// When `ping` cannot be started.
@@ -33,7 +36,9 @@ impl Ping {
     ) -> Result<Self, LabError> {
         let interval = interval.as_secs_f64().to_string();
         let child = lab
-            .client(&["ping", "-n", "-c", &count.to_string(), "-i", &interval, address])
+            .client(&["ping", "-n", "-c", &count.to_string(), "-i", &interval])
+            // Without it `ping` waits for the last answer only twice as long as for the others.
+            .args(["-w", GIVE_UP_AFTER_S, address])
             .stdout(Stdio::piped())
             .spawn()
             .map_err(at(Path::new("ping")))?;
@@ -50,15 +55,23 @@ impl Ping {
     }
 }
 
-/// Lines such as `64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.345 ms`, and the summary.
+/// Lines such as `64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.345 ms`.
 fn parse(text: &str) -> Pinged {
-    let answered = text.lines().filter_map(|line| {
-        let milliseconds: f64 = line.split_once("time=")?.1.split(' ').next()?.parse().ok()?;
-        Some(Duration::from_secs_f64(milliseconds / 1000.0))
-    });
-    let sent =
-        text.lines().find_map(|line| line.split_once(" packets transmitted")?.0.parse().ok());
-    Pinged { answered: answered.collect(), sent: sent.unwrap_or(0) }
+    let mut pinged = Pinged::default();
+    let mut last = 0;
+    for (number, took) in text.lines().filter_map(answer) {
+        pinged.answered.push(took);
+        last = last.max(number);
+    }
+    pinged.lost = last.saturating_sub(pinged.answered.len());
+    pinged
+}
+
+/// The number of the request and its round trip.
+fn answer(line: &str) -> Option<(usize, Duration)> {
+    let field = |name| line.split_once(name)?.1.split(' ').next();
+    let milliseconds: f64 = field("time=")?.parse().ok()?;
+    Some((field("icmp_seq=")?.parse().ok()?, Duration::from_secs_f64(milliseconds / 1000.0)))
 }
 
 #[cfg(test)]
@@ -73,7 +86,7 @@ mod tests {
                     --- 10.0.0.1 ping statistics ---\n\
                     3 packets transmitted, 2 received, 33% packet loss, time 2041ms\n";
         let pinged = parse(text);
-        assert_eq!(pinged.sent, 3);
+        assert_eq!(pinged.lost, 1);
         assert_eq!(pinged.answered, [Duration::from_micros(345), Duration::from_millis(12)]);
     }
 }

@@ -29,15 +29,16 @@ fn answers_while_computing(site: &Site) -> Result<(), Failed> {
     end_alike(site, &pair)?;
     let [primary, backup] = [site.report(&pair.primary_report)?, site.report(&pair.backup_report)?];
     println!(
-        "  {} of {} pings answered, {} slices, {} bytes of log",
+        "  {} pings answered, {} lost, {} slices, {} bytes of log",
         pinged.answered.len(),
-        pinged.sent,
+        pinged.lost,
         primary.slices,
         primary.log_bytes
     );
     equal("backup's slices", backup.slices, primary.slices)?;
     require(primary.slices > 0, "the guest computed without a slice")?;
-    equal("pings answered", pinged.answered.len(), PINGS)
+    equal("pings answered", pinged.answered.len(), PINGS)?;
+    equal("pings lost", pinged.lost, 0)
 }
 
 /// A backup that is in the middle of a computation goes on with it.

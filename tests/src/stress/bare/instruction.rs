@@ -26,7 +26,7 @@ pub enum Ring {
     Three,
 }
 
-/// Features of the minimal template (`vmm/src/cpu_template.rs`) that have instructions of their own. MSR and what else
+/// Features of the minimal template (`vmm/templates`) that have instructions of their own. MSR and what else
 /// is privileged is a #GP in ring 3 and refused in ring 0.
 const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::INTEL8086,
