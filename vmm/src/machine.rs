@@ -126,7 +126,8 @@ impl Machine {
             takes_frames: self.board.network_ready(),
             booting: self.is_booting()?,
             entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
-            takes_interrupt: self.vcpu.can_take_interrupt()?,
+            // Asked only where there is no exit to answer: it may cost a call.
+            takes_interrupt: !exit.is_synchronous() && self.vcpu.can_take_interrupt()?,
         })
     }
 

@@ -41,7 +41,7 @@ pub struct Situation {
     pub booting: bool,
     /// Random bytes the guest's entropy source could take.
     pub entropy_wanted_bytes: u64,
-    /// An interrupt could be delivered here.
+    /// Between two exits: an interrupt could be delivered here.
     pub takes_interrupt: bool,
 }
 

@@ -1,5 +1,6 @@
 //! `--role primary|backup`: two hosts in lockstep.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ftvmm_replication::End;
@@ -165,10 +166,8 @@ struct Parts {
 
 impl Parts {
     fn run(self, args: &RunArgs, guest: Guest, config: &GuestConfig) -> Result<(), CommandError> {
-        let recording = match &args.record {
-            Some(path) => Some(create_log(path, &guest.log_header(config))?),
-            None => None,
-        };
+        let create = |path: &PathBuf| create_log(path, &guest.log_header(config));
+        let recording = args.record.as_ref().map(create).transpose()?;
         let mut machine = guest.power_on(config);
         tracing::info!("the guest is switched on");
         if let Some(fault) = args.inject_fault {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ftvmm_devices::Output;
 use ftvmm_replication::{End, LogReader, MemoryLook, Ordinal};
@@ -59,13 +59,11 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         let why = format!("was made with another guest: {difference}");
         return Err(CommandError::Recording { path: args.file.clone(), why });
     }
-    let mut log = match &args.record {
-        Some(path) => {
-            refuse_same_file(&args.file, path)?;
-            Some(create_log(path, &guest.log_header(&config))?)
-        }
-        None => None,
+    let create = |path: &PathBuf| {
+        refuse_same_file(&args.file, path)?;
+        create_log(path, &guest.log_header(&config))
     };
+    let mut log = args.record.as_ref().map(create).transpose()?;
     let mut machine = guest.power_on(&config);
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);

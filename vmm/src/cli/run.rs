@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,10 +104,8 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(tap) = tap {
         waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
     }
-    let mut log = match &args.record {
-        Some(path) => Some(create_log(path, &guest.log_header(&config))?),
-        None => None,
-    };
+    let create = |path: &PathBuf| create_log(path, &guest.log_header(&config));
+    let mut log = args.record.as_ref().map(create).transpose()?;
     let kicked = queue.clone();
     let ticker = Ticker::new(move || kicked.alarm())?;
     let alarm = Alarm::new(ticker.timer());

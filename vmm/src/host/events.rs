@@ -9,7 +9,6 @@ use std::time::Duration;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::time::TimeSpec;
 use nix::sys::timer::TimerSetTimeFlags;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
 use thiserror::Error;
@@ -174,6 +173,18 @@ pub fn resting_timer() -> Result<Arc<TimerFd>, HostEventsError> {
     Ok(Arc::new(timer))
 }
 
+/// Has `timer` fire once, `after` so long; `None` stops it.
+pub fn set_timer(timer: &TimerFd, after: Option<Duration>) {
+    let once = |after: Duration| Expiration::OneShot(after.max(Duration::from_nanos(1)).into());
+    let answer = match after {
+        Some(after) => timer.set(once(after), TimerSetTimeFlags::empty()),
+        None => timer.unset(),
+    };
+    if let Err(error) = answer {
+        tracing::error!(%error, "a timer cannot be set");
+    }
+}
+
 /// A timer that calls a function when it fires.
 pub struct Ticker<F> {
     timer: Arc<TimerFd>,
@@ -192,17 +203,6 @@ impl<F: FnMut()> Ticker<F> {
     /// Calls `on_tick` when `timer` fires.
     pub fn on(timer: Arc<TimerFd>, on_tick: F) -> Self {
         Self { timer, on_tick }
-    }
-
-    /// A timer that fires every `period_ns`.
-    ///
-    /// # Errors
-    /// When the host refuses a timer.
-    pub fn every(period_ns: u64, on_tick: F) -> Result<Self, HostEventsError> {
-        let ticker = Self::new(on_tick)?;
-        let period = Expiration::Interval(TimeSpec::from(Duration::from_nanos(period_ns.max(1))));
-        ticker.timer.set(period, TimerSetTimeFlags::empty()).map_err(std::io::Error::from)?;
-        Ok(ticker)
     }
 
     /// The timer, to be set.

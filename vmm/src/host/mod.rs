@@ -10,7 +10,8 @@ mod witness_file;
 
 pub use console::{RawTerminal, read_console};
 pub use events::{
-    BlockedSignals, EventLoop, HostEventsError, Subscriber, TapReader, Ticker, resting_timer, watch,
+    BlockedSignals, EventLoop, HostEventsError, Subscriber, TapReader, Ticker, resting_timer,
+    set_timer, watch,
 };
 pub use outputs::{HostOutputs, print_console};
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::time::TimeSpec;
-use nix::sys::timer::TimerSetTimeFlags;
-use nix::sys::timerfd::{Expiration, TimerFd};
+use nix::sys::timerfd::TimerFd;
+
+use crate::host::set_timer;
 
 /// Interrupts a running guest when its timer is due, or long overdue where the run is recorded.
 pub struct Alarm {
@@ -25,21 +25,7 @@ impl Alarm {
             return;
         }
         self.set_for_ns = at_ns;
-        let delay = |at: u64| Duration::from_nanos(at.saturating_sub(now_ns).max(1));
-        set_timer(&self.timer, at_ns.map(|at| once_after(delay(at))));
-    }
-}
-
-pub(super) fn once_after(delay: Duration) -> Expiration {
-    Expiration::OneShot(TimeSpec::from(delay))
-}
-
-pub(super) fn set_timer(timer: &TimerFd, expiration: Option<Expiration>) {
-    let answer = match expiration {
-        Some(expiration) => timer.set(expiration, TimerSetTimeFlags::empty()),
-        None => timer.unset(),
-    };
-    if let Err(error) = answer {
-        tracing::error!(%error, "a timer cannot be set");
+        let after = at_ns.map(|at| Duration::from_nanos(at.saturating_sub(now_ns)));
+        set_timer(&self.timer, after);
     }
 }

@@ -16,7 +16,7 @@ const GROUP_NS: u64 = 1_000_000_000;
 const GROUP_EXITS: u64 = 4096;
 
 /// A group that holds this much does not wait for the guest to leave its exit.
-const SLICE_GROUP_BYTES: u64 = 1 << 20;
+pub const SLICE_GROUP_BYTES: u64 = 1 << 20;
 
 /// Writes a recording.
 pub struct FileLog<W: Write> {

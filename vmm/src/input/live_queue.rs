@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::timerfd::TimerFd;
 
 use super::GuestClock;
-use super::alarm::{once_after, set_timer};
+use crate::host::set_timer;
 use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
 
@@ -157,7 +157,7 @@ impl LiveQueue {
                 waiting.left.map_or(0, |(clock, at)| clock.host_now_ns().saturating_sub(at));
             let wait = self.patience_lasts.saturating_sub(Duration::from_nanos(since_ns));
             let wait = wait.max(SHORTEST_WAIT);
-            set_timer(&self.patience, Some(once_after(wait)));
+            set_timer(&self.patience, Some(wait));
         }
     }
 

@@ -11,7 +11,7 @@ mod replay;
 use thiserror::Error;
 
 pub use alarm::Alarm;
-pub use file_log::FileLog;
+pub use file_log::{FileLog, SLICE_GROUP_BYTES};
 pub use live::{GuestClock, LiveInputs};
 pub use live_queue::LiveQueue;
 pub use patience::InputDelays;

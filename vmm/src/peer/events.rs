@@ -3,15 +3,16 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
 
 use super::{Channel, Peer};
-use crate::host::{HostEventsError, Ticker, watch};
+use crate::host::{HostEventsError, Ticker, resting_timer, set_timer, watch};
 
-/// How often the peer looks at the clock, in nanoseconds.
-const TICK_NS: u64 = 10_000_000;
+/// The peer looks at the clock no more often than this.
+const SHORTEST_TICK: Duration = Duration::from_millis(1);
 
 /// The channel, and on a primary the port where a backup knocks.
 pub struct ChannelEvents {
@@ -110,7 +111,8 @@ impl Peer {
         self.settle(&mut state);
     }
 
-    fn tick(self: &Arc<Self>) {
+    /// Lets time pass; how long until it should again.
+    fn tick(self: &Arc<Self>) -> Duration {
         let mut state = self.lock();
         let now_ns = self.clock.host_now_ns();
         if state.session.next_deadline_ns().is_some_and(|deadline_ns| deadline_ns <= now_ns) {
@@ -118,6 +120,10 @@ impl Peer {
         }
         state.announce(now_ns);
         self.settle(&mut state);
+        // What happens until then may set an earlier deadline.
+        let latest_ns = now_ns + self.heartbeat_ns;
+        let next_ns = state.session.next_deadline_ns().unwrap_or(latest_ns).min(latest_ns);
+        Duration::from_nanos(next_ns.saturating_sub(now_ns)).max(SHORTEST_TICK)
     }
 
     /// A timer that keeps the session's time.
@@ -126,7 +132,9 @@ impl Peer {
     /// When the host refuses a timer.
     pub fn ticker(self: &Arc<Self>) -> Result<Ticker<impl FnMut() + use<>>, HostEventsError> {
         let peer = Arc::clone(self);
-        Ticker::every(TICK_NS, move || peer.tick())
+        let timer = resting_timer()?;
+        set_timer(&timer, Some(SHORTEST_TICK));
+        Ok(Ticker::on(timer.clone(), move || set_timer(&timer, Some(peer.tick()))))
     }
 
     /// A timer for [`super::PeerLog`]: sends what the guest left behind before it went computing.

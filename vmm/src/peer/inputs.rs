@@ -2,20 +2,19 @@
 //! sides, and the backup's input source.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ftvmm_devices::{Input, Output};
 use ftvmm_replication::{Check, CursorStep, Event, Ordinal, OutputDigest, Record, SessionEvent};
-use nix::sys::time::TimeSpec;
-use nix::sys::timer::TimerSetTimeFlags;
-use nix::sys::timerfd::{Expiration, TimerFd};
+use nix::sys::timerfd::TimerFd;
 
 use super::Peer;
-use crate::host::print_console;
-use crate::input::{FileLog, GuestClock, InputError, LiveInputs, LogSink};
+use crate::host::{print_console, set_timer};
+use crate::input::{FileLog, GuestClock, InputError, LiveInputs, LogSink, SLICE_GROUP_BYTES};
 use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
 
-/// How long the end of a burst of exits may stay unsent when the guest goes computing, in nanoseconds.
-const TAIL_NS: i64 = 2_000_000;
+/// How long the end of a burst of exits may stay unsent when the guest goes computing.
+const TAIL: Duration = Duration::from_millis(2);
 /// Exits after which a backup that never waits says how far it is.
 const REPORT_EVERY_EXITS: u64 = 256;
 
@@ -25,9 +24,6 @@ const SEND_SHARE: u64 = 20;
 
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
-
-/// A group does not wait for its horizon when it holds this much.
-const GROUP_BYTES: u64 = 1 << 20;
 
 type Recording = FileLog<std::fs::File>;
 
@@ -62,7 +58,7 @@ impl LogSink for PeerLog {
             state.client_waits |=
                 matches!(record.event, Event::Input(Input::NetRx { .. } | Input::ConsoleRx { .. }));
             // A big slice fills several groups while the guest stands still.
-            if state.log.body_bytes() >= GROUP_BYTES {
+            if state.log.body_bytes() >= SLICE_GROUP_BYTES {
                 self.peer.send_log(&mut state);
             }
         }
@@ -92,10 +88,7 @@ impl LogSink for PeerLog {
         if due {
             self.peer.send_log(&mut state);
         } else if !std::mem::replace(&mut state.tail_armed, true) {
-            let once = Expiration::OneShot(TimeSpec::new(0, TAIL_NS));
-            if let Err(error) = self.tail.set(once, TimerSetTimeFlags::empty()) {
-                tracing::error!(%error, "the log's timer cannot be set");
-            }
+            set_timer(&self.tail, Some(TAIL));
         }
         if state.congested {
             self.peer.send_log(&mut state);

@@ -94,6 +94,7 @@ pub struct Peer {
     holder: String,
     queue: Arc<LiveQueue>,
     clock: HostClock,
+    heartbeat_ns: u64,
 }
 
 impl Peer {
@@ -103,7 +104,7 @@ impl Peer {
     /// When the session's configuration cannot work.
     pub fn new(config: PeerConfig) -> Result<Arc<Self>, SessionConfigError> {
         let PeerConfig { session, witness, holder, tap, net_mac, queue, horizon_ns, .. } = config;
-        let role = session.role;
+        let (role, heartbeat_ns) = (session.role, session.heartbeat_ns);
         let session = Session::new(session)?;
         queue.set_closed(role == Role::Backup);
         let mut state = State::new(role, session, tap, net_mac, queue.clone(), horizon_ns);
@@ -116,6 +117,7 @@ impl Peer {
             holder,
             queue,
             clock: HostClock::host_start(),
+            heartbeat_ns,
         }))
     }
 
