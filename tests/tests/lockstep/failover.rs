@@ -5,6 +5,9 @@ use super::*;
 /// Rounds unless `FTVMM_ROUNDS` says otherwise.
 pub const ROUNDS: u64 = 10;
 const DOWNLOAD_BYTES: u64 = 8 * MIB;
+/// Some seconds of each.
+const CLOCK_READINGS: u64 = 20_000;
+const TSC_READINGS: u64 = 5_000;
 /// In one round of so many the backup's host dies instead of the primary's.
 const BACKUP_DIES_EVERY: u64 = 4;
 /// What the guest's console shows on the way to its servers.
@@ -91,6 +94,21 @@ impl Round {
     }
 }
 
+/// The primary's host dies while programs read the kernel's clock and the time stamp counter; each fails when
+/// what it reads goes back.
+fn clocks(site: &Site) -> Result<(), Failed> {
+    let script = format!(
+        "echo BEGIN; clockres {CLOCK_READINGS} && rdtsc {TSC_READINGS} && echo FORWARD; poweroff -f"
+    );
+    let cmdline = format!("ftguest.run=\"{script}\"");
+    let pair = site.pair(&RunOptions { cmdline, ..options(&[]) })?;
+    wait_for(&pair.backup, "BEGIN")?;
+    site.lab.host(0).kill();
+    wait_for(&pair.backup, "FORWARD")?;
+    ends_with("survivor", &pair.backup, GOOD)?;
+    equal("take-overs", site.report(&pair.backup_report)?.takeovers, 1)
+}
+
 pub fn cases(seed: u64, rounds: u64) -> impl Iterator<Item = (String, Case)> {
     let tiny = (0..rounds).map(move |number| {
         let round = Round::new(number, Rng::with_seed(seed.wrapping_add(number)));
@@ -99,7 +117,7 @@ pub fn cases(seed: u64, rounds: u64) -> impl Iterator<Item = (String, Case)> {
     let stock = [GuestKernel::Cloud, GuestKernel::Generic].map(|kernel| {
         (format!("failover-{}", kernel.name()), Round::with(kernel, Rng::with_seed(seed)))
     });
-    tiny.chain(stock).map(move |(name, round)| {
+    let rounds = tiny.chain(stock).map(move |(name, round)| {
         let case: Case = Box::new(move |site| {
             let again = |why: Failed| {
                 let why = why.message().unwrap_or_default().to_owned();
@@ -108,5 +126,7 @@ pub fn cases(seed: u64, rounds: u64) -> impl Iterator<Item = (String, Case)> {
             round.run(site).map_err(again)
         });
         (name, case)
-    })
+    });
+    let clocks: Case = Box::new(clocks);
+    rounds.chain([("failover-clocks".to_owned(), clocks)])
 }
