@@ -96,7 +96,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "US", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     pub horizon_us: u64,
     /// Longest time an input waits for a guest that computes without an exit, in milliseconds; without this option 5, for
-    /// the guest's timer up to 50 where slices are dear, and 100 while it boots
+    /// the guest's timer up to 100 where slices are dear or it boots
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub max_input_delay: Option<u64>,
     /// Exits between two checks of exits and registers in the log; 0 for none

@@ -11,34 +11,28 @@ use std::time::Duration;
 const REST_PER_SLICE: u64 = 2;
 /// Likewise for a slice that only a tick asks for, at most [`InputDelays::ticks`]: a guest that computes then loses at
 /// most one part in so many to them.
-const REST_PER_TICK_SLICE: u64 = 25;
+const REST_PER_TICK_SLICE: u64 = 40;
 
 /// The longest waits for an exit of a guest that makes none.
 #[derive(Clone, Copy, Debug)]
 pub struct InputDelays {
     /// Of what comes from outside: frames, typed bytes, a request to stop.
     pub inputs: Duration,
-    /// Of the guest's timer, where slices are dear; where they are not, [`Self::inputs`].
+    /// Of the guest's timer, where slices are dear; where they are not, [`Self::inputs`]. They are while a guest boots: it
+    /// writes much of its memory, which a slice would have to ship, and nobody has heard of it yet.
     pub ticks: Duration,
-    /// Of the timer of a guest that boots: it writes much of its memory, which a slice would have to ship, and nobody has
-    /// heard of it yet.
-    pub boot_ticks: Duration,
 }
 
 impl Default for InputDelays {
     fn default() -> Self {
-        Self {
-            inputs: Duration::from_millis(5),
-            ticks: Duration::from_millis(50),
-            boot_ticks: Duration::from_millis(100),
-        }
+        Self { inputs: Duration::from_millis(5), ticks: Duration::from_millis(100) }
     }
 }
 
 impl InputDelays {
     /// The same for everything.
     pub fn all(delay: Duration) -> Self {
-        Self { inputs: delay, ticks: delay, boot_ticks: delay }
+        Self { inputs: delay, ticks: delay }
     }
 
     /// How long after its last exit a guest is stopped for an input. The rest is for one that cannot take an interrupt then.
@@ -103,7 +97,7 @@ impl Patience {
     /// When what came at `since_ns` has waited as long as it may.
     pub(super) fn ends_ns(&self, whom: For, since_ns: u64, booting: bool) -> u64 {
         let delay = match whom {
-            For::Tick if booting => self.delays.boot_ticks,
+            For::Tick if booting => self.delays.ticks,
             _ => self.delays.inputs,
         };
         (since_ns + delay.as_nanos() as u64).max(self.rests_until_ns(whom))
@@ -132,12 +126,13 @@ mod tests {
     #[test]
     fn ticks_wait_longer_where_slices_are_dear() {
         let cheap = after_slice_of(MS / 10);
+        assert_eq!(cheap.ends_ns(For::Tick, 110 * MS, true), 210 * MS, "booting");
         assert_eq!(cheap.ends_ns(For::Tick, 110 * MS, false), 115 * MS);
         let dear = after_slice_of(MS);
-        assert_eq!(dear.ends_ns(For::Tick, 110 * MS, false), 126 * MS);
+        assert_eq!(dear.ends_ns(For::Tick, 110 * MS, false), 141 * MS);
         assert_eq!(dear.ends_ns(For::Input, 110 * MS, false), 115 * MS);
         let dearest = after_slice_of(20 * MS);
-        assert_eq!(dearest.ends_ns(For::Tick, 125 * MS, false), 170 * MS);
+        assert_eq!(dearest.ends_ns(For::Tick, 125 * MS, false), 220 * MS);
         assert_eq!(dearest.ends_ns(For::Input, 118 * MS, false), 125 * MS);
         assert_eq!(dearest.rests_until_ns(For::Input), 125 * MS);
     }
