@@ -256,15 +256,19 @@ impl InputSource for LiveInputs {
         if unrecorded {
             return RunMode::Unrecorded;
         }
-        if self.patience.is_in_slice() {
+        let at_slice = self.patience.is_in_slice();
+        if at_slice {
             let now_ns = self.now_ns();
             self.patience.slice_ends(now_ns);
         }
         if interrupt_waits {
             let now_ns = self.now_ns();
             if self.gave_input {
-                // What came from outside has waited already.
-                let since_ns = now_ns.saturating_sub(self.patience.inputs_ns());
+                // What a slice was made for has waited already.
+                let waited_ns = if at_slice { self.patience.inputs_ns() } else { 0 };
+                let since_ns = now_ns.saturating_sub(waited_ns);
+                let known = self.interrupt_since.filter(|(_, whom)| *whom == For::Input);
+                let since_ns = known.map_or(since_ns, |(known_ns, _)| known_ns.min(since_ns));
                 self.interrupt_since = Some((since_ns, For::Input));
             }
             self.interrupt_since.get_or_insert((now_ns, For::Tick));

@@ -17,6 +17,8 @@ use crate::run_loop::StopCause;
 const FRAMES_MAX: usize = 1024;
 /// Typed bytes kept for a guest that does not take them.
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
+/// A guest whose last exit is so many times as long ago as an input waits for the next is not about to make one.
+const COMPUTES_AFTER: u32 = 4;
 /// What follows at once comes along.
 const SHORTEST_WAIT: Duration = Duration::from_micros(100);
 
@@ -61,8 +63,8 @@ pub struct LiveQueue {
 }
 
 impl LiveQueue {
-    /// A queue whose inputs wait for an exit of a recorded guest until its last one is `patience_lasts` ago. Whoever waits
-    /// for `patience` calls [`Self::overdue`].
+    /// A queue whose inputs wait for an exit of a recorded guest as long as `patience_lasts`, and hardly at all when it has
+    /// been computing for long. Whoever waits for `patience` calls [`Self::overdue`].
     pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
         Self {
             waiting: Mutex::default(),
@@ -155,8 +157,8 @@ impl LiveQueue {
         } else if is_first {
             let since_ns =
                 waiting.left.map_or(0, |(clock, at)| clock.host_now_ns().saturating_sub(at));
-            let wait = self.patience_lasts.saturating_sub(Duration::from_nanos(since_ns));
-            let wait = wait.max(SHORTEST_WAIT);
+            let computes = Duration::from_nanos(since_ns) >= self.patience_lasts * COMPUTES_AFTER;
+            let wait = if computes { SHORTEST_WAIT } else { self.patience_lasts };
             set_timer(&self.patience, Some(wait));
         }
     }

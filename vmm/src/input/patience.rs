@@ -35,7 +35,7 @@ impl InputDelays {
         Self { inputs: delay, ticks: delay }
     }
 
-    /// How long after its last exit a guest is stopped for an input. The rest is for one that cannot take an interrupt then.
+    /// How long an input waits before the guest is stopped. The rest is for one that cannot take an interrupt then.
     pub fn first_wait(&self) -> Duration {
         self.inputs / 2
     }
