@@ -247,6 +247,11 @@ impl InputSource for LiveInputs {
     }
 
     fn run_mode(&mut self, _: Ordinal, interrupt_waits: bool) -> RunMode {
+        let at_slice = self.patience.is_in_slice();
+        if at_slice {
+            let now_ns = self.now_ns();
+            self.patience.slice_ends(now_ns);
+        }
         let unrecorded = self.queue.is_unrecorded();
         if unrecorded || !interrupt_waits {
             // An alarm for what waited before a survivor went on unrecorded would never be still again.
@@ -255,11 +260,6 @@ impl InputSource for LiveInputs {
         }
         if unrecorded {
             return RunMode::Unrecorded;
-        }
-        let at_slice = self.patience.is_in_slice();
-        if at_slice {
-            let now_ns = self.now_ns();
-            self.patience.slice_ends(now_ns);
         }
         if interrupt_waits {
             let now_ns = self.now_ns();
@@ -286,6 +286,7 @@ mod tests {
     use ftvmm_replication::{Event, GroupEncoder, Record};
 
     use super::*;
+    use crate::host::resting_timer;
 
     /// Bytes of log for a sample `exits` exits and `gap_ns` of host time after another.
     fn sample_bytes(first_ns: u64, gap_ns: u64, exits: u64) -> u64 {
@@ -310,6 +311,22 @@ mod tests {
             // A tick of the tiny kernel with many exits on the way.
             assert!(sample_bytes(first_ns, gap_ns % 10_000_000, rng.u64(..140)) <= 4);
         }
+    }
+
+    #[test]
+    fn a_slice_ends_for_a_survivor_too() {
+        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+        let clock = GuestClock::anchored(HostClock::host_start(), 0, 1_000_000_000);
+        let alarm = Alarm::new(resting_timer().unwrap());
+        let mut live = LiveInputs::new(queue.clone(), clock, 0, alarm, InputDelays::default());
+        let overdue =
+            Situation { deadline_ns: Some(0), takes_interrupt: true, ..Situation::default() };
+        assert!(matches!(live.next(&overdue), Ok(Step::Capture)));
+        queue.set_unrecorded(true);
+        assert_eq!(live.run_mode(Ordinal(1), false), RunMode::Unrecorded);
+        let wanting =
+            Situation { at: Some(Ordinal(2)), entropy_wanted_bytes: 8, ..Situation::default() };
+        assert!(matches!(live.next(&wanting), Ok(Step::Apply(Input::Entropy { .. }))));
     }
 
     #[test]
