@@ -25,7 +25,8 @@ use crate::varint;
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
-const WORD_BYTES: usize = 8;
+/// Bytes of what pages are compared by.
+pub const WORD_BYTES: usize = 8;
 
 /// A part of a slice. A slice too big for one record is several parts at the same ordinal; only
 /// together do they mean anything.
@@ -109,7 +110,8 @@ pub fn find_runs(old: &[u8], new: &[u8], runs: &mut Vec<Range<usize>>) {
     }
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+/// The words of `bytes`, little-endian; what is left over at the end is none.
+pub fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word))
 }
 

@@ -139,6 +139,11 @@ fn options(more: &[&str]) -> RunOptions {
     RunOptions { arguments, ..RunOptions::default() }
 }
 
+/// A guest that runs `script` beside its servers.
+fn running(script: &str) -> RunOptions {
+    RunOptions { cmdline: format!("ftguest.run=\"{script}\""), ..options(&[]) }
+}
+
 fn complete(downloaded: &Downloaded, bytes: u64) -> Result<(), Failed> {
     equal("curl's exit status", downloaded.status, 0)?;
     equal("bytes downloaded", downloaded.bytes, bytes)?;

@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ftvmm_replication::slice::{find_runs, for_each_run};
+use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
 use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
@@ -25,7 +25,6 @@ use crate::kvm::{DirtyLog, KvmError, Memory};
 /// Pages of a slice go into records of about this size.
 const PART_BYTES: usize = 1 << 20;
 
-const WORD_BYTES: usize = 8;
 /// Words of a page.
 const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;
 
@@ -204,13 +203,10 @@ impl PageTracker {
                 let live = live_page(memory, slot, index);
                 let page = region.first_page + index as u64;
                 let copy = region.copy_of(index);
-                find_runs(copy, live, &mut runs);
+                let change = compare(page, copy, live, &mut runs);
                 if !runs.is_empty() {
                     visit(page, live, &runs);
-                    for run in &runs {
-                        let (old, new) = (&copy[run.clone()], &live[run.clone()]);
-                        digest = digest.wrapping_add(digest_change(page, run.start, old, new));
-                    }
+                    digest = digest.wrapping_add(change);
                     // Reading has reset it.
                     mapping.bitmap().mark_dirty(index * PAGE_BYTES, 1);
                 }
@@ -233,14 +229,13 @@ impl PageTracker {
                 let live = live_page(memory, slot, index);
                 let page = region.first_page + index as u64;
                 let copy = region.copy_of(index);
-                find_runs(copy, live, &mut runs);
+                let change = compare(page, copy, live, &mut runs);
                 if !runs.is_empty() {
                     visit(page, live, &runs);
+                    *digest = digest.wrapping_add(change);
                 }
                 for run in &runs {
-                    let (old, new) = (&mut copy[run.clone()], &live[run.clone()]);
-                    *digest = digest.wrapping_add(digest_change(page, run.start, old, new));
-                    old.copy_from_slice(new);
+                    copy[run.clone()].copy_from_slice(&live[run.clone()]);
                 }
                 region.note(index, !runs.is_empty());
             }
@@ -266,8 +261,13 @@ impl Region {
     }
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word))
+/// Finds where `page` differs from its copy, and says how memory's digest changes with it.
+fn compare(page: u64, copy: &[u8], live: &[u8], runs: &mut Vec<Range<usize>>) -> u64 {
+    find_runs(copy, live, runs);
+    let changes = runs
+        .iter()
+        .map(|run| digest_change(page, run.start, &copy[run.clone()], &live[run.clone()]));
+    changes.fold(0, u64::wrapping_add)
 }
 
 /// How memory's digest changes when `old` becomes `new`, both from byte `offset` of `page` on. The digest is the

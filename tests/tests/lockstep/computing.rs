@@ -12,14 +12,9 @@ const COMPUTE_ROUNDS: u64 = 600;
 const PINGS: usize = 60;
 const PING_EVERY: Duration = Duration::from_millis(50);
 
-fn computing(script: &str) -> RunOptions {
-    let cmdline = format!("ftguest.run=\"{script}\"");
-    RunOptions { cmdline, ..options(&[]) }
-}
-
 /// The client is answered while the guest computes, and both sides come to the same.
 fn answers_while_computing(site: &Site) -> Result<(), Failed> {
-    let pair = site.pair(&computing(&format!("spin {SPIN_ROUNDS}")))?;
+    let pair = site.pair(&running(&format!("spin {SPIN_ROUNDS}")))?;
     wait_for(&pair.primary, READY)?;
     wait_for(&pair.primary, &format!("SPIN {SPIN_ROUNDS}"))?;
     site.answers(&pair.primary)?;
@@ -44,7 +39,7 @@ fn answers_while_computing(site: &Site) -> Result<(), Failed> {
 /// A backup that is in the middle of a computation goes on with it.
 fn survives_while_computing(site: &Site) -> Result<(), Failed> {
     let script = format!("echo BEGIN; compute {COMPUTE_ROUNDS}");
-    let pair = site.pair(&computing(&script))?;
+    let pair = site.pair(&running(&script))?;
     wait_for(&pair.backup, "BEGIN")?;
     site.lab.host(0).kill();
     wait_for(&pair.backup, &line_after(COMPUTE_ROUNDS))?;

@@ -100,8 +100,7 @@ fn clocks(site: &Site) -> Result<(), Failed> {
     let script = format!(
         "echo BEGIN; clockres {CLOCK_READINGS} && rdtsc {TSC_READINGS} && echo FORWARD; poweroff -f"
     );
-    let cmdline = format!("ftguest.run=\"{script}\"");
-    let pair = site.pair(&RunOptions { cmdline, ..options(&[]) })?;
+    let pair = site.pair(&running(&script))?;
     wait_for(&pair.backup, "BEGIN")?;
     site.lab.host(0).kill();
     wait_for(&pair.backup, "FORWARD")?;

@@ -24,8 +24,7 @@ const PINGS_A_ROUND: usize = 50;
 
 fn mixed_workload(site: &Site) -> Result<(), Failed> {
     let asked = std::env::var("FTVMM_MIXED_SECONDS").ok().and_then(|text| text.parse().ok());
-    let cmdline = format!("ftguest.run=\"{WORK}\"");
-    let pair = site.pair(&RunOptions { cmdline, ..options(&[]) })?;
+    let pair = site.pair(&running(WORK))?;
     wait_for(&pair.primary, READY)?;
     wait_for(&pair.primary, "MIXED")?;
     site.answers(&pair.primary)?;

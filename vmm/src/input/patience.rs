@@ -1,8 +1,8 @@
 //! How long inputs wait for an exit of a recorded guest before a slice makes one.
 //!
 //! What comes from outside waits [`InputDelays::inputs`] and no longer, unless the guest would get nowhere. A tick
-//! of the guest's own timer waits longer where slices are dear: nobody but the guest can tell, and it is owed its
-//! ticks (`devices`, the timer).
+//! of the guest's own timer waits longer where slices are dear: nobody but the guest can tell. A timer that owes the
+//! guest ticks is waited for no longer than an input, or the guest would never catch up.
 
 use std::time::Duration;
 
