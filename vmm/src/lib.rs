@@ -4,6 +4,7 @@
 
 pub mod boot;
 pub mod cli;
+pub mod control;
 pub mod cpu_template;
 pub mod doctor;
 pub mod exit_chain;

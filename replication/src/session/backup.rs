@@ -391,6 +391,14 @@ impl Backup {
         }
     }
 
+    pub(super) fn is_protected(&self) -> bool {
+        matches!(self.phase, Phase::Following)
+    }
+
+    pub(super) fn term(&self) -> Term {
+        self.term
+    }
+
     pub(super) fn state_name(&self) -> &'static str {
         match self.phase {
             Phase::AwaitingWelcome => "AwaitingWelcome",

@@ -379,6 +379,26 @@ impl Session {
         }
     }
 
+    /// True while the loss of the host that speaks for the guest would cost nothing.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        match &self.state {
+            State::Primary(primary) => primary.is_protected(),
+            State::Backup(backup) => backup.is_protected(),
+            State::Stopped => false,
+        }
+    }
+
+    /// The highest term known; none once the session is over.
+    #[must_use]
+    pub fn term(&self) -> Option<Term> {
+        match &self.state {
+            State::Primary(primary) => Some(primary.term()),
+            State::Backup(backup) => Some(backup.term()),
+            State::Stopped => None,
+        }
+    }
+
     fn invariants(&self) {
         match &self.state {
             State::Primary(primary) => primary.invariants(self.link.connected),

@@ -441,6 +441,14 @@ impl Primary {
         }
     }
 
+    pub(super) fn is_protected(&self) -> bool {
+        matches!(self.phase, Phase::Protected)
+    }
+
+    pub(super) fn term(&self) -> Term {
+        self.term
+    }
+
     pub(super) fn state_name(&self) -> &'static str {
         match self.phase {
             Phase::AwaitingBackup { .. } => "AwaitingBackup",

@@ -36,6 +36,18 @@ pub enum Command {
     Log(LogCommand),
     /// Probe this machine's KVM and say what holds
     Doctor(DoctorArgs),
+    /// Ask a running ftvmm how it is
+    Status(StatusArgs),
+    /// Have a running ftvmm accept a backup
+    Attach(AttachArgs),
+    /// Have a running ftvmm let its backup go
+    Detach(ControlArgs),
+    /// Have a running ftvmm and its backup change roles
+    Switch(ControlArgs),
+    /// Have a running ftvmm write its guest's state to a file; the guest goes on
+    Snapshot(SnapshotArgs),
+    /// End a running ftvmm in good order
+    Stop(ControlArgs),
 }
 
 /// `ftvmm …`: run a guest.
@@ -111,6 +123,9 @@ pub struct RunArgs {
     /// Write a report at the end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, stop
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
     /// Folder for incident reports
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub incident_dir: PathBuf,
@@ -188,6 +203,46 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which running ftvmm is meant.
+#[derive(Clone, Debug, Args)]
+pub struct ControlArgs {
+    /// Its control socket
+    #[arg(long, value_name = "PATH")]
+    pub control: PathBuf,
+}
+
+/// `ftvmm status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ftvmm attach`.
+#[derive(Clone, Debug, Args)]
+pub struct AttachArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Address where it waits for the backup
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+}
+
+/// `ftvmm snapshot`.
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotArgs {
+    /// The file
+    pub file: PathBuf,
+    /// Which one.
+    #[command(flatten)]
+    pub control: ControlArgs,
 }
 
 /// The part a host plays at start.

@@ -1,6 +1,7 @@
 //! The `ftvmm` command: from arguments to an exit status.
 
 mod args;
+mod control;
 mod diff;
 mod disassembly;
 mod logs;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use thiserror::Error;
 
+use crate::control::ControlError;
 use crate::guest::GuestError;
 use crate::host::{HostEventsError, TapError};
 use crate::input::InputError;
@@ -64,6 +66,9 @@ pub enum CommandError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The control socket cannot be served.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A recording cannot be used.
     #[error("recording '{path}': {why}", path = path.display())]
     Recording {
@@ -106,6 +111,7 @@ impl CommandError {
         match self {
             Self::Guest(GuestError::Kvm(KvmError::Call { .. } | KvmError::UnknownExit { .. }))
             | Self::Events(_)
+            | Self::Control(ControlError::Thread(_))
             | Self::Host { .. }
             | Self::Peer(_)
             | Self::GuestFailed(_) => status::FAILED,
@@ -120,6 +126,7 @@ impl CommandError {
             Self::Guest(_)
             | Self::Tap(_)
             | Self::File { .. }
+            | Self::Control(ControlError::Socket { .. })
             | Self::Recording { .. }
             | Self::Configuration(_) => status::BAD_USAGE,
             Self::LostWitness(_) => status::LOST_WITNESS,
@@ -140,6 +147,12 @@ pub fn main() -> ExitCode {
         Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Log(command)) => logs::logs(&command),
         Some(Command::Doctor(args)) => return doctor(args.json),
+        Some(Command::Status(args)) => control::status(&args),
+        Some(Command::Attach(args)) => control::attach(&args),
+        Some(Command::Detach(args)) => control::bare(&args, "/detach"),
+        Some(Command::Switch(args)) => control::bare(&args, "/switch"),
+        Some(Command::Snapshot(args)) => control::snapshot(&args),
+        Some(Command::Stop(args)) => control::bare(&args, "/stop"),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,7 +11,8 @@ use ftvmm_replication::witness::Witness;
 
 use super::args::{OnDivergence, Release, Role, RunArgs};
 use super::run::{
-    check_plan, create_log, digest_at, guest_config, input_delays, live_queue, report, verdict,
+    check_plan, control, create_log, digest_at, guest_config, input_delays, live_queue, report,
+    verdict,
 };
 use super::{CommandError, host, write_report};
 use crate::guest::{Guest, GuestConfig};
@@ -23,7 +24,8 @@ use crate::host::{
 use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorded};
 use crate::machine::Machine;
 use crate::peer::{
-    Channel, ChannelError, ChannelEvents, FollowInputs, Peer, PeerConfig, PeerLog, PeerOutputs,
+    Channel, ChannelError, ChannelEvents, FollowInputs, Peer, PeerConfig, PeerLog, PeerOperator,
+    PeerOutputs,
 };
 use crate::report::Report;
 use crate::run_loop::{self, Ending, RunError, StopCause};
@@ -50,6 +52,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let guest = Guest::assemble(&config)?;
 
     let peer = make_peer(args, &guest, &config, tap, queue.clone())?;
+    let _control = control(args, || PeerOperator(peer.clone()))?;
     let (connection, role) = match (args.role, args.listen, args.connect) {
         (Role::Backup, _, Some(address)) => {
             let channel = Channel::connect(address)?;

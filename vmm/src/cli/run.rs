@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ftvmm_devices::BoardConfig;
@@ -11,6 +12,7 @@ use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
 use super::args::{Role, RunArgs};
 use super::{CommandError, host, write_report};
+use crate::control::{ControlServer, Operator, SoloOperator};
 use crate::guest::{Guest, GuestConfig, full_cmdline};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
@@ -78,6 +80,15 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }
 
+/// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
+pub fn control<O: Operator + 'static>(
+    args: &RunArgs,
+    operator: impl FnOnce() -> O,
+) -> Result<Option<ControlServer>, CommandError> {
+    let start = |path: &PathBuf| ControlServer::start(path, Arc::new(operator()));
+    Ok(args.control.as_ref().map(start).transpose()?)
+}
+
 /// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
 pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, CommandError> {
     let file = File::create(path).map_err(|source| CommandError::File {
@@ -101,6 +112,12 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let guest = Guest::assemble(&config)?;
     let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
     let mut outputs = HostOutputs::new(writer);
+    let _control = control(args, || SoloOperator {
+        queue: queue.clone(),
+        outputs: outputs.frames(),
+        recording: args.record.clone(),
+        clock: HostClock::host_start(),
+    })?;
     if let Some(tap) = tap {
         waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
     }
@@ -145,7 +162,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     }
     let report = Report {
         log_bytes,
-        outputs: outputs.frames(),
+        outputs: outputs.frames().load(Ordering::Relaxed),
         ..report("solo", &machine, &ending, digest, seconds)
     };
     write_report(args.report.as_deref(), &report)?;

@@ -1,6 +1,8 @@
 //! Outputs of a guest that speaks for itself: frames to the tap, console bytes to standard output.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ftvmm_devices::Output;
 use ftvmm_replication::Ordinal;
@@ -12,18 +14,18 @@ use crate::run_loop::OutputSink;
 /// Writes to the host at once.
 pub struct HostOutputs {
     tap: Option<Tap>,
-    frames: u64,
+    frames: Arc<AtomicU64>,
 }
 
 impl HostOutputs {
     /// Outputs to `tap`, if the guest has one.
     pub fn new(tap: Option<Tap>) -> Self {
-        Self { tap, frames: 0 }
+        Self { tap, frames: Arc::default() }
     }
 
-    /// Frames the guest sent so far.
-    pub fn frames(&self) -> u64 {
-        self.frames
+    /// Frames the guest sent so far, for whoever counts along.
+    pub fn frames(&self) -> Arc<AtomicU64> {
+        self.frames.clone()
     }
 }
 
@@ -31,7 +33,7 @@ impl OutputSink for HostOutputs {
     fn emit(&mut self, _: Ordinal, _: u64, output: Output) -> Result<(), InputError> {
         match output {
             Output::Frame(frame) => {
-                self.frames += 1;
+                self.frames.fetch_add(1, Ordering::Relaxed);
                 match &self.tap {
                     Some(tap) => {
                         tap.write_frame(&frame).map_err(|source| InputError::Tap { source })

@@ -246,7 +246,8 @@ impl InputSource for LiveInputs {
         self.at_exit(situation, waiting)
     }
 
-    fn run_mode(&mut self, _: Ordinal, interrupt_waits: bool) -> RunMode {
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+        self.queue.leave_exit(at);
         let at_slice = self.patience.is_in_slice();
         if at_slice {
             let now_ns = self.now_ns();

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ftvmm_replication::Ordinal;
 use nix::sys::timerfd::TimerFd;
 
 use super::GuestClock;
@@ -57,6 +58,8 @@ pub struct LiveQueue {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
     unrecorded: AtomicBool,
+    /// For who asks from outside how far the guest is.
+    last_exit: AtomicU64,
     /// Fires when there has been no exit for an input for long enough ([`Self::overdue`]).
     patience: Arc<TimerFd>,
     patience_lasts: Duration,
@@ -70,6 +73,7 @@ impl LiveQueue {
             waiting: Mutex::default(),
             arrived: Condvar::new(),
             unrecorded: AtomicBool::new(false),
+            last_exit: AtomicU64::new(0),
             patience,
             patience_lasts,
         }
@@ -93,6 +97,16 @@ impl LiveQueue {
 
     pub(super) fn is_unrecorded(&self) -> bool {
         self.unrecorded.load(Ordering::Acquire)
+    }
+
+    /// The guest leaves this exit.
+    pub fn leave_exit(&self, at: Ordinal) {
+        self.last_exit.store(at.0, Ordering::Relaxed);
+    }
+
+    /// The last exit the guest left.
+    pub fn last_exit(&self) -> u64 {
+        self.last_exit.load(Ordering::Relaxed)
     }
 
     /// Hands over a frame from the tap.

@@ -96,6 +96,11 @@ impl Channel {
         self.stream.try_clone()
     }
 
+    /// The other host's address, while the connection stands.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.stream.peer_addr().ok()
+    }
+
     /// Where the next bytes to send are to be appended; [`Self::flush`] sends them.
     pub fn outgoing(&mut self) -> &mut Vec<u8> {
         &mut self.unsent

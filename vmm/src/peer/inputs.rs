@@ -257,6 +257,7 @@ impl InputSource for FollowInputs {
         if self.is_live {
             return self.live.run_mode(at, interrupt_waits);
         }
+        self.peer.queue.leave_exit(at);
         match self.peer.lock().cursor.has_slice(at.next()) {
             true => RunMode::Not,
             false => RunMode::Free,

@@ -15,6 +15,7 @@ mod channel;
 mod events;
 mod incident;
 mod inputs;
+mod operator;
 mod state;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use ftvmm_replication::{End, Event, Ordinal, Record, Session, SessionConfig, Ses
 pub use channel::{Channel, ChannelError};
 pub use events::ChannelEvents;
 pub use inputs::{FollowInputs, PeerLog, PeerOutputs};
+pub use operator::PeerOperator;
 use state::State;
 
 use crate::host::Tap;

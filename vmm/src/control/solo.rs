@@ -1,0 +1,42 @@
+//! Answers for a guest that runs alone.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::operator::{Operator, Refused, Role, Status};
+use crate::host::clock::HostClock;
+use crate::input::LiveQueue;
+use crate::run_loop::StopCause;
+
+/// Answers for a guest without another host.
+pub struct SoloOperator {
+    /// The run's live inputs.
+    pub queue: Arc<LiveQueue>,
+    /// Frames the guest sent.
+    pub outputs: Arc<AtomicU64>,
+    /// The recording, if one is written.
+    pub recording: Option<PathBuf>,
+    /// Started with this ftvmm.
+    pub clock: HostClock,
+}
+
+impl Operator for SoloOperator {
+    fn status(&self) -> Status {
+        let recorded = self.recording.as_ref().and_then(|path| std::fs::metadata(path).ok());
+        Status {
+            role: Role::Solo,
+            state: "Running".into(),
+            exit: self.queue.last_exit(),
+            outputs: self.outputs.load(Ordering::Relaxed),
+            log_bytes: recorded.map_or(0, |file| file.len()),
+            uptime_ms: self.clock.host_now_ns() / 1_000_000,
+            ..Status::default()
+        }
+    }
+
+    fn stop(&self) -> Result<(), Refused> {
+        self.queue.stop(StopCause::Requested);
+        Ok(())
+    }
+}
