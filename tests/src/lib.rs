@@ -7,6 +7,7 @@
 pub mod clients;
 pub mod clock;
 pub mod download;
+pub mod group;
 pub mod guest_run;
 pub mod lab;
 pub mod measure;
@@ -15,4 +16,5 @@ pub mod pair;
 pub mod ping;
 pub mod progress;
 pub mod replayed;
+pub mod site;
 pub mod stress;

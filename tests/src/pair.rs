@@ -103,7 +103,7 @@ pub fn read_report(lab: &Lab, name: &str) -> Result<Report, LabError> {
     serde_json::from_str(&text).map_err(|e| at(&path)(e.into()))
 }
 
-fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<String> {
+pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<String> {
     let path = |p: &Path| p.display().to_string();
     let cmdline = format!("console=ttyS0 quiet ftguest.ip={GUEST_ADDRESS}/24 {}", options.cmdline);
     let mac = options.mac.as_ref().map(|mac| format!(",mac={mac}")).unwrap_or_default();
@@ -124,7 +124,7 @@ fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -> Vec<Strin
     argv
 }
 
-fn ensure_tap(host: &Host) -> Result<(), LabError> {
+pub(crate) fn ensure_tap(host: &Host) -> Result<(), LabError> {
     let present = host.run(&["test", "-e", &format!("/sys/class/net/{TAP}")])?;
     if present.ended.success() { Ok(()) } else { host.tap(TAP) }
 }

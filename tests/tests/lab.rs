@@ -178,6 +178,42 @@ fn a_hard_stop_ends_one_host_and_a_restart_brings_it_back(lab: &Lab) {
     assert!((0..10).any(|_| ping(lab, 0, "10.77.0.2")));
 }
 
+/// What a guest that loses one host after the other needs: each comes back fresh, under the same addresses, while
+/// the one that carries the guest goes on.
+fn hosts_are_replaced_one_after_the_other(lab: &Lab) {
+    let program = tempfile::tempdir().unwrap();
+    let program = program.path().join("tells-host");
+    fs::write(&program, "#!/bin/sh\necho host $1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    lab.install(&program).unwrap();
+    for round in 0..3 {
+        let (goes, stays) = (round % 2, (round + 1) % 2);
+        let script = "echo up; while read word; do echo $word; done";
+        let witness = lab.host(stays).spawn(&["sh", "-c", script]).unwrap();
+        assert!(witness.wait_for_stdout("up").unwrap());
+        lab.host(goes).tap(&format!("old{round}")).unwrap();
+        lab.host(goes).kill();
+        witness.write_stdin(format!("alone {round}\n").as_bytes());
+        assert!(witness.wait_for_stdout(&format!("alone {round}")).unwrap());
+
+        let fresh = lab.host(goes);
+        fresh.restart().unwrap();
+        assert_eq!(sh(lab, goes, "ls /sys/class/net/br0/brif"), "eth0", "nothing of the old one");
+        fresh.tap("ftvm0").unwrap();
+        assert_eq!(fresh.run(&["tells-host", fresh.letter()]).unwrap().text().len(), 6);
+        for address in [lab.host(stays).link_address(), lab.host(stays).outer_address()] {
+            assert!((0..10).any(|_| ping(lab, goes, &address)), "{address} from the fresh host");
+        }
+        for address in [fresh.link_address(), fresh.outer_address()] {
+            assert!((0..10).any(|_| ping(lab, stays, &address)), "{address} from the other");
+        }
+        let outside = ["ping", "-c", "1", "-w", "30", &fresh.outer_address()];
+        assert!(lab.run_client(&outside).unwrap().ended.success(), "a client reaches it");
+        witness.write_stdin(b"together\n");
+        assert_eq!(witness.finish().unwrap().text(), format!("up\nalone {round}\ntogether"));
+    }
+}
+
 fn a_silent_lab_is_reported_with_its_last_words(lab: &Lab) {
     let host = lab.host(0);
     let script = "echo the guest said this; sleep 1000";
@@ -209,6 +245,7 @@ on_both_backends! {
     a_client_reaches_a_server_through_br0: |backend, _| shared(backend);
     a_cut_link_is_cut_and_mends: |backend, name| own(backend, name, 2);
     a_hard_stop_ends_one_host_and_a_restart_brings_it_back: |backend, name| own(backend, name, 2);
+    hosts_are_replaced_one_after_the_other: |backend, name| own(backend, name, 2);
     a_silent_lab_is_reported_with_its_last_words: |backend, name| own(backend, name, 1);
 }
 

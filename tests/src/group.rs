@@ -1,0 +1,223 @@
+//! The `ftvmm`s of one guest, which come and go on whatever hosts: one speaks for the guest, another joins it, takes over
+//! and is joined in turn. Each has a control socket, through which it is watched.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::clock;
+use crate::lab::{Lab, LabError, LabProcess, Output, at};
+use crate::pair::{GuestFiles, PORT, PairNames, RunOptions, arguments, ensure_tap};
+
+/// Between two looks at a member.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// What has not come after so long does not come.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// A guest and the lab it runs in.
+pub struct Group<'a> {
+    lab: &'a Lab,
+    files: &'a GuestFiles,
+    options: RunOptions,
+    names: PairNames,
+}
+
+/// One `ftvmm` of a [`Group`].
+pub struct Member<'a> {
+    /// The process.
+    pub process: LabProcess,
+    /// Name of its report in the shared directory.
+    pub report: String,
+    /// Index of its host.
+    pub host: usize,
+    control: String,
+    lab: &'a Lab,
+}
+
+/// What `ftvmm status --json` prints, as far as the tests look at it.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Status {
+    /// `solo`, `primary` or `backup`.
+    pub role: String,
+    /// The session's state.
+    pub state: String,
+    /// Another host follows, or is followed.
+    pub protected: bool,
+    /// Ordinal of the last exit.
+    pub exit: u64,
+    /// Take-overs by this host.
+    pub takeovers: u64,
+    /// Divergences found.
+    pub divergences: u64,
+    /// A backup is being attached.
+    pub attach: Option<AttachProgress>,
+    /// How the last one was.
+    pub last_attach: Option<Attached>,
+}
+
+/// How far a transfer is.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct AttachProgress {
+    /// What is being sent.
+    pub phase: String,
+    /// Bytes so far.
+    pub bytes: u64,
+}
+
+/// How a transfer went.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Attached {
+    /// From the connection to protection.
+    pub duration_ms: u64,
+    /// How long the guest stood still.
+    pub stopped_us: u64,
+    /// Bytes sent.
+    pub bytes: u64,
+    /// Rounds over the memory.
+    pub rounds: u32,
+}
+
+impl<'a> Group<'a> {
+    /// A group without members.
+    ///
+    /// # Errors
+    /// When the folder for incidents cannot be made.
+    pub fn new(lab: &'a Lab, files: &'a GuestFiles, options: RunOptions) -> Result<Self, LabError> {
+        Ok(Self { lab, files, options, names: PairNames::new(lab)? })
+    }
+
+    /// Folder of incident reports in the shared directory.
+    pub fn incidents(&self) -> &str {
+        &self.names.incidents
+    }
+
+    /// Starts the guest on this host as a primary that waits for no backup.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub fn start_alone(&self, host: usize, more: &[&str]) -> Result<Member<'a>, LabError> {
+        let own = self.address(host);
+        let role = ["--role", "primary", "--start-alone", "--listen", &own];
+        self.launch(host, &[&role, more].concat())
+    }
+
+    /// Starts the guest on this host as a primary that waits for its backup.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub fn start_primary(&self, host: usize, more: &[&str]) -> Result<Member<'a>, LabError> {
+        let own = self.address(host);
+        let role = ["--role", "primary", "--listen", &own];
+        self.launch(host, &[&role, more].concat())
+    }
+
+    /// Starts a backup on this host that connects to another member's host.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub fn join(&self, host: usize, whom: usize, more: &[&str]) -> Result<Member<'a>, LabError> {
+        let theirs = self.address(whom);
+        let role = ["--role", "backup", "--connect", &theirs];
+        self.launch(host, &[&role, more].concat())
+    }
+
+    /// Where the member on this host accepts a backup.
+    pub fn address(&self, host: usize) -> String {
+        format!("{}:{PORT}", self.lab.host(host).link_address())
+    }
+
+    /// A member with this role.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub fn launch(&self, index: usize, role: &[&str]) -> Result<Member<'a>, LabError> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let host = self.lab.host(index);
+        ensure_tap(host)?;
+        let share = |name: &str| host.share().join(name).display().to_string();
+        let report = format!("member-{number}.json");
+        let control = format!("/run/ftvmm-{}-{number}.sock", std::process::id());
+        let mut argv = arguments(host, self.files, &self.options);
+        argv.extend(role.iter().map(|&word| word.to_owned()));
+        argv.extend([
+            "--witness".into(),
+            format!("file:{}", share(&self.names.witness)),
+            "--report".into(),
+            share(&report),
+            "--incident-dir".into(),
+            share(&self.names.incidents),
+            "--control".into(),
+            control.clone(),
+        ]);
+        let process = host.spawn(&argv)?;
+        Ok(Member { process, report, host: index, control, lab: self.lab })
+    }
+}
+
+impl Member<'_> {
+    /// Asks this member with a subcommand of `ftvmm` and its arguments.
+    ///
+    /// # Errors
+    /// As [`crate::lab::Host::spawn`]; that the member refuses is none.
+    pub fn ask(&self, words: &[&str]) -> Result<Output, LabError> {
+        let host = self.lab.host(self.host);
+        let ftvmm = host.share().join("bin/ftvmm").display().to_string();
+        host.run(&[&[&ftvmm as &str], words, &["--control", &self.control]].concat())
+    }
+
+    /// How it is; `None` when it does not answer.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], or when what it answers is no status.
+    pub fn status(&self) -> Result<Option<Status>, LabError> {
+        let answer = self.ask(&["status", "--json"])?;
+        if !answer.ended.success() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&answer.stdout).map(Some).map_err(|e| at("status")(e.into()))
+    }
+
+    /// Waits until its status is as wanted.
+    ///
+    /// # Errors
+    /// [`LabError::Silent`] when it ends, or is not so for very long.
+    pub fn wait_until(
+        &self,
+        doing: &str,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status, LabError> {
+        let began = clock::now();
+        loop {
+            let found = self.status()?;
+            if let Some(status) = found.filter(|status| wanted(status)) {
+                return Ok(status);
+            }
+            if self.process.ended().is_some() || began.elapsed() > LONGEST {
+                let doing = format!("{doing} on host {}", self.lab.host(self.host).letter());
+                let (silence, tails) = (began.elapsed(), self.lab.tails());
+                return Err(LabError::Silent { silence, doing, tails });
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Waits until the death of one host would cost nothing.
+    ///
+    /// # Errors
+    /// As [`Self::wait_until`].
+    pub fn wait_protected(&self) -> Result<Status, LabError> {
+        self.wait_until("waiting for protection", |status| status.protected)
+    }
+
+    /// Waits until this member speaks for the guest and nobody follows.
+    ///
+    /// # Errors
+    /// As [`Self::wait_until`].
+    pub fn wait_alone(&self) -> Result<Status, LabError> {
+        let alone = |status: &Status| status.role == "primary" && !status.protected;
+        self.wait_until("waiting for the survivor", alone)
+    }
+}
