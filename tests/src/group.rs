@@ -49,6 +49,8 @@ pub struct Status {
     pub exit: u64,
     /// Take-overs by this host.
     pub takeovers: u64,
+    /// From giving the peer up to the first live exit.
+    pub takeover_us: Option<u64>,
     /// Divergences found.
     pub divergences: u64,
     /// A backup is being attached.
@@ -64,6 +66,8 @@ pub struct AttachProgress {
     pub phase: String,
     /// Bytes so far.
     pub bytes: u64,
+    /// Bytes it will be.
+    pub total_bytes: u64,
 }
 
 /// How a transfer went.
@@ -202,6 +206,28 @@ impl Member<'_> {
             }
             thread::sleep(LOOK_EVERY);
         }
+    }
+
+    /// Waits until `backup` follows this member, and shows each status on the way to `watch`.
+    ///
+    /// # Errors
+    /// As [`Self::wait_until`], or what the backup said when it gave up.
+    pub fn wait_followed_by(
+        &self,
+        backup: &Member<'_>,
+        watch: impl Fn(&Status),
+    ) -> Result<Status, LabError> {
+        let gave_up = || backup.process.ended().is_some();
+        let status = self.wait_until("attaching a backup", |status| {
+            watch(status);
+            status.protected || gave_up()
+        })?;
+        if !gave_up() {
+            return Ok(status);
+        }
+        let host = self.lab.host(backup.host).letter().to_owned();
+        let said = String::from_utf8_lossy(&backup.process.stderr()).into_owned();
+        Err(LabError::HostCommandFailed { host, doing: "following the guest".into(), said })
     }
 
     /// Waits until the death of one host would cost nothing.

@@ -188,6 +188,7 @@ fn full_status() -> Status {
         peer: Some(([10, 0, 0, 2], 7700).into()),
         listen: Some(([10, 0, 0, 1], 7700).into()),
         exit: u64::MAX,
+        takeover_us: Some(40_000),
         attach: Some(AttachProgress { phase: "pages".into(), ..AttachProgress::default() }),
         last_attach: Some(AttachSummary::default()),
         ..Status::default()

@@ -124,6 +124,9 @@ pub struct Status {
     pub divergences: u64,
     /// Take-overs by this host.
     pub takeovers: u64,
+    /// How long the last take-over by this host took, from giving the peer up to the first live exit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takeover_us: Option<u64>,
     /// Since this ftvmm was started, in milliseconds.
     pub uptime_ms: u64,
     /// The backup that is being attached.

@@ -25,6 +25,7 @@ impl Operator for PeerOperator {
             lag_exits: state.session.lag_exits(),
             divergences: state.counters.divergences,
             takeovers: state.counters.takeovers,
+            takeover_us: state.counters.takeover_ns.map(|ns| ns / 1000),
             uptime_ms: self.0.clock.host_now_ns() / 1_000_000,
             ..Status::default()
         }
