@@ -11,8 +11,10 @@ use crate::clock;
 use crate::lab::{Lab, LabError, LabProcess, Output, at};
 use crate::pair::{GuestFiles, PORT, PairNames, RunOptions, arguments, ensure_tap};
 
-/// Between two looks at a member.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Between two looks at what a member's host has printed of it.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often a member is asked.
+const WATCH_EVERY_MS: &str = "200";
 /// What has not come after so long does not come.
 const LONGEST: Duration = Duration::from_secs(180);
 
@@ -167,9 +169,7 @@ impl Member<'_> {
     /// # Errors
     /// As [`crate::lab::Host::spawn`]; that the member refuses is none.
     pub fn ask(&self, words: &[&str]) -> Result<Output, LabError> {
-        let host = self.lab.host(self.host);
-        let ftvmm = host.share().join("bin/ftvmm").display().to_string();
-        host.run(&[&[&ftvmm as &str], words, &["--control", &self.control]].concat())
+        self.lab.host(self.host).run(&self.argv(words))
     }
 
     /// How it is; `None` when it does not answer.
@@ -184,7 +184,8 @@ impl Member<'_> {
         serde_json::from_slice(&answer.stdout).map(Some).map_err(|e| at("status")(e.into()))
     }
 
-    /// Waits until its status is as wanted.
+    /// Waits until its status is as wanted. One program on its host asks all the while: starting one for each look would
+    /// take a good part of an emulated CPU from the guest.
     ///
     /// # Errors
     /// [`LabError::Silent`] when it ends, or is not so for very long.
@@ -194,18 +195,41 @@ impl Member<'_> {
         wanted: impl Fn(&Status) -> bool,
     ) -> Result<Status, LabError> {
         let began = clock::now();
+        let mut watcher = self.watcher()?;
+        let mut seen = 0;
         loop {
-            let found = self.status()?;
-            if let Some(status) = found.filter(|status| wanted(status)) {
-                return Ok(status);
+            let printed = watcher.stdout();
+            let whole = printed.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            for line in printed[seen..whole].split_inclusive(|byte| *byte == b'\n') {
+                let status = serde_json::from_slice(line).map_err(|e| at("status")(e.into()))?;
+                if wanted(&status) {
+                    return Ok(status);
+                }
             }
+            seen = whole;
             if self.process.ended().is_some() || began.elapsed() > LONGEST {
                 let doing = format!("{doing} on host {}", self.lab.host(self.host).letter());
                 let (silence, tails) = (began.elapsed(), self.lab.tails());
                 return Err(LabError::Silent { silence, doing, tails });
             }
             thread::sleep(LOOK_EVERY);
+            // It gives up when the socket is not there yet.
+            if watcher.ended().is_some() && watcher.stdout().len() == seen {
+                (watcher, seen) = (self.watcher()?, 0);
+            }
         }
+    }
+
+    fn watcher(&self) -> Result<LabProcess, LabError> {
+        let words = ["status", "--json", "--every", WATCH_EVERY_MS];
+        self.lab.host(self.host).spawn(&self.argv(&words))
+    }
+
+    fn argv(&self, words: &[&str]) -> Vec<String> {
+        let ftvmm = self.lab.host(self.host).share().join("bin/ftvmm").display().to_string();
+        let control = ["--control", &self.control];
+        let words = words.iter().chain(&control).map(|&word| word.to_owned());
+        std::iter::once(ftvmm).chain(words).collect()
     }
 
     /// Waits until `backup` follows this member, and shows each status on the way to `watch`.

@@ -219,9 +219,12 @@ pub struct StatusArgs {
     /// Which one.
     #[command(flatten)]
     pub control: ControlArgs,
-    /// Print JSON
+    /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
+    /// Ask again every so many milliseconds, until the run ends
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
+    pub every: Option<u64>,
 }
 
 /// `ftvmm attach`.

@@ -1,22 +1,38 @@
 //! `ftvmm status|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm through its control socket.
 
+use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::CommandError;
 use super::args::{AttachArgs, ControlArgs, SnapshotArgs, StatusArgs};
+use super::{CommandError, host};
 use crate::control::{AttachProgress, ClientError, Role, SnapshotSummary, Status, request};
 
 /// `ftvmm status`.
 pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
-    let body = ask(&args.control.control, "GET", "/status", None)?;
-    if args.json {
-        println!("{body}");
-        return Ok(());
+    print_status(args)?;
+    while let Some(every_ms) = args.every {
+        std::thread::sleep(Duration::from_millis(every_ms));
+        if !args.json {
+            println!();
+        }
+        match print_status(args) {
+            // The run has ended, and its socket with it.
+            Err(CommandError::Unanswered(_)) => return Ok(()),
+            printed => printed?,
+        }
     }
-    print!("{}", describe(&understood(body)?));
     Ok(())
+}
+
+fn print_status(args: &StatusArgs) -> Result<(), CommandError> {
+    let body = ask(&args.control.control, "GET", "/status", None)?;
+    let text = if args.json { format!("{body}\n") } else { describe(&understood(body)?) };
+    let mut stdout = std::io::stdout().lock();
+    let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    printed.map_err(host("write to standard output"))
 }
 
 /// `ftvmm attach`.
@@ -71,7 +87,7 @@ fn understood<T: serde::de::DeserializeOwned>(body: Value) -> Result<T, CommandE
 
 impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
-        Self::Peer(error.to_string())
+        Self::Unanswered(error.to_string())
     }
 }
 

@@ -83,6 +83,9 @@ pub enum CommandError {
     /// The guest ended badly.
     #[error("{0}")]
     GuestFailed(String),
+    /// Nobody answers at a control socket.
+    #[error("{0}")]
+    Unanswered(String),
     /// The peer or the way to it failed.
     #[error("{0}")]
     Peer(String),
@@ -114,6 +117,7 @@ impl CommandError {
             | Self::Control(ControlError::Thread(_))
             | Self::Host { .. }
             | Self::Peer(_)
+            | Self::Unanswered(_)
             | Self::GuestFailed(_) => status::FAILED,
             Self::Run(RunError::Input(InputError::Divergence { .. })) | Self::Divergence(_) => {
                 status::DIVERGENCE
