@@ -82,6 +82,12 @@ impl ReplayCursor {
         Self::default()
     }
 
+    /// A cursor for a guest that has left `through`, of which the log says nothing more.
+    #[must_use]
+    pub fn starting_at(through: Ordinal) -> Self {
+        Self { horizon: Some(through), ..Self::default() }
+    }
+
     /// Adds the next group.
     ///
     /// # Errors

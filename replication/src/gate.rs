@@ -58,6 +58,8 @@ pub(crate) struct OutputGate {
     /// Digests of outputs the primary has not produced yet, following `matched_through`.
     early: VecDeque<(Ordinal, OutputDigest)>,
     open: bool,
+    /// Outputs up to this one are in the past of the state the backup is being given.
+    joined_through: u64,
 }
 
 impl OutputGate {
@@ -72,6 +74,19 @@ impl OutputGate {
             acked_through: Ordinal(0),
             early: VecDeque::new(),
             open: false,
+            joined_through: 0,
+        }
+    }
+
+    /// A gate that goes on after `outputs`, which are all out.
+    pub(crate) fn starting_at(policy: ReleasePolicy, outputs: OutputOrdinal) -> Self {
+        let OutputOrdinal(through) = outputs;
+        Self {
+            dropped_through: through,
+            released_through: through,
+            matched_through: through,
+            joined_through: through,
+            ..Self::new(policy)
         }
     }
 
@@ -189,6 +204,26 @@ impl OutputGate {
         self.early.clear();
     }
 
+    /// The backup is being given a state that all outputs so far are in the past of. From now on
+    /// later ones are held; those that are held already leave when it has that state.
+    pub(crate) fn close(&mut self) -> OutputOrdinal {
+        self.open = false;
+        self.early.clear();
+        self.joined_through = self.produced_through().0;
+        if self.held.is_empty() {
+            self.matched_through = self.joined_through;
+        }
+        self.produced_through()
+    }
+
+    /// The backup has the state of [`Self::close`].
+    pub(crate) fn on_joined(&mut self) {
+        self.matched_through = self.matched_through.max(self.joined_through);
+        let joined = self.joined_through.saturating_sub(self.dropped_through) as usize;
+        let last = joined.checked_sub(1).and_then(|index| self.held.get(index));
+        self.on_ack(last.map_or(Ordinal(0), |output| output.at));
+    }
+
     /// What is known of `output`, if it is still here.
     pub(crate) fn evidence(&self, output: OutputOrdinal) -> Option<OutputEvidence> {
         let index = output.0.checked_sub(self.dropped_through + 1)?;
@@ -225,6 +260,12 @@ pub(crate) struct RetainedOutputs {
 }
 
 impl RetainedOutputs {
+    /// Goes on after `outputs`, which are the primary's to send.
+    pub(crate) fn starting_at(outputs: OutputOrdinal) -> Self {
+        let OutputOrdinal(through) = outputs;
+        Self { dropped_through: through, released_through: through, ..Self::default() }
+    }
+
     pub(crate) fn produced_through(&self) -> OutputOrdinal {
         OutputOrdinal(self.dropped_through + self.kept.len() as u64)
     }

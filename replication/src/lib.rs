@@ -11,6 +11,7 @@
 //! | [`fingerprint`] | the facts two machines must share |
 //! | [`check`] | what is compared of two executions |
 //! | [`slice`] | the state of the guest where no exit names the point |
+//! | [`state`] | the whole state of the guest, for attaching and snapshots |
 //! | [`cursor`] | what the log wants at an exit |
 //! | [`digest`], `gate` | what is compared of an output, and when it may leave |
 //! | [`message`], [`wire`] | messages between primary and backup, and their framing |
@@ -32,6 +33,7 @@ pub mod message;
 pub mod record;
 pub mod session;
 pub mod slice;
+pub mod state;
 mod varint;
 pub mod wire;
 pub mod witness;
@@ -51,5 +53,6 @@ pub use session::policy::{
 };
 pub use session::{Action, DisconnectReason, Session, SessionEvent};
 pub use slice::{PAGE_BYTES, PageDeltas, Slice, SliceError};
+pub use state::StatePart;
 pub use wire::WireError;
 pub use witness::{Claim, Witness, WitnessEntry, WitnessError};

@@ -11,6 +11,7 @@ use crate::fingerprint::Fingerprint;
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::incident::{DivergenceCause, Evidence};
 use crate::session::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
+use crate::state::StatePart;
 
 /// Why a side says goodbye.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +184,59 @@ messages! {
         /// Why.
         reason: ByeReason,
     }
+    /// The backup may join a guest that runs: its state follows and replaces whatever the backup
+    /// has.
+    15 Attach {
+        /// The primary's term.
+        term: Term,
+        /// When outputs are released.
+        release: ReleasePolicy,
+        /// What a divergence leads to.
+        on_divergence: DivergencePolicy,
+        /// Whom a resync believes.
+        believe: Role,
+    }
+    /// A part of the state. Later parts overwrite earlier ones.
+    16 State {
+        /// The primary's term.
+        term: Term,
+        /// The part.
+        part: StatePart,
+    }
+    /// The last part: the guest is at this exit. The log goes on from there.
+    17 StateEnd {
+        /// The primary's term.
+        term: Term,
+        /// Outputs up to this one are in the past of the state.
+        outputs_through: OutputOrdinal,
+        /// The exit at which the guest stands.
+        at: Ordinal,
+        /// The processor and the devices.
+        machine: Vec<u8>,
+    }
+    /// The backup has put so much of the state in place.
+    18 StateTaken {
+        /// The primary's term.
+        term: Term,
+        /// Bytes of parts, as [`StatePart::len_bytes`] counts them.
+        taken_bytes: u64,
+    }
+    /// The primary stands still with everything released: the backup is to speak from here on.
+    19 Yield {
+        /// The primary's term.
+        term: Term,
+        /// The last exit the primary has left.
+        through: Ordinal,
+        /// All its outputs, and they have left.
+        released_through: OutputOrdinal,
+        /// The primary's guest stands where the backup's will: it can follow without a state.
+        follows: bool,
+    }
+    /// The backup speaks; the old primary is its backup now.
+    20 Promoted {
+        /// The new term.
+        term: Term,
+    }
 }
 
 impl Message {
@@ -194,7 +248,11 @@ impl Message {
     #[must_use]
     pub fn term(&self) -> Option<Term> {
         match self {
-            Self::Hello { .. } | Self::Welcome { .. } | Self::Refuse { .. } => None,
+            Self::Hello { .. }
+            | Self::Welcome { .. }
+            | Self::Refuse { .. }
+            | Self::Attach { .. }
+            | Self::Promoted { .. } => None,
             Self::Ready { term }
             | Self::Log { term, .. }
             | Self::Heartbeat { term, .. }
@@ -205,7 +263,11 @@ impl Message {
             | Self::Evidence { term, .. }
             | Self::StandDown { term }
             | Self::Finished { term, .. }
-            | Self::Bye { term, .. } => Some(*term),
+            | Self::Bye { term, .. }
+            | Self::State { term, .. }
+            | Self::StateEnd { term, .. }
+            | Self::StateTaken { term, .. }
+            | Self::Yield { term, .. } => Some(*term),
         }
     }
 }

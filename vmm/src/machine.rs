@@ -1,10 +1,11 @@
 //! The machine: CPU, memory and devices. A deterministic function of the guest image and the inputs that
 //! [`Machine::apply`] was given.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ftvmm_devices::{Board, Input, Output, PowerEvent};
-use ftvmm_replication::{Check, CpuCheck, MemoryLook, Ordinal, Slice};
+use ftvmm_replication::state::unpack_pages;
+use ftvmm_replication::{Check, CpuCheck, MemoryLook, Ordinal, Slice, StatePart};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -13,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
+use crate::machine_state::{MachineState, Standing, StateError};
 use crate::msr::MsrBank;
 use crate::page_tracker::{LoadError, PageTracker};
 use crate::run_loop::{RunMode, Situation, StopCause};
@@ -43,7 +45,7 @@ pub struct Machine {
     chain: ExitChain,
     inputs: u64,
     slices: u64,
-    pages: Option<PageTracker>,
+    pages: Option<Arc<Mutex<PageTracker>>>,
     fault: Option<Fault>,
 }
 
@@ -58,6 +60,7 @@ impl Machine {
         msrs: MsrBank,
         pages: Option<PageTracker>,
     ) -> Self {
+        let pages = pages.map(|pages| Arc::new(Mutex::new(pages)));
         let chain = ExitChain::default();
         Self { vcpu, memory, board, tsc, msrs, chain, inputs: 0, slices: 0, pages, fault: None }
     }
@@ -199,8 +202,8 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
-        let memory = match &mut self.pages {
-            Some(pages) => pages.check(memory)?,
+        let memory = match &self.pages {
+            Some(pages) => lock(pages).check(memory)?,
             None => None,
         };
         let state = CpuState::read(&self.vcpu)?;
@@ -215,8 +218,8 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn capture(&mut self) -> Result<Vec<Slice>, KvmError> {
-        let Some(tracker) = &mut self.pages else { return Ok(Vec::new()) };
-        let (parts, memory_digest) = tracker.capture()?;
+        let Some(tracker) = &self.pages else { return Ok(Vec::new()) };
+        let (parts, memory_digest) = lock(tracker).capture()?;
         let state = SliceState { vcpu: self.vcpu.save()?, memory_digest };
         let mut parts: Vec<_> = parts.into_iter().map(|pages| Slice { pages, cpu: None }).collect();
         if let Some(last) = parts.last_mut() {
@@ -235,8 +238,8 @@ impl Machine {
         let state: SliceState =
             state.and_then(|bytes| postcard::from_bytes(bytes).ok()).ok_or(LoadError::Processor)?;
         self.vcpu.restore(&state.vcpu)?;
-        if let Some(tracker) = &mut self.pages {
-            let own = tracker.load(parts.iter().map(|part| part.pages.as_slice()))?;
+        if let Some(tracker) = &self.pages {
+            let own = lock(tracker).load(parts.iter().map(|part| part.pages.as_slice()))?;
             let theirs = state.memory_digest;
             if own != theirs {
                 return Err(LoadError::Digest { own, theirs });
@@ -244,6 +247,70 @@ impl Machine {
         }
         self.slices += 1;
         Ok(())
+    }
+
+    /// The tracker of memory, for who ships it.
+    pub fn pages(&self) -> Option<Arc<Mutex<PageTracker>>> {
+        self.pages.clone()
+    }
+
+    /// The machine as it stands at `exit` `at`, which must be one that leaves nothing to complete; `None` at
+    /// any other, and for a guest whose memory is not tracked.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn state(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError> {
+        let (Some(standing), Some(pages)) = (Standing::of(exit), &self.pages) else {
+            return Ok(None);
+        };
+        let memory_digest = lock(pages).settle()?;
+        Ok(Some(MachineState {
+            at,
+            standing,
+            vcpu: self.vcpu.save()?,
+            board: self.board.save(),
+            tsc: self.tsc.save(),
+            chain: self.chain.digest(),
+            inputs: self.inputs,
+            slices: self.slices,
+            memory_digest,
+        }))
+    }
+
+    /// Puts a part of a state in place, whatever the guest was doing; for the last one, where the guest stands
+    /// then.
+    ///
+    /// # Errors
+    /// When KVM fails or the state is none of this guest.
+    pub fn take_state(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
+        let pages = self.pages.as_ref().ok_or(StateError::NotTracked)?;
+        match part {
+            StatePart::Outline { .. } => lock(pages).clear(),
+            StatePart::Pages(packed) => {
+                let (mut pages, mut refused) = (lock(pages), Ok(()));
+                unpack_pages(packed, |page, content| {
+                    if refused.is_ok() {
+                        refused = pages.put(page, content);
+                    }
+                })?;
+                refused?;
+            }
+            StatePart::Blocks(_) => {}
+            StatePart::Machine(bytes) => {
+                let state = MachineState::decode(bytes)?;
+                let (own, theirs) = (lock(pages).put_done()?, state.memory_digest);
+                if own != theirs {
+                    return Err(StateError::Digest { own, theirs });
+                }
+                self.vcpu.restore(&state.vcpu)?;
+                self.board = Board::restore(state.board)?;
+                self.tsc.restore(state.tsc);
+                self.chain = ExitChain::resumed(state.chain);
+                (self.inputs, self.slices) = (state.inputs, state.slices);
+                return Ok(Some((state.at, state.standing.exit())));
+            }
+        }
+        Ok(None)
     }
 
     /// Slices captured or loaded so far.
@@ -317,6 +384,10 @@ impl Machine {
             }
         }
     }
+}
+
+fn lock(pages: &Mutex<PageTracker>) -> MutexGuard<'_, PageTracker> {
+    pages.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]

@@ -9,6 +9,10 @@
 //! bitmap. Bits may be set for pages that do not differ; they cost a comparison, a fraction of the fault that a
 //! write to a protected page costs. So a page is protected again only when it has not changed for long.
 
+mod transfer;
+
+pub use transfer::PageImage;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,9 +22,11 @@ use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::kvm::{DirtyLog, KvmError, Memory};
+
+const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// Pages of a slice go into records of about this size.
 const PART_BYTES: usize = 1 << 20;
@@ -77,6 +83,8 @@ struct Region {
     copy: Vec<u8>,
     /// For a page whose bit is set: how many times in a row it was found unchanged.
     idle: Vec<u8>,
+    /// While a state is shipped: the pages whose copy has not been sent as it is now.
+    unsent: Option<Vec<u64>>,
 }
 
 /// See the module documentation.
@@ -99,11 +107,12 @@ impl PageTracker {
                 bytes,
                 copy: vec![0; bytes],
                 idle: vec![0; bytes / PAGE_BYTES],
+                unsent: None,
             };
             for index in set_bits(&written_pages(loaded)) {
                 let content = live_page(&memory, slot, index);
                 let page = region.first_page + index as u64;
-                digest = digest.wrapping_add(xxh3_64_with_seed(content, page));
+                digest = digest.wrapping_add(digest_change(page, 0, &ZERO_PAGE, content));
                 region.copy_of(index).copy_from_slice(content);
             }
             regions.push(region);
@@ -233,7 +242,9 @@ impl PageTracker {
                 if !runs.is_empty() {
                     visit(page, live, &runs);
                     *digest = digest.wrapping_add(change);
+                    region.mark_unsent(index);
                 }
+                let copy = region.copy_of(index);
                 for run in &runs {
                     copy[run.clone()].copy_from_slice(&live[run.clone()]);
                 }

@@ -29,6 +29,12 @@ pub struct Report {
     pub takeovers: u64,
     /// From the loss of the peer to the first live exit, if this side took over.
     pub takeover_seconds: Option<f64>,
+    /// Backups that attached and got this side's state.
+    pub attaches: u64,
+    /// Longest time the guest stood still for one of them.
+    pub attach_stopped_seconds: Option<f64>,
+    /// Planned switches of roles in which this side took part.
+    pub switches: u64,
     /// Frames whose digest the two sides compared.
     pub frames_compared: u64,
     /// Digest of registers, all memory and device state, in hexadecimal; absent when the run did not end at

@@ -10,12 +10,13 @@
 //! makes none stops it anywhere and makes that point one: a slice, whose state goes into the log.
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, Slice};
+use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, Slice, StatePart};
 use thiserror::Error;
 
 use crate::input::InputError;
 use crate::kvm::{Exit, KvmError};
 use crate::machine::Machine;
+use crate::machine_state::{MachineState, StateError};
 use crate::page_tracker::LoadError;
 
 /// Where the guest stands and what it would take; all an [`InputSource`] may know of it.
@@ -60,6 +61,13 @@ pub enum Step {
     Capture,
     /// Put the guest into the state of this slice, which is the next exit ordinal; then ask again.
     Load(Vec<Slice>),
+    /// Tell [`InputSource::state_taken`] the whole machine as it stands here; then ask again. Only at an exit
+    /// that leaves nothing to complete: a slice, or a halted guest.
+    TakeState,
+    /// Put this part of a state in place. After the last one the guest stands where it says; ask again.
+    PutState(StatePart),
+    /// Ask again.
+    Again,
     /// There is no more for this exit.
     Proceed,
     /// End the run here, before the exit is answered.
@@ -165,6 +173,17 @@ pub trait InputSource {
         Ok(())
     }
 
+    /// Takes the answer to [`Step::TakeState`].
+    ///
+    /// # Errors
+    /// When it cannot go where it is to go.
+    fn state_taken(&mut self, _state: MachineState) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    /// [`Step::PutState`] is done. For the last part: where the guest stands, and its time.
+    fn state_put(&mut self, _part: &StatePart, _stands: Option<(Ordinal, u64)>) {}
+
     /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could not take
     /// an interrupt here that is pending.
     fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode;
@@ -188,6 +207,9 @@ pub enum RunError {
     /// A slice cannot be taken over.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A state cannot be put in place.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Inputs or outputs failed.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -225,6 +247,17 @@ pub fn run(
                     exit = Exit::Slice;
                     machine.load(&parts)?;
                 }
+                Step::TakeState => {
+                    if let Some(state) = machine.state(at, exit)? {
+                        inputs.state_taken(state)?;
+                    }
+                }
+                Step::PutState(part) => {
+                    let stands = machine.take_state(&part)?;
+                    (at, exit) = stands.unwrap_or((at, exit));
+                    inputs.state_put(&part, stands.map(|(at, _)| (at, machine.board().now_ns())));
+                }
+                Step::Again => {}
                 Step::Proceed => break,
                 Step::Stop(cause) => {
                     return Ok(Ending { cause, at, at_exit: exit.is_synchronous() });

@@ -3,13 +3,17 @@
 use super::decision::{Decision, Situation, Trouble};
 use super::incident::{DivergenceCause, Evidence, IncidentReport};
 use super::log_window::LogWindow;
-use super::policy::{REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason};
+use super::policy::{
+    DivergencePolicy, REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason,
+};
+use super::primary::Primary;
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::RetainedOutputs;
 use crate::group::peek_group;
 use crate::message::{ByeReason, Message};
 use crate::record::{Ordinal, OutputOrdinal, Term};
+use crate::state::StatePart;
 
 /// Log bytes the backup executes before it says so without having been asked: often enough that a
 /// waiting primary goes on, seldom enough to cost nothing.
@@ -20,6 +24,8 @@ const REPORT_BYTES: u64 = 64 << 10;
 enum Phase {
     /// For the primary's hello and welcome.
     AwaitingWelcome,
+    /// For the whole state.
+    Joining { taken_bytes: u64 },
     /// For the log.
     Following,
     /// For what the primary decides about a divergence.
@@ -32,8 +38,15 @@ enum Phase {
     },
     /// For the witness.
     ClaimingTerm { term: Term },
-    /// The guest is ours.
+    /// The guest is ours, the rest of the log is being executed.
     Live,
+}
+
+/// How the primary asked this side to take over.
+#[derive(Clone, Copy, Debug)]
+struct Yielded {
+    /// It stands where this side will stand.
+    follows: bool,
 }
 
 #[derive(Debug)]
@@ -54,6 +67,12 @@ pub(super) struct Backup {
     release: ReleasePolicy,
     /// State digest of the guest, once it ended.
     ended: Option<[u8; 32]>,
+    /// What the primary said of divergences.
+    on_divergence: DivergencePolicy,
+    believe: Role,
+    yielded: Option<Yielded>,
+    /// What this side is from now on: a primary.
+    successor: Option<Box<Primary>>,
 }
 
 impl Backup {
@@ -67,9 +86,48 @@ impl Backup {
             received_through: Ordinal(0),
             unreported_bytes: 0,
             reported_through: Ordinal(0),
-            release: ReleasePolicy::default(),
+            release: config.release,
             ended: None,
+            on_divergence: config.on_divergence,
+            believe: config.believe,
+            yielded: None,
+            successor: None,
         }
+    }
+
+    /// A primary whose backup was promoted to `term`, in the same state.
+    pub(super) fn following(
+        config: &SessionConfig,
+        term: Term,
+        outputs: OutputOrdinal,
+        through: Ordinal,
+    ) -> Self {
+        Self {
+            phase: Phase::Following,
+            greeted: true,
+            term,
+            outputs: RetainedOutputs::starting_at(outputs),
+            window: LogWindow::starting_at(through),
+            received_through: through,
+            reported_through: through,
+            ..Self::new(config)
+        }
+    }
+
+    /// A primary that was not believed: the other will send its state.
+    pub(super) fn awaiting_state(config: &SessionConfig, term: Term) -> Self {
+        Self { greeted: true, term, ..Self::new(config) }
+    }
+
+    /// The primary's policies count.
+    pub(super) fn adopt(&self, config: &mut SessionConfig) {
+        config.release = self.release;
+        config.on_divergence = self.on_divergence;
+        config.believe = self.believe;
+    }
+
+    pub(super) fn take_successor(&mut self) -> Option<Primary> {
+        self.successor.take().map(|primary| *primary)
     }
 
     pub(super) fn step(&mut self, cx: &mut Context<'_>, event: SessionEvent) {
@@ -84,8 +142,15 @@ impl Backup {
             SessionEvent::ReplayFault { description } => self.on_replay_fault(cx, description),
             SessionEvent::GuestEnded { state_digest } => self.on_guest_ended(cx, state_digest),
             SessionEvent::HostStop => stop_on_request(cx, self.term),
+            SessionEvent::StateTaken { taken_bytes } => self.on_state_taken(cx, taken_bytes),
+            SessionEvent::TookOver { through } => self.on_took_over(cx, through),
             // A backup that records its own log keeps it to itself.
-            SessionEvent::Group { .. } => {}
+            SessionEvent::Group { .. }
+            | SessionEvent::StartAlone
+            | SessionEvent::State(_)
+            | SessionEvent::StateEnd { .. }
+            | SessionEvent::Yield { .. }
+            | SessionEvent::Detach => {}
         }
     }
 
@@ -114,7 +179,12 @@ impl Backup {
             return self.lose_peer(cx, &format!("primary silent for {silent_ns} ns"));
         }
         if cx.heartbeat_is_due(&waits) {
-            self.acknowledge(cx);
+            match self.phase {
+                Phase::Joining { taken_bytes } => {
+                    cx.send(Message::StateTaken { term: self.term, taken_bytes });
+                }
+                _ => self.acknowledge(cx),
+            }
         }
         if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
             self.report_incident(cx, None);
@@ -123,7 +193,11 @@ impl Backup {
 
     fn on_message(&mut self, cx: &mut Context<'_>, message: Message) {
         if let Phase::Live = self.phase {
-            return cx.refuse_newcomer(&message, self.term);
+            // The old primary says that it is there until it hears of the promotion.
+            if self.yielded.is_none() {
+                cx.refuse_newcomer(&message, self.term);
+            }
+            return;
         }
         let term = message.term().unwrap_or(self.term);
         if term < self.term {
@@ -142,10 +216,36 @@ impl Backup {
             (Phase::AwaitingWelcome, Message::Refuse { refusal }) => {
                 cx.stop(StopReason::BadConfiguration(refusal.swapped()));
             }
-            (Phase::AwaitingWelcome, Message::Welcome { term, rtc_epoch_s, release, .. })
-                if self.greeted =>
-            {
+            (
+                Phase::AwaitingWelcome,
+                Message::Welcome { term, rtc_epoch_s, release, on_divergence },
+            ) if self.greeted => {
+                self.on_divergence = on_divergence;
                 self.on_welcome(cx, term, rtc_epoch_s, release);
+            }
+            (
+                Phase::AwaitingWelcome | Phase::Following | Phase::AwaitingVerdict { .. },
+                Message::Attach { term, release, on_divergence, believe },
+            ) if self.greeted => {
+                self.on_divergence = on_divergence;
+                self.believe = believe;
+                self.on_attach(cx, term, release);
+            }
+            (Phase::Joining { .. }, Message::State { part, .. }) => {
+                cx.act(Action::TakeState(part));
+            }
+            (Phase::Joining { .. }, Message::StateEnd { outputs_through, at, machine, .. }) => {
+                self.on_state_end(cx, outputs_through, at, machine);
+            }
+            // Said before the state, or because nothing else was to be said.
+            (Phase::Joining { .. }, Message::Heartbeat { .. }) => {}
+            (
+                Phase::Following | Phase::AwaitingVerdict { .. },
+                Message::Yield { through, released_through, follows, .. },
+            ) => self.on_yield(cx, through, released_through, follows),
+            (Phase::ClaimingTerm { .. }, Message::Heartbeat { .. }) => {}
+            (Phase::Joining { .. }, Message::StandDown { .. }) => {
+                self.carry_out(cx, Trouble::StoodDown, "the primary goes on without us");
             }
             (Phase::Following, Message::Log { released_through, group, .. }) => {
                 self.on_log(cx, released_through, group);
@@ -169,7 +269,7 @@ impl Backup {
                 cx.stop(StopReason::Clean);
             }
             (
-                Phase::Following | Phase::AwaitingVerdict { .. },
+                Phase::Following | Phase::AwaitingVerdict { .. } | Phase::Joining { .. },
                 Message::Bye { reason: ByeReason::HostRequest, .. },
             ) => self.carry_out(cx, Trouble::PeerLeft, "primary said goodbye"),
             // Sent before the primary knew of our fault.
@@ -196,6 +296,92 @@ impl Backup {
         self.phase = Phase::Following;
         cx.send(Message::Ready { term });
         cx.act(Action::Begin { term, rtc_epoch_s, release });
+    }
+
+    /// The primary's guest runs already, or this side is not believed: its state replaces ours.
+    fn on_attach(&mut self, cx: &mut Context<'_>, term: Term, release: ReleasePolicy) {
+        if term < self.term {
+            return cx.refuse(Refusal::StaleTerm { offered: term, known: self.term });
+        }
+        self.report_incident(cx, None);
+        self.term = term;
+        self.release = release;
+        self.phase = Phase::Joining { taken_bytes: 0 };
+        cx.act(Action::Join { release });
+    }
+
+    fn on_state_taken(&mut self, cx: &mut Context<'_>, taken_bytes: u64) {
+        if let Phase::Joining { taken_bytes: taken } = &mut self.phase {
+            *taken = taken_bytes;
+            cx.send(Message::StateTaken { term: self.term, taken_bytes });
+        }
+    }
+
+    /// This side has all it needs to take over.
+    fn on_state_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        outputs_through: OutputOrdinal,
+        at: Ordinal,
+        machine: Vec<u8>,
+    ) {
+        let through = Ordinal(at.0.saturating_sub(1));
+        let (on_divergence, believe, release) = (self.on_divergence, self.believe, self.release);
+        *self = Self {
+            on_divergence,
+            believe,
+            release,
+            ..Self::following(cx.config, self.term, outputs_through, through)
+        };
+        cx.act(Action::TakeState(StatePart::Machine(machine)));
+        cx.send(Message::Ready { term: self.term });
+    }
+
+    /// The primary stands still and wants this side to speak.
+    fn on_yield(
+        &mut self,
+        cx: &mut Context<'_>,
+        through: Ordinal,
+        released_through: OutputOrdinal,
+        follows: bool,
+    ) {
+        let in_order = through <= self.received_through || !follows;
+        if !in_order || !self.outputs.on_released(released_through) {
+            return self.lose_peer(cx, "primary yields at an exit it has not logged");
+        }
+        self.report_incident(cx, None);
+        self.yielded = Some(Yielded { follows });
+        self.carry_out(cx, Trouble::Yielded, "the primary asked us to take over");
+    }
+
+    /// The run loop takes live inputs: this side is a primary from now on.
+    fn on_took_over(&mut self, cx: &mut Context<'_>, through: Ordinal) {
+        if !matches!(self.phase, Phase::Live) {
+            return;
+        }
+        self.adopt_into_successor(cx, through);
+    }
+
+    fn adopt_into_successor(&mut self, cx: &mut Context<'_>, through: Ordinal) {
+        let mut config = cx.config.clone();
+        self.adopt(&mut config);
+        let (term, outputs) = (self.term, self.outputs.produced_through());
+        let yielded = self.yielded.filter(|_| cx.link.connected);
+        if yielded.is_some() {
+            cx.send(Message::Promoted { term });
+        }
+        self.successor = Some(Box::new(match yielded {
+            Some(Yielded { follows: true }) => {
+                cx.act(Action::Protect { at: through.next() });
+                Primary::promoted(&config, term, outputs, through, cx.now_ns)
+            }
+            Some(Yielded { follows: false }) => {
+                let mut primary = Primary::taken_over(&config, term, outputs);
+                primary.ship_state(cx, false);
+                primary
+            }
+            None => Primary::taken_over(&config, term, outputs),
+        }));
     }
 
     fn on_log(&mut self, cx: &mut Context<'_>, released_through: OutputOrdinal, group: Vec<u8>) {
@@ -266,8 +452,10 @@ impl Backup {
     }
 
     fn on_replay_fault(&mut self, cx: &mut Context<'_>, description: String) {
-        if matches!(self.phase, Phase::AwaitingVerdict { .. }) {
-            return;
+        match self.phase {
+            Phase::AwaitingVerdict { .. } => return,
+            Phase::Joining { .. } => return self.carry_out(cx, Trouble::ReplayFault, &description),
+            _ => {}
         }
         let cause = DivergenceCause::ReplayFault { description };
         let evidence = self.evidence(&cause);
@@ -366,6 +554,7 @@ impl Backup {
             }
             Decision::StopDivergence => self.stop_divergence(cx),
             Decision::StopHostRequest => cx.stop(StopReason::HostRequest),
+            Decision::StopIncomplete => cx.stop(StopReason::Incomplete),
             decision => panic!("cannot {decision:?} in {}", self.state_name()),
         }
     }
@@ -384,6 +573,7 @@ impl Backup {
     fn situation(&self) -> Situation {
         match self.phase {
             Phase::AwaitingWelcome => Situation::BackupGreeting,
+            Phase::Joining { .. } => Situation::Joining,
             Phase::Following => Situation::Following,
             Phase::AwaitingVerdict { .. } => Situation::AwaitingVerdict,
             Phase::ClaimingTerm { .. } => Situation::BackupClaiming,
@@ -402,6 +592,7 @@ impl Backup {
     pub(super) fn state_name(&self) -> &'static str {
         match self.phase {
             Phase::AwaitingWelcome => "AwaitingWelcome",
+            Phase::Joining { .. } => "Joining",
             Phase::Following => "Following",
             Phase::AwaitingVerdict { .. } => "AwaitingVerdict",
             Phase::ClaimingTerm { .. } => "ClaimingTerm",
@@ -410,7 +601,10 @@ impl Backup {
     }
 
     pub(super) fn waits(&self, config: &SessionConfig) -> Waits {
-        let heartbeats = matches!(self.phase, Phase::Following | Phase::AwaitingVerdict { .. });
+        let heartbeats = matches!(
+            self.phase,
+            Phase::Following | Phase::AwaitingVerdict { .. } | Phase::Joining { .. }
+        );
         let deadline_ns = match self.phase {
             Phase::AwaitingVerdict { deadline_ns, reported: false, .. } => Some(deadline_ns),
             _ => None,
@@ -424,7 +618,10 @@ impl Backup {
         self.window.invariants();
         let live = matches!(self.phase, Phase::Live);
         assert!(self.outputs.is_live() == live, "frames leave when and only when live");
-        if matches!(self.phase, Phase::Following | Phase::AwaitingVerdict { .. }) {
+        if matches!(
+            self.phase,
+            Phase::Following | Phase::AwaitingVerdict { .. } | Phase::Joining { .. }
+        ) {
             assert!(connected, "{} without a connection", self.state_name());
         }
     }

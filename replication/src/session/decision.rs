@@ -29,6 +29,16 @@ pub enum Situation {
     BackupClaiming,
     /// Backup that took over.
     Live,
+    /// Primary, alone, sends its state to a backup.
+    Attaching,
+    /// The same after a divergence: outputs are held meanwhile.
+    Resyncing,
+    /// Backup, is being sent the state.
+    Joining,
+    /// Primary, stands still, has asked the backup to take over.
+    Yielding,
+    /// Primary that starts alone, asked the witness for its first term.
+    PrimaryAlone,
 }
 
 /// What happened.
@@ -50,6 +60,14 @@ pub enum Trouble {
     ReplayFault,
     /// The primary says that this backup is not believed.
     StoodDown,
+    /// The evidence is as complete as it gets; the policy is resync, the primary is believed.
+    DivergedResync,
+    /// The same; the backup is believed.
+    DivergedYield,
+    /// The operator lets the backup go.
+    Detached,
+    /// The primary asks its backup to take over.
+    Yielded,
 }
 
 /// What to do.
@@ -77,13 +95,21 @@ pub enum Decision {
     StopDivergence,
     /// Stop: a host was asked to.
     StopHostRequest,
+    /// The guest goes on as before, alone.
+    StayAlone,
+    /// Send the backup the whole state, over the connection that stands.
+    ShipState,
+    /// Ask the backup to take over, and then for its state.
+    Yield,
+    /// Stop: the state never came whole.
+    StopIncomplete,
 }
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its name in tests and logs.
-    pub letter: char,
+    pub letter: &'static str,
     /// Where it applies.
     pub situation: Situation,
     /// What happened.
@@ -108,57 +134,91 @@ macro_rules! rows {
 
 /// The table.
 pub const DECISIONS: &[Row] = rows! {
-    'A' PrimaryGreeting PeerLost => KeepWaiting:
+    "A" PrimaryGreeting PeerLost => KeepWaiting:
         "no guest runs and nothing was promised"
-    'B' PrimaryClaimingFirst PeerLost => KeepWaiting:
+    "B" PrimaryClaimingFirst PeerLost => KeepWaiting:
         "a term that was not offered to anyone stays ours for the next backup"
-    'C' PrimaryClaimingFirst Granted => OfferTerm:
+    "C" PrimaryClaimingFirst Granted => OfferTerm:
         "the term is ours, so a backup may be told of it"
-    'D' PrimaryClaimingFirst Denied => StopLostWitness:
+    "D" PrimaryClaimingFirst Denied => StopLostWitness:
         "a term above the one known at start was given away: another pair runs"
-    'E' PrimaryOffering PeerLost => AbandonTerm:
+    "E" PrimaryOffering PeerLost => AbandonTerm:
         "the backup may have the offer and take over in the next term; a guest started in this \
          one would be a second one, so the next claim must win against that take-over"
-    'F' Protected PeerLost => ClaimNextTerm:
+    "F" Protected PeerLost => ClaimNextTerm:
         "the backup may be dead or may think that we are; the witness tells who goes on"
-    'G' Protected PeerLeft => ClaimNextTerm:
+    "G" Protected PeerLeft => ClaimNextTerm:
         "the backup will not take over, but only a new term makes sure of that"
-    'H' AwaitingEvidence PeerLost => SettleWithOwnEvidence:
+    "H" AwaitingEvidence PeerLost => SettleWithOwnEvidence:
         "the backup's evidence will not come any more; the primary is believed without it"
-    'I' AwaitingEvidence DivergedFailover => ClaimNextTerm:
+    "I" AwaitingEvidence DivergedFailover => ClaimNextTerm:
         "the primary is believed; the next term shuts the backup out even if it hears nothing"
-    'J' AwaitingEvidence DivergedHalt => StopDivergence:
+    "J" AwaitingEvidence DivergedHalt => StopDivergence:
         "the operator prefers no service to a possibly wrong one"
-    'K' PrimaryClaiming PeerLost => KeepWaiting:
+    "K" PrimaryClaiming PeerLost => KeepWaiting:
         "the claim under way settles it"
-    'L' PrimaryClaiming Granted => GoAlone:
+    "L" PrimaryClaiming Granted => GoAlone:
         "no other host can speak for the guest in this term or an older one"
-    'M' PrimaryClaiming Denied => StopLostWitness:
+    "M" PrimaryClaiming Denied => StopLostWitness:
         "the backup took over; every gated frame is its to send"
-    'N' BackupGreeting PeerLost => KeepWaiting:
+    "N" BackupGreeting PeerLost => KeepWaiting:
         "there is nothing to take over before the first welcome"
-    'O' Following PeerLost => ClaimNextTerm:
+    "O" Following PeerLost => ClaimNextTerm:
         "the primary may be dead or may think that we are; the witness tells who goes on"
-    'P' Following PeerLeft => StopHostRequest:
+    "P" Following PeerLeft => StopHostRequest:
         "the operator stopped the pair, which is no failure to recover from"
-    'Q' AwaitingVerdict PeerLost => StopDivergence:
+    "Q" AwaitingVerdict PeerLost => StopDivergence:
         "an execution known to differ from the one the client saw must not speak"
-    'R' BackupClaiming Granted => GoLive:
+    "R" BackupClaiming Granted => GoLive:
         "no other host can speak for the guest in this term or an older one"
-    'S' BackupClaiming Denied => StopLostWitness:
+    "S" BackupClaiming Denied => StopLostWitness:
         "the primary lives and went on alone"
-    'T' BackupClaiming ReplayFault => StopDivergence:
+    "T" BackupClaiming ReplayFault => StopDivergence:
         "the received log cannot be executed, so this state explains nothing the client saw"
-    'U' Live ReplayFault => StopDivergence:
+    "U" Live ReplayFault => StopDivergence:
         "as T, found while the rest of the log was executed"
-    'V' AwaitingVerdict PeerLeft => StopDivergence:
+    "V" AwaitingVerdict PeerLeft => StopDivergence:
         "as Q: whatever the primary does, this execution must not speak"
-    'W' Following ReplayFault => AskPrimary:
+    "W" Following ReplayFault => AskPrimary:
         "the primary decides for both, and needs to see what we saw"
-    'X' Following StoodDown => StopDivergence:
+    "X" Following StoodDown => StopDivergence:
         "the primary went on without us"
-    'Y' AwaitingVerdict StoodDown => StopDivergence:
+    "Y" AwaitingVerdict StoodDown => StopDivergence:
         "the verdict"
+    "Z" Attaching PeerLost => StayAlone:
+        "the backup has not the whole state, so it cannot take over; the guest never noticed it"
+    "AA" Attaching PeerLeft => StayAlone:
+        "as Z"
+    "AB" AwaitingEvidence DivergedResync => ShipState:
+        "the primary is believed; its state replaces the backup's, and nothing leaves before that"
+    "AC" Resyncing PeerLost => ClaimNextTerm:
+        "the backup may not have heard that it is not believed; the witness tells who goes on"
+    "AD" Resyncing PeerLeft => ClaimNextTerm:
+        "as G"
+    "AE" Joining PeerLost => StopIncomplete:
+        "half a state is no guest"
+    "AF" Joining PeerLeft => StopHostRequest:
+        "the operator stopped the pair, which is no failure to recover from"
+    "AG" Joining ReplayFault => StopIncomplete:
+        "the state cannot be put in place"
+    "AH" Protected Detached => ClaimNextTerm:
+        "as G: the backup leaves, but only a new term makes sure that it does not take over"
+    "AI" Yielding PeerLost => ClaimNextTerm:
+        "as F: the backup may be dead or may have taken over already"
+    "AJ" Yielding PeerLeft => ClaimNextTerm:
+        "as G"
+    "AK" Following Yielded => ClaimNextTerm:
+        "the primary stands still and asks us to; the witness makes it so"
+    "AL" AwaitingEvidence DivergedYield => Yield:
+        "the backup is believed: it goes on, and its state replaces the primary's"
+    "AM" AwaitingVerdict Yielded => ClaimNextTerm:
+        "the backup is believed"
+    "AN" PrimaryAlone Granted => GoAlone:
+        "the guest starts without a backup; the term is ours"
+    "AO" PrimaryAlone Denied => StopLostWitness:
+        "a term above the one known at start was given away: another host runs the guest"
+    "AP" Joining StoodDown => StopDivergence:
+        "the primary goes on without us"
 };
 
 /// The row for what happened.
@@ -179,7 +239,10 @@ mod tests {
     #[test]
     fn letters_follow_each_other_and_no_case_is_decided_twice() {
         for (index, row) in DECISIONS.iter().enumerate() {
-            assert_eq!(row.letter, (b'A' + index as u8) as char);
+            let letter = |index: usize| char::from(b'A' + index as u8);
+            let first = (index >= 26).then(|| letter(index / 26 - 1));
+            let name: String = first.into_iter().chain([letter(index % 26)]).collect();
+            assert_eq!(row.letter, name);
             assert_eq!(decide(row.situation, row.trouble), row, "row {} is shadowed", row.letter);
             assert!(!row.reason.is_empty());
         }
@@ -188,7 +251,12 @@ mod tests {
     #[test]
     fn every_row_has_a_named_test() {
         let tests =
-            [include_str!("tests/failure.rs"), include_str!("tests/divergence.rs")].concat();
+            [
+            include_str!("tests/failure.rs"),
+            include_str!("tests/divergence.rs"),
+            include_str!("tests/attach.rs"),
+        ]
+        .concat();
         for row in DECISIONS {
             let name = format!("fn row_{}_", row.letter.to_ascii_lowercase());
             assert!(tests.contains(&name), "no test for row {}", row.letter);

@@ -30,6 +30,11 @@ pub(super) struct LogWindow {
 }
 
 impl LogWindow {
+    /// A window for a backup that has left exit `through`.
+    pub(super) fn starting_at(through: Ordinal) -> Self {
+        Self { executed_through: through, ..Self::default() }
+    }
+
     pub(super) fn executed_through(&self) -> Ordinal {
         self.executed_through
     }

@@ -5,12 +5,15 @@
 //!
 //! ```text
 //! primary  AwaitingBackup → ClaimingFirstTerm → AwaitingReady → Protected ─────────→ Stopped
-//!               ↑______________________|_______________|            │ ↘ AwaitingEvidence ↗ │
-//!                                                                   ↓        ↓             ↑
-//!                                                                ClaimingTerm ──→ Alone ───┘
-//! backup   AwaitingWelcome → Following ──→ ClaimingTerm ──→ Live ──→ Stopped
-//!                                   ↘ AwaitingVerdict ─────────────────↗
+//!               ↑______________________|_______________|        ↑   │ ↘ AwaitingEvidence ↗ │
+//!                                                       Attaching   ↓        ↓             ↑
+//!                                                               ↑  ClaimingTerm ──→ Alone ─┘
+//!                                                               └────────────────────┘
+//! backup   AwaitingWelcome → Following ──→ ClaimingTerm ──→ Live ──→ primary, Alone
+//!                      ↘ Joining ↗  ↘ AwaitingVerdict ──→ Stopped
 //! ```
+//! A backup that took over becomes a primary that is alone; a primary that yields becomes the backup
+//! of its backup (Yielding → Following).
 //!
 //! Invariants, asserted after every step: frames leave in order and each once; none leaves before
 //! its release rule holds, unless this side won a term of its own; a side that releases on its own
@@ -34,6 +37,7 @@ use primary::Primary;
 use crate::digest::OutputDigest;
 use crate::message::{ByeReason, Message};
 use crate::record::{Ordinal, Term};
+use crate::state::StatePart;
 use crate::wire::WireError;
 
 /// Why a connection ended.
@@ -111,6 +115,35 @@ pub enum SessionEvent {
     },
     /// The host was asked to stop.
     HostStop,
+    /// The guest is to start without waiting for a backup (primary).
+    StartAlone,
+    /// A part of the state [`Action::ShipState`] asked for.
+    State(StatePart),
+    /// Its last part: the guest stands at this exit, and takes no input before this event.
+    StateEnd {
+        /// The exit.
+        at: Ordinal,
+        /// Processor and devices.
+        machine: Vec<u8>,
+    },
+    /// So much of the state is in place (backup).
+    StateTaken {
+        /// As [`StatePart::len_bytes`] counts.
+        taken_bytes: u64,
+    },
+    /// The run loop has used up the log and takes live inputs (backup, after [`Action::GoLive`]).
+    TookOver {
+        /// The last exit it has left.
+        through: Ordinal,
+    },
+    /// The guest stands still, as the operator asked for a switch of roles (primary). It goes on
+    /// after [`Action::Follow`] or [`Action::GoAlone`].
+    Yield {
+        /// The last exit it has left; everything up to there and of the next is in the log.
+        through: Ordinal,
+    },
+    /// The operator lets the backup go.
+    Detach,
 }
 
 /// What to do, in this order.
@@ -144,6 +177,33 @@ pub enum Action {
     GoAlone {
         /// The term in which it does.
         term: Term,
+    },
+    /// A backup joins: send [`SessionEvent::State`] while the guest runs, then stop it shortly for
+    /// [`SessionEvent::StateEnd`]. Log groups are not asked for meanwhile.
+    ShipState,
+    /// The backup has put so much of the state in place.
+    StateTaken {
+        /// As [`StatePart::len_bytes`] counts.
+        taken_bytes: u64,
+    },
+    /// Log groups are asked for again, from exit `at` on, at which the guest stands.
+    Protect {
+        /// The exit.
+        at: Ordinal,
+    },
+    /// A whole state is about to come: forget the one there is (backup).
+    Join {
+        /// When outputs are released.
+        release: ReleasePolicy,
+    },
+    /// Put this part of the state in place and report [`SessionEvent::StateTaken`] (backup).
+    TakeState(StatePart),
+    /// This host follows the other's log from now on, after the exit it has left.
+    Follow {
+        /// The new term.
+        term: Term,
+        /// The last exit this host has left.
+        through: Ordinal,
     },
     /// Keep this report and count a divergence.
     Incident(Box<IncidentReport>),
@@ -322,10 +382,63 @@ impl Session {
             State::Backup(backup) => backup.step(&mut cx, event),
             State::Stopped => {}
         }
-        if cx.stopped {
-            self.state = State::Stopped;
+        let stopped = cx.stopped;
+        match &mut self.state {
+            _ if stopped => self.state = State::Stopped,
+            State::Backup(backup) => {
+                backup.adopt(&mut self.config);
+                if let Some(primary) = backup.take_successor() {
+                    self.config.role = Role::Primary;
+                    self.state = State::Primary(primary);
+                }
+            }
+            State::Primary(primary) => {
+                if let Some(backup) = primary.take_successor() {
+                    self.config.role = Role::Backup;
+                    self.state = State::Backup(backup);
+                }
+            }
+            State::Stopped => {}
         }
         self.invariants();
+    }
+
+    /// The part this host plays now.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.config.role
+    }
+
+    /// The highest term known; ours when this host speaks for the guest.
+    #[must_use]
+    pub fn term(&self) -> Option<Term> {
+        match &self.state {
+            State::Primary(primary) => Some(primary.term()),
+            State::Backup(backup) => Some(backup.term()),
+            State::Stopped => None,
+        }
+    }
+
+    /// Whether a newcomer may connect now: nobody is connected, and the host has time for one.
+    #[must_use]
+    pub fn takes_newcomers(&self) -> bool {
+        let has_time = match &self.state {
+            State::Primary(primary) => primary.takes_newcomers(),
+            State::Backup(_) | State::Stopped => false,
+        };
+        has_time && !self.link.connected
+    }
+
+    /// Whether a backup is being sent the state.
+    #[must_use]
+    pub fn is_attaching(&self) -> bool {
+        matches!(&self.state, State::Primary(primary) if primary.is_attaching())
+    }
+
+    /// Whether this host may ask its backup to take over now.
+    #[must_use]
+    pub fn may_yield(&self) -> bool {
+        matches!(&self.state, State::Primary(primary) if primary.is_protected())
     }
 
     /// Time by which the caller is late for a deadline is a pause of our own. The peer may have
@@ -389,14 +502,10 @@ impl Session {
         }
     }
 
-    /// The highest term known; none once the session is over.
+    /// Whether the guest stands still because the backup was asked to take over.
     #[must_use]
-    pub fn term(&self) -> Option<Term> {
-        match &self.state {
-            State::Primary(primary) => Some(primary.term()),
-            State::Backup(backup) => Some(backup.term()),
-            State::Stopped => None,
-        }
+    pub fn is_yielding(&self) -> bool {
+        matches!(&self.state, State::Primary(primary) if primary.is_yielding())
     }
 
     fn invariants(&self) {

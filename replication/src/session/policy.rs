@@ -18,12 +18,20 @@ pub enum Role {
     Backup,
 }
 
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Role {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Primary => "primary",
             Self::Backup => "backup",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -45,6 +53,9 @@ pub enum DivergencePolicy {
     Failover,
     /// Both stop.
     Halt,
+    /// The state of the side that is believed replaces the other's, and the two go on. Frames are
+    /// held meanwhile.
+    Resync,
 }
 
 /// A backup that catches up says so every [`REPORT_EXITS`], so that a primary that waits for half
@@ -94,6 +105,8 @@ pub struct SessionConfig {
     pub release: ReleasePolicy,
     /// What a divergence leads to (the primary's counts).
     pub on_divergence: DivergencePolicy,
+    /// Whose execution a resync believes (the primary's counts).
+    pub believe: Role,
     /// A side that has been silent for this long says that it is alive.
     pub heartbeat_ns: u64,
     /// A peer that has been silent for this long is lost.
@@ -120,6 +133,7 @@ impl SessionConfig {
             rtc_epoch_s,
             release: ReleasePolicy::default(),
             on_divergence: DivergencePolicy::default(),
+            believe: Role::Primary,
             heartbeat_ns: 50_000_000,
             failure_ns: 500_000_000,
             stall_ns: 10_000_000_000,
@@ -185,8 +199,8 @@ pub enum Refusal {
         /// The highest the backup's witness knows.
         known: Term,
     },
-    /// The guest runs already; a backup cannot join it.
-    #[error("the guest runs already, alone in term {term}")]
+    /// The host is taking over and has no time for a newcomer; a moment later it has.
+    #[error("the host is just taking over in term {term}; connect again")]
     AlreadyRunning {
         /// The term in which it runs.
         term: Term,
@@ -222,6 +236,9 @@ pub enum StopReason {
     /// The two executed different things and this side is not to go on.
     #[error("primary and backup diverged")]
     Divergence,
+    /// The primary was lost, or its state could not be put in place, before this backup had it.
+    #[error("the primary's state did not come whole")]
+    Incomplete,
     /// Another host won the term.
     #[error("another host won term {term}")]
     LostWitness {
@@ -236,6 +253,7 @@ impl StopReason {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Clean | Self::HostRequest => 0,
+            Self::Incomplete => 1,
             Self::BadConfiguration(_) => 2,
             Self::Divergence => 3,
             Self::LostWitness { .. } => 4,

@@ -1,5 +1,8 @@
 //! The primary's half of the role state machine.
 
+mod attach;
+
+use super::backup::Backup;
 use super::decision::{Decision, Situation, Trouble};
 use super::incident::{DivergenceCause, Evidence, IncidentReport};
 use super::log_window::LogWindow;
@@ -29,6 +32,24 @@ enum Phase {
     ClaimingTerm { term: Term },
     /// The guest runs; outputs leave at once.
     Alone,
+    /// For the witness; the guest is to start without a backup.
+    StartingAlone { term: Term },
+    /// The guest runs and its state goes to a backup. Outputs leave at once, or are held after a
+    /// divergence.
+    Attaching { gated: bool },
+    /// The guest stands still; for the backup to take over.
+    Yielding(Yielding),
+}
+
+/// How the primary asks its backup to take over.
+#[derive(Debug)]
+struct Yielding {
+    through: Ordinal,
+    /// The two are in the same state, so that this side can follow at once.
+    follows: bool,
+    /// The question is out: everything was released before.
+    asked: bool,
+    deadline_ns: u64,
 }
 
 #[derive(Debug)]
@@ -46,6 +67,8 @@ pub(super) struct Primary {
     ended: Option<[u8; 32]>,
     /// State digest of the backup's guest, once it ended.
     backup_ended: Option<[u8; 32]>,
+    /// What this side is from now on: the backup of its backup.
+    successor: Option<Backup>,
 }
 
 impl Primary {
@@ -60,6 +83,7 @@ impl Primary {
             progress_ns: 0,
             ended: None,
             backup_ended: None,
+            successor: None,
         }
     }
 
@@ -78,11 +102,20 @@ impl Primary {
             }
             SessionEvent::HostStop => stop_on_request(cx, self.term),
             // The recorder's own progress is in the horizons; it replays nothing.
-            SessionEvent::Executed(_) | SessionEvent::ReplayFault { .. } => {}
+            SessionEvent::Executed(_)
+            | SessionEvent::ReplayFault { .. }
+            | SessionEvent::StateTaken { .. }
+            | SessionEvent::TookOver { .. } => {}
+            SessionEvent::StartAlone => self.start_alone(cx),
+            SessionEvent::State(part) => self.on_state(cx, part),
+            SessionEvent::StateEnd { at, machine } => self.on_state_end(cx, at, machine),
+            SessionEvent::Yield { through } => self.on_yield(cx, through),
+            SessionEvent::Detach => self.on_detach(cx),
         }
         if !cx.stopped {
             self.watch_progress(cx);
             self.release(cx);
+            self.ask_to_take_over(cx);
             self.update_congestion(cx);
         }
     }
@@ -90,8 +123,7 @@ impl Primary {
     fn on_connected(&mut self, cx: &mut Context<'_>) {
         match self.phase {
             // Whatever the claim brings, there will be no room for a newcomer.
-            Phase::ClaimingTerm { .. } => cx.hang_up(),
-            Phase::Alone => {}
+            Phase::ClaimingTerm { .. } | Phase::StartingAlone { .. } => cx.hang_up(),
             _ => cx.send_hello(),
         }
     }
@@ -121,6 +153,7 @@ impl Primary {
         if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
             match self.phase {
                 Phase::AwaitingEvidence { .. } => self.settle(cx, None),
+                Phase::Yielding(_) => self.lose_peer(cx, "backup did not take over"),
                 Phase::Protected => self.lose_peer(cx, "backup lives but gets nowhere"),
                 _ => self.lose_peer(cx, "backup did not answer the welcome"),
             }
@@ -129,7 +162,7 @@ impl Primary {
 
     fn on_message(&mut self, cx: &mut Context<'_>, message: Message) {
         if let Phase::Alone = self.phase {
-            return cx.refuse_newcomer(&message, self.term);
+            return self.on_newcomer(cx, &message);
         }
         let term = message.term().unwrap_or(self.term);
         if term < self.term {
@@ -150,11 +183,28 @@ impl Primary {
                 Message::Refuse { refusal },
             ) => cx.stop(StopReason::BadConfiguration(refusal.swapped())),
             (Phase::AwaitingReady { .. }, Message::Ready { .. }) => self.on_ready(cx),
-            (Phase::Protected, Message::Ack { received_through, executed_through, .. }) => {
+            (Phase::Attaching { .. }, Message::StateTaken { taken_bytes, .. }) => {
+                cx.act(Action::StateTaken { taken_bytes });
+            }
+            (Phase::Attaching { .. }, Message::Refuse { refusal }) => {
+                self.lose_peer(cx, &format!("backup refuses: {}", refusal.swapped()));
+            }
+            // Sent before the backup had the last part, or knew of a resync.
+            (Phase::Protected, Message::StateTaken { .. }) => {}
+            (
+                Phase::Attaching { gated: true } | Phase::Yielding(_),
+                Message::Ack { .. }
+                | Message::Digest { .. }
+                | Message::Finished { .. }
+                | Message::Evidence { .. }
+                | Message::Fault { .. },
+            ) => {}
+            (Phase::Protected, Message::Ready { .. }) => self.gate.on_joined(),
+            (_, Message::Ack { received_through, executed_through, .. }) if self.is_followed() => {
                 self.gate.on_ack(received_through);
                 self.window.on_executed(executed_through);
             }
-            (Phase::Protected, Message::Digest { output, at, digest, .. }) => {
+            (_, Message::Digest { output, at, digest, .. }) if self.is_followed() => {
                 self.window.on_executed(Ordinal(at.0.saturating_sub(1)));
                 let compared = self.gate.on_digest(output, at, digest);
                 self.on_compared(cx, compared);
@@ -168,7 +218,11 @@ impl Primary {
                 Phase::AwaitingEvidence { .. },
                 Message::Evidence { evidence, .. } | Message::Fault { evidence, .. },
             ) => self.settle(cx, Some(evidence)),
-            (Phase::Protected, Message::Bye { .. }) => {
+            (Phase::Yielding(_), Message::Promoted { term }) => self.on_promoted(cx, term),
+            (
+                Phase::Protected | Phase::Attaching { .. } | Phase::Yielding(_),
+                Message::Bye { .. },
+            ) => {
                 cx.hang_up();
                 self.carry_out(cx, Trouble::PeerLeft, "backup said goodbye");
             }
@@ -221,7 +275,7 @@ impl Primary {
     }
 
     fn on_group(&mut self, cx: &mut Context<'_>, bytes: Vec<u8>) {
-        if !matches!(self.phase, Phase::Protected) {
+        if !self.is_followed() {
             return;
         }
         let Ok(head) = peek_group(&bytes) else { panic!("the recorder made a damaged group") };
@@ -238,7 +292,7 @@ impl Primary {
         frame: Vec<u8>,
     ) {
         let compared = self.gate.push(at, digest, frame);
-        if matches!(self.phase, Phase::Protected) {
+        if self.is_followed() {
             self.on_compared(cx, compared);
         }
     }
@@ -254,7 +308,7 @@ impl Primary {
     /// Both guests ended: in the same state, with the same outputs?
     fn finish_if_ended(&mut self, cx: &mut Context<'_>) {
         match (&self.phase, self.ended, self.backup_ended) {
-            (Phase::Alone, Some(_), _) => cx.stop(StopReason::Clean),
+            (Phase::Alone | Phase::Attaching { .. }, Some(_), _) => self.stop_clean(cx),
             (Phase::Protected, Some(own), Some(theirs)) => {
                 if let Some(output) = self.gate.first_unmatched() {
                     return self.diverge(cx, DivergenceCause::Output { output });
@@ -315,9 +369,15 @@ impl Primary {
             primary: Some(Evidence::clone(own)),
             backup: theirs,
         })));
-        let trouble = match cx.config.on_divergence {
-            DivergencePolicy::Failover => Trouble::DivergedFailover,
-            DivergencePolicy::Halt => Trouble::DivergedHalt,
+        let trouble = match (cx.config.on_divergence, cx.config.believe) {
+            (DivergencePolicy::Failover, _) => Trouble::DivergedFailover,
+            (DivergencePolicy::Halt, _) => Trouble::DivergedHalt,
+            // A guest that ended has no state to go on from.
+            (DivergencePolicy::Resync, _) if self.ended.is_some() || !cx.link.connected => {
+                Trouble::DivergedFailover
+            }
+            (DivergencePolicy::Resync, Role::Primary) => Trouble::DivergedResync,
+            (DivergencePolicy::Resync, Role::Backup) => Trouble::DivergedYield,
         };
         self.carry_out(cx, trouble, &detail);
     }
@@ -331,7 +391,9 @@ impl Primary {
     }
 
     fn on_term_claimed(&mut self, cx: &mut Context<'_>, answered: Term, granted: bool) {
-        let (Phase::ClaimingFirstTerm { term, .. } | Phase::ClaimingTerm { term }) = &self.phase
+        let (Phase::ClaimingFirstTerm { term, .. }
+        | Phase::ClaimingTerm { term }
+        | Phase::StartingAlone { term }) = &self.phase
         else {
             return;
         };
@@ -364,6 +426,15 @@ impl Primary {
                 let term = *term;
                 self.go_alone(cx, term);
             }
+            (Decision::GoAlone, Phase::StartingAlone { term }) => {
+                let term = *term;
+                let SessionConfig { rtc_epoch_s, release, .. } = *cx.config;
+                cx.act(Action::Begin { term, rtc_epoch_s, release });
+                self.go_alone(cx, term);
+            }
+            (Decision::StayAlone, _) => self.phase = Phase::Alone,
+            (Decision::ShipState, _) => self.ship_state(cx, true),
+            (Decision::Yield, _) => self.yield_unequal(cx),
             (Decision::StopLostWitness, _) => {
                 cx.stop(StopReason::LostWitness { term: self.term.next() });
             }
@@ -392,7 +463,13 @@ impl Primary {
     }
 
     fn release(&mut self, cx: &mut Context<'_>) {
-        if matches!(self.phase, Phase::Protected | Phase::Alone) {
+        if matches!(
+            self.phase,
+            Phase::Protected
+                | Phase::Alone
+                | Phase::Attaching { gated: false }
+                | Phase::Yielding(Yielding { follows: true, asked: false, .. })
+        ) {
             self.gate.release(|frame| cx.actions.push(Action::Transmit(frame)));
         }
     }
@@ -422,7 +499,8 @@ impl Primary {
             || self.window.unexecuted_exits() * scale >= limits.lag_exits_max
             || self.gate.held_frames() * scale >= limits.gated_frames_max
             || self.gate.held_bytes() * scale >= limits.gated_bytes_max;
-        let congested = above && !matches!(self.phase, Phase::Alone);
+        let free = matches!(self.phase, Phase::Alone | Phase::Attaching { gated: false });
+        let congested = above && !free;
         if congested != self.congested {
             self.congested = congested;
             cx.act(Action::Congested(congested));
@@ -437,16 +515,12 @@ impl Primary {
             Phase::Protected => Situation::Protected,
             Phase::AwaitingEvidence { .. } => Situation::AwaitingEvidence,
             Phase::ClaimingTerm { .. } => Situation::PrimaryClaiming,
+            Phase::StartingAlone { .. } => Situation::PrimaryAlone,
+            Phase::Attaching { gated: false } => Situation::Attaching,
+            Phase::Attaching { gated: true } => Situation::Resyncing,
+            Phase::Yielding(_) => Situation::Yielding,
             Phase::Alone => panic!("a primary that is alone has nothing to decide"),
         }
-    }
-
-    pub(super) fn is_protected(&self) -> bool {
-        matches!(self.phase, Phase::Protected)
-    }
-
-    pub(super) fn term(&self) -> Term {
-        self.term
     }
 
     pub(super) fn state_name(&self) -> &'static str {
@@ -458,18 +532,26 @@ impl Primary {
             Phase::AwaitingEvidence { .. } => "AwaitingEvidence",
             Phase::ClaimingTerm { .. } => "ClaimingTerm",
             Phase::Alone => "Alone",
+            Phase::StartingAlone { .. } => "StartingAlone",
+            Phase::Attaching { .. } => "Attaching",
+            Phase::Yielding(_) => "Yielding",
         }
     }
 
     pub(super) fn waits(&self, config: &SessionConfig) -> Waits {
         let heartbeats = matches!(
             self.phase,
-            Phase::Protected | Phase::AwaitingEvidence { .. } | Phase::ClaimingTerm { .. }
+            Phase::Protected
+                | Phase::AwaitingEvidence { .. }
+                | Phase::ClaimingTerm { .. }
+                | Phase::Attaching { .. }
+                | Phase::Yielding(_)
         );
         let deadline_ns = match self.phase {
             Phase::AwaitingReady { deadline_ns } | Phase::AwaitingEvidence { deadline_ns, .. } => {
                 Some(deadline_ns)
             }
+            Phase::Yielding(Yielding { deadline_ns, .. }) => Some(deadline_ns),
             Phase::Protected if self.owes_progress() => Some(self.progress_ns + config.stall_ns),
             _ => None,
         };
@@ -480,12 +562,16 @@ impl Primary {
     pub(super) fn invariants(&self, connected: bool) {
         self.gate.invariants();
         self.window.invariants();
-        let alone = matches!(self.phase, Phase::Alone);
+        let alone = matches!(self.phase, Phase::Alone | Phase::Attaching { gated: false });
         assert!(self.gate.is_open() == alone, "the gate is open when and only when alone");
         assert!(!alone || self.gate.held_frames() == 0, "a frame was kept though alone");
         if matches!(
             self.phase,
-            Phase::AwaitingReady { .. } | Phase::Protected | Phase::AwaitingEvidence { .. }
+            Phase::AwaitingReady { .. }
+                | Phase::Protected
+                | Phase::AwaitingEvidence { .. }
+                | Phase::Attaching { .. }
+                | Phase::Yielding(_)
         ) {
             assert!(connected, "{} without a connection", self.state_name());
         }

@@ -77,17 +77,16 @@ pub struct RunArgs {
     /// Part this host plays
     #[arg(long, value_enum, default_value_t = Role::Solo)]
     pub role: Role,
-    /// Address where the primary waits for its backup
-    #[arg(
-        long,
-        value_name = "ADDR",
-        required_if_eq("role", "primary"),
-        conflicts_with = "connect"
-    )]
+    /// Address where a backup may connect: to a primary, or to a backup that has taken over (its default: the
+    /// primary's port at its own address)
+    #[arg(long, value_name = "ADDR", required_if_eq("role", "primary"))]
     pub listen: Option<SocketAddr>,
     /// Address of the primary
     #[arg(long, value_name = "ADDR", required_if_eq("role", "backup"))]
     pub connect: Option<SocketAddr>,
+    /// Start the guest without waiting for a backup, which may attach later (primary)
+    #[arg(long, conflicts_with = "connect")]
+    pub start_alone: bool,
     /// What decides who may be live: file:PATH on storage both hosts share
     #[arg(
         long,
@@ -98,9 +97,13 @@ pub struct RunArgs {
     /// When a frame may leave: after the backup sent the same, or after it has the log
     #[arg(long, value_enum, default_value_t = Release::Compare)]
     pub release: Release,
-    /// What to do when the two differ: the primary goes on alone, or both stop
+    /// What to do when the two differ: the primary goes on alone, both stop, or the state of the one that is believed
+    /// replaces the other's
     #[arg(long, value_enum, default_value_t = OnDivergence::Failover)]
     pub on_divergence: OnDivergence,
+    /// Whose state --on-divergence resync keeps
+    #[arg(long, value_enum, default_value_t = Believe::Primary)]
+    pub believe: Believe,
     /// Silence after which the peer counts as dead, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
     pub failure_timeout_ms: u64,
@@ -293,6 +296,17 @@ pub enum OnDivergence {
     Failover,
     /// Both stop
     Halt,
+    /// One side's state replaces the other's, and the two go on; frames are held meanwhile
+    Resync,
+}
+
+/// Whose execution a resync keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Believe {
+    /// It took the inputs and spoke to the client; the backup is the copy
+    Primary,
+    /// For a primary whose host is the more suspect one
+    Backup,
 }
 
 /// `tap=NAME[,mac=M]`.

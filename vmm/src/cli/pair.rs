@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ftvmm_replication::End;
+use ftvmm_replication::{End, SessionEvent};
 use ftvmm_replication::session::policy::{
     DivergencePolicy, Refusal, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;
 
-use super::args::{OnDivergence, Release, Role, RunArgs};
+use super::args::{Believe, OnDivergence, Release, Role, RunArgs};
 use super::run::{
     check_plan, control, create_log, digest_at, guest_config, input_delays, live_queue, report,
     verdict,
@@ -24,11 +24,12 @@ use crate::host::{
 use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorded};
 use crate::machine::Machine;
 use crate::peer::{
-    Channel, ChannelError, ChannelEvents, FollowInputs, Peer, PeerConfig, PeerLog, PeerOperator,
+    Channel, ChannelError, ChannelEvents, PairInputs, Peer, PeerConfig, PeerLog, PeerOperator,
     PeerOutputs,
 };
 use crate::report::Report;
 use crate::run_loop::{self, Ending, RunError, StopCause};
+use crate::shipment::{ShippedInputs, Shipment};
 
 /// A peer that is alive says so this many times within the failure limit.
 const HEARTBEATS_PER_FAILURE: u64 = 10;
@@ -53,19 +54,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
 
     let peer = make_peer(args, &guest, &config, tap, queue.clone())?;
     let _control = control(args, || PeerOperator(peer.clone()))?;
-    let (connection, role) = match (args.role, args.listen, args.connect) {
-        (Role::Backup, _, Some(address)) => {
-            let channel = Channel::connect(address)?;
-            let events = ChannelEvents::connected(peer.clone(), channel);
-            (events.map_err(host("second channel handle"))?, "backup")
-        }
-        (_, Some(address), _) => {
-            let listener = Channel::listen(address)?;
-            tracing::info!(%address, "waiting for the backup");
-            (ChannelEvents::listening(peer.clone(), listener), "primary")
-        }
-        _ => return Err(CommandError::Configuration("--listen or --connect is missing".into())),
-    };
+    let (connection, role) = (meet(args, &peer)?, session_role(args).name());
     let (tail, kicked, stopped) = (peer.tail_ticker()?, queue.clone(), peer.clone());
     let alarm = Ticker::new(move || kicked.alarm())?;
     let parts = Parts {
@@ -87,6 +76,9 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
     }
     let _events = EventLoop::start(waited)?;
+    if args.start_alone {
+        peer.step(SessionEvent::StartAlone);
+    }
     let begin = match peer.wait_for_begin(session_role(args)) {
         Ok(Some(begin)) => begin,
         Ok(None) => {
@@ -100,6 +92,32 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
     parts.run(args, guest, &config)
+}
+
+/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup when it has
+/// taken over.
+fn meet(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
+    let listener = args.listen.map(Channel::listen).transpose()?;
+    let (listener, connection) = match (args.role, args.connect) {
+        (Role::Backup, Some(address)) => {
+            let channel = Channel::connect(address)?;
+            let listener = match listener {
+                None => {
+                    let mut own = channel.local_address().map_err(host("own address"))?;
+                    own.set_port(address.port());
+                    let free = Channel::listen(own);
+                    free.inspect_err(|error| tracing::warn!(%error, "no next backup can attach")).ok()
+                }
+                listener => listener,
+            };
+            (listener, Some(channel))
+        }
+        _ => {
+            tracing::info!(address = ?args.listen, "waiting for a backup");
+            (listener, None)
+        }
+    };
+    ChannelEvents::new(peer.clone(), listener, connection).map_err(host("second channel handle"))
 }
 
 fn session_role(args: &RunArgs) -> SessionRole {
@@ -139,6 +157,11 @@ fn make_peer(
     session.on_divergence = match args.on_divergence {
         OnDivergence::Failover => DivergencePolicy::Failover,
         OnDivergence::Halt => DivergencePolicy::Halt,
+        OnDivergence::Resync => DivergencePolicy::Resync,
+    };
+    session.believe = match args.believe {
+        Believe::Primary => SessionRole::Primary,
+        Believe::Backup => SessionRole::Backup,
     };
     session.failure_ns = args.failure_timeout_ms * 1_000_000;
     session.heartbeat_ns = session.failure_ns / HEARTBEATS_PER_FAILURE;
@@ -183,22 +206,20 @@ impl Parts {
         let Self { peer, queue, alarm, tail, role } = self;
         let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
+        let shipment = machine.pages();
+        let shipment = shipment.map(|p| Arc::new(Shipment::new(p, queue.clone(), peer.clock())));
+        if let Some(shipment) = &shipment {
+            peer.ship_with(shipment.clone());
+        }
         let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
         let mut outputs = PeerOutputs::new(peer.clone());
         let mut log = PeerLog::new(peer.clone(), tail, recording);
-        let (result, went_on) = if args.role == Role::Backup {
-            let mut inputs = FollowInputs::new(peer.clone(), live);
-            let result = run_loop::run(&mut machine, &mut inputs, &mut outputs);
-            let went_on = match &result {
-                Ok(ending) if ending.by_guest() => {
-                    inputs.primary_went_on(ending.first_incomplete())
-                }
-                _ => None,
-            };
-            (result, went_on)
-        } else {
-            let mut inputs = Recorded::new(live, &mut log, check_plan(args));
-            (run_loop::run(&mut machine, &mut inputs, &mut outputs), None)
+        let recorded = Recorded::new(live, &mut log, check_plan(args));
+        let mut inputs = PairInputs::new(peer.clone(), ShippedInputs::new(recorded, shipment));
+        let result = run_loop::run(&mut machine, &mut inputs, &mut outputs);
+        let went_on = match &result {
+            Ok(ending) if ending.by_guest() => inputs.primary_went_on(ending.first_incomplete()),
+            _ => None,
         };
         kicker.retire();
         drop(terminal);
@@ -215,6 +236,9 @@ impl Parts {
             log_bytes: counters.log_bytes,
             divergences: counters.divergences,
             takeovers: counters.takeovers,
+            attaches: counters.attaches,
+            attach_stopped_seconds: counters.attach_stopped_ns.map(|ns| ns as f64 / 1e9),
+            switches: counters.switches,
             takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
             frames_compared: counters.digests,
             ..report(role, &machine, &ending, digest, seconds)
@@ -265,6 +289,7 @@ fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
         StopReason::BadConfiguration(refusal) => {
             Err(CommandError::Configuration(format!("the two hosts do not fit: {refusal}")))
         }
+        StopReason::Incomplete => Err(CommandError::Peer(reason.to_string())),
         StopReason::Divergence => Err(CommandError::Divergence(reason.to_string())),
         StopReason::LostWitness { .. } => Err(CommandError::LostWitness(reason.to_string())),
     }

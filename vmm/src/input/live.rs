@@ -226,6 +226,9 @@ impl LiveInputs {
                 self.set_guest_alarm(situation.deadline_ns, now_ns);
                 return Ok(Step::Proceed);
             }
+            if std::mem::take(&mut waiting.attend) {
+                return Ok(Step::Again);
+            }
             let until_due = |at: u64| Duration::from_nanos(at.saturating_sub(now_ns).max(1));
             waiting = queue.sleep(waiting, situation.deadline_ns.map(until_due));
         }

@@ -38,6 +38,8 @@ pub(super) struct Waiting {
     halted: bool,
     /// The guest of this host follows another's log: what arrives is the other host's to log.
     closed: bool,
+    /// Whoever hands out this queue's inputs is wanted for something else.
+    pub(super) attend: bool,
     kicker: Option<Kicker>,
 }
 
@@ -148,6 +150,13 @@ impl LiveQueue {
     /// Makes the guest's thread look at the clock: a timer of the guest is due.
     pub fn alarm(&self) {
         self.rouse(&self.lock());
+    }
+
+    /// Makes the vCPU's thread ask what is wanted of it.
+    pub fn attend(&self) {
+        let mut waiting = self.lock();
+        waiting.attend = true;
+        self.rouse(&waiting);
     }
 
     /// Something has waited for its exit long enough.

@@ -66,6 +66,11 @@ impl<'a, S: InputSource> Recorded<'a, S> {
         Self { source, log, plan, measured: Ordinal(0) }
     }
 
+    /// The source under it.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// The source again, when the run has ended.
     pub fn into_source(self) -> S {
         self.source

@@ -55,7 +55,7 @@ impl Channel {
         TcpListener::bind(address).map_err(|source| ChannelError::Listen { address, source })
     }
 
-    /// Takes the first peer that comes. Nobody listens afterwards: later ones are refused by the host.
+    /// Takes the next peer that comes.
     ///
     /// # Errors
     /// When the host fails.
@@ -86,6 +86,14 @@ impl Channel {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Self { stream, unsent: Vec::new(), buffer: vec![0; RECEIVE_BYTES] })
+    }
+
+    /// This host's end of the connection.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
+        self.stream.local_addr()
     }
 
     /// A second handle on the connection, to be waited for.

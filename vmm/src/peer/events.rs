@@ -2,6 +2,7 @@
 //! and the clock.
 
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,46 +15,71 @@ use crate::host::{HostEventsError, Ticker, resting_timer, set_timer, watch};
 /// The peer looks at the clock no more often than this.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
 
-/// The channel, and on a primary the port where a backup knocks.
+/// The channel, and the port where a backup knocks.
 pub struct ChannelEvents {
     peer: Arc<Peer>,
     listener: Option<TcpListener>,
     /// A second handle on the connection, so that its descriptor stays ours until epoll has let go of it.
     watched: Option<TcpStream>,
+    /// A newcomer this host has no time for yet.
+    pending: Option<Channel>,
 }
 
 impl ChannelEvents {
-    /// Waits for a backup to connect.
-    pub fn listening(peer: Arc<Peer>, listener: TcpListener) -> Self {
-        Self { peer, listener: Some(listener), watched: None }
-    }
-
-    /// Serves a connection that stands.
+    /// Serves `connection`, if one stands, and whoever knocks at `listener` when there is none.
     ///
     /// # Errors
     /// When the host is out of descriptors.
-    pub fn connected(peer: Arc<Peer>, channel: Channel) -> std::io::Result<Self> {
-        let watched = Some(channel.try_clone_stream()?);
-        peer.connect(channel);
-        Ok(Self { peer, listener: None, watched })
+    pub fn new(
+        peer: Arc<Peer>,
+        listener: Option<TcpListener>,
+        connection: Option<Channel>,
+    ) -> std::io::Result<Self> {
+        let watched = connection.as_ref().map(Channel::try_clone_stream).transpose()?;
+        if let Some(channel) = connection {
+            peer.connect(channel);
+        }
+        Ok(Self { peer, listener, watched, pending: None })
     }
 
-    fn accept(&mut self, ops: &mut EventOps<'_>) {
+    fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         match Channel::accept(listener) {
-            Ok(_) if self.watched.is_some() => {
-                tracing::warn!("one peer is connected; no second one")
-            }
-            Ok(channel) => match channel.try_clone_stream() {
-                Ok(stream) => {
-                    self.watch_stream(&stream, ops);
-                    self.watched = Some(stream);
-                    self.peer.connect(channel);
-                }
-                Err(error) => tracing::error!(%error, "a connection cannot be served"),
-            },
+            Ok(_) if self.pending.is_some() => tracing::warn!("one newcomer waits; no second one"),
+            Ok(channel) => self.pending = Some(channel),
             Err(error) => tracing::warn!(%error, "a connection was not accepted"),
         }
+    }
+
+    /// Lets go of a connection that is over; serves the newcomer, if there is time for it.
+    fn serve_newcomer(&mut self, ops: &mut EventOps<'_>) {
+        if !self.peer.is_connected()
+            && let Some(stream) = self.watched.take()
+        {
+            let _ = ops.remove(Events::empty(&stream));
+        }
+        if self.watched.is_some() || !self.peer.takes_newcomers() {
+            return;
+        }
+        let Some(channel) = self.pending.take() else { return };
+        match channel.try_clone_stream() {
+            Ok(stream) => {
+                self.watch_stream(&stream, ops);
+                self.watched = Some(stream);
+                self.peer.connect(channel);
+            }
+            Err(error) => tracing::error!(%error, "a connection cannot be served"),
+        }
+    }
+
+    /// Waits for a backup at the address the operator named.
+    fn listen(&mut self, ops: &mut EventOps<'_>) {
+        let Some(listener) = self.peer.take_new_listener() else { return };
+        if let Some(old) = self.listener.take() {
+            let _ = ops.remove(Events::empty(&old));
+        }
+        watch(ops, &listener);
+        self.listener = Some(listener);
     }
 
     /// Edge-triggered: told once when bytes arrive, once when the socket takes bytes again.
@@ -67,19 +93,18 @@ impl ChannelEvents {
 
 impl MutEventSubscriber for ChannelEvents {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let from = |fd: &dyn Fn() -> Option<i32>| fd() == Some(events.fd());
-        use std::os::fd::AsRawFd;
-        if from(&|| self.listener.as_ref().map(AsRawFd::as_raw_fd)) {
-            self.accept(ops);
+        let from = |fd: Option<i32>| fd == Some(events.fd());
+        if from(self.listener.as_ref().map(AsRawFd::as_raw_fd)) {
+            self.accept();
         }
-        if from(&|| self.watched.as_ref().map(AsRawFd::as_raw_fd)) {
+        if from(self.watched.as_ref().map(AsRawFd::as_raw_fd)) {
             self.peer.serve_channel();
         }
-        if !self.peer.is_connected()
-            && let Some(stream) = self.watched.take()
-        {
-            let _ = ops.remove(Events::empty(&stream));
+        if from(Some(self.peer.newcomers.as_raw_fd())) {
+            let _ = self.peer.newcomers.read();
+            self.listen(ops);
         }
+        self.serve_newcomer(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
@@ -89,6 +114,7 @@ impl MutEventSubscriber for ChannelEvents {
         if let Some(stream) = &self.watched {
             self.watch_stream(stream, ops);
         }
+        watch(ops, &self.peer.newcomers);
     }
 }
 
@@ -102,6 +128,20 @@ impl Peer {
 
     fn is_connected(&self) -> bool {
         self.lock().channel.is_some()
+    }
+
+    fn takes_newcomers(&self) -> bool {
+        self.lock().session.takes_newcomers()
+    }
+
+    fn take_new_listener(&self) -> Option<TcpListener> {
+        self.lock().new_listener.take()
+    }
+
+    /// Waits for a backup at `listener` from now on.
+    pub fn listen(&self, listener: TcpListener) {
+        self.lock().new_listener = Some(listener);
+        let _ = self.newcomers.write(1);
     }
 
     /// Reads what arrived and writes what waits.

@@ -1,17 +1,25 @@
 //! The run loop's two ends when there is another host: the log sink and the output sink, the same on both
 //! sides, and the backup's input source.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
+use std::sync::atomic::Ordering as MemoryOrdering;
 use std::time::Duration;
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{Check, CursorStep, Event, Ordinal, OutputDigest, Record, SessionEvent};
+use ftvmm_replication::{
+    Check, CursorStep, Event, Ordinal, OutputDigest, Record, SessionEvent, Slice, StatePart,
+};
 use nix::sys::timerfd::TimerFd;
 
+use super::state::State;
 use super::Peer;
 use crate::host::{print_console, set_timer};
-use crate::input::{FileLog, GuestClock, InputError, LiveInputs, LogSink, SLICE_GROUP_BYTES};
+use crate::input::{
+    FileLog, GuestClock, InputError, LiveInputs, LogSink, Recorded, SLICE_GROUP_BYTES,
+};
+use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
+use crate::shipment::ShippedInputs;
 
 /// How long the end of a burst of exits may stay unsent when the guest goes computing.
 const TAIL: Duration = Duration::from_millis(2);
@@ -38,6 +46,16 @@ impl PeerLog {
     /// A log for `peer`; `tail` is [`Peer::tail_ticker`]'s timer.
     pub fn new(peer: Arc<Peer>, tail: Arc<TimerFd>, recording: Option<Recording>) -> Self {
         Self { peer, tail, recording }
+    }
+
+    /// Holds the guest, which must not get further ahead; not when it is wanted elsewhere.
+    fn wait_while_congested(&self, mut state: MutexGuard<'_, State>) {
+        let is_wanted = |state: &State| {
+            state.yield_wanted || state.joining || self.peer.shipment.get().is_some_and(|s| s.wants_rest())
+        };
+        while state.congested && state.stop.is_none() && !is_wanted(&state) {
+            state = self.peer.wait(state);
+        }
     }
 
     /// The recording, to end it.
@@ -71,6 +89,7 @@ impl LogSink for PeerLog {
         }
         let mut state = self.peer.lock();
         if !state.records_log() {
+            self.wait_while_congested(state);
             return Ok(());
         }
         state.horizon = at;
@@ -92,10 +111,8 @@ impl LogSink for PeerLog {
         }
         if state.congested {
             self.peer.send_log(&mut state);
-            while state.congested && state.stop.is_none() {
-                state = self.peer.wait(state);
-            }
         }
+        self.wait_while_congested(state);
         Ok(())
     }
 
@@ -140,10 +157,11 @@ impl OutputSink for PeerOutputs {
     }
 }
 
-/// Inputs from the primary's log until the session goes live, then from this host.
-pub struct FollowInputs {
+/// Inputs of one of two hosts: the other's log, or this host's own with a log beside it. The roles may change hands
+/// at any time.
+pub struct PairInputs<'a> {
     peer: Arc<Peer>,
-    live: LiveInputs,
+    live: ShippedInputs<Recorded<'a, LiveInputs>>,
     is_live: bool,
     /// Guest time of the last sample, and host time when it was applied.
     clock: GuestClock,
@@ -152,23 +170,56 @@ pub struct FollowInputs {
     expected: Option<Box<Check>>,
 }
 
-impl FollowInputs {
-    /// Follows `peer`'s log; `live` is for later.
-    pub fn new(peer: Arc<Peer>, live: LiveInputs) -> Self {
-        let clock = GuestClock::anchored(peer.clock, 0, 0);
-        Self { peer, live, is_live: false, clock, last_ns: 0, reported: Ordinal(0), expected: None }
+impl<'a> PairInputs<'a> {
+    /// Inputs as `peer`'s session says; `live` are this host's own.
+    pub fn new(peer: Arc<Peer>, live: ShippedInputs<Recorded<'a, LiveInputs>>) -> Self {
+        let clock = GuestClock::anchored(peer.clock, peer.clock.host_now_ns(), 0);
+        let is_live = !peer.follows();
+        Self { peer, live, is_live, clock, last_ns: 0, reported: Ordinal(0), expected: None }
     }
 
-    fn fault(&self, at: Ordinal, what: String) -> Result<Step, InputError> {
-        self.peer.fault(format!("exit {at}: {what}"));
-        Ok(Step::Stop(StopCause::Protocol))
+    fn fault(&self, at: Ordinal, what: String) -> Step {
+        match self.peer.report_fault(format!("exit {at}: {what}")) {
+            Some(_) => Step::Stop(StopCause::Protocol),
+            None => Step::Again,
+        }
     }
 
+    /// The log is used up and sealed: this host's own inputs from now on.
     fn go_live(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        self.peer.lock().took_over(self.peer.clock.host_now_ns());
+        let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
         self.is_live = true;
-        self.live.resume(self.clock, self.last_ns);
+        self.live.source().source().resume(self.clock, self.last_ns);
+        let mut state = self.peer.lock();
+        state.took_over(self.peer.clock.host_now_ns());
+        self.peer.step_locked(&mut state, SessionEvent::TookOver { through });
+        drop(state);
         self.live.next(situation)
+    }
+
+    /// Lets the roles change, if they are to.
+    fn take_turn(&mut self) -> Option<Step> {
+        if !self.peer.turn.swap(false, MemoryOrdering::AcqRel) {
+            return None;
+        }
+        let mut state = self.peer.lock();
+        if std::mem::take(&mut state.yield_wanted) && state.session.may_yield() {
+            self.peer.send_log(&mut state);
+            let through = state.horizon;
+            self.peer.step_locked(&mut state, SessionEvent::Yield { through });
+            while state.session.is_yielding() && state.stop.is_none() {
+                state = self.peer.wait(state);
+            }
+        }
+        if state.stop.is_some() {
+            return Some(Step::Stop(StopCause::Protocol));
+        }
+        if state.follows() && self.is_live {
+            self.is_live = false;
+            self.reported = state.horizon;
+            self.expected = None;
+        }
+        None
     }
 
     fn report(&mut self, through: Ordinal) {
@@ -177,32 +228,52 @@ impl FollowInputs {
             self.peer.step(SessionEvent::Executed(through));
         }
     }
-}
 
-impl InputSource for FollowInputs {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if self.is_live {
-            return self.live.next(situation);
-        }
-        let Some(at) = situation.at else {
-            let mut state = self.peer.lock();
+    fn keep_time(&mut self, now_ns: u64) {
+        self.last_ns = now_ns;
+        self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
+    }
+
+    /// The next part of the state this host is given.
+    fn next_part(&self) -> Step {
+        let mut state = self.peer.lock();
+        loop {
             if state.stop.is_some() {
-                return Ok(Step::Stop(StopCause::Protocol));
+                return Step::Stop(StopCause::Protocol);
             }
-            let next = situation.last.next();
-            if state.cursor.has_slice(next)
-                && let CursorStep::Load(parts) = state.cursor.next(next)
-            {
-                return Ok(Step::Load(parts));
+            match state.incoming.pop_front() {
+                Some(part) => return Step::PutState(part),
+                None => state = self.peer.wait(state),
             }
-            // A guest that computes may not make an exit for long.
-            if state.cursor.is_used_up(next) {
-                drop(state);
-                return self.go_live(situation);
-            }
-            return Ok(Step::Proceed);
-        };
-        let before = Ordinal(at.0 - 1);
+        }
+    }
+
+    /// Between two exits a follower looks for a slice, and for the end of the log.
+    fn between_exits(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        let mut state = self.peer.lock();
+        if state.stop.is_some() {
+            return Ok(Step::Stop(StopCause::Protocol));
+        }
+        let next = situation.last.next();
+        if state.cursor.has_slice(next)
+            && let CursorStep::Load(parts) = state.cursor.next(next)
+        {
+            return Ok(Step::Load(parts));
+        }
+        // A guest that computes may not make an exit for long.
+        if state.cursor.is_used_up(next) {
+            drop(state);
+            return self.go_live(situation);
+        }
+        Ok(Step::Proceed)
+    }
+
+    fn follow(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        if self.peer.lock().joining {
+            return Ok(self.next_part());
+        }
+        let Some(at) = situation.at else { return self.between_exits(situation) };
+        let before = Ordinal(at.0.saturating_sub(1));
         if before.0 >= self.reported.0 + REPORT_EVERY_EXITS {
             self.report(before);
         }
@@ -211,12 +282,14 @@ impl InputSource for FollowInputs {
             if state.stop.is_some() {
                 return Ok(Step::Stop(StopCause::Protocol));
             }
+            if state.joining {
+                return Ok(Step::Again);
+            }
             match state.cursor.next(at) {
                 CursorStep::Apply(input) => {
+                    drop(state);
                     if let Input::Time { now_ns } = input {
-                        self.last_ns = now_ns;
-                        let host_ns = self.peer.clock.host_now_ns();
-                        self.clock = GuestClock::anchored(self.peer.clock, host_ns, now_ns);
+                        self.keep_time(now_ns);
                     }
                     return Ok(Step::Apply(input));
                 }
@@ -229,7 +302,7 @@ impl InputSource for FollowInputs {
                 }
                 CursorStep::Missed { record, .. } => {
                     drop(state);
-                    return self.fault(at, format!("went past the primary's '{record}'"));
+                    return Ok(self.fault(at, format!("went past the primary's '{record}'")));
                 }
                 CursorStep::End(_) => return Ok(Step::Stop(StopCause::EndOfLog)),
                 CursorStep::Exhausted => {
@@ -245,27 +318,6 @@ impl InputSource for FollowInputs {
         }
     }
 
-    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
-        if let Some(what) = self.expected.take().and_then(|theirs| check.difference(&theirs)) {
-            // The run ends when the protocol has decided, at the next question.
-            self.fault(at, format!("this host differs from the primary: {what}"))?;
-        }
-        Ok(())
-    }
-
-    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
-        if self.is_live {
-            return self.live.run_mode(at, interrupt_waits);
-        }
-        self.peer.queue.leave_exit(at);
-        match self.peer.lock().cursor.has_slice(at.next()) {
-            true => RunMode::Not,
-            false => RunMode::Free,
-        }
-    }
-}
-
-impl FollowInputs {
     /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this one did not
     /// get past. `None` when it ended too or is gone.
     pub fn primary_went_on(&mut self, at: Ordinal) -> Option<String> {
@@ -282,6 +334,68 @@ impl FollowInputs {
                 CursorStep::Wait => drop(self.peer.wait(state)),
                 _ => return Some(format!("exit {at}: the guest ended, the primary's went on")),
             }
+        }
+    }
+}
+
+impl InputSource for PairInputs<'_> {
+    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        if let Some(step) = self.take_turn() {
+            return Ok(step);
+        }
+        if !self.is_live {
+            return self.follow(situation);
+        }
+        let step = self.live.next(situation)?;
+        if let Step::Apply(Input::Time { now_ns }) = step {
+            self.keep_time(now_ns);
+        }
+        Ok(step)
+    }
+
+    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
+        if self.is_live {
+            return self.live.measured(at, check);
+        }
+        if let Some(what) = self.expected.take().and_then(|theirs| check.difference(&theirs)) {
+            // The run ends when the protocol has decided so, at the next question.
+            self.fault(at, format!("this host differs from the primary: {what}"));
+        }
+        Ok(())
+    }
+
+    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
+        self.live.captured(at, parts)
+    }
+
+    fn state_taken(&mut self, state: MachineState) -> Result<(), InputError> {
+        self.live.state_taken(state)
+    }
+
+    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
+        let mut state = self.peer.lock();
+        state.taken_bytes += part.len_bytes();
+        let taken_bytes = state.taken_bytes;
+        if stands.is_some() {
+            state.joining = false;
+        }
+        self.peer.step_locked(&mut state, SessionEvent::StateTaken { taken_bytes });
+        drop(state);
+        if let Some((at, now_ns)) = stands {
+            self.reported = Ordinal(at.0.saturating_sub(1));
+            self.keep_time(now_ns);
+        }
+    }
+
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+        if self.is_live {
+            return self.live.run_mode(at, interrupt_waits);
+        }
+        self.peer.queue.leave_exit(at);
+        let state = self.peer.lock();
+        match state.joining || state.cursor.has_slice(at.next()) {
+            true => RunMode::Not,
+            false => RunMode::Free,
         }
     }
 }

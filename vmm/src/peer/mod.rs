@@ -16,19 +16,24 @@ mod events;
 mod incident;
 mod inputs;
 mod operator;
+mod shipping;
 mod state;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ftvmm_replication::session::policy::{ReleasePolicy, Role, SessionConfigError, StopReason};
 use ftvmm_replication::witness::{Claim, Witness};
-use ftvmm_replication::{End, Event, Ordinal, Record, Session, SessionConfig, SessionEvent, Term};
+use ftvmm_replication::{
+    End, Event, Ordinal as ExitOrdinal, Record, Session, SessionConfig, SessionEvent, Term,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use channel::{Channel, ChannelError};
 pub use events::ChannelEvents;
-pub use inputs::{FollowInputs, PeerLog, PeerOutputs};
+pub use inputs::{PairInputs, PeerLog, PeerOutputs};
 pub use operator::PeerOperator;
 use state::State;
 
@@ -36,6 +41,7 @@ use crate::host::Tap;
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
+use crate::shipment::{Progress, Shipment};
 
 /// Pause between two questions to a witness that does not answer.
 const WITNESS_RETRY: Duration = Duration::from_millis(100);
@@ -64,6 +70,12 @@ pub struct PeerCounters {
     pub takeovers: u64,
     /// From the loss of the peer to the first live exit, in nanoseconds.
     pub takeover_ns: Option<u64>,
+    /// Backups that got this host's state.
+    pub attaches: u64,
+    /// Longest time the guest stood still for one of them, in nanoseconds.
+    pub attach_stopped_ns: Option<u64>,
+    /// Switches of roles, to and fro.
+    pub switches: u64,
 }
 
 /// What a peer is made with.
@@ -97,6 +109,25 @@ pub struct Peer {
     queue: Arc<LiveQueue>,
     clock: HostClock,
     heartbeat_ns: u64,
+    /// Roles changed, or are to: the vCPU's thread looks at the state before it asks for inputs.
+    turn: AtomicBool,
+    /// Tells the host's event thread that a newcomer could be served.
+    newcomers: EventFd,
+    shipment: OnceLock<Arc<Shipment>>,
+    /// Held by the thread that ships a state.
+    ships: Mutex<()>,
+    progress: Mutex<Progress>,
+}
+
+/// Why there is no peer.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The session's configuration cannot work.
+    #[error(transparent)]
+    Session(#[from] SessionConfigError),
+    /// The host is out of descriptors.
+    #[error("the host gives no event descriptor: {0}")]
+    EventFd(#[from] std::io::Error),
 }
 
 impl Peer {
@@ -104,7 +135,7 @@ impl Peer {
     ///
     /// # Errors
     /// When the session's configuration cannot work.
-    pub fn new(config: PeerConfig) -> Result<Arc<Self>, SessionConfigError> {
+    pub fn new(config: PeerConfig) -> Result<Arc<Self>, PeerError> {
         let PeerConfig { session, witness, holder, tap, net_mac, queue, horizon_ns, .. } = config;
         let (role, heartbeat_ns) = (session.role, session.heartbeat_ns);
         let session = Session::new(session)?;
@@ -120,6 +151,11 @@ impl Peer {
             queue,
             clock: HostClock::host_start(),
             heartbeat_ns,
+            turn: AtomicBool::new(false),
+            newcomers: EventFd::new(EFD_NONBLOCK)?,
+            shipment: OnceLock::new(),
+            ships: Mutex::default(),
+            progress: Mutex::default(),
         }))
     }
 
@@ -142,6 +178,17 @@ impl Peer {
     /// After the session's steps: sends what is to be sent, asks what is to be asked, wakes who waits.
     fn settle(self: &Arc<Self>, state: &mut State) {
         state.flush_channel();
+        let takes_newcomers = state.session.takes_newcomers();
+        if takes_newcomers && !std::mem::replace(&mut state.takes_newcomers, takes_newcomers) {
+            let _ = self.newcomers.write(1);
+        }
+        state.takes_newcomers = takes_newcomers;
+        if state.joining || state.follows() || state.yield_wanted {
+            self.turn.store(true, Ordering::Release);
+        }
+        if std::mem::take(&mut state.ship_wanted) {
+            self.ship(state.shipping.number);
+        }
         for term in std::mem::take(&mut state.claims) {
             self.claim(term);
         }
@@ -197,7 +244,7 @@ impl Peer {
 
     /// Tells the other host how the guest ended here and waits until both know. `at` is the first exit the
     /// guest did not get past.
-    pub fn guest_ended(self: &Arc<Self>, at: Ordinal, end: End) -> StopReason {
+    pub fn guest_ended(self: &Arc<Self>, at: ExitOrdinal, end: End) -> StopReason {
         let mut state = self.lock();
         if state.records_log() {
             state.log.push(&Record { at, event: Event::End(end) });
@@ -209,12 +256,28 @@ impl Peer {
         self.wait_for_stop(state)
     }
 
-    /// Tells the other host that this one cannot follow, and waits for what is decided.
-    pub fn fault(self: &Arc<Self>, description: String) -> StopReason {
+    /// Tells the other host that this one cannot follow, and waits for what is decided; `None` when this host is to
+    /// go on, with a state that is on its way or with its own.
+    fn report_fault(self: &Arc<Self>, description: String) -> Option<StopReason> {
         let mut state = self.lock();
         tracing::error!(description, "this host cannot follow the log");
+        state.faulted = true;
         self.step_locked(&mut state, SessionEvent::ReplayFault { description });
-        self.wait_for_stop(state)
+        loop {
+            match &state.stop {
+                Some(reason) => return Some(reason.clone()),
+                None if state.joining || !state.follows() => return None,
+                None => state = self.wait(state),
+            }
+        }
+    }
+
+    /// As [`Self::report_fault`], for a run that cannot be gone on with.
+    pub fn fault(self: &Arc<Self>, description: String) -> StopReason {
+        match self.report_fault(description) {
+            Some(reason) => reason,
+            None => self.stop_now(),
+        }
     }
 
     /// Ends the session at the host's request, whatever it waits for.

@@ -1,5 +1,7 @@
 //! What lies under the peer's lock: the session and everything its actions touch.
 
+use std::collections::VecDeque;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,7 +9,7 @@ use ftvmm_replication::session::policy::{Role, StopReason};
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::{
     Action, DisconnectReason, Event, GroupEncoder, Message, Ordinal, ReplayCursor, Session,
-    SessionEvent, Term, decode_group,
+    SessionEvent, StatePart, Term, decode_group,
 };
 
 use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
@@ -17,8 +19,30 @@ use crate::host::Tap;
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
 
+/// Where inputs come from and whether they are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// From this host; nobody follows.
+    Alone,
+    /// From this host, and to the backup.
+    Recording,
+    /// From the other host.
+    Following,
+}
+
+/// A state under way, as the sender counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shipping {
+    /// Which one: a newer one ends those before it.
+    pub number: u64,
+    /// Bytes of parts handed to the channel.
+    pub sent_bytes: u64,
+    /// Bytes the backup has put in place.
+    pub taken_bytes: u64,
+}
+
 pub struct State {
-    role: Role,
+    mode: Mode,
     pub session: Session,
     pub channel: Option<Channel>,
     pub decoder: Decoder,
@@ -39,6 +63,19 @@ pub struct State {
     pub tail_armed: bool,
     /// Backup: the log as received.
     pub cursor: ReplayCursor,
+    /// Backup: a whole state is to be put in place first; the parts of it that have come.
+    pub joining: bool,
+    pub incoming: VecDeque<StatePart>,
+    pub taken_bytes: u64,
+    /// The state on its way to the backup, and one that is to be sent.
+    pub shipping: Shipping,
+    pub ship_wanted: bool,
+    /// Where backups are to knock from now on.
+    pub new_listener: Option<TcpListener>,
+    /// A newcomer could be served.
+    pub takes_newcomers: bool,
+    /// The operator wants the other host to speak for the guest.
+    pub yield_wanted: bool,
     pub begin: Option<Begin>,
     pub stop: Option<StopReason>,
     /// The guest must wait at its exit.
@@ -48,13 +85,13 @@ pub struct State {
     pub counters: PeerCounters,
     pub incident_dir: PathBuf,
     pub unrecorded_when_alone: bool,
+    /// Backup: the guest has left the path of the log.
+    pub faulted: bool,
     /// When the peer was lost, on the peer's clock.
     pub lost_ns: Option<u64>,
     tap: Option<Tap>,
     net_mac: Option<[u8; 6]>,
     queue: Arc<LiveQueue>,
-    /// This host speaks for the guest and nobody follows.
-    alone: bool,
     announcements_left: u32,
     announced_ns: u64,
     now_ns: u64,
@@ -69,8 +106,12 @@ impl State {
         queue: Arc<LiveQueue>,
         horizon_ns: u64,
     ) -> Self {
+        let mode = match role {
+            Role::Primary => Mode::Recording,
+            Role::Backup => Mode::Following,
+        };
         Self {
-            role,
+            mode,
             session,
             channel: None,
             decoder: Decoder::new(),
@@ -85,6 +126,14 @@ impl State {
             send_cost_ns: 0,
             tail_armed: false,
             cursor: ReplayCursor::new(),
+            joining: false,
+            incoming: VecDeque::new(),
+            taken_bytes: 0,
+            shipping: Shipping::default(),
+            ship_wanted: false,
+            new_listener: None,
+            takes_newcomers: false,
+            yield_wanted: false,
             begin: None,
             stop: None,
             congested: false,
@@ -92,11 +141,11 @@ impl State {
             counters: PeerCounters::default(),
             incident_dir: PathBuf::new(),
             unrecorded_when_alone: false,
+            faulted: false,
             lost_ns: None,
             tap,
             net_mac,
             queue,
-            alone: false,
             announcements_left: 0,
             announced_ns: 0,
             now_ns: 0,
@@ -105,12 +154,12 @@ impl State {
 
     /// True while the log goes somewhere.
     pub fn records_log(&self) -> bool {
-        self.role == Role::Primary && !self.alone
+        self.mode == Mode::Recording
     }
 
     /// True while inputs come from the other host's log.
     pub fn follows(&self) -> bool {
-        self.role == Role::Backup && !self.alone
+        self.mode == Mode::Following
     }
 
     /// A connection stands.
@@ -196,7 +245,7 @@ impl State {
             Action::Begin { term, rtc_epoch_s, release } => {
                 tracing::info!(%term, ?release, "the guest starts in lockstep");
                 self.begin = Some(Begin { rtc_epoch_s, release });
-                if self.role == Role::Primary {
+                if self.session.role() == Role::Primary {
                     // The switches may know this address behind another host.
                     self.announcements_left = ANNOUNCEMENTS;
                 }
@@ -209,12 +258,50 @@ impl State {
                 self.queue.kick_vcpu();
                 self.counters.takeovers += 1;
                 self.be_alone();
+                // What a guest that left the log's path may not consume any more.
+                if std::mem::take(&mut self.faulted) {
+                    self.cursor = ReplayCursor::new();
+                    self.cursor.seal();
+                }
                 self.announcements_left = ANNOUNCEMENTS;
                 self.announce(self.now_ns);
             }
             Action::GoAlone { term } => {
                 tracing::warn!(%term, "this host goes on alone");
                 self.be_alone();
+            }
+            Action::ShipState => {
+                self.be_alone();
+                let number = self.shipping.number + 1;
+                self.shipping = Shipping { number, ..Shipping::default() };
+                self.ship_wanted = true;
+            }
+            Action::StateTaken { taken_bytes } => self.shipping.taken_bytes = taken_bytes,
+            Action::Protect { at } => {
+                tracing::info!(%at, "the guest is protected");
+                self.mode = Mode::Recording;
+                self.start_log(Ordinal(at.0.saturating_sub(1)));
+                self.queue.set_unrecorded(false);
+                self.lost_ns = None;
+            }
+            Action::Join { release } => {
+                self.mode = Mode::Following;
+                self.joining = true;
+                self.faulted = false;
+                self.incoming.clear();
+                self.taken_bytes = 0;
+                self.cursor = ReplayCursor::new();
+                self.queue.set_closed(true);
+                self.begin.get_or_insert(Begin { rtc_epoch_s: 0, release });
+                self.queue.kick_vcpu();
+                self.queue.attend();
+            }
+            Action::TakeState(part) => self.incoming.push_back(part),
+            Action::Follow { term, through } => {
+                tracing::warn!(%term, "the other host speaks for the guest now");
+                self.mode = Mode::Following;
+                self.cursor = ReplayCursor::starting_at(through);
+                self.queue.set_closed(true);
             }
             Action::Incident(report) => {
                 self.counters.divergences += 1;
@@ -238,8 +325,17 @@ impl State {
         }
     }
 
+    /// A log that begins after exit `through`.
+    fn start_log(&mut self, through: Ordinal) {
+        self.log = GroupEncoder::new();
+        (self.horizon, self.sent_horizon) = (through, through);
+        self.unsent = false;
+        self.unsent_since_ns = None;
+        self.client_waits = false;
+    }
+
     fn be_alone(&mut self) {
-        self.alone = true;
+        self.mode = Mode::Alone;
         self.congested = false;
         self.queue.set_closed(false);
         self.queue.set_unrecorded(self.unrecorded_when_alone);

@@ -1,5 +1,6 @@
 //! Two sessions in one thread: the tests move the messages and play witness, guest and clock.
 
+mod attach;
 mod divergence;
 mod failure;
 mod flow;
@@ -42,7 +43,7 @@ impl Host {
         for action in actions {
             match action {
                 Action::Send(message) => self.outbox.push(message),
-                Action::Decided { row, .. } => self.rows.push(row.letter),
+                Action::Decided { row, .. } => self.rows.push_str(row.letter),
                 other => self.done.push(other),
             }
         }

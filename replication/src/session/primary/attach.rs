@@ -1,0 +1,188 @@
+//! The primary and its next backup: a guest that runs alone, a newcomer that is given its state,
+//! and a backup that is asked to take over.
+
+use super::{Phase, Primary, Yielding};
+use crate::gate::OutputGate;
+use crate::message::{ByeReason, Message};
+use crate::record::{Ordinal, OutputOrdinal, Term};
+use crate::session::backup::Backup;
+use crate::session::decision::Trouble;
+use crate::session::log_window::LogWindow;
+use crate::session::policy::{SessionConfig, StopReason};
+use crate::session::{Action, Context};
+use crate::state::StatePart;
+
+impl Primary {
+    /// A backup that took over, alone in `term`, after `outputs`, all of which are out.
+    pub(in crate::session) fn taken_over(
+        config: &SessionConfig,
+        term: Term,
+        outputs: OutputOrdinal,
+    ) -> Self {
+        let mut gate = OutputGate::starting_at(config.release, outputs);
+        gate.open();
+        Self { phase: Phase::Alone, term, gate, ..Self::new(config) }
+    }
+
+    /// A backup that was asked to take over: the old primary follows after `through`.
+    pub(in crate::session) fn promoted(
+        config: &SessionConfig,
+        term: Term,
+        outputs: OutputOrdinal,
+        through: Ordinal,
+        now_ns: u64,
+    ) -> Self {
+        let gate = OutputGate::starting_at(config.release, outputs);
+        let window = LogWindow::starting_at(through);
+        let phase = Phase::Protected;
+        Self { phase, term, gate, window, progress_ns: now_ns, ..Self::new(config) }
+    }
+
+    pub(in crate::session) fn term(&self) -> Term {
+        self.term
+    }
+
+    pub(in crate::session) fn take_successor(&mut self) -> Option<Backup> {
+        self.successor.take()
+    }
+
+    pub(in crate::session) fn takes_newcomers(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Alone | Phase::AwaitingBackup { .. } | Phase::ClaimingFirstTerm { .. }
+        )
+    }
+
+    pub(in crate::session) fn is_attaching(&self) -> bool {
+        matches!(self.phase, Phase::Attaching { .. })
+    }
+
+    pub(in crate::session) fn is_protected(&self) -> bool {
+        matches!(self.phase, Phase::Protected) && self.ended.is_none()
+    }
+
+    /// The backup executes what this side executes.
+    pub(super) fn is_followed(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Protected | Phase::Yielding(Yielding { follows: true, .. })
+        )
+    }
+
+    /// The guest stands still until the backup has answered.
+    pub(in crate::session) fn is_yielding(&self) -> bool {
+        matches!(self.phase, Phase::Yielding(Yielding { follows: true, .. }))
+    }
+
+    pub(super) fn start_alone(&mut self, cx: &mut Context<'_>) {
+        let term = self.term.next();
+        self.phase = Phase::StartingAlone { term };
+        cx.act(Action::ClaimTerm(term));
+    }
+
+    /// A message while the guest runs alone: a compatible backup gets the state. Whatever else it
+    /// is, the guest goes on.
+    pub(super) fn on_newcomer(&mut self, cx: &mut Context<'_>, message: &Message) {
+        let Message::Hello { .. } = message else { return cx.hang_up() };
+        if let Some(refusal) = cx.check_hello(message) {
+            cx.send(Message::Refuse { refusal });
+            return cx.hang_up();
+        }
+        self.ship_state(cx, false);
+    }
+
+    pub(in crate::session) fn ship_state(&mut self, cx: &mut Context<'_>, gated: bool) {
+        let SessionConfig { release, on_divergence, believe, .. } = *cx.config;
+        cx.send(Message::Attach { term: self.term, release, on_divergence, believe });
+        self.window = LogWindow::default();
+        self.phase = Phase::Attaching { gated };
+        cx.act(Action::ShipState);
+    }
+
+    pub(super) fn on_state(&mut self, cx: &mut Context<'_>, part: StatePart) {
+        if let Phase::Attaching { .. } = self.phase {
+            cx.send(Message::State { term: self.term, part });
+        }
+    }
+
+    /// From here on the backup may take over, so nothing leaves that it does not know of.
+    pub(super) fn on_state_end(&mut self, cx: &mut Context<'_>, at: Ordinal, machine: Vec<u8>) {
+        let Phase::Attaching { .. } = self.phase else { return };
+        let outputs_through = self.gate.close();
+        let through = Ordinal(at.0.saturating_sub(1));
+        self.window = LogWindow::starting_at(through);
+        self.phase = Phase::Protected;
+        self.progress_ns = cx.now_ns;
+        cx.send(Message::StateEnd { term: self.term, outputs_through, at, machine });
+        cx.act(Action::Protect { at });
+    }
+
+    /// The guest stands still.
+    pub(super) fn on_yield(&mut self, cx: &mut Context<'_>, through: Ordinal) {
+        if let Phase::Protected = self.phase {
+            self.begin_yielding(cx, through, true);
+        }
+    }
+
+    /// After a divergence in which the backup is believed. What is held here never leaves.
+    pub(super) fn yield_unequal(&mut self, cx: &mut Context<'_>) {
+        self.begin_yielding(cx, self.window.executed_through(), false);
+    }
+
+    fn begin_yielding(&mut self, cx: &mut Context<'_>, through: Ordinal, follows: bool) {
+        let deadline_ns = cx.now_ns + cx.config.handshake_ns;
+        self.phase = Phase::Yielding(Yielding { through, follows, asked: false, deadline_ns });
+    }
+
+    /// Asks the backup to take over as soon as everything has left that is to leave.
+    pub(super) fn ask_to_take_over(&mut self, cx: &mut Context<'_>) {
+        let held = self.gate.held_frames();
+        let released_through = self.gate.released_through();
+        let Phase::Yielding(Yielding { through, follows, asked, .. }) = &mut self.phase else {
+            return;
+        };
+        if *asked || (*follows && held > 0) {
+            return;
+        }
+        *asked = true;
+        let (through, follows) = (*through, *follows);
+        cx.send(Message::Yield { term: self.term, through, released_through, follows });
+    }
+
+    pub(super) fn on_promoted(&mut self, cx: &mut Context<'_>, term: Term) {
+        let Phase::Yielding(Yielding { through, follows, .. }) = self.phase else { return };
+        if term != self.term.next() {
+            return self.lose_peer(cx, &format!("backup was promoted to unknown term {term}"));
+        }
+        self.successor = Some(if follows {
+            cx.act(Action::Follow { term, through });
+            Backup::following(cx.config, term, self.gate.produced_through(), through)
+        } else {
+            Backup::awaiting_state(cx.config, term)
+        });
+    }
+
+    pub(super) fn on_detach(&mut self, cx: &mut Context<'_>) {
+        match self.phase {
+            Phase::Protected => {
+                cx.send(Message::Bye { term: self.term, reason: ByeReason::HostRequest });
+                cx.hang_up();
+                self.carry_out(cx, Trouble::Detached, "the operator lets the backup go");
+            }
+            Phase::Attaching { gated: false } => {
+                cx.send(Message::Bye { term: self.term, reason: ByeReason::HostRequest });
+                cx.hang_up();
+                self.carry_out(cx, Trouble::PeerLeft, "the operator lets the backup go");
+            }
+            _ => {}
+        }
+    }
+
+    /// The guest ended while its state was under way.
+    pub(super) fn stop_clean(&self, cx: &mut Context<'_>) {
+        if cx.link.connected {
+            cx.send(Message::Bye { term: self.term, reason: ByeReason::HostRequest });
+        }
+        cx.stop(StopReason::Clean);
+    }
+}

@@ -1,0 +1,104 @@
+//! The guest's state on its way to a backup that attaches.
+
+use std::sync::{Arc, PoisonError};
+
+use ftvmm_replication::{SessionEvent, StatePart};
+
+use super::Peer;
+use crate::shipment::{Destination, Progress, Rest, Shipment, Shipped, page_parts, ship};
+
+/// Bytes of parts on their way that the backup has not put in place: enough to keep the channel busy, little
+/// enough that both sides have them in memory.
+const WINDOW_BYTES: u64 = 4 << 20;
+
+/// The backup of the shipment with this number.
+struct ToBackup {
+    peer: Arc<Peer>,
+    number: u64,
+}
+
+impl Destination for ToBackup {
+    fn part(&self, part: StatePart) -> bool {
+        let mut state = self.peer.lock();
+        loop {
+            let wanted = state.session.is_attaching() && state.shipping.number == self.number;
+            if !wanted {
+                return false;
+            }
+            if state.shipping.sent_bytes - state.shipping.taken_bytes <= WINDOW_BYTES {
+                break;
+            }
+            state = self.peer.wait(state);
+        }
+        state.shipping.sent_bytes += part.len_bytes();
+        self.peer.step_locked(&mut state, SessionEvent::State(part));
+        true
+    }
+
+    fn rest(&self, Rest { pages, machine }: Rest) {
+        let parts: Vec<_> = page_parts(&pages).collect();
+        let mut state = self.peer.lock();
+        if state.shipping.number != self.number {
+            return;
+        }
+        for part in parts {
+            self.peer.step_locked(&mut state, SessionEvent::State(part));
+        }
+        let (at, machine) = (machine.at, machine.encode());
+        self.peer.step_locked(&mut state, SessionEvent::StateEnd { at, machine });
+    }
+}
+
+impl Peer {
+    /// Gives the peer the means to ship the guest.
+    pub fn ship_with(&self, shipment: Arc<Shipment>) {
+        let _ = self.shipment.set(shipment);
+        self.changed.notify_all();
+    }
+
+    /// How far the last shipment is.
+    pub fn progress(&self) -> Progress {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ships the guest on a thread of its own.
+    pub(super) fn ship(self: &Arc<Self>, number: u64) {
+        let peer = Arc::clone(self);
+        let run = move || {
+            let _one_at_a_time = peer.ships.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = peer.lock();
+            let shipment = loop {
+                match peer.shipment.get() {
+                    _ if !state.session.is_attaching() => return,
+                    Some(shipment) => break Arc::clone(shipment),
+                    None => state = peer.wait(state),
+                }
+            };
+            drop(state);
+            let destination = Arc::new(ToBackup { peer: Arc::clone(&peer), number });
+            match ship(&shipment, destination, &peer.progress) {
+                Some(shipped) => peer.has_shipped(&shipped),
+                None => tracing::warn!("the backup left before it had the guest's state"),
+            }
+        };
+        let started = std::thread::Builder::new().name("shipment".into()).spawn(run);
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to send the guest's state");
+        }
+    }
+
+    fn has_shipped(&self, shipped: &Shipped) {
+        let Shipped { at, rounds, bytes, took_ns, stopped_ns } = *shipped;
+        tracing::info!(
+            %at,
+            rounds,
+            bytes,
+            seconds = took_ns as f64 / 1e9,
+            stopped_ms = stopped_ns as f64 / 1e6,
+            "the guest's state is with the backup"
+        );
+        let counters = &mut self.lock().counters;
+        counters.attaches += 1;
+        counters.attach_stopped_ns = counters.attach_stopped_ns.max(Some(stopped_ns));
+    }
+}

@@ -1,0 +1,112 @@
+//! The vCPU's side of a shipment: any source of inputs, whose guest can be stopped for its state.
+
+use std::sync::Arc;
+
+use ftvmm_replication::{Check, MemoryLook, Ordinal, Slice, StatePart};
+
+use super::{Rest, Shipment, Wanted};
+use crate::input::InputError;
+use crate::machine_state::MachineState;
+use crate::run_loop::{InputSource, RunMode, Situation, Step};
+
+/// See the module documentation.
+pub struct ShippedInputs<S> {
+    source: S,
+    shipment: Option<Arc<Shipment>>,
+    /// The last point at which the guest was stopped between two exits.
+    captured: Option<Ordinal>,
+    looks: bool,
+    stopped_since_ns: Option<u64>,
+}
+
+impl<S: InputSource> ShippedInputs<S> {
+    /// `source`, for a guest that can be shipped when there is a `shipment`.
+    pub fn new(source: S, shipment: Option<Arc<Shipment>>) -> Self {
+        Self { source, shipment, captured: None, looks: false, stopped_since_ns: None }
+    }
+
+    /// The source under it.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    /// The source again, when the run has ended.
+    pub fn into_source(self) -> S {
+        self.source
+    }
+
+    /// What the shipment wants here, if anything.
+    fn wanted(&mut self, situation: &Situation) -> Option<Step> {
+        let shipment = self.shipment.as_ref()?;
+        if shipment.wants(Wanted::Look) && situation.at.is_some() {
+            self.looks = true;
+            return Some(Step::Measure { memory: MemoryLook::Renew });
+        }
+        if !shipment.wants(Wanted::Rest) {
+            return None;
+        }
+        let step = match situation.at {
+            None => Step::Capture,
+            Some(at) if situation.halted || self.captured == Some(at) => Step::TakeState,
+            Some(_) => return None,
+        };
+        self.stopped_since_ns.get_or_insert_with(|| shipment.clock.host_now_ns());
+        Some(step)
+    }
+}
+
+impl<S: InputSource> InputSource for ShippedInputs<S> {
+    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        match self.wanted(situation) {
+            Some(step) => Ok(step),
+            None => self.source.next(situation),
+        }
+    }
+
+    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
+        if std::mem::take(&mut self.looks)
+            && let Some(shipment) = &self.shipment
+        {
+            shipment.want(Wanted::Nothing);
+            shipment.lock().looked = true;
+            shipment.changed.notify_all();
+        }
+        self.source.measured(at, check)
+    }
+
+    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
+        self.captured = Some(at);
+        self.source.captured(at, parts)
+    }
+
+    fn state_taken(&mut self, machine: MachineState) -> Result<(), InputError> {
+        let Some(shipment) = &self.shipment else { return Ok(()) };
+        shipment.want(Wanted::Nothing);
+        let at = machine.at;
+        let pages = {
+            let mut tracker = shipment.pages();
+            let pages = tracker.take_unsent(usize::MAX);
+            tracker.end_transfer();
+            pages
+        };
+        let destination = shipment.lock().destination.take();
+        if let Some(destination) = destination {
+            destination.rest(Rest { pages, machine });
+        }
+        let now_ns = shipment.clock.host_now_ns();
+        let mut meeting = shipment.lock();
+        meeting.stopped_at = Some(at);
+        meeting.stopped_ns = now_ns - self.stopped_since_ns.take().unwrap_or(now_ns);
+        drop(meeting);
+        shipment.changed.notify_all();
+        Ok(())
+    }
+
+    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
+        self.source.state_put(part, stands);
+    }
+
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+        self.source.run_mode(at, interrupt_waits)
+    }
+}

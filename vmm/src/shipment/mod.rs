@@ -1,0 +1,116 @@
+//! The state of a running guest on its way to somewhere else: a backup that attaches, or a snapshot.
+//!
+//! ```text
+//! sender thread   copy of memory ──parts──► Destination        looks, and at last a stop, asked of the vCPU
+//! vCPU thread     ShippedInputs: looks at memory, stops at a slice or a HLT, hands over the rest
+//! ```
+//! What is sent while the guest runs is the tracker's copy of memory, which stands still between two looks at
+//! memory; a page that a look finds changed is sent again. When few are left the guest is stopped, for as long as the
+//! last look and the rest of the pages take.
+
+mod inputs;
+mod sender;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ftvmm_replication::Ordinal as ExitOrdinal;
+
+pub use inputs::ShippedInputs;
+pub use sender::{Progress, Shipped, page_parts, ship};
+
+use crate::host::clock::HostClock;
+use crate::input::LiveQueue;
+use crate::machine_state::MachineState;
+use crate::page_tracker::PageTracker;
+
+/// A page and its content.
+pub use crate::page_tracker::PageImage;
+
+/// The rest of a state, taken while the guest stood still.
+pub struct Rest {
+    /// Pages that have not been sent as they are.
+    pub pages: Vec<PageImage>,
+    /// The machine.
+    pub machine: MachineState,
+}
+
+/// Where a state goes.
+pub trait Destination: Send + Sync {
+    /// Takes a part while the guest runs; waits when it cannot take it yet. `false` when nobody wants the state any
+    /// more.
+    fn part(&self, part: ftvmm_replication::StatePart) -> bool;
+
+    /// Takes the rest, on the vCPU's thread, while the guest stands still.
+    fn rest(&self, rest: Rest);
+}
+
+/// What the sender wants of the vCPU's thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Wanted {
+    Nothing = 0,
+    /// A look at memory at the next exit, which renews the copy.
+    Look = 1,
+    /// The rest, as soon as the guest can be stopped.
+    Rest = 2,
+}
+
+#[derive(Default)]
+struct Meeting {
+    destination: Option<Arc<dyn Destination>>,
+    looked: bool,
+    stopped_at: Option<ExitOrdinal>,
+    stopped_ns: u64,
+}
+
+/// Where the sender and the vCPU's thread meet. One state is shipped at a time.
+pub struct Shipment {
+    wanted: AtomicU8,
+    meeting: Mutex<Meeting>,
+    changed: Condvar,
+    pages: Arc<Mutex<PageTracker>>,
+    queue: Arc<LiveQueue>,
+    clock: HostClock,
+}
+
+impl Shipment {
+    /// Ships the guest whose memory `pages` tracks and whose vCPU waits at `queue`.
+    pub fn new(pages: Arc<Mutex<PageTracker>>, queue: Arc<LiveQueue>, clock: HostClock) -> Self {
+        let wanted = AtomicU8::new(Wanted::Nothing as u8);
+        Self { wanted, meeting: Mutex::default(), changed: Condvar::new(), pages, queue, clock }
+    }
+
+    fn wants(&self, what: Wanted) -> bool {
+        self.wanted.load(Ordering::Acquire) == what as u8
+    }
+
+    fn want(&self, what: Wanted) {
+        self.wanted.store(what as u8, Ordering::Release);
+        if what != Wanted::Nothing {
+            self.queue.attend();
+        }
+    }
+
+    /// Whether the guest is to be stopped now.
+    pub fn wants_rest(&self) -> bool {
+        self.wants(Wanted::Rest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Meeting> {
+        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pages(&self) -> MutexGuard<'_, PageTracker> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `done`, at most so long; whether it is.
+    fn wait_for(&self, longest: Duration, done: impl Fn(&Meeting) -> bool) -> bool {
+        let meeting = self.lock();
+        let waited = self.changed.wait_timeout_while(meeting, longest, |meeting| !done(meeting));
+        let (meeting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        done(&meeting)
+    }
+}
