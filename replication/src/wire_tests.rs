@@ -9,6 +9,7 @@ use crate::message::ByeReason;
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::incident::{DivergenceCause, Evidence, OutputEvidence};
 use crate::session::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
+use crate::state::StatePart;
 
 /// One message of every kind, in the order of the tags.
 fn samples() -> Vec<Message> {
@@ -49,6 +50,22 @@ fn samples() -> Vec<Message> {
         Message::StandDown { term },
         Message::Finished { term, state_digest: [8; 32] },
         Message::Bye { term, reason: ByeReason::Ended },
+        Message::Attach {
+            term,
+            release: ReleasePolicy::Compare,
+            on_divergence: DivergencePolicy::Resync,
+            believe: Role::Backup,
+        },
+        Message::State { term, part: StatePart::Pages(vec![5; 100]) },
+        Message::StateEnd {
+            term,
+            outputs_through: OutputOrdinal(9),
+            at: Ordinal(77),
+            machine: vec![6; 50],
+        },
+        Message::StateTaken { term, taken_bytes: 1 << 33 },
+        Message::Yield { term, through: Ordinal(77), released_through, follows: true },
+        Message::Promoted { term: Term(4) },
     ]
 }
 
@@ -83,6 +100,12 @@ fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
         (12, "StandDown"),
         (13, "Finished"),
         (14, "Bye"),
+        (15, "Attach"),
+        (16, "State"),
+        (17, "StateEnd"),
+        (18, "StateTaken"),
+        (19, "Yield"),
+        (20, "Promoted"),
     ];
     assert_eq!(Message::TAGS, expected);
     let used: Vec<(u8, &str)> = samples().iter().map(|m| (m.tag(), m.name())).collect();
@@ -124,7 +147,7 @@ fn another_version_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(b"FTVMM\0\x02\x01");
     let error = decoder.next_message().unwrap_err();
-    assert_eq!(error.to_string(), "wire version differs: ours is 1, theirs is 258");
+    assert_eq!(error.to_string(), "wire version differs: ours is 2, theirs is 258");
 }
 
 #[test]

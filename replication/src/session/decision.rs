@@ -250,15 +250,14 @@ mod tests {
 
     #[test]
     fn every_row_has_a_named_test() {
-        let tests =
-            [
+        let tests = [
             include_str!("tests/failure.rs"),
             include_str!("tests/divergence.rs"),
             include_str!("tests/attach.rs"),
         ]
         .concat();
         for row in DECISIONS {
-            let name = format!("fn row_{}_", row.letter.to_ascii_lowercase());
+            let name = format!("row_{}_", row.letter.to_ascii_lowercase());
             assert!(tests.contains(&name), "no test for row {}", row.letter);
         }
     }

@@ -67,6 +67,8 @@ pub(super) struct Primary {
     ended: Option<[u8; 32]>,
     /// State digest of the backup's guest, once it ended.
     backup_ended: Option<[u8; 32]>,
+    /// The backup has been sent the end of a state and has not said yet that it has it.
+    joining: bool,
     /// What this side is from now on: the backup of its backup.
     successor: Option<Backup>,
 }
@@ -83,6 +85,7 @@ impl Primary {
             progress_ns: 0,
             ended: None,
             backup_ended: None,
+            joining: false,
             successor: None,
         }
     }
@@ -189,17 +192,12 @@ impl Primary {
             (Phase::Attaching { .. }, Message::Refuse { refusal }) => {
                 self.lose_peer(cx, &format!("backup refuses: {}", refusal.swapped()));
             }
-            // Sent before the backup had the last part, or knew of a resync.
+            // Sent before the backup had the last part.
             (Phase::Protected, Message::StateTaken { .. }) => {}
-            (
-                Phase::Attaching { gated: true } | Phase::Yielding(_),
-                Message::Ack { .. }
-                | Message::Digest { .. }
-                | Message::Finished { .. }
-                | Message::Evidence { .. }
-                | Message::Fault { .. },
-            ) => {}
-            (Phase::Protected, Message::Ready { .. }) => self.gate.on_joined(),
+            (Phase::Protected, Message::Ready { .. }) if self.joining => {
+                self.joining = false;
+                self.gate.on_joined();
+            }
             (_, Message::Ack { received_through, executed_through, .. }) if self.is_followed() => {
                 self.gate.on_ack(received_through);
                 self.window.on_executed(executed_through);
@@ -226,9 +224,12 @@ impl Primary {
                 cx.hang_up();
                 self.carry_out(cx, Trouble::PeerLeft, "backup said goodbye");
             }
-            // Sent before the backup knew of the divergence or of our claim.
+            // Sent before the backup knew of the divergence, or of what came of it.
             (
-                Phase::AwaitingEvidence { .. } | Phase::ClaimingTerm { .. },
+                Phase::AwaitingEvidence { .. }
+                | Phase::ClaimingTerm { .. }
+                | Phase::Attaching { gated: true }
+                | Phase::Yielding(_),
                 Message::Ack { .. }
                 | Message::Digest { .. }
                 | Message::Finished { .. }

@@ -392,6 +392,12 @@ impl World {
             Action::Congested(congested) => self.hosts[host].congested = congested,
             Action::HangUp => self.close(host),
             Action::Decided { .. } => {}
+            Action::ShipState
+            | Action::StateTaken { .. }
+            | Action::Protect { .. }
+            | Action::Join { .. }
+            | Action::TakeState(_)
+            | Action::Follow { .. } => panic!("nobody joins or switches roles here"),
             Action::Stop(reason) => {
                 self.close(host);
                 self.hosts[host].stopped = Some(reason);

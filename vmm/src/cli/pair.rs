@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ftvmm_replication::{End, SessionEvent};
 use ftvmm_replication::session::policy::{
     DivergencePolicy, Refusal, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;
+use ftvmm_replication::{End, SessionEvent};
 
 use super::args::{Believe, OnDivergence, Release, Role, RunArgs};
 use super::run::{
@@ -29,7 +29,7 @@ use crate::peer::{
 };
 use crate::report::Report;
 use crate::run_loop::{self, Ending, RunError, StopCause};
-use crate::shipment::{ShippedInputs, Shipment};
+use crate::shipment::{Shipment, ShippedInputs};
 
 /// A peer that is alive says so this many times within the failure limit.
 const HEARTBEATS_PER_FAILURE: u64 = 10;
@@ -106,7 +106,8 @@ fn meet(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError>
                     let mut own = channel.local_address().map_err(host("own address"))?;
                     own.set_port(address.port());
                     let free = Channel::listen(own);
-                    free.inspect_err(|error| tracing::warn!(%error, "no next backup can attach")).ok()
+                    free.inspect_err(|error| tracing::warn!(%error, "no next backup can attach"))
+                        .ok()
                 }
                 listener => listener,
             };

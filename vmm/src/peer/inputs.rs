@@ -1,8 +1,8 @@
 //! The run loop's two ends when there is another host: the log sink and the output sink, the same on both
 //! sides, and the backup's input source.
 
-use std::sync::{Arc, MutexGuard};
 use std::sync::atomic::Ordering as MemoryOrdering;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use ftvmm_devices::{Input, Output};
@@ -11,8 +11,8 @@ use ftvmm_replication::{
 };
 use nix::sys::timerfd::TimerFd;
 
-use super::state::State;
 use super::Peer;
+use super::state::State;
 use crate::host::{print_console, set_timer};
 use crate::input::{
     FileLog, GuestClock, InputError, LiveInputs, LogSink, Recorded, SLICE_GROUP_BYTES,
@@ -51,7 +51,9 @@ impl PeerLog {
     /// Holds the guest, which must not get further ahead; not when it is wanted elsewhere.
     fn wait_while_congested(&self, mut state: MutexGuard<'_, State>) {
         let is_wanted = |state: &State| {
-            state.yield_wanted || state.joining || self.peer.shipment.get().is_some_and(|s| s.wants_rest())
+            state.yield_wanted
+                || state.joining
+                || self.peer.shipment.get().is_some_and(|s| s.wants_rest())
         };
         while state.congested && state.stop.is_none() && !is_wanted(&state) {
             state = self.peer.wait(state);

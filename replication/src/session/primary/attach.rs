@@ -63,10 +63,7 @@ impl Primary {
 
     /// The backup executes what this side executes.
     pub(super) fn is_followed(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Protected | Phase::Yielding(Yielding { follows: true, .. })
-        )
+        matches!(self.phase, Phase::Protected | Phase::Yielding(Yielding { follows: true, .. }))
     }
 
     /// The guest stands still until the backup has answered.
@@ -113,6 +110,7 @@ impl Primary {
         self.window = LogWindow::starting_at(through);
         self.phase = Phase::Protected;
         self.progress_ns = cx.now_ns;
+        self.joining = true;
         cx.send(Message::StateEnd { term: self.term, outputs_through, at, machine });
         cx.act(Action::Protect { at });
     }

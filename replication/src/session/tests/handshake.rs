@@ -92,17 +92,7 @@ fn a_backup_whose_witness_knows_a_later_term_refuses() {
 }
 
 #[test]
-fn a_running_guest_goes_on_when_a_newcomer_knocks() {
-    let mut pair = Pair::following(|_| {});
-    pair.primary.disconnect();
-    pair.primary.answer(2, true);
-    let mut newcomer = Pair { primary: pair.primary, backup: Host::new(config(Role::Backup)) };
-    newcomer.connect();
-    newcomer.pump();
-    assert_eq!(refused(&newcomer.backup), &Refusal::AlreadyRunning { term: Term(2) });
-    assert_eq!(newcomer.primary.session.state_name(), "Alone");
-    assert_eq!(newcomer.primary.done.last(), Some(&Action::HangUp));
-
+fn a_host_that_is_just_taking_over_has_no_time_for_a_newcomer() {
     let mut pair = Pair::following(|_| {});
     pair.backup.disconnect();
     pair.backup.answer(2, true);
