@@ -1,7 +1,10 @@
 //! The backup's half of the role state machine.
 
+mod diverge;
+mod join;
+
 use super::decision::{Decision, Situation, Trouble};
-use super::incident::{DivergenceCause, Evidence, IncidentReport};
+use super::incident::{DivergenceCause, Evidence};
 use super::log_window::LogWindow;
 use super::policy::{
     DivergencePolicy, REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason,
@@ -13,7 +16,6 @@ use crate::gate::RetainedOutputs;
 use crate::group::peek_group;
 use crate::message::{ByeReason, Message};
 use crate::record::{Ordinal, OutputOrdinal, Term};
-use crate::state::StatePart;
 
 /// Log bytes the backup executes before it says so without having been asked: often enough that a
 /// waiting primary goes on, seldom enough to cost nothing.
@@ -93,41 +95,6 @@ impl Backup {
             yielded: None,
             successor: None,
         }
-    }
-
-    /// A primary whose backup was promoted to `term`, in the same state.
-    pub(super) fn following(
-        config: &SessionConfig,
-        term: Term,
-        outputs: OutputOrdinal,
-        through: Ordinal,
-    ) -> Self {
-        Self {
-            phase: Phase::Following,
-            greeted: true,
-            term,
-            outputs: RetainedOutputs::starting_at(outputs),
-            window: LogWindow::starting_at(through),
-            received_through: through,
-            reported_through: through,
-            ..Self::new(config)
-        }
-    }
-
-    /// A primary that was not believed: the other will send its state.
-    pub(super) fn awaiting_state(config: &SessionConfig, term: Term) -> Self {
-        Self { greeted: true, term, ..Self::new(config) }
-    }
-
-    /// The primary's policies count.
-    pub(super) fn adopt(&self, config: &mut SessionConfig) {
-        config.release = self.release;
-        config.on_divergence = self.on_divergence;
-        config.believe = self.believe;
-    }
-
-    pub(super) fn take_successor(&mut self) -> Option<Primary> {
-        self.successor.take().map(|primary| *primary)
     }
 
     pub(super) fn step(&mut self, cx: &mut Context<'_>, event: SessionEvent) {
@@ -298,92 +265,6 @@ impl Backup {
         cx.act(Action::Begin { term, rtc_epoch_s, release });
     }
 
-    /// The primary's guest runs already, or this side is not believed: its state replaces ours.
-    fn on_attach(&mut self, cx: &mut Context<'_>, term: Term, release: ReleasePolicy) {
-        if term < self.term {
-            return cx.refuse(Refusal::StaleTerm { offered: term, known: self.term });
-        }
-        self.report_incident(cx, None);
-        self.term = term;
-        self.release = release;
-        self.phase = Phase::Joining { taken_bytes: 0 };
-        cx.act(Action::Join { release });
-    }
-
-    fn on_state_taken(&mut self, cx: &mut Context<'_>, taken_bytes: u64) {
-        if let Phase::Joining { taken_bytes: taken } = &mut self.phase {
-            *taken = taken_bytes;
-            cx.send(Message::StateTaken { term: self.term, taken_bytes });
-        }
-    }
-
-    /// This side has all it needs to take over.
-    fn on_state_end(
-        &mut self,
-        cx: &mut Context<'_>,
-        outputs_through: OutputOrdinal,
-        at: Ordinal,
-        machine: Vec<u8>,
-    ) {
-        let through = Ordinal(at.0.saturating_sub(1));
-        let (on_divergence, believe, release) = (self.on_divergence, self.believe, self.release);
-        *self = Self {
-            on_divergence,
-            believe,
-            release,
-            ..Self::following(cx.config, self.term, outputs_through, through)
-        };
-        cx.act(Action::TakeState(StatePart::Machine(machine)));
-        cx.send(Message::Ready { term: self.term });
-    }
-
-    /// The primary stands still and wants this side to speak.
-    fn on_yield(
-        &mut self,
-        cx: &mut Context<'_>,
-        through: Ordinal,
-        released_through: OutputOrdinal,
-        follows: bool,
-    ) {
-        let in_order = through <= self.received_through || !follows;
-        if !in_order || !self.outputs.on_released(released_through) {
-            return self.lose_peer(cx, "primary yields at an exit it has not logged");
-        }
-        self.report_incident(cx, None);
-        self.yielded = Some(Yielded { follows });
-        self.carry_out(cx, Trouble::Yielded, "the primary asked us to take over");
-    }
-
-    /// The run loop takes live inputs: this side is a primary from now on.
-    fn on_took_over(&mut self, cx: &mut Context<'_>, through: Ordinal) {
-        if !matches!(self.phase, Phase::Live) {
-            return;
-        }
-        self.adopt_into_successor(cx, through);
-    }
-
-    fn adopt_into_successor(&mut self, cx: &mut Context<'_>, through: Ordinal) {
-        let mut config = cx.config.clone();
-        self.adopt(&mut config);
-        let (term, outputs) = (self.term, self.outputs.produced_through());
-        let yielded = self.yielded.filter(|_| cx.link.connected);
-        if yielded.is_some() {
-            cx.send(Message::Promoted { term });
-        }
-        self.successor = Some(Box::new(match yielded {
-            Some(Yielded { follows: true }) => {
-                cx.act(Action::Protect { at: through.next() });
-                Primary::promoted(&config, term, outputs, through, cx.now_ns)
-            }
-            Some(Yielded { follows: false }) => {
-                let mut primary = Primary::taken_over(&config, term, outputs);
-                primary.ship_state(cx, false);
-                primary
-            }
-            None => Primary::taken_over(&config, term, outputs),
-        }));
-    }
-
     fn on_log(&mut self, cx: &mut Context<'_>, released_through: OutputOrdinal, group: Vec<u8>) {
         let head = match peek_group(&group) {
             Ok(head) if head.horizon >= self.received_through => head,
@@ -449,80 +330,6 @@ impl Backup {
             Phase::Live => cx.stop(StopReason::Clean),
             _ => {}
         }
-    }
-
-    fn on_replay_fault(&mut self, cx: &mut Context<'_>, description: String) {
-        match self.phase {
-            Phase::AwaitingVerdict { .. } => return,
-            Phase::Joining { .. } => return self.carry_out(cx, Trouble::ReplayFault, &description),
-            _ => {}
-        }
-        let cause = DivergenceCause::ReplayFault { description };
-        let evidence = self.evidence(&cause);
-        let detail = cause.to_string();
-        let deadline_ns = cx.now_ns + cx.config.evidence_ns;
-        let decision = cx.decide(self.situation(), Trouble::ReplayFault, &detail);
-        let term = self.term;
-        self.phase = Phase::AwaitingVerdict {
-            deadline_ns,
-            cause,
-            own: Box::new(evidence.clone()),
-            reported: false,
-        };
-        if decision == Decision::AskPrimary {
-            cx.send(Message::Fault { term, evidence });
-        } else {
-            self.stop_divergence(cx);
-        }
-    }
-
-    fn on_challenge(&mut self, cx: &mut Context<'_>, cause: DivergenceCause, theirs: Evidence) {
-        let evidence = self.evidence(&cause);
-        cx.send(Message::Evidence { term: self.term, evidence: evidence.clone() });
-        let deadline_ns = cx.now_ns + cx.config.evidence_ns;
-        let own = Box::new(evidence);
-        self.phase = Phase::AwaitingVerdict { deadline_ns, cause, own, reported: false };
-        self.report_incident(cx, Some(theirs));
-    }
-
-    fn evidence(&self, cause: &DivergenceCause) -> Evidence {
-        let (output, fault) = match cause {
-            DivergenceCause::Output { output } => (self.outputs.evidence(*output), None),
-            DivergenceCause::ReplayFault { description } => (None, Some(description.clone())),
-            DivergenceCause::FinalState => (None, None),
-        };
-        // A fault lies at the exit the guest stands at, one past those it left.
-        let at = output.as_ref().map_or(self.window.executed_through().next(), |output| output.at);
-        Evidence {
-            output,
-            produced_through: self.outputs.produced_through(),
-            executed_through: self.window.executed_through(),
-            state_digest: self.ended,
-            fault,
-            last_records: self.window.last_records(at),
-        }
-    }
-
-    /// Reports the divergence once, with what is known of the primary's side.
-    fn report_incident(&mut self, cx: &mut Context<'_>, theirs: Option<Evidence>) {
-        let Phase::AwaitingVerdict { cause, own, reported, .. } = &mut self.phase else {
-            return;
-        };
-        if core::mem::replace(reported, true) {
-            return;
-        }
-        cx.act(Action::Incident(Box::new(IncidentReport {
-            term: self.term,
-            reporter: Role::Backup,
-            cause: cause.clone(),
-            primary: theirs,
-            backup: Some(Evidence::clone(own)),
-        })));
-    }
-
-    fn stop_divergence(&mut self, cx: &mut Context<'_>) {
-        self.report_incident(cx, None);
-        cx.stop(StopReason::Divergence);
     }
 
     /// The connection is of no more use; it is closed if it still stands.

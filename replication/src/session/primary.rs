@@ -1,12 +1,14 @@
 //! The primary's half of the role state machine.
 
 mod attach;
+mod diverge;
+mod flow;
 
 use super::backup::Backup;
 use super::decision::{Decision, Situation, Trouble};
-use super::incident::{DivergenceCause, Evidence, IncidentReport};
+use super::incident::{DivergenceCause, Evidence};
 use super::log_window::LogWindow;
-use super::policy::{DivergencePolicy, Refusal, Role, SessionConfig, StopReason};
+use super::policy::{Refusal, SessionConfig, StopReason};
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::{Compared, OutputGate};
@@ -70,7 +72,7 @@ pub(super) struct Primary {
     /// The backup has been sent the end of a state and has not said yet that it has it.
     joining: bool,
     /// What this side is from now on: the backup of its backup.
-    successor: Option<Backup>,
+    successor: Option<Box<Backup>>,
 }
 
 impl Primary {
@@ -327,62 +329,6 @@ impl Primary {
         }
     }
 
-    fn on_fault(&mut self, cx: &mut Context<'_>, evidence: Evidence) {
-        let description = evidence.fault.clone().unwrap_or_default();
-        self.diverge(cx, DivergenceCause::ReplayFault { description });
-        self.settle(cx, Some(evidence));
-    }
-
-    fn diverge(&mut self, cx: &mut Context<'_>, cause: DivergenceCause) {
-        let output = match cause {
-            DivergenceCause::Output { output } => self.gate.evidence(output),
-            _ => None,
-        };
-        // A fault lies at the exit the backup stands at, one past those it left.
-        let at = output.as_ref().map_or(self.window.executed_through().next(), |output| output.at);
-        let evidence = Evidence {
-            output,
-            produced_through: self.gate.produced_through(),
-            executed_through: self.window.executed_through(),
-            state_digest: self.ended,
-            fault: None,
-            last_records: self.window.last_records(at),
-        };
-        cx.send(Message::Challenge {
-            term: self.term,
-            cause: cause.clone(),
-            evidence: evidence.clone(),
-        });
-        let deadline_ns = cx.now_ns + cx.config.evidence_ns;
-        self.phase = Phase::AwaitingEvidence { deadline_ns, cause, own: Box::new(evidence) };
-    }
-
-    /// The evidence is as complete as it gets.
-    fn settle(&mut self, cx: &mut Context<'_>, theirs: Option<Evidence>) {
-        let Phase::AwaitingEvidence { cause, own, .. } = &self.phase else {
-            panic!("nothing to settle in {}", self.state_name());
-        };
-        let detail = cause.to_string();
-        cx.act(Action::Incident(Box::new(IncidentReport {
-            term: self.term,
-            reporter: Role::Primary,
-            cause: cause.clone(),
-            primary: Some(Evidence::clone(own)),
-            backup: theirs,
-        })));
-        let trouble = match (cx.config.on_divergence, cx.config.believe) {
-            (DivergencePolicy::Failover, _) => Trouble::DivergedFailover,
-            (DivergencePolicy::Halt, _) => Trouble::DivergedHalt,
-            // A guest that ended has no state to go on from.
-            (DivergencePolicy::Resync, _) if self.ended.is_some() || !cx.link.connected => {
-                Trouble::DivergedFailover
-            }
-            (DivergencePolicy::Resync, Role::Primary) => Trouble::DivergedResync,
-            (DivergencePolicy::Resync, Role::Backup) => Trouble::DivergedYield,
-        };
-        self.carry_out(cx, trouble, &detail);
-    }
-
     /// The connection is of no more use; it is closed if it still stands.
     fn lose_peer(&mut self, cx: &mut Context<'_>, detail: &str) {
         cx.hang_up();
@@ -472,39 +418,6 @@ impl Primary {
                 | Phase::Yielding(Yielding { follows: true, asked: false, .. })
         ) {
             self.gate.release(|frame| cx.actions.push(Action::Transmit(frame)));
-        }
-    }
-
-    pub(super) fn lag_exits(&self) -> u64 {
-        self.window.unexecuted_exits()
-    }
-
-    /// Notes when the backup last got further, or had nothing to do.
-    fn watch_progress(&mut self, cx: &Context<'_>) {
-        let progress = (self.window.executed_through(), self.gate.matched_through());
-        if !self.owes_progress() || progress != self.progress {
-            self.progress = progress;
-            self.progress_ns = cx.now_ns;
-        }
-    }
-
-    fn owes_progress(&self) -> bool {
-        matches!(self.phase, Phase::Protected)
-            && (self.window.unexecuted_exits() > 0 || self.gate.held_frames() > 0)
-    }
-
-    fn update_congestion(&mut self, cx: &mut Context<'_>) {
-        let limits = cx.config.limits;
-        let scale = if self.congested { 2 } else { 1 };
-        let above = self.window.unexecuted_bytes() * scale >= limits.log_bytes_max
-            || self.window.unexecuted_exits() * scale >= limits.lag_exits_max
-            || self.gate.held_frames() * scale >= limits.gated_frames_max
-            || self.gate.held_bytes() * scale >= limits.gated_bytes_max;
-        let free = matches!(self.phase, Phase::Alone | Phase::Attaching { gated: false });
-        let congested = above && !free;
-        if congested != self.congested {
-            self.congested = congested;
-            cx.act(Action::Congested(congested));
         }
     }
 

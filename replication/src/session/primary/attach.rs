@@ -42,7 +42,7 @@ impl Primary {
         self.term
     }
 
-    pub(in crate::session) fn take_successor(&mut self) -> Option<Backup> {
+    pub(in crate::session) fn take_successor(&mut self) -> Option<Box<Backup>> {
         self.successor.take()
     }
 
@@ -152,12 +152,12 @@ impl Primary {
         if term != self.term.next() {
             return self.lose_peer(cx, &format!("backup was promoted to unknown term {term}"));
         }
-        self.successor = Some(if follows {
+        self.successor = Some(Box::new(if follows {
             cx.act(Action::Follow { term, through });
             Backup::following(cx.config, term, self.gate.produced_through(), through)
         } else {
             Backup::awaiting_state(cx.config, term)
-        });
+        }));
     }
 
     pub(super) fn on_detach(&mut self, cx: &mut Context<'_>) {

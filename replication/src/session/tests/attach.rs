@@ -82,7 +82,10 @@ fn a_backup_that_took_over_gets_the_next_backup() {
     pair.backup.output(3);
     pair.backup.step(SessionEvent::TookOver { through: Ordinal(30) });
     assert_eq!(pair.backup.session.role(), Role::Primary);
-    assert_eq!((pair.backup.session.state_name(), pair.backup.session.term().0), ("Alone", 2));
+    assert_eq!(
+        (pair.backup.session.state_name(), pair.backup.session.term()),
+        ("Alone", Some(Term(2)))
+    );
     assert_eq!(pair.backup.transmitted(), [3]);
     let mut newcomer = config(Role::Backup);
     newcomer.highest_term = Term(2);
@@ -220,8 +223,8 @@ fn row_ak_roles_change_hands_without_a_state() {
     pair.backup.step(SessionEvent::TookOver { through: Ordinal(30) });
     pair.pump();
     let state = |host: &Host| (host.session.role(), host.session.state_name(), host.session.term());
-    assert_eq!(state(&pair.backup), (Role::Primary, "Protected", Term(2)));
-    assert_eq!(state(&pair.primary), (Role::Backup, "Following", Term(2)));
+    assert_eq!(state(&pair.backup), (Role::Primary, "Protected", Some(Term(2))));
+    assert_eq!(state(&pair.primary), (Role::Backup, "Following", Some(Term(2))));
     let follow = Action::Follow { term: Term(2), through: Ordinal(30) };
     assert!(pair.primary.done.contains(&follow));
     let mut swapped = Pair { primary: pair.backup, backup: pair.primary };

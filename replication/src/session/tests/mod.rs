@@ -7,10 +7,13 @@ mod flow;
 mod handshake;
 
 use super::*;
+use crate::digest::OutputDigest;
 use crate::fingerprint::tests::example;
 use crate::group::GroupEncoder;
-use crate::record::{Event, OutputOrdinal, Record};
-use crate::session::policy::DivergencePolicy;
+use crate::record::{Event, Ordinal, OutputOrdinal, Record};
+use crate::session::incident::IncidentReport;
+use crate::session::policy::{DivergencePolicy, ReleasePolicy};
+use crate::wire::WireError;
 use ftvmm_devices::Input;
 
 const MS: u64 = 1_000_000;

@@ -1,0 +1,135 @@
+//! The backup that is given a state, and the one that is asked to take over.
+
+use super::{Backup, Phase, Yielded};
+use crate::gate::RetainedOutputs;
+use crate::message::Message;
+use crate::record::{Ordinal, OutputOrdinal, Term};
+use crate::session::decision::Trouble;
+use crate::session::log_window::LogWindow;
+use crate::session::policy::{Refusal, ReleasePolicy, SessionConfig};
+use crate::session::primary::Primary;
+use crate::session::{Action, Context};
+use crate::state::StatePart;
+
+impl Backup {
+    /// A primary whose backup was promoted to `term`, in the same state.
+    pub(in crate::session) fn following(
+        config: &SessionConfig,
+        term: Term,
+        outputs: OutputOrdinal,
+        through: Ordinal,
+    ) -> Self {
+        Self {
+            phase: Phase::Following,
+            greeted: true,
+            term,
+            outputs: RetainedOutputs::starting_at(outputs),
+            window: LogWindow::starting_at(through),
+            received_through: through,
+            reported_through: through,
+            ..Self::new(config)
+        }
+    }
+
+    /// A primary that was not believed: the other will send its state.
+    pub(in crate::session) fn awaiting_state(config: &SessionConfig, term: Term) -> Self {
+        Self { greeted: true, term, ..Self::new(config) }
+    }
+
+    /// The primary's policies count.
+    pub(in crate::session) fn adopt(&self, config: &mut SessionConfig) {
+        config.release = self.release;
+        config.on_divergence = self.on_divergence;
+        config.believe = self.believe;
+    }
+
+    pub(in crate::session) fn take_successor(&mut self) -> Option<Box<Primary>> {
+        self.successor.take()
+    }
+
+    /// The primary's guest runs already, or this side is not believed: its state replaces ours.
+    pub(super) fn on_attach(&mut self, cx: &mut Context<'_>, term: Term, release: ReleasePolicy) {
+        if term < self.term {
+            return cx.refuse(Refusal::StaleTerm { offered: term, known: self.term });
+        }
+        self.report_incident(cx, None);
+        self.term = term;
+        self.release = release;
+        self.phase = Phase::Joining { taken_bytes: 0 };
+        cx.act(Action::Join { release });
+    }
+
+    pub(super) fn on_state_taken(&mut self, cx: &mut Context<'_>, taken_bytes: u64) {
+        if let Phase::Joining { taken_bytes: taken } = &mut self.phase {
+            *taken = taken_bytes;
+            cx.send(Message::StateTaken { term: self.term, taken_bytes });
+        }
+    }
+
+    /// This side has all it needs to take over.
+    pub(super) fn on_state_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        outputs_through: OutputOrdinal,
+        at: Ordinal,
+        machine: Vec<u8>,
+    ) {
+        let through = Ordinal(at.0.saturating_sub(1));
+        let (on_divergence, believe, release) = (self.on_divergence, self.believe, self.release);
+        *self = Self {
+            on_divergence,
+            believe,
+            release,
+            ..Self::following(cx.config, self.term, outputs_through, through)
+        };
+        cx.act(Action::TakeState(StatePart::Machine(machine)));
+        cx.send(Message::Ready { term: self.term });
+    }
+
+    /// The primary stands still and wants this side to speak.
+    pub(super) fn on_yield(
+        &mut self,
+        cx: &mut Context<'_>,
+        through: Ordinal,
+        released_through: OutputOrdinal,
+        follows: bool,
+    ) {
+        let in_order = through <= self.received_through || !follows;
+        if !in_order || !self.outputs.on_released(released_through) {
+            return self.lose_peer(cx, "primary yields at an exit it has not logged");
+        }
+        self.report_incident(cx, None);
+        self.yielded = Some(Yielded { follows });
+        self.carry_out(cx, Trouble::Yielded, "the primary asked us to take over");
+    }
+
+    /// The run loop takes live inputs: this side is a primary from now on.
+    pub(super) fn on_took_over(&mut self, cx: &mut Context<'_>, through: Ordinal) {
+        if !matches!(self.phase, Phase::Live) {
+            return;
+        }
+        self.adopt_into_successor(cx, through);
+    }
+
+    pub(super) fn adopt_into_successor(&mut self, cx: &mut Context<'_>, through: Ordinal) {
+        let mut config = cx.config.clone();
+        self.adopt(&mut config);
+        let (term, outputs) = (self.term, self.outputs.produced_through());
+        let yielded = self.yielded.filter(|_| cx.link.connected);
+        if yielded.is_some() {
+            cx.send(Message::Promoted { term });
+        }
+        self.successor = Some(Box::new(match yielded {
+            Some(Yielded { follows: true }) => {
+                cx.act(Action::Protect { at: through.next() });
+                Primary::promoted(&config, term, outputs, through, cx.now_ns)
+            }
+            Some(Yielded { follows: false }) => {
+                let mut primary = Primary::taken_over(&config, term, outputs);
+                primary.ship_state(cx, false);
+                primary
+            }
+            None => Primary::taken_over(&config, term, outputs),
+        }));
+    }
+}

@@ -1,0 +1,196 @@
+//! What a session is told, and what it wants done.
+
+use core::fmt;
+
+use super::decision::Row;
+use super::incident::IncidentReport;
+use super::policy::{ReleasePolicy, StopReason};
+use crate::digest::OutputDigest;
+use crate::message::Message;
+use crate::record::{Ordinal, Term};
+use crate::state::StatePart;
+use crate::wire::WireError;
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DisconnectReason {
+    /// The peer closed it.
+    Closed,
+    /// The transport failed.
+    Transport {
+        /// What it said.
+        description: String,
+    },
+    /// The peer's bytes were not understood; the caller has closed the connection.
+    Wire(WireError),
+}
+
+impl fmt::Display for DisconnectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("peer closed the connection"),
+            Self::Transport { description } => f.write_str(description),
+            Self::Wire(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What happened. Connections come one at a time: the caller brings no second one before it has
+/// reported [`SessionEvent::Disconnected`] or been told [`Action::HangUp`] for the first, and
+/// reports nothing of a connection it was told to hang up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEvent {
+    /// A connection to a peer stands.
+    Connected,
+    /// The peer sent a message.
+    Received(Message),
+    /// The connection is gone.
+    Disconnected {
+        /// Why.
+        reason: DisconnectReason,
+    },
+    /// Time passed. Due at [`Session::next_deadline_ns`] at the latest.
+    Tick,
+    /// The recorder finished a log group.
+    Group {
+        /// As [`crate::GroupEncoder::finish`] made it.
+        bytes: Vec<u8>,
+    },
+    /// The guest transmitted a frame. The same on both sides; outputs are numbered here.
+    Output {
+        /// Exit at which it did.
+        at: Ordinal,
+        /// Digest of the output.
+        digest: OutputDigest,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// The run loop left this exit.
+    Executed(Ordinal),
+    /// The witness answered [`Action::ClaimTerm`].
+    TermClaimed {
+        /// The term asked for.
+        term: Term,
+        /// Whether it is ours.
+        granted: bool,
+    },
+    /// The run loop cannot follow the log.
+    ReplayFault {
+        /// Why: ordinal, field, expected and seen value.
+        description: String,
+    },
+    /// The guest ended.
+    GuestEnded {
+        /// Digest of registers, memory and device state.
+        state_digest: [u8; 32],
+    },
+    /// The host was asked to stop.
+    HostStop,
+    /// The guest is to start without waiting for a backup (primary).
+    StartAlone,
+    /// A part of the state [`Action::ShipState`] asked for.
+    State(StatePart),
+    /// Its last part: the guest stands at this exit, and takes no input before this event.
+    StateEnd {
+        /// The exit.
+        at: Ordinal,
+        /// Processor and devices.
+        machine: Vec<u8>,
+    },
+    /// So much of the state is in place (backup).
+    StateTaken {
+        /// As [`StatePart::len_bytes`] counts.
+        taken_bytes: u64,
+    },
+    /// The run loop has used up the log and takes live inputs (backup, after [`Action::GoLive`]).
+    TookOver {
+        /// The last exit it has left.
+        through: Ordinal,
+    },
+    /// The guest stands still, as the operator asked for a switch of roles (primary). It goes on
+    /// after [`Action::Follow`] or [`Action::GoAlone`].
+    Yield {
+        /// The last exit it has left; everything up to there and of the next is in the log.
+        through: Ordinal,
+    },
+    /// The operator lets the backup go.
+    Detach,
+}
+
+/// What to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this to the peer.
+    Send(Message),
+    /// Put this frame on the network now.
+    Transmit(Vec<u8>),
+    /// Ask the witness for this term and report [`SessionEvent::TermClaimed`]. When the witness
+    /// gives no answer, ask again.
+    ClaimTerm(Term),
+    /// Start the guest from power-on.
+    Begin {
+        /// The term in which it starts.
+        term: Term,
+        /// What its RTC says, in seconds since 1970.
+        rtc_epoch_s: u64,
+        /// When outputs are released.
+        release: ReleasePolicy,
+    },
+    /// Give this group to the replay cursor (backup).
+    DeliverGroup(Vec<u8>),
+    /// Seal the replay cursor: consume every record received, then take live inputs. Announce the
+    /// guest's MAC address.
+    GoLive {
+        /// The term in which this host speaks for the guest.
+        term: Term,
+    },
+    /// The primary goes on without a backup; log groups are no longer asked for.
+    GoAlone {
+        /// The term in which it does.
+        term: Term,
+    },
+    /// A backup joins: send [`SessionEvent::State`] while the guest runs, then stop it shortly for
+    /// [`SessionEvent::StateEnd`]. Log groups are not asked for meanwhile.
+    ShipState,
+    /// The backup has put so much of the state in place.
+    StateTaken {
+        /// As [`StatePart::len_bytes`] counts.
+        taken_bytes: u64,
+    },
+    /// Log groups are asked for again, from exit `at` on, at which the guest stands.
+    Protect {
+        /// The exit.
+        at: Ordinal,
+    },
+    /// A whole state is about to come: forget the one there is (backup).
+    Join {
+        /// When outputs are released.
+        release: ReleasePolicy,
+    },
+    /// Put this part of the state in place and report [`SessionEvent::StateTaken`] (backup).
+    TakeState(StatePart),
+    /// This host follows the other's log from now on, after the exit it has left.
+    Follow {
+        /// The new term.
+        term: Term,
+        /// The last exit this host has left.
+        through: Ordinal,
+    },
+    /// Keep this report and count a divergence.
+    Incident(Box<IncidentReport>),
+    /// While `true` the guest must wait at its exit. The recorder must have handed over its
+    /// unfinished group before it waits, or the backup waits as well.
+    Congested(bool),
+    /// Close the connection, after what was to be sent before.
+    HangUp,
+    /// A decision was taken; for logs.
+    Decided {
+        /// The row of the table.
+        row: &'static Row,
+        /// What led to it.
+        detail: String,
+    },
+    /// The session is over, after what was to be sent and transmitted before. No later event has
+    /// an effect.
+    Stop(StopReason),
+}

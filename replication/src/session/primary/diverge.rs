@@ -1,0 +1,66 @@
+//! What the primary does when the two differ.
+
+use super::{Phase, Primary};
+use crate::message::Message;
+use crate::session::decision::Trouble;
+use crate::session::incident::{DivergenceCause, Evidence, IncidentReport};
+use crate::session::policy::{DivergencePolicy, Role};
+use crate::session::{Action, Context};
+
+impl Primary {
+    pub(super) fn on_fault(&mut self, cx: &mut Context<'_>, evidence: Evidence) {
+        let description = evidence.fault.clone().unwrap_or_default();
+        self.diverge(cx, DivergenceCause::ReplayFault { description });
+        self.settle(cx, Some(evidence));
+    }
+
+    pub(super) fn diverge(&mut self, cx: &mut Context<'_>, cause: DivergenceCause) {
+        let output = match cause {
+            DivergenceCause::Output { output } => self.gate.evidence(output),
+            _ => None,
+        };
+        // A fault lies at the exit the backup stands at, one past those it left.
+        let at = output.as_ref().map_or(self.window.executed_through().next(), |output| output.at);
+        let evidence = Evidence {
+            output,
+            produced_through: self.gate.produced_through(),
+            executed_through: self.window.executed_through(),
+            state_digest: self.ended,
+            fault: None,
+            last_records: self.window.last_records(at),
+        };
+        cx.send(Message::Challenge {
+            term: self.term,
+            cause: cause.clone(),
+            evidence: evidence.clone(),
+        });
+        let deadline_ns = cx.now_ns + cx.config.evidence_ns;
+        self.phase = Phase::AwaitingEvidence { deadline_ns, cause, own: Box::new(evidence) };
+    }
+
+    /// The evidence is as complete as it gets.
+    pub(super) fn settle(&mut self, cx: &mut Context<'_>, theirs: Option<Evidence>) {
+        let Phase::AwaitingEvidence { cause, own, .. } = &self.phase else {
+            panic!("nothing to settle in {}", self.state_name());
+        };
+        let detail = cause.to_string();
+        cx.act(Action::Incident(Box::new(IncidentReport {
+            term: self.term,
+            reporter: Role::Primary,
+            cause: cause.clone(),
+            primary: Some(Evidence::clone(own)),
+            backup: theirs,
+        })));
+        let trouble = match (cx.config.on_divergence, cx.config.believe) {
+            (DivergencePolicy::Failover, _) => Trouble::DivergedFailover,
+            (DivergencePolicy::Halt, _) => Trouble::DivergedHalt,
+            // A guest that ended has no state to go on from.
+            (DivergencePolicy::Resync, _) if self.ended.is_some() || !cx.link.connected => {
+                Trouble::DivergedFailover
+            }
+            (DivergencePolicy::Resync, Role::Primary) => Trouble::DivergedResync,
+            (DivergencePolicy::Resync, Role::Backup) => Trouble::DivergedYield,
+        };
+        self.carry_out(cx, trouble, &detail);
+    }
+}
