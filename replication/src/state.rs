@@ -46,6 +46,20 @@ impl StatePart {
     }
 }
 
+impl StatePart {
+    /// Size of what is carried before packing, and of what it says of itself if it is damaged.
+    #[must_use]
+    pub fn content_bytes(&self) -> u64 {
+        match self {
+            Self::Outline { .. } => 0,
+            Self::Pages(packed) | Self::Blocks(packed) => {
+                lz4_flex::block::uncompressed_size(packed).map_or(0, |(bytes, _)| bytes as u64)
+            }
+            Self::Machine(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
 /// Bytes are no list of pages or blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StateError {

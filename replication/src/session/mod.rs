@@ -4,16 +4,16 @@
 //! the tests perform them in memory under a seeded schedule of delays, crashes and partitions.
 //!
 //! ```text
-//! primary  AwaitingBackup → ClaimingFirstTerm → AwaitingReady → Protected ─────────→ Stopped
-//!               ↑______________________|_______________|        ↑   │ ↘ AwaitingEvidence ↗ │
-//!                                                       Attaching   ↓        ↓             ↑
-//!                                                               ↑  ClaimingTerm ──→ Alone ─┘
-//!                                                               └────────────────────┘
+//! primary  AwaitingBackup → ClaimingFirstTerm → AwaitingReady → Protected ────────→ Stopped
+//!               ↑______________________|_______________|    ↑   │ ↘ AwaitingEvidence ↗ │
+//!                                                   Attaching   ↓        ↓             ↑
+//!                                                           ↑  ClaimingTerm ──→ Alone ─┘
+//!                                                           └────────────────────┘
 //! backup   AwaitingWelcome → Following ──→ ClaimingTerm ──→ Live ──→ primary, Alone
 //!                      ↘ Joining ↗  ↘ AwaitingVerdict ──→ Stopped
 //! ```
-//! A backup that took over becomes a primary that is alone; a primary that yields becomes the backup
-//! of its backup (Yielding → Following).
+//! A backup that took over becomes a primary that is alone; a primary that yields becomes the
+//! backup of its backup (Yielding → Following).
 //!
 //! Invariants, asserted after every step: frames leave in order and each once; none leaves before
 //! its release rule holds, unless this side won a term of its own; a side that releases on its own

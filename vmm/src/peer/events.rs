@@ -36,6 +36,7 @@ impl ChannelEvents {
         connection: Option<Channel>,
     ) -> std::io::Result<Self> {
         let watched = connection.as_ref().map(Channel::try_clone_stream).transpose()?;
+        peer.lock().listens_at = listener.as_ref().and_then(|l| l.local_addr().ok());
         if let Some(channel) = connection {
             peer.connect(channel);
         }
@@ -140,7 +141,10 @@ impl Peer {
 
     /// Waits for a backup at `listener` from now on.
     pub fn listen(&self, listener: TcpListener) {
-        self.lock().new_listener = Some(listener);
+        let mut state = self.lock();
+        state.listens_at = listener.local_addr().ok();
+        state.new_listener = Some(listener);
+        drop(state);
         let _ = self.newcomers.write(1);
     }
 

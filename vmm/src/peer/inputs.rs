@@ -193,8 +193,8 @@ impl<'a> PairInputs<'a> {
         self.is_live = true;
         self.live.source().source().resume(self.clock, self.last_ns);
         let mut state = self.peer.lock();
-        state.took_over(self.peer.clock.host_now_ns());
         self.peer.step_locked(&mut state, SessionEvent::TookOver { through });
+        state.took_over(self.peer.clock.host_now_ns());
         drop(state);
         self.live.next(situation)
     }
@@ -208,10 +208,13 @@ impl<'a> PairInputs<'a> {
         if std::mem::take(&mut state.yield_wanted) && state.session.may_yield() {
             self.peer.send_log(&mut state);
             let through = state.horizon;
+            let since_ns = self.peer.clock.host_now_ns();
             self.peer.step_locked(&mut state, SessionEvent::Yield { through });
             while state.session.is_yielding() && state.stop.is_none() {
                 state = self.peer.wait(state);
             }
+            let stood_ms = (self.peer.clock.host_now_ns() - since_ns) as f64 / 1e6;
+            tracing::info!(stood_ms, "the guest stood still for a change of roles");
         }
         if state.stop.is_some() {
             return Some(Step::Stop(StopCause::Protocol));
@@ -375,6 +378,10 @@ impl InputSource for PairInputs<'_> {
     }
 
     fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
+        self.peer.gauge.take(part);
+        if stands.is_some() {
+            self.peer.gauge.end();
+        }
         let mut state = self.peer.lock();
         state.taken_bytes += part.len_bytes();
         let taken_bytes = state.taken_bytes;

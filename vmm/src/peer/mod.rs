@@ -41,7 +41,7 @@ use crate::host::Tap;
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
-use crate::shipment::{Progress, Shipment};
+use crate::shipment::{Gauge, Shipment, Shipped};
 
 /// Pause between two questions to a witness that does not answer.
 const WITNESS_RETRY: Duration = Duration::from_millis(100);
@@ -74,6 +74,8 @@ pub struct PeerCounters {
     pub attaches: u64,
     /// Longest time the guest stood still for one of them, in nanoseconds.
     pub attach_stopped_ns: Option<u64>,
+    /// How the last of them went.
+    pub last_attach: Option<Shipped>,
     /// Switches of roles, to and fro.
     pub switches: u64,
 }
@@ -116,7 +118,7 @@ pub struct Peer {
     shipment: OnceLock<Arc<Shipment>>,
     /// Held by the thread that ships a state.
     ships: Mutex<()>,
-    progress: Mutex<Progress>,
+    gauge: Gauge,
 }
 
 /// Why there is no peer.
@@ -143,19 +145,20 @@ impl Peer {
         let mut state = State::new(role, session, tap, net_mac, queue.clone(), horizon_ns);
         state.incident_dir = config.incident_dir;
         state.unrecorded_when_alone = config.unrecorded_when_alone;
+        let clock = HostClock::host_start();
         Ok(Arc::new(Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
             witness: Mutex::new(witness),
             holder,
             queue,
-            clock: HostClock::host_start(),
+            clock,
             heartbeat_ns,
+            gauge: Gauge::new(clock),
             turn: AtomicBool::new(false),
             newcomers: EventFd::new(EFD_NONBLOCK)?,
             shipment: OnceLock::new(),
             ships: Mutex::default(),
-            progress: Mutex::default(),
         }))
     }
 

@@ -1,9 +1,14 @@
 //! Answers for one half of a pair (`--control`).
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
-use super::Peer;
-use crate::control::{Operator, Refused, Role, Status};
+use ftvmm_replication::SessionEvent;
+
+use super::state::State;
+use super::{Channel, Peer};
+use crate::control::{AttachProgress, AttachSummary, Operator, Refused, Role, Status};
 
 /// Answers for the run of this [`Peer`].
 pub struct PeerOperator(pub Arc<Peer>);
@@ -27,12 +32,91 @@ impl Operator for PeerOperator {
             takeovers: state.counters.takeovers,
             takeover_us: state.counters.takeover_ns.map(|ns| ns / 1000),
             uptime_ms: self.0.clock.host_now_ns() / 1_000_000,
-            ..Status::default()
+            listen: state.listens_at,
+            attach: state.is_transferring().then(|| self.progress()),
+            last_attach: state.counters.last_attach.map(|shipped| AttachSummary {
+                duration_ms: shipped.took_ns / 1_000_000,
+                stopped_us: shipped.stopped_ns / 1000,
+                bytes: shipped.bytes,
+                rounds: shipped.rounds,
+            }),
         }
+    }
+
+    fn attach(&self, listen: SocketAddr) -> Result<(), Refused> {
+        let listener = Channel::listen(listen)
+            .map_err(|error| Refused::BadArgument { why: error.to_string() })?;
+        self.0.listen(listener);
+        Ok(())
+    }
+
+    fn detach(&self) -> Result<(), Refused> {
+        let mut state = self.0.lock();
+        if !(state.session.may_yield() || state.session.is_attaching()) {
+            return Err(Refused::not_now("no backup follows this host"));
+        }
+        self.0.step_locked(&mut state, SessionEvent::Detach);
+        self.settled(state, |state| state.session.takes_newcomers())
+    }
+
+    fn switch(&self) -> Result<(), Refused> {
+        let mut state = self.0.lock();
+        if state.follows() {
+            return Err(Refused::not_now("this host is the backup; ask the primary"));
+        }
+        if !state.session.may_yield() {
+            return Err(Refused::not_now("no backup follows this host"));
+        }
+        state.yield_wanted = true;
+        self.0.turn.store(true, Ordering::Release);
+        self.0.changed.notify_all();
+        self.0.queue.attend();
+        let state =
+            self.wait_while(state, |state| state.yield_wanted || state.session.is_yielding());
+        if state.follows() {
+            return Ok(());
+        }
+        Err(Refused::Failed { why: "the backup did not take over; the guest goes on here".into() })
     }
 
     fn stop(&self) -> Result<(), Refused> {
         self.0.host_stop();
         Ok(())
+    }
+}
+
+impl PeerOperator {
+    fn progress(&self) -> AttachProgress {
+        let (progress, bytes_per_second) = self.0.gauge.read();
+        AttachProgress {
+            phase: "memory".into(),
+            round: progress.round,
+            bytes: progress.bytes,
+            total_bytes: progress.total_bytes,
+            bytes_per_second,
+        }
+    }
+
+    fn wait_while<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        goes_on: impl Fn(&State) -> bool,
+    ) -> MutexGuard<'a, State> {
+        while state.stop.is_none() && goes_on(&state) {
+            state = self.0.wait(state);
+        }
+        state
+    }
+
+    fn settled(
+        &self,
+        state: MutexGuard<'_, State>,
+        done: impl Fn(&State) -> bool,
+    ) -> Result<(), Refused> {
+        let state = self.wait_while(state, |state| !done(state));
+        match &state.stop {
+            None => Ok(()),
+            Some(reason) => Err(Refused::Failed { why: reason.to_string() }),
+        }
     }
 }

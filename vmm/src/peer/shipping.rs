@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use ftvmm_replication::{SessionEvent, StatePart};
 
 use super::Peer;
-use crate::shipment::{Destination, Progress, Rest, Shipment, Shipped, page_parts, ship};
+use crate::shipment::{Destination, Rest, Shipment, Shipped, page_parts, ship};
 
 /// Bytes of parts on their way that the backup has not put in place: enough to keep the channel busy, little
 /// enough that both sides have them in memory.
@@ -56,11 +56,6 @@ impl Peer {
         self.changed.notify_all();
     }
 
-    /// How far the last shipment is.
-    pub fn progress(&self) -> Progress {
-        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Ships the guest on a thread of its own.
     pub(super) fn ship(self: &Arc<Self>, number: u64) {
         let peer = Arc::clone(self);
@@ -76,7 +71,7 @@ impl Peer {
             };
             drop(state);
             let destination = Arc::new(ToBackup { peer: Arc::clone(&peer), number });
-            match ship(&shipment, destination, &peer.progress) {
+            match ship(&shipment, destination, &peer.gauge) {
                 Some(shipped) => peer.has_shipped(&shipped),
                 None => tracing::warn!("the backup left before it had the guest's state"),
             }
@@ -99,6 +94,7 @@ impl Peer {
         );
         let counters = &mut self.lock().counters;
         counters.attaches += 1;
+        counters.last_attach = Some(*shipped);
         counters.attach_stopped_ns = counters.attach_stopped_ns.max(Some(stopped_ns));
     }
 }

@@ -1,7 +1,7 @@
 //! What lies under the peer's lock: the session and everything its actions touch.
 
 use std::collections::VecDeque;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -72,6 +72,8 @@ pub struct State {
     pub ship_wanted: bool,
     /// Where backups are to knock from now on.
     pub new_listener: Option<TcpListener>,
+    /// Where backups knock.
+    pub listens_at: Option<SocketAddr>,
     /// A newcomer could be served.
     pub takes_newcomers: bool,
     /// The operator wants the other host to speak for the guest.
@@ -132,6 +134,7 @@ impl State {
             shipping: Shipping::default(),
             ship_wanted: false,
             new_listener: None,
+            listens_at: None,
             takes_newcomers: false,
             yield_wanted: false,
             begin: None,
@@ -160,6 +163,11 @@ impl State {
     /// True while inputs come from the other host's log.
     pub fn follows(&self) -> bool {
         self.mode == Mode::Following
+    }
+
+    /// True while a whole state comes or goes.
+    pub fn is_transferring(&self) -> bool {
+        self.joining || self.session.is_attaching()
     }
 
     /// A connection stands.
@@ -299,6 +307,7 @@ impl State {
             Action::TakeState(part) => self.incoming.push_back(part),
             Action::Follow { term, through } => {
                 tracing::warn!(%term, "the other host speaks for the guest now");
+                self.counters.switches += 1;
                 self.mode = Mode::Following;
                 self.cursor = ReplayCursor::starting_at(through);
                 self.queue.set_closed(true);
@@ -367,6 +376,12 @@ impl State {
 
     /// The guest makes its first live exit.
     pub fn took_over(&mut self, now_ns: u64) {
+        if self.session.is_protected() {
+            // Planned: the old primary follows.
+            self.counters.takeovers -= 1;
+            self.counters.switches += 1;
+            return;
+        }
         self.counters.takeover_ns = self.lost_ns.map(|lost_ns| now_ns - lost_ns);
     }
 

@@ -9,6 +9,7 @@
 //! last look and the rest of the pages take.
 
 mod inputs;
+mod progress;
 mod sender;
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,7 +19,8 @@ use std::time::Duration;
 use ftvmm_replication::Ordinal as ExitOrdinal;
 
 pub use inputs::ShippedInputs;
-pub use sender::{Progress, Shipped, page_parts, ship};
+pub use progress::{Gauge, Progress};
+pub use sender::{Shipped, page_parts, ship};
 
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;

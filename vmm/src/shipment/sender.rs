@@ -1,12 +1,12 @@
 //! The sender: decides what is sent when, and when the guest is stopped.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_replication::state::{PART_PAGES_MAX, pack};
 use ftvmm_replication::{Ordinal, PAGE_BYTES, StatePart};
 
-use super::{Destination, PageImage, Shipment, Wanted};
+use super::{Destination, Gauge, PageImage, Shipment, Wanted};
 
 /// So few pages are left to the stop.
 const REST_PAGES: u64 = PART_PAGES_MAX as u64;
@@ -16,17 +16,6 @@ const ROUNDS_MAX: u32 = 12;
 const LOOK_WAIT: Duration = Duration::from_millis(200);
 /// The vCPU's thread answers within this, or the guest is gone.
 const REST_WAIT: Duration = Duration::from_secs(60);
-
-/// How far a shipment is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
-    /// 1 for the first pass over memory.
-    pub round: u32,
-    /// Bytes of memory and disk sent.
-    pub sent_bytes: u64,
-    /// Bytes that will be sent as far as is known.
-    pub total_bytes: u64,
-}
 
 /// How a shipment went.
 #[derive(Clone, Copy, Debug)]
@@ -51,15 +40,16 @@ pub fn page_parts(pages: &[PageImage]) -> impl Iterator<Item = StatePart> {
     })
 }
 
-/// Ships the guest's state to `destination`, while it runs; `None` when it is not wanted any more. Tells of its
-/// `progress` after every part. Blocks; one at a time.
+/// Ships the guest's state to `destination`, while it runs; `None` when it is not wanted any more. `gauge` shows
+/// how far it is. Blocks; one at a time.
 pub fn ship(
     shipment: &Shipment,
     destination: Arc<dyn Destination>,
-    progress: &Mutex<Progress>,
+    gauge: &Gauge,
 ) -> Option<Shipped> {
     let started_ns = shipment.clock.host_now_ns();
-    let shipped = Sender { shipment, destination, progress }.run(started_ns);
+    let shipped = Sender { shipment, destination, gauge }.run(started_ns);
+    gauge.end();
     if shipped.is_none() {
         shipment.want(Wanted::Nothing);
         shipment.lock().destination = None;
@@ -71,7 +61,7 @@ pub fn ship(
 struct Sender<'a> {
     shipment: &'a Shipment,
     destination: Arc<dyn Destination>,
-    progress: &'a Mutex<Progress>,
+    gauge: &'a Gauge,
 }
 
 impl Sender<'_> {
@@ -81,14 +71,13 @@ impl Sender<'_> {
             pages.begin_transfer();
             pages.unsent_pages() * PAGE_BYTES as u64
         };
-        self.tell(|progress| *progress = Progress { total_bytes, ..Progress::default() });
+        self.gauge.begin("sending", total_bytes);
         if !self.destination.part(StatePart::Outline { total_bytes }) {
             return None;
         }
         let mut rounds = 0;
         loop {
             rounds += 1;
-            self.tell(|progress| progress.round = rounds);
             self.send_unsent()?;
             if !self.look() {
                 break;
@@ -97,13 +86,13 @@ impl Sender<'_> {
             if unsent <= REST_PAGES || rounds == ROUNDS_MAX {
                 break;
             }
-            self.tell(|progress| progress.total_bytes += unsent * PAGE_BYTES as u64);
+            self.gauge.next_round(rounds + 1, unsent * PAGE_BYTES as u64);
         }
-        let before_stop = self.progress().sent_bytes;
+        let bytes = self.gauge.read().0.bytes;
         let at = self.stop()?;
         let took_ns = self.shipment.clock.host_now_ns() - started_ns;
         let stopped_ns = self.shipment.lock().stopped_ns;
-        Some(Shipped { at, rounds, bytes: before_stop, took_ns, stopped_ns })
+        Some(Shipped { at, rounds, bytes, took_ns, stopped_ns })
     }
 
     /// Sends what has to be sent, until nothing is left.
@@ -118,7 +107,7 @@ impl Sender<'_> {
                     return None;
                 }
             }
-            self.tell(|progress| progress.sent_bytes += (pages.len() * PAGE_BYTES) as u64);
+            self.gauge.advance((pages.len() * PAGE_BYTES) as u64);
         }
     }
 
@@ -143,13 +132,5 @@ impl Sender<'_> {
         self.shipment.want(Wanted::Rest);
         self.shipment.wait_for(REST_WAIT, |meeting| meeting.stopped_at.is_some());
         self.shipment.lock().stopped_at
-    }
-
-    fn tell(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn progress(&self) -> Progress {
-        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
