@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_prober_that_panics_makes_unsuitable() {
-        let diagnosis = supervise(3, |_| panic!("on purpose"));
+        let diagnosis = supervise(KICKS_WITHOUT_PROGRESS_MAX, |_| panic!("on purpose"));
         assert!(!diagnosis.suitable);
         assert!(diagnosis.checks[0].detail.contains("panicked"), "{diagnosis}");
     }
