@@ -20,6 +20,10 @@ use crate::run_loop::{InputSource, RunMode, Situation, Step};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
+/// How far a sample may lie behind a timer that is due. After a stall (a take-over, a host that slept) the guest
+/// catches up exit by exit: its kernel takes the ACPI timer's 24 bits for a clock that went back when it jumps by more than half of them, 2.3 s
+/// (Linux, `clocksource_delta`).
+const LATE_NS_MAX: u64 = 100_000_000;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -73,6 +77,8 @@ pub struct LiveInputs {
     blocked_since_ns: Option<u64>,
     /// An input is overdue, but the guest cannot take an interrupt: stop it as soon as it can.
     wants_window: bool,
+    /// After a stall: guest time is behind.
+    catches_up: bool,
 }
 
 impl LiveInputs {
@@ -98,6 +104,7 @@ impl LiveInputs {
             booting: true,
             blocked_since_ns: None,
             wants_window: false,
+            catches_up: false,
         }
     }
 
@@ -109,6 +116,15 @@ impl LiveInputs {
 
     fn now_ns(&self) -> u64 {
         logged_ns(self.clock.host_now_ns()).max(self.last_ns)
+    }
+
+    /// Guest time for a sample, when the guest's next timer is due at `deadline_ns`.
+    fn sample_ns(&mut self, deadline_ns: Option<u64>) -> u64 {
+        let now_ns = self.now_ns();
+        let due_ns = deadline_ns.or(self.catches_up.then_some(self.last_ns));
+        let latest_ns = due_ns.map_or(u64::MAX, |at| at.max(self.last_ns) + LATE_NS_MAX);
+        self.catches_up = now_ns > latest_ns;
+        now_ns.min(logged_ns(latest_ns))
     }
 
     fn sample(&mut self, now_ns: u64) -> Step {
@@ -187,7 +203,7 @@ impl LiveInputs {
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
             }
-            let now_ns = self.now_ns();
+            let now_ns = self.sample_ns(situation.deadline_ns);
             if situation.reads_clock && self.sampled_at != situation.at {
                 self.sampled_at = situation.at;
                 return Ok(self.sample(now_ns));
