@@ -18,7 +18,7 @@ use crate::{GuestBuildError, at};
 const INIT: &[u8] = include_bytes!("../../init");
 const INDEX: &[u8] = b"ftguest: try /bytes/1000000 or /bytes/N/SEED\n";
 
-const DIRECTORIES: &[&str] = &["bin", "dev", "proc", "root", "srv", "sys", "tmp"];
+const DIRECTORIES: &[&str] = &["bin", "dev", "mnt", "proc", "root", "srv", "sys", "tmp"];
 
 const MODE_DIRECTORY: u32 = 0o040_755;
 const MODE_PROGRAM: u32 = 0o100_755;

@@ -5,9 +5,10 @@ use std::fs;
 
 use crate::{GuestBuildError, StockKernel, at};
 
-/// The modules that init loads, those they need aside: the transport, the network card and the
-/// source of random numbers.
-const LOADED: &[&str] = &["virtio_mmio", "virtio_net", "virtio-rng"];
+/// The modules that init loads, those they need aside: the transport, the network card, the source of
+/// random numbers, the disk, and its file system with the checksum that it asks for by name.
+const LOADED: &[&str] =
+    &["virtio_mmio", "virtio_net", "virtio-rng", "virtio_blk", "crc32c_generic", "ext4"];
 
 /// No line of modules.dep is about this module.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +43,22 @@ pub fn load_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>, Mi
     Ok(order)
 }
 
+/// Whether modules.builtin, a list of paths, names the module: then the kernel image has it.
+fn is_built_in(built_in: &str, name: &str) -> bool {
+    let file = format!("{name}.ko");
+    built_in.lines().any(|path| path.rsplit('/').next() == Some(&file))
+}
+
 /// The files of an initramfs that `modprobe` needs, by their paths in it.
 pub(crate) fn files(kernel: &StockKernel) -> Result<BTreeMap<String, Vec<u8>>, GuestBuildError> {
     const DEPENDENCIES: &str = "modules.dep";
     let path = kernel.modules.join(DEPENDENCIES);
     let dependencies = fs::read_to_string(&path).map_err(at(&path))?;
-    let order = load_order(&dependencies, LOADED)?;
+    let path = kernel.modules.join("modules.builtin");
+    let built_in = fs::read_to_string(&path).map_err(at(&path))?;
+    let loaded: Vec<&str> =
+        LOADED.iter().copied().filter(|name| !is_built_in(&built_in, name)).collect();
+    let order = load_order(&dependencies, &loaded)?;
     let is_kept = |line: &&str| {
         line.split_once(':').is_some_and(|(module, _)| order.iter().any(|kept| kept == module))
     };
@@ -56,7 +67,7 @@ pub(crate) fn files(kernel: &StockKernel) -> Result<BTreeMap<String, Vec<u8>>, G
     let place = |path: &str| format!("lib/modules/{}/{path}", kernel.release);
     let mut files = BTreeMap::from([
         (place(DEPENDENCIES), kept.into_bytes()),
-        (LOADED_FILE.to_owned(), LOADED.join(" ").into_bytes()),
+        (LOADED_FILE.to_owned(), loaded.join(" ").into_bytes()),
     ]);
     for module in &order {
         let path = kernel.modules.join(module);
@@ -87,9 +98,11 @@ mod tests {
     fn a_guest_gets_what_it_loads_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let lines = "k/virtio_mmio.ko: k/virtio.ko\nk/virtio_net.ko: k/failover.ko k/virtio.ko\n\
-                     k/virtio-rng.ko: k/virtio.ko\nk/failover.ko:\nk/virtio.ko:\nk/sound.ko:\n";
+                     k/virtio-rng.ko: k/virtio.ko\nk/virtio_blk.ko: k/virtio.ko\n\
+                     k/crc32c_generic.ko:\nk/failover.ko:\nk/virtio.ko:\nk/sound.ko:\n";
         fs::create_dir(folder.path().join("k")).unwrap();
         fs::write(folder.path().join("modules.dep"), lines).unwrap();
+        fs::write(folder.path().join("modules.builtin"), "k/fs/ext4.ko\nk/loop.ko\n").unwrap();
         for line in lines.lines() {
             let (module, _) = line.split_once(':').unwrap();
             fs::write(folder.path().join(module), module).unwrap();
@@ -100,10 +113,13 @@ mod tests {
             release: "6.1".into(),
         };
         let files = files(&kernel).unwrap();
-        assert_eq!(files["lib/modules/loaded"], b"virtio_mmio virtio_net virtio-rng");
+        assert_eq!(
+            files["lib/modules/loaded"],
+            b"virtio_mmio virtio_net virtio-rng virtio_blk crc32c_generic"
+        );
         assert_eq!(files["lib/modules/6.1/k/failover.ko"], b"k/failover.ko");
         let dep = lines.replace("k/sound.ko:\n", "");
         assert_eq!(files["lib/modules/6.1/modules.dep"], dep.as_bytes());
-        assert_eq!(files.len(), 7, "{:?}", files.keys());
+        assert_eq!(files.len(), 9, "{:?}", files.keys());
     }
 }

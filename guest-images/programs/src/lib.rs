@@ -10,6 +10,7 @@ pub mod compute;
 pub mod echo;
 pub mod http;
 pub mod httpd;
+pub mod ledger;
 pub mod options;
 pub mod param;
 mod rdtsc;
@@ -52,6 +53,11 @@ pub const APPLETS: &[Applet] = &[
         name: "httpd",
         usage: "[--port 80] [--root /srv] [--detach]   files, and /bytes/N[/SEED]",
         run: httpd::main,
+    },
+    Applet {
+        name: "ledger",
+        usage: "FILE [--check] [--count N] [--journal delete]   a database: transactions for ever",
+        run: ledger::main,
     },
     Applet {
         name: "param",
@@ -127,6 +133,9 @@ pub enum AppletError {
     /// The guest computed something wrong.
     #[error("SELFCHECK failed: {0}")]
     SelfCheck(#[from] selfcheck::WrongResult),
+    /// The database does not hold what was committed.
+    #[error("LEDGER failed: {0}")]
+    Ledger(#[from] ledger::BadLedger),
     /// The time stamp counter is not what it should be.
     #[error("TSCCHECK failed: {0}")]
     Tsc(#[from] tsccheck::WrongTsc),
