@@ -20,9 +20,10 @@ use crate::reset::{PowerEvent, ResetPorts, ResetState};
 use crate::rtc::{Rtc, RtcState};
 use crate::serial::{Console, ConsoleState};
 use crate::state::InvalidState;
+use crate::virtio_blk::{DiskCounters, VirtioBlk, VirtioBlkState};
 use crate::virtio_entropy::{VirtioEntropy, VirtioEntropyState};
 use crate::virtio_net::{NetCounters, VirtioNet, VirtioNetState};
-use crate::virtio_slot::{VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT};
+use crate::virtio_slot::{VIRTIO_BLK_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT};
 
 /// What every byte of an access reads as when no device answers: the bus is pulled high.
 pub const FLOATING_BUS: u8 = 0xff;
@@ -37,6 +38,8 @@ pub struct BoardConfig {
     pub rtc_epoch_s: u64,
     /// MAC address of the network card; `None` leaves the card out.
     pub net_mac: Option<[u8; 6]>,
+    /// Size of the disk, a multiple of [`crate::SECTOR_BYTES`]; `None` leaves the disk out.
+    pub disk_bytes: Option<u64>,
 }
 
 /// Everything a board remembers: plain data that may come from anywhere, checked when it becomes a [`Board`] again.
@@ -51,6 +54,7 @@ pub struct BoardState {
     acpi: AcpiPmState,
     net: Option<VirtioNetState>,
     entropy: VirtioEntropyState,
+    disk: Option<VirtioBlkState>,
     outputs: Vec<Output>,
 }
 
@@ -103,6 +107,7 @@ pub struct Board {
     acpi: AcpiPm,
     net: Option<VirtioNet>,
     entropy: VirtioEntropy,
+    disk: Option<VirtioBlk>,
     outputs: Vec<Output>,
 }
 
@@ -119,6 +124,7 @@ impl Board {
             acpi: AcpiPm::new(),
             net: config.net_mac.map(VirtioNet::new),
             entropy: VirtioEntropy::new(),
+            disk: config.disk_bytes.map(VirtioBlk::new),
             outputs: Vec::new(),
         }
     }
@@ -184,6 +190,10 @@ impl Board {
             net.read(offset, data);
         } else if let Some(offset) = VIRTIO_ENTROPY_SLOT.offset(addr, data.len()) {
             self.entropy.read(offset, data);
+        } else if let (Some(disk), Some(offset)) =
+            (&self.disk, VIRTIO_BLK_SLOT.offset(addr, data.len()))
+        {
+            disk.read(offset, data);
         }
     }
 
@@ -201,6 +211,14 @@ impl Board {
             let acknowledged = self.entropy.write(mem, offset, data);
             if acknowledged {
                 self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, false);
+            }
+            self.settle();
+        } else if let (Some(disk), Some(offset)) =
+            (&mut self.disk, VIRTIO_BLK_SLOT.offset(addr, data.len()))
+        {
+            let acknowledged = disk.write(mem, offset, data, &mut self.outputs);
+            if acknowledged {
+                self.pic.set_line(VIRTIO_BLK_SLOT.irq, false);
             }
             self.settle();
         }
@@ -222,6 +240,11 @@ impl Board {
             }
             Input::ConsoleRx { bytes } => self.console.enqueue(&bytes),
             Input::Entropy { bytes } => self.entropy.supply(mem, &bytes),
+            Input::DiskDone { id, outcome } => {
+                if let Some(disk) = &mut self.disk {
+                    disk.complete(mem, id, outcome, &mut self.outputs);
+                }
+            }
         }
         self.settle();
     }
@@ -235,6 +258,9 @@ impl Board {
             self.pic.set_line(VIRTIO_NET_SLOT.irq, net.interrupt_line());
         }
         self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, self.entropy.interrupt_line());
+        if let Some(disk) = &self.disk {
+            self.pic.set_line(VIRTIO_BLK_SLOT.irq, disk.interrupt_line());
+        }
         // A tick the guest has not taken yet lets every other interrupt go first: late ticks must not keep all others
         // from a guest that is behind, and one that computes may make an exit for the other, but none after its tick.
         if self.pic.withdraw(IRQ_TIMER) {
@@ -324,7 +350,13 @@ impl Board {
     /// What the guest has done wrong towards its devices so far.
     pub fn guest_faults(&self) -> GuestFaults {
         let net = self.net.as_ref().map(|net| *net.faults()).unwrap_or_default();
-        net.and(*self.entropy.faults())
+        let disk = self.disk.as_ref().map(|disk| *disk.faults()).unwrap_or_default();
+        net.and(*self.entropy.faults()).and(disk)
+    }
+
+    /// What the guest has asked of its disk so far.
+    pub fn disk_counters(&self) -> DiskCounters {
+        self.disk.as_ref().map(|disk| *disk.counters()).unwrap_or_default()
     }
 
     /// Frames that passed the network card, and those that did not.
@@ -350,7 +382,8 @@ impl Board {
 
     /// Everything the board remembers, outputs not taken yet included.
     pub fn save(&self) -> BoardState {
-        let Board { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, outputs } = self;
+        let Board { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, disk, outputs } =
+            self;
         BoardState {
             now_ns: *now_ns,
             pic: pic.save(),
@@ -361,6 +394,7 @@ impl Board {
             acpi: acpi.save(),
             net: net.as_ref().map(VirtioNet::save),
             entropy: entropy.save(),
+            disk: disk.as_ref().map(VirtioBlk::save),
             outputs: outputs.clone(),
         }
     }
@@ -370,7 +404,7 @@ impl Board {
     /// # Errors
     /// [`InvalidState`] when no board could have been in that state.
     pub fn restore(state: BoardState) -> Result<Board, InvalidState> {
-        let BoardState { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, outputs } =
+        let BoardState { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, disk, outputs } =
             state;
         let board = Board {
             now_ns,
@@ -382,6 +416,7 @@ impl Board {
             acpi: AcpiPm::try_from(acpi)?,
             net: net.map(VirtioNet::try_from).transpose()?,
             entropy: VirtioEntropy::try_from(entropy)?,
+            disk: disk.map(VirtioBlk::try_from).transpose()?,
             outputs,
         };
         InvalidState::check(board.pit.now_ns() == now_ns, "pit.now_ns")?;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{DiskOutcome, DiskRequest};
+
 /// Everything nondeterministic that can reach the guest. A recording is a list of these, each with the exit
 /// ordinal at which it was applied; a device changes only by guest accesses and by these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,14 @@ pub enum Input {
         /// The bytes in order.
         bytes: Vec<u8>,
     },
+    /// A request of the guest to its disk has ended. One it knows nothing of, because its driver reset the device, is
+    /// dropped.
+    DiskDone {
+        /// The request.
+        id: u64,
+        /// How it ended.
+        outcome: DiskOutcome,
+    },
 }
 
 /// What the guest sends into the world.
@@ -37,4 +47,6 @@ pub enum Output {
     Frame(Vec<u8>),
     /// Bytes the guest printed on its serial console.
     Console(Vec<u8>),
+    /// A request to the guest's disk, to be answered by an [`Input::DiskDone`] with its number.
+    Disk(DiskRequest),
 }

@@ -48,7 +48,7 @@ pub enum GuestFault {
         /// First descriptor of the chain.
         head: u16,
     },
-    /// A chain with more descriptors than the queue (§2.7.5.3.1) or more bytes than any frame has.
+    /// A chain with more descriptors than the queue (§2.7.5.3.1) or more bytes than any frame or request has.
     #[error("queue {queue}: the descriptor chain at {head} is too long")]
     LongChain {
         /// Queue index.
@@ -79,6 +79,12 @@ pub enum GuestFault {
     EmptyBuffer {
         /// Queue index.
         queue: u16,
+        /// First descriptor of the chain.
+        head: u16,
+    },
+    /// A request to the disk without room for its header or its status (§5.2.6).
+    #[error("the disk request at {head} has no room for its header or its status")]
+    DiskRequestTooShort {
         /// First descriptor of the chain.
         head: u16,
     },

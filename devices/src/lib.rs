@@ -4,8 +4,10 @@
 //! [`Output`].
 
 pub mod acpi;
+mod blk_request;
 mod board;
 mod civil_time;
+mod disk;
 mod event;
 mod fault;
 mod net_header;
@@ -16,6 +18,7 @@ mod reset;
 mod rtc;
 mod serial;
 mod state;
+mod virtio_blk;
 mod virtio_entropy;
 mod virtio_mmio;
 mod virtio_net;
@@ -23,11 +26,15 @@ mod virtio_slot;
 mod virtqueue;
 
 pub use board::{Board, BoardConfig, BoardState, FLOATING_BUS};
+pub use disk::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES, ZeroRange};
 pub use event::{Input, Output};
 pub use fault::{GuestFault, GuestFaults, HeaderProblem};
 pub use pit::{OWED_TICKS_MAX, PIT_HZ};
 pub use reset::PowerEvent;
 pub use serial::BACKLOG_BYTES_MAX;
 pub use state::InvalidState;
+pub use virtio_blk::DiskCounters;
 pub use virtio_net::{NetCounters, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX};
-pub use virtio_slot::{VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, VirtioSlot, virtio_slots};
+pub use virtio_slot::{
+    VIRTIO_BLK_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, VirtioSlot, virtio_slots,
+};

@@ -18,6 +18,8 @@ pub const VIRTIO_NET_SLOT: VirtioSlot = VirtioSlot { base: 0xd000_0000, bytes: 0
 /// The entropy source's place.
 pub const VIRTIO_ENTROPY_SLOT: VirtioSlot =
     VirtioSlot { base: 0xd000_1000, bytes: 0x1000, irq: 10 };
+/// The disk's place.
+pub const VIRTIO_BLK_SLOT: VirtioSlot = VirtioSlot { base: 0xd000_2000, bytes: 0x1000, irq: 11 };
 
 impl VirtioSlot {
     /// Offset of an access that lies completely in the registers.
@@ -30,5 +32,10 @@ impl VirtioSlot {
 
 /// The devices of a board, in the order of their addresses.
 pub fn virtio_slots(config: &BoardConfig) -> Vec<VirtioSlot> {
-    config.net_mac.map(|_| VIRTIO_NET_SLOT).into_iter().chain([VIRTIO_ENTROPY_SLOT]).collect()
+    let slots = [
+        config.net_mac.map(|_| VIRTIO_NET_SLOT),
+        Some(VIRTIO_ENTROPY_SLOT),
+        config.disk_bytes.map(|_| VIRTIO_BLK_SLOT),
+    ];
+    slots.into_iter().flatten().collect()
 }

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{Bytes, GuestMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::fault::GuestFault;
 use crate::state::InvalidState;
@@ -128,6 +128,16 @@ impl<M: GuestMemory> Chain<'_, M> {
 
     fn next(&mut self, for_writing: bool) -> Result<Option<Descriptor>, GuestFault> {
         let (queue, head) = (self.queue, self.head);
+        match self.next_of_any_direction()? {
+            Some(descriptor) if descriptor.is_write_only() != for_writing => {
+                Err(GuestFault::WrongDirection { queue, head })
+            }
+            descriptor => Ok(descriptor),
+        }
+    }
+
+    fn next_of_any_direction(&mut self) -> Result<Option<Descriptor>, GuestFault> {
+        let (queue, head) = (self.queue, self.head);
         if self.is_complete {
             return Ok(None);
         }
@@ -136,9 +146,6 @@ impl<M: GuestMemory> Chain<'_, M> {
         }
         self.descriptors_left -= 1;
         let descriptor = self.descriptors.next().ok_or(GuestFault::BrokenChain { queue, head })?;
-        if descriptor.is_write_only() != for_writing {
-            return Err(GuestFault::WrongDirection { queue, head });
-        }
         self.is_complete = !descriptor.has_next();
         Ok(Some(descriptor))
     }
@@ -193,5 +200,105 @@ impl<M: GuestMemory> Chain<'_, M> {
             bytes = rest;
         }
         Ok(())
+    }
+
+    /// The chain's buffers, those to be read before those to be written (§2.7.4.2), all in guest memory.
+    pub(crate) fn segments(mut self) -> Result<Segments, GuestFault> {
+        let mut segments = Segments::default();
+        while let Some(descriptor) = self.next_of_any_direction()? {
+            let segment = Segment { address: descriptor.addr().0, length_bytes: descriptor.len() };
+            let access = match descriptor.is_write_only() {
+                true => Permissions::Write,
+                false => Permissions::Read,
+            };
+            let (address, length) = (descriptor.addr(), descriptor.len() as usize);
+            if !self.mem.check_range(address, length, access) {
+                return Err(self.outside_memory(&descriptor));
+            }
+            if descriptor.is_write_only() {
+                segments.writable.push(segment);
+            } else if segments.writable.is_empty() {
+                segments.readable.push(segment);
+            } else {
+                let (queue, head) = (self.queue, self.head);
+                return Err(GuestFault::WrongDirection { queue, head });
+            }
+        }
+        Ok(segments)
+    }
+}
+
+/// The buffers of a chain.
+#[derive(Debug, Default)]
+pub(crate) struct Segments {
+    pub(crate) readable: Vec<Segment>,
+    pub(crate) writable: Vec<Segment>,
+}
+
+/// A buffer in guest memory, as it was when its chain was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    address: u64,
+    length_bytes: u32,
+}
+
+impl Segment {
+    fn outside_memory(&self, queue: u16) -> GuestFault {
+        let Segment { address, length_bytes } = *self;
+        GuestFault::BufferOutsideMemory { queue, address, length_bytes }
+    }
+}
+
+/// Bytes that `segments` have room for.
+pub(crate) fn total_bytes(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| u64::from(segment.length_bytes)).sum()
+}
+
+/// All that `segments` hold, in order.
+pub(crate) fn gather<M: GuestMemory>(
+    mem: &M,
+    queue: u16,
+    segments: &[Segment],
+) -> Result<Vec<u8>, GuestFault> {
+    let mut bytes = vec![0; total_bytes(segments) as usize];
+    let mut rest = &mut bytes[..];
+    for segment in segments {
+        let (part, after) = rest.split_at_mut(segment.length_bytes as usize);
+        mem.read_slice(part, GuestAddress(segment.address))
+            .map_err(|_| segment.outside_memory(queue))?;
+        rest = after;
+    }
+    Ok(bytes)
+}
+
+/// Writes `bytes` to the front of `segments`, as far as there is room.
+pub(crate) fn scatter<M: GuestMemory>(
+    mem: &M,
+    queue: u16,
+    segments: &[Segment],
+    mut bytes: &[u8],
+) -> Result<(), GuestFault> {
+    for segment in segments {
+        let (part, rest) = bytes.split_at(bytes.len().min(segment.length_bytes as usize));
+        mem.write_slice(part, GuestAddress(segment.address))
+            .map_err(|_| segment.outside_memory(queue))?;
+        bytes = rest;
+    }
+    Ok(())
+}
+
+/// Writes the last byte that `segments` have room for.
+pub(crate) fn write_last_byte<M: GuestMemory>(
+    mem: &M,
+    queue: u16,
+    segments: &[Segment],
+    byte: u8,
+) -> Result<(), GuestFault> {
+    match segments.iter().rfind(|segment| segment.length_bytes > 0) {
+        Some(segment) => {
+            let last = segment.address + u64::from(segment.length_bytes) - 1;
+            mem.write_obj(byte, GuestAddress(last)).map_err(|_| segment.outside_memory(queue))
+        }
+        None => Ok(()),
     }
 }

@@ -189,7 +189,7 @@ fn take(driver: &mut Driver, step: &Step, seen: &mut Vec<u8>, sent: &mut Vec<Out
 fn frame_bytes(outputs: &[Output]) -> usize {
     let lengths = outputs.iter().map(|output| match output {
         Output::Frame(frame) => frame.len(),
-        Output::Console(_) => 0,
+        Output::Console(_) | Output::Disk(_) => 0,
     });
     lengths.sum()
 }

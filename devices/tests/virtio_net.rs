@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use ftvmm_devices::{
-    BoardConfig, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX, VIRTIO_ENTROPY_SLOT,
-    VIRTIO_NET_SLOT, virtio_slots,
+    BoardConfig, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX, VIRTIO_BLK_SLOT,
+    VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, virtio_slots,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -276,7 +276,10 @@ fn a_ready_queue_keeps_its_registers() {
 
 #[test]
 fn a_slot_is_there_when_its_card_is() {
-    let config = BoardConfig { rtc_epoch_s: 0, net_mac: Some(MAC) };
-    assert_eq!(virtio_slots(&config), [VIRTIO_NET_SLOT, VIRTIO_ENTROPY_SLOT]);
-    assert_eq!(virtio_slots(&BoardConfig { net_mac: None, ..config }), [VIRTIO_ENTROPY_SLOT]);
+    let config = BoardConfig { rtc_epoch_s: 0, net_mac: Some(MAC), disk_bytes: Some(512) };
+    assert_eq!(virtio_slots(&config), [VIRTIO_NET_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_BLK_SLOT]);
+    assert_eq!(
+        virtio_slots(&BoardConfig { net_mac: None, disk_bytes: None, ..config }),
+        [VIRTIO_ENTROPY_SLOT]
+    );
 }

@@ -11,6 +11,7 @@ use ftvmm_devices::Input;
 use thiserror::Error;
 
 use crate::check::Check;
+use crate::disk::DiskAnswer;
 use crate::group::Group;
 use crate::record::{End, Event, Ordinal, Record};
 use crate::slice::Slice;
@@ -20,6 +21,9 @@ use crate::slice::Slice;
 pub enum CursorStep {
     /// Give this input to the devices, then ask again.
     Apply(Input),
+    /// Give the devices what the own disk says to this request, after comparing the two. Then ask
+    /// again.
+    ApplyDisk(DiskAnswer),
     /// Compare with the own execution; unequal is a divergence. Then ask again.
     Check(Box<Check>),
     /// The recorder stopped here without an exit: take over the state of these parts. Then ask
@@ -183,6 +187,7 @@ impl ReplayCursor {
         }
         match self.records.pop_front().map(|record| record.event) {
             Some(Event::Input(input)) => CursorStep::Apply(input),
+            Some(Event::DiskAnswer(answer)) => CursorStep::ApplyDisk(answer),
             Some(Event::Check(check)) => CursorStep::Check(check),
             Some(Event::End(end)) => CursorStep::End(end),
             Some(Event::Slice(_)) | None => CursorStep::Wait,

@@ -12,7 +12,7 @@ use crate::record::Hex;
 
 /// Version of the wire protocol and of the meaning of log records: raised whenever either side
 /// would compute something else from the same inputs (a device model changes, a message changes).
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The facts execution depends on besides the logged inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub struct Fingerprint {
     pub kernel_sha256: [u8; 32],
     /// SHA-256 of the initramfs file, if one is given.
     pub initramfs_sha256: Option<[u8; 32]>,
+    /// Size of the disk, if there is one.
+    pub disk_bytes: Option<u64>,
     /// SHA-256 of the disk image at power-on, if one is given.
     pub disk_sha256: Option<[u8; 32]>,
     /// Kernel command line.
@@ -67,6 +69,8 @@ pub enum Fact {
     Kernel,
     /// [`Fingerprint::initramfs_sha256`].
     Initramfs,
+    /// [`Fingerprint::disk_bytes`].
+    DiskSize,
     /// [`Fingerprint::disk_sha256`].
     Disk,
     /// [`Fingerprint::cmdline`].
@@ -87,6 +91,7 @@ impl fmt::Display for Fact {
             Self::ProtocolVersion => "protocol version",
             Self::Kernel => "kernel",
             Self::Initramfs => "initramfs",
+            Self::DiskSize => "disk size",
             Self::Disk => "disk",
             Self::CommandLine => "command line",
             Self::CpuTemplate => "CPU template",
@@ -124,7 +129,7 @@ impl fmt::Display for Difference {
 
 impl Fingerprint {
     /// The facts in the order they are compared: the ones that explain the others come first.
-    fn facts(&self) -> [(Fact, String); 9] {
+    fn facts(&self) -> [(Fact, String); 10] {
         let sha256 = |digest: &[u8; 32]| format!("sha256 {}", Hex(digest));
         let file = |digest: &Option<[u8; 32]>| digest.as_ref().map_or("absent".into(), sha256);
         let mac = |mac: &[u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -133,6 +138,10 @@ impl Fingerprint {
             (Fact::ProtocolVersion, self.protocol_version.to_string()),
             (Fact::Kernel, sha256(&self.kernel_sha256)),
             (Fact::Initramfs, file(&self.initramfs_sha256)),
+            (
+                Fact::DiskSize,
+                self.disk_bytes.map_or("absent".into(), |size| format!("{size} bytes")),
+            ),
             (Fact::Disk, file(&self.disk_sha256)),
             (Fact::CommandLine, format!("{:?}", self.cmdline)),
             (Fact::CpuTemplate, template),
@@ -162,6 +171,7 @@ pub(crate) mod tests {
             protocol_version: PROTOCOL_VERSION,
             kernel_sha256: [0x11; 32],
             initramfs_sha256: Some([0x22; 32]),
+            disk_bytes: Some(1 << 20),
             disk_sha256: None,
             cmdline: "console=ttyS0".into(),
             cpu_template: "x86-64-v1".into(),
@@ -179,6 +189,7 @@ pub(crate) mod tests {
             (Fact::ProtocolVersion, Fingerprint { protocol_version: 99, ..base.clone() }),
             (Fact::Kernel, Fingerprint { kernel_sha256: [0; 32], ..base.clone() }),
             (Fact::Initramfs, Fingerprint { initramfs_sha256: None, ..base.clone() }),
+            (Fact::DiskSize, Fingerprint { disk_bytes: None, ..base.clone() }),
             (Fact::Disk, Fingerprint { disk_sha256: Some([0; 32]), ..base.clone() }),
             (Fact::CommandLine, Fingerprint { cmdline: "quiet".into(), ..base.clone() }),
             (Fact::CpuTemplate, Fingerprint { cpu_template: "epyc".into(), ..base.clone() }),

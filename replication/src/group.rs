@@ -19,10 +19,11 @@
 //! Invariants: ordinals never fall; a record lies at most one exit past the horizon (a halted guest
 //! takes several inputs at an exit before it leaves it); time never falls.
 
-use ftvmm_devices::Input;
+use ftvmm_devices::{DiskOutcome, Input};
 use serde::{Deserialize, Serialize};
 
 pub use crate::codec_error::CodecError;
+use crate::disk::DiskAnswer;
 use crate::record::{End, EndReason, Event, Ordinal, Record};
 use crate::varint::{self, VarintError};
 
@@ -54,12 +55,33 @@ enum Tag {
     Check = 8,
     /// varint length, a [`crate::Slice`] encoded with postcard.
     Slice = 9,
+    /// varint request number; varint length, the data read.
+    DiskDone = 10,
+    /// varint request number; eight bytes, xxh3-64 of the data read.
+    DiskAnswer = 11,
+    /// varint request number.
+    DiskFailed = 12,
+    /// The same, in a log without the disk's data.
+    DiskFailedAnswer = 13,
 }
 
 impl Tag {
-    const ALL: [Self; 8] = {
+    const ALL: [Self; 12] = {
         use Tag::*;
-        [TimeNs, TimeUs, NetRx, ConsoleRx, End, Entropy, Check, Slice]
+        [
+            TimeNs,
+            TimeUs,
+            NetRx,
+            ConsoleRx,
+            End,
+            Entropy,
+            Check,
+            Slice,
+            DiskDone,
+            DiskAnswer,
+            DiskFailed,
+            DiskFailedAnswer,
+        ]
     };
     /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
     #[cfg(test)]
@@ -148,6 +170,21 @@ impl GroupEncoder {
                 self.push_bytes(Tag::ConsoleRx, delta, bytes);
             }
             Event::Input(Input::Entropy { bytes }) => self.push_bytes(Tag::Entropy, delta, bytes),
+            Event::Input(Input::DiskDone { id, outcome }) => match outcome {
+                DiskOutcome::Done { data } => {
+                    self.push_numbered(Tag::DiskDone, delta, *id);
+                    varint::put(&mut self.body, data.len() as u64);
+                    self.body.extend_from_slice(data);
+                }
+                DiskOutcome::Failed => self.push_numbered(Tag::DiskFailed, delta, *id),
+            },
+            Event::DiskAnswer(DiskAnswer { id, data_xxh3 }) => match data_xxh3 {
+                Some(data_xxh3) => {
+                    self.push_numbered(Tag::DiskAnswer, delta, *id);
+                    self.body.extend_from_slice(&data_xxh3.to_le_bytes());
+                }
+                None => self.push_numbered(Tag::DiskFailedAnswer, delta, *id),
+            },
             Event::Check(check) => self.push_encoded(Tag::Check, delta, check.as_ref()),
             Event::Slice(slice) => self.push_encoded(Tag::Slice, delta, slice),
             Event::End(End { state_digest, reason }) => {
@@ -181,6 +218,11 @@ impl GroupEncoder {
             self.push_head(Tag::TimeNs, delta);
             varint::put(&mut self.body, step_ns);
         }
+    }
+
+    fn push_numbered(&mut self, tag: Tag, delta: u64, number: u64) {
+        self.push_head(tag, delta);
+        varint::put(&mut self.body, number);
     }
 
     fn push_bytes(&mut self, tag: Tag, delta: u64, bytes: &[u8]) {
@@ -395,6 +437,24 @@ impl RecordReader<'_> {
             Tag::Entropy => Event::Input(Input::Entropy { bytes: self.sized_bytes(index)? }),
             Tag::Check => Event::Check(Box::new(self.encoded(index)?)),
             Tag::Slice => Event::Slice(self.encoded(index)?),
+            Tag::DiskDone => {
+                let id = number(&mut self.rest, "disk request")?;
+                let outcome = DiskOutcome::Done { data: self.sized_bytes(index)? };
+                Event::Input(Input::DiskDone { id, outcome })
+            }
+            Tag::DiskFailed => {
+                let id = number(&mut self.rest, "disk request")?;
+                Event::Input(Input::DiskDone { id, outcome: DiskOutcome::Failed })
+            }
+            Tag::DiskAnswer => {
+                let id = number(&mut self.rest, "disk request")?;
+                let data_xxh3 = Some(u64::from_le_bytes(self.array(index)?));
+                Event::DiskAnswer(DiskAnswer { id, data_xxh3 })
+            }
+            Tag::DiskFailedAnswer => {
+                let id = number(&mut self.rest, "disk request")?;
+                Event::DiskAnswer(DiskAnswer { id, data_xxh3: None })
+            }
             Tag::End => {
                 let [number] = self.array(index)?;
                 let reason = EndReason::from_number(number)

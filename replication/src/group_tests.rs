@@ -19,6 +19,12 @@ fn events() -> impl Strategy<Value = Event> {
         1 => bytes().prop_map(|frame| Event::Input(Input::NetRx { frame })),
         1 => bytes().prop_map(|bytes| Event::Input(Input::ConsoleRx { bytes })),
         1 => bytes().prop_map(|bytes| Event::Input(Input::Entropy { bytes })),
+        1 => (any::<u64>(), any::<bool>(), bytes()).prop_map(|(id, done, data)| {
+            let outcome = if done { DiskOutcome::Done { data } } else { DiskOutcome::Failed };
+            Event::Input(Input::DiskDone { id, outcome })
+        }),
+        1 => (any::<u64>(), any::<Option<u64>>())
+            .prop_map(|(id, data_xxh3)| Event::DiskAnswer(DiskAnswer { id, data_xxh3 })),
         1 => (any::<u64>(), any::<[u64; 18]>(), bytes()).prop_map(|(chain, registers, code)| {
             let cpu = CpuCheck { digest: !chain, registers, code };
             let changed = vec![PageHash { page: chain, hash: 7 }];
@@ -102,7 +108,7 @@ proptest! {
 
 #[test]
 fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
-    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9]);
+    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13]);
     assert!(Tag::RETIRED.iter().all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired)));
     assert_eq!([Codec::Raw as u8, Codec::Lz4 as u8], [1, 2]);
 }

@@ -10,6 +10,7 @@
 //! | [`log_stat`], [`log_diff`] | statistics and differences of log files |
 //! | [`fingerprint`] | the facts two machines must share |
 //! | [`check`] | what is compared of two executions |
+//! | `disk` | what the log says of the guest's disk |
 //! | [`slice`] | the state of the guest where no exit names the point |
 //! | [`state`] | the whole state of the guest, for attaching and snapshots |
 //! | [`cursor`] | what the log wants at an exit |
@@ -23,6 +24,7 @@ pub mod check;
 mod codec_error;
 pub mod cursor;
 pub mod digest;
+mod disk;
 pub mod fingerprint;
 mod gate;
 pub mod group;
@@ -41,6 +43,7 @@ pub mod witness;
 pub use check::{Check, CpuCheck, MemoryCheck, MemoryLook, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
+pub use disk::DiskAnswer;
 pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION, TscMode};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};

@@ -26,7 +26,7 @@ use crate::record::Ordinal;
 /// First bytes of every log file.
 pub const LOG_MAGIC: [u8; 8] = *b"FTVMMLOG";
 /// Version of the file format written here, and the only one read.
-pub const LOG_VERSION: u32 = 2;
+pub const LOG_VERSION: u32 = 3;
 /// Largest header record: room for any command line the kernel takes.
 pub const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// Bytes before the header record.

@@ -3,7 +3,7 @@
 use core::fmt;
 use std::io::Read;
 
-use ftvmm_devices::Input;
+use ftvmm_devices::{DiskOutcome, Input};
 use serde::Serialize;
 
 use crate::log::{LogError, LogReader, Tail};
@@ -34,6 +34,10 @@ pub struct LogStat {
     pub entropy_inputs: u64,
     /// Random bytes of those.
     pub entropy_bytes: u64,
+    /// Answers of the disk.
+    pub disk_inputs: u64,
+    /// Bytes read of those; 0 where the log has no data.
+    pub disk_bytes: u64,
     /// Digests to compare.
     pub checks: u64,
     /// Slices.
@@ -65,6 +69,8 @@ pub fn stat<R: Read>(reader: &mut LogReader<R>) -> Result<LogStat, LogError> {
         console_rx_bytes: 0,
         entropy_inputs: 0,
         entropy_bytes: 0,
+        disk_inputs: 0,
+        disk_bytes: 0,
         checks: 0,
         slices: 0,
         slice_bytes: 0,
@@ -103,6 +109,13 @@ impl LogStat {
                 self.entropy_inputs += 1;
                 self.entropy_bytes += bytes.len() as u64;
             }
+            Event::Input(Input::DiskDone { outcome, .. }) => {
+                self.disk_inputs += 1;
+                if let DiskOutcome::Done { data } = outcome {
+                    self.disk_bytes += data.len() as u64;
+                }
+            }
+            Event::DiskAnswer(_) => self.disk_inputs += 1,
             Event::Check(_) => self.checks += 1,
             Event::Slice(slice) => {
                 self.slices += u64::from(slice.is_last());
@@ -118,7 +131,11 @@ impl LogStat {
     /// Inputs of every kind.
     #[must_use]
     pub fn inputs(&self) -> u64 {
-        self.time_inputs + self.net_rx_inputs + self.console_rx_inputs + self.entropy_inputs
+        self.time_inputs
+            + self.net_rx_inputs
+            + self.console_rx_inputs
+            + self.entropy_inputs
+            + self.disk_inputs
     }
 }
 
@@ -131,6 +148,7 @@ impl fmt::Display for LogStat {
         writeln!(f, "  net-rx    {} ({} bytes)", self.net_rx_inputs, self.net_rx_bytes)?;
         writeln!(f, "  console   {} ({} bytes)", self.console_rx_inputs, self.console_rx_bytes)?;
         writeln!(f, "  entropy   {} ({} bytes)", self.entropy_inputs, self.entropy_bytes)?;
+        writeln!(f, "  disk      {} ({} bytes)", self.disk_inputs, self.disk_bytes)?;
         writeln!(f, "checks      {}", self.checks)?;
         writeln!(f, "slices      {} ({} bytes)", self.slices, self.slice_bytes)?;
         writeln!(f, "groups      {}", self.groups)?;

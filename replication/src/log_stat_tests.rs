@@ -5,6 +5,11 @@ use crate::fingerprint::tests::example;
 use crate::group::GroupEncoder;
 use crate::log::{LogHeader, LogWriter};
 use crate::record::{EndReason, Ordinal, Record};
+use ftvmm_devices::DiskOutcome;
+
+fn disk_done(id: u64, outcome: DiskOutcome) -> Event {
+    Event::Input(Input::DiskDone { id, outcome })
+}
 
 pub(crate) fn records() -> Vec<Record> {
     let at = |at, event| Record { at: Ordinal(at), event };
@@ -14,6 +19,8 @@ pub(crate) fn records() -> Vec<Record> {
         at(4, Event::Check(Box::new(crate::Check { chain: 77, ..Default::default() }))),
         at(9, Event::Input(Input::ConsoleRx { bytes: b"ls\n".to_vec() })),
         at(9, Event::Input(Input::Entropy { bytes: vec![7; 64] })),
+        at(10, disk_done(1, DiskOutcome::Done { data: vec![5; 512] })),
+        at(10, disk_done(2, DiskOutcome::Failed)),
         at(12, Event::Input(Input::Time { now_ns: 2_000_000_000 })),
         at(20, Event::End(End { state_digest: [0xab; 32], reason: EndReason::PowerOff })),
     ]
@@ -44,7 +51,7 @@ fn everything_is_counted() {
     let stat = stat(&mut LogReader::new(&bytes[..]).unwrap()).unwrap();
     let expected = LogStat {
         exits: 20,
-        groups: 3,
+        groups: 4,
         log_bytes: bytes.len() as u64,
         duration_ns: 2_000_000_000,
         time_inputs: 2,
@@ -54,6 +61,8 @@ fn everything_is_counted() {
         console_rx_bytes: 3,
         entropy_inputs: 1,
         entropy_bytes: 64,
+        disk_inputs: 2,
+        disk_bytes: 512,
         checks: 1,
         slices: 0,
         slice_bytes: 0,
@@ -63,7 +72,7 @@ fn everything_is_counted() {
     };
     assert_eq!(stat, expected);
     let text = stat.to_string();
-    assert!(text.contains("inputs      5\n"), "{text}");
+    assert!(text.contains("inputs      7\n"), "{text}");
     assert!(text.contains("guest time  2.000 s\n"), "{text}");
     assert!(text.contains("end         power-off\n"), "{text}");
 }

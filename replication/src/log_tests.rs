@@ -58,9 +58,9 @@ fn the_version_is_readable_from_the_first_bytes_alone() {
     assert_eq!(bytes[..8], LOG_MAGIC);
     assert_eq!(bytes[8..12], LOG_VERSION.to_le_bytes());
     let mut newer = bytes[..12].to_vec();
-    newer[8] = 3;
+    newer[8] = 4;
     let error = LogReader::new(&newer[..]).unwrap_err();
-    assert_eq!(error.to_string(), "log has version 3, this program reads version 2");
+    assert_eq!(error.to_string(), "log has version 4, this program reads version 3");
 }
 
 #[test]

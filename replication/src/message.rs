@@ -237,6 +237,13 @@ messages! {
         /// The new term.
         term: Term,
     }
+    /// The backup's disk has everything up to this flush.
+    21 DiskFlushed {
+        /// The primary's term.
+        term: Term,
+        /// The guest's request to flush.
+        id: u64,
+    }
 }
 
 impl Message {
@@ -267,7 +274,8 @@ impl Message {
             | Self::State { term, .. }
             | Self::StateEnd { term, .. }
             | Self::StateTaken { term, .. }
-            | Self::Yield { term, .. } => Some(*term),
+            | Self::Yield { term, .. }
+            | Self::DiskFlushed { term, .. } => Some(*term),
         }
     }
 }

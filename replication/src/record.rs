@@ -8,11 +8,12 @@
 
 use core::fmt;
 
-use ftvmm_devices::Input;
+use ftvmm_devices::{DiskOutcome, Input};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::check::Check;
+use crate::disk::DiskAnswer;
 use crate::slice::Slice;
 
 macro_rules! counter {
@@ -72,6 +73,8 @@ pub struct Record {
 pub enum Event {
     /// A nondeterministic input was given to the devices.
     Input(Input),
+    /// A request to the disk ended; who reads this has the data on a disk of its own.
+    DiskAnswer(DiskAnswer),
     /// The recorder states what the replayer must agree with.
     Check(Box<Check>),
     /// The guest was stopped where no exit was; this is its state there, or a part of it.
@@ -143,6 +146,18 @@ impl fmt::Display for Record {
             Event::Input(Input::Entropy { bytes }) => {
                 write!(f, "entropy {} bytes xxh3 {:016x}", bytes.len(), xxh3_64(bytes))
             }
+            Event::Input(Input::DiskDone { id, outcome: DiskOutcome::Done { data } }) => {
+                write!(f, "disk-done {id} {} bytes xxh3 {:016x}", data.len(), xxh3_64(data))
+            }
+            Event::Input(Input::DiskDone { id, outcome: DiskOutcome::Failed }) => {
+                write!(f, "disk-done {id} failed")
+            }
+            Event::DiskAnswer(DiskAnswer { id, data_xxh3: Some(data_xxh3) }) => {
+                write!(f, "disk-answer {id} xxh3 {data_xxh3:016x}")
+            }
+            Event::DiskAnswer(DiskAnswer { id, data_xxh3: None }) => {
+                write!(f, "disk-answer {id} failed")
+            }
             Event::Check(check) => check.fmt(f),
             Event::Slice(Slice { pages, cpu }) => {
                 let last = if cpu.is_some() { ", complete" } else { "" };
@@ -170,6 +185,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_record_prints_on_one_line() {
+        let done = |outcome| Event::Input(Input::DiskDone { id: 3, outcome });
         let cases = [
             (Event::Input(Input::Time { now_ns: 1_000_000_042 }), "7 time 1.000000042 s"),
             (
@@ -184,6 +200,16 @@ mod tests {
                 Event::Input(Input::Entropy { bytes: vec![0; 60] }),
                 "7 entropy 60 bytes xxh3 543396b68d640202",
             ),
+            (
+                done(DiskOutcome::Done { data: vec![0; 60] }),
+                "7 disk-done 3 60 bytes xxh3 543396b68d640202",
+            ),
+            (done(DiskOutcome::Failed), "7 disk-done 3 failed"),
+            (
+                Event::DiskAnswer(DiskAnswer { id: 3, data_xxh3: Some(0xabc) }),
+                "7 disk-answer 3 xxh3 0000000000000abc",
+            ),
+            (Event::DiskAnswer(DiskAnswer { id: 3, data_xxh3: None }), "7 disk-answer 3 failed"),
             (
                 Event::Check(Box::new(Check { chain: 0xabc, ..Check::default() })),
                 "7 check 0000000000000abc cpu 0000000000000000 rip 0x0",

@@ -66,6 +66,7 @@ fn samples() -> Vec<Message> {
         Message::StateTaken { term, taken_bytes: 1 << 33 },
         Message::Yield { term, through: Ordinal(77), released_through, follows: true },
         Message::Promoted { term: Term(4) },
+        Message::DiskFlushed { term, id: 1 << 40 },
     ]
 }
 
@@ -106,6 +107,7 @@ fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
         (18, "StateTaken"),
         (19, "Yield"),
         (20, "Promoted"),
+        (21, "DiskFlushed"),
     ];
     assert_eq!(Message::TAGS, expected);
     let used: Vec<(u8, &str)> = samples().iter().map(|m| (m.tag(), m.name())).collect();

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use ftvmm_devices::Input;
+use ftvmm_devices::{DiskOutcome, Input};
 use ftvmm_replication::session::decision::DECISIONS;
 use ftvmm_replication::{
-    Check, CpuCheck, End, EndReason, Event, Fingerprint, Group, GroupEncoder, LogHeader, LogReader,
-    LogWriter, Message, Ordinal, Record, Tail, TscMode, decode_group,
+    Check, CpuCheck, DiskAnswer, End, EndReason, Event, Fingerprint, Group, GroupEncoder,
+    LogHeader, LogReader, LogWriter, Message, Ordinal, Record, Tail, TscMode, decode_group,
 };
 
-const GOLDEN: &[u8] = include_bytes!("golden/log-v2.bin");
+const GOLDEN: &[u8] = include_bytes!("golden/log-v3.bin");
 /// A compressed group as version 1 wrote it. What an encoder makes of the same records may change
 /// with the lz4 library; that this decodes may not.
 const GOLDEN_LZ4: &str =
@@ -81,10 +81,11 @@ fn every_state_is_in_the_diagram() {
 fn header() -> LogHeader {
     LogHeader {
         fingerprint: Fingerprint {
-            protocol_version: 2,
+            protocol_version: 3,
             kernel_sha256: [0x11; 32],
             initramfs_sha256: Some([0x22; 32]),
-            disk_sha256: None,
+            disk_bytes: Some(1 << 20),
+            disk_sha256: Some([0x44; 32]),
             cmdline: "console=ttyS0".into(),
             cpu_template: "x86-64-v1".into(),
             cpu_template_sha256: [0x33; 32],
@@ -105,6 +106,7 @@ fn at(at: u64, event: Event) -> Record {
 fn groups() -> Vec<Group> {
     let cpu = CpuCheck { digest: 5, registers: [1; 18], code: vec![0x90] };
     let check = Check { chain: 6, cpu, memory: None };
+    let read = DiskOutcome::Done { data: vec![0xdd, 0xdd] };
     let end = End { state_digest: [0xee; 32], reason: EndReason::PowerOff };
     vec![
         Group {
@@ -122,6 +124,10 @@ fn groups() -> Vec<Group> {
             horizon: Ordinal(1300),
             records: vec![
                 at(1201, Event::Input(Input::Time { now_ns: 20_000_000 })),
+                at(1210, Event::Input(Input::DiskDone { id: 5, outcome: read })),
+                at(1210, Event::Input(Input::DiskDone { id: 6, outcome: DiskOutcome::Failed })),
+                at(1211, Event::DiskAnswer(DiskAnswer { id: 7, data_xxh3: Some(0x0102) })),
+                at(1211, Event::DiskAnswer(DiskAnswer { id: 8, data_xxh3: None })),
                 at(1300, Event::End(end)),
             ],
         },

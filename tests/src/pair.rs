@@ -50,6 +50,8 @@ pub struct RunOptions {
     pub mac: Option<String>,
     /// Further arguments for every `ftvmm`.
     pub arguments: Vec<String>,
+    /// Words before `ftvmm`'s own: what runs it.
+    pub under: Vec<String>,
     /// Further arguments for the backup's.
     pub backup_arguments: Vec<String>,
 }
@@ -61,6 +63,7 @@ impl Default for RunOptions {
             cmdline: String::new(),
             mac: None,
             arguments: Vec::new(),
+            under: Vec::new(),
             backup_arguments: Vec::new(),
         }
     }
@@ -107,7 +110,8 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
     let path = |p: &Path| p.display().to_string();
     let cmdline = format!("console=ttyS0 quiet ftguest.ip={GUEST_ADDRESS}/24 {}", options.cmdline);
     let mac = options.mac.as_ref().map(|mac| format!(",mac={mac}")).unwrap_or_default();
-    let mut argv = vec![
+    let mut argv = options.under.clone();
+    argv.extend([
         path(&host.share().join("bin/ftvmm")),
         "--kernel".into(),
         path(&files.kernel),
@@ -119,7 +123,7 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
         options.memory_mib.to_string(),
         "--net".into(),
         format!("tap={TAP}{mac}"),
-    ];
+    ]);
     argv.extend(options.arguments.iter().cloned());
     argv
 }

@@ -48,6 +48,7 @@ impl Bench {
                 protocol_version: PROTOCOL_VERSION,
                 kernel_sha256: [0; 32],
                 initramfs_sha256: None,
+                disk_bytes: None,
                 disk_sha256: None,
                 cmdline: String::new(),
                 cpu_template: String::new(),

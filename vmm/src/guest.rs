@@ -44,6 +44,8 @@ pub struct GuestConfig {
     pub memory_mib: u32,
     /// The network card's MAC address, if there is one.
     pub net_mac: Option<[u8; 6]>,
+    /// The disk, if there is one.
+    pub disk: Option<DiskFacts>,
     /// What user mode's RDTSC does.
     pub tsc: TscMode,
     /// Unix time of power-on in seconds.
@@ -52,9 +54,19 @@ pub struct GuestConfig {
     pub logged: bool,
 }
 
+/// What the guest's machine depends on of its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskFacts {
+    /// Its size.
+    pub size_bytes: u64,
+    /// Digest of its content at power-on, where a log needs it.
+    pub sha256: Option<[u8; 32]>,
+}
+
 impl GuestConfig {
     fn board(&self) -> BoardConfig {
-        BoardConfig { rtc_epoch_s: self.rtc_epoch_s, net_mac: self.net_mac }
+        let disk_bytes = self.disk.map(|disk| disk.size_bytes);
+        BoardConfig { rtc_epoch_s: self.rtc_epoch_s, net_mac: self.net_mac, disk_bytes }
     }
 }
 
@@ -146,7 +158,8 @@ impl Guest {
             protocol_version: PROTOCOL_VERSION,
             kernel_sha256,
             initramfs_sha256: initramfs_file.as_deref().map(|f| Sha256::digest(f).into()),
-            disk_sha256: None,
+            disk_bytes: config.disk.map(|disk| disk.size_bytes),
+            disk_sha256: config.disk.and_then(|disk| disk.sha256),
             cmdline: cmdline.clone(),
             cpu_template: template.name().into(),
             cpu_template_sha256: template.digest(),

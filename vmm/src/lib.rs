@@ -6,6 +6,7 @@ pub mod boot;
 pub mod cli;
 pub mod control;
 pub mod cpu_template;
+pub mod disk;
 pub mod doctor;
 pub mod exit_chain;
 pub mod fault;

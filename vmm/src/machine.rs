@@ -28,6 +28,9 @@ const MSR_ADDRESS: u64 = 1 << 63;
 /// What the exit chain takes for the address of a slice: no port and no device is there.
 const SLICE_ADDRESS: u64 = u64::MAX;
 
+/// What the exit chain takes for the address of a request to the disk: what is written is compared like what is sent.
+const DISK_ADDRESS: u64 = u64::MAX - 1;
+
 /// What a slice holds besides pages.
 #[derive(Serialize, Deserialize)]
 struct SliceState {
@@ -323,9 +326,15 @@ impl Machine {
         self.inputs
     }
 
-    /// What the guest sent since the last call.
-    pub fn take_outputs(&mut self) -> Vec<Output> {
-        self.board.take_outputs()
+    /// What the guest sent since the last call, at exit `at`.
+    pub fn take_outputs(&mut self, at: Ordinal) -> Vec<Output> {
+        let outputs = self.board.take_outputs();
+        for output in &outputs {
+            if let Output::Disk(request) = output {
+                self.chain.link(at, DISK_ADDRESS, &encoded(request));
+            }
+        }
+        outputs
     }
 
     /// Hands the guest its most urgent interrupt if it can take one here.

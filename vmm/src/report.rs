@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ftvmm_devices::DiskCounters;
 use serde::Serialize;
 
 use crate::run_loop::StopCause;
@@ -51,6 +52,8 @@ pub struct Report {
     pub gp_passed: u64,
     /// Host seconds from the guest's first instruction to its end.
     pub seconds: f64,
+    /// What the guest asked of its disk.
+    pub disk: DiskCounters,
     /// Guest faults the devices answered (malformed descriptors and the like).
     pub guest_faults: u64,
     /// MSRs that the CPU template does not name, in hexadecimal, and how often the guest tried each: all were #GP.

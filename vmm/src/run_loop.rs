@@ -268,7 +268,7 @@ pub fn run(
             continue;
         }
         let ended = machine.handle(at, exit)?;
-        for output in machine.take_outputs() {
+        for output in machine.take_outputs(at) {
             outputs.emit(at, machine.chain(), output)?;
         }
         if let Some(cause) = ended {

@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub const MEMORY_BYTES: usize = 4 << 20;
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+pub const DISK_BYTES: u64 = 64 * 512;
 pub const RX: u32 = 0;
 pub const TX: u32 = 1;
 pub const QUEUE_SIZE: u16 = 256;
@@ -47,7 +48,11 @@ pub struct Driver {
 
 impl Driver {
     pub fn new() -> Driver {
-        let config = BoardConfig { rtc_epoch_s: 1_700_000_000, net_mac: Some(MAC) };
+        let config = BoardConfig {
+            rtc_epoch_s: 1_700_000_000,
+            net_mac: Some(MAC),
+            disk_bytes: Some(DISK_BYTES),
+        };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         Driver {
             board: Board::new(&config),
@@ -188,7 +193,7 @@ impl Driver {
     pub fn take_frames(&mut self) -> Vec<Vec<u8>> {
         let frames = self.board.take_outputs().into_iter().map(|output| match output {
             Output::Frame(frame) => frame,
-            Output::Console(_) => vec![],
+            Output::Console(_) | Output::Disk(_) => vec![],
         });
         frames.collect()
     }

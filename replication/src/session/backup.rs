@@ -4,13 +4,14 @@ mod diverge;
 mod join;
 
 use super::decision::{Decision, Situation, Trouble};
+use super::flush_gate::FlushGate;
 use super::incident::{DivergenceCause, Evidence};
 use super::log_window::LogWindow;
 use super::policy::{
     DivergencePolicy, REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason,
 };
 use super::primary::Primary;
-use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
+use super::{Action, Context, DisconnectReason, SessionEvent, Waits, leave, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::RetainedOutputs;
 use crate::group::peek_group;
@@ -59,6 +60,7 @@ pub(super) struct Backup {
     /// The highest term known; the primary's from [`Phase::Following`] on, ours once live.
     term: Term,
     outputs: RetainedOutputs,
+    flushes: FlushGate,
     window: LogWindow,
     received_through: Ordinal,
     /// Log bytes executed since the last acknowledgement.
@@ -84,6 +86,7 @@ impl Backup {
             greeted: false,
             term: config.highest_term,
             outputs: RetainedOutputs::default(),
+            flushes: FlushGate::default(),
             window: LogWindow::default(),
             received_through: Ordinal(0),
             unreported_bytes: 0,
@@ -108,6 +111,12 @@ impl Backup {
             SessionEvent::TermClaimed { term, granted } => self.on_term_claimed(cx, term, granted),
             SessionEvent::ReplayFault { description } => self.on_replay_fault(cx, description),
             SessionEvent::GuestEnded { state_digest } => self.on_guest_ended(cx, state_digest),
+            SessionEvent::DiskFlushed { id } => self.on_disk_flushed(cx, id),
+            SessionEvent::DiskFailed { id, description } => match self.phase {
+                Phase::Following | Phase::AwaitingVerdict { .. } => leave(cx, description),
+                // Nobody else could go on.
+                _ => cx.act(Action::TellDisk { id }),
+            },
             SessionEvent::HostStop => stop_on_request(cx, self.term),
             SessionEvent::StateTaken { taken_bytes } => self.on_state_taken(cx, taken_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),
@@ -313,6 +322,23 @@ impl Backup {
         self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
     }
 
+    /// The guest here is told when the log says so.
+    fn on_disk_flushed(&mut self, cx: &mut Context<'_>, id: u64) {
+        self.flushes.on_own(id);
+        match self.phase {
+            Phase::Following => cx.send(Message::DiskFlushed { term: self.term, id }),
+            Phase::Live => self.tell_flushes(cx),
+            _ => {}
+        }
+    }
+
+    /// After a take-over nobody else's disk is waited for, after a switch of roles the other's is.
+    fn tell_flushes(&mut self, cx: &mut Context<'_>) {
+        if let Some(through) = self.flushes.release(self.yielded.is_none()) {
+            cx.act(Action::TellFlushes { through });
+        }
+    }
+
     fn on_executed(&mut self, cx: &mut Context<'_>, through: Ordinal) {
         self.unreported_bytes += self.window.on_executed(through);
         let unreported_exits = through.0.saturating_sub(self.reported_through.0);
@@ -372,6 +398,7 @@ impl Backup {
         cx.act(Action::GoLive { term: self.term });
         self.outputs.go_live();
         self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
+        self.tell_flushes(cx);
         if self.ended.is_some() {
             cx.stop(StopReason::Clean);
         }

@@ -84,6 +84,18 @@ pub enum SessionEvent {
         /// Digest of registers, memory and device state.
         state_digest: [u8; 32],
     },
+    /// This host's disk has everything up to this flush of the guest's.
+    DiskFlushed {
+        /// The guest's request.
+        id: u64,
+    },
+    /// This host's disk failed, and the host is to leave rather than to tell the guest.
+    DiskFailed {
+        /// The guest's request.
+        id: u64,
+        /// What failed.
+        description: String,
+    },
     /// The host was asked to stop.
     HostStop,
     /// The guest is to start without waiting for a backup (primary).
@@ -181,6 +193,16 @@ pub enum Action {
     /// While `true` the guest must wait at its exit. The recorder must have handed over its
     /// unfinished group before it waits, or the backup waits as well.
     Congested(bool),
+    /// The guest may be told of every flush up to this one that is done here.
+    TellFlushes {
+        /// The last.
+        through: u64,
+    },
+    /// The guest may be told that this request to its disk failed.
+    TellDisk {
+        /// The request.
+        id: u64,
+    },
     /// Close the connection, after what was to be sent before.
     HangUp,
     /// A decision was taken; for logs.

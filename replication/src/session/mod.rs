@@ -22,6 +22,7 @@
 mod backup;
 pub mod decision;
 mod event;
+mod flush_gate;
 pub mod incident;
 mod log_window;
 pub mod policy;
@@ -328,6 +329,12 @@ impl Session {
             State::Stopped => {}
         }
     }
+}
+
+/// A host whose disk failed leaves without a word: its peer takes it for dead.
+fn leave(cx: &mut Context<'_>, description: String) {
+    cx.hang_up();
+    cx.stop(StopReason::DiskFailed { description });
 }
 
 /// The goodbye of a host that was asked to stop, if there is anyone to tell.

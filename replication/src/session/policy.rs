@@ -239,6 +239,12 @@ pub enum StopReason {
     /// The primary was lost, or its state could not be put in place, before this backup had it.
     #[error("the primary's state did not come whole")]
     Incomplete,
+    /// This host's disk failed; the other host goes on.
+    #[error("the disk of this host failed: {description}")]
+    DiskFailed {
+        /// The request and what the host said.
+        description: String,
+    },
     /// Another host won the term.
     #[error("another host won term {term}")]
     LostWitness {
@@ -253,7 +259,7 @@ impl StopReason {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Clean | Self::HostRequest => 0,
-            Self::Incomplete => 1,
+            Self::Incomplete | Self::DiskFailed { .. } => 1,
             Self::BadConfiguration(_) => 2,
             Self::Divergence => 3,
             Self::LostWitness { .. } => 4,

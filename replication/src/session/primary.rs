@@ -1,11 +1,13 @@
 //! The primary's half of the role state machine.
 
 mod attach;
+mod disk;
 mod diverge;
 mod flow;
 
 use super::backup::Backup;
 use super::decision::{Decision, Situation, Trouble};
+use super::flush_gate::FlushGate;
 use super::incident::{DivergenceCause, Evidence};
 use super::log_window::LogWindow;
 use super::policy::{Refusal, SessionConfig, StopReason};
@@ -60,6 +62,7 @@ pub(super) struct Primary {
     /// The highest term known; ours from [`Phase::AwaitingReady`] on.
     term: Term,
     gate: OutputGate,
+    flushes: FlushGate,
     window: LogWindow,
     congested: bool,
     /// How far the backup was when it last got further, and when that was.
@@ -81,6 +84,7 @@ impl Primary {
             phase: Phase::AwaitingBackup { held: None },
             term: config.highest_term,
             gate: OutputGate::new(config.release),
+            flushes: FlushGate::default(),
             window: LogWindow::default(),
             congested: false,
             progress: (Ordinal(0), 0),
@@ -106,6 +110,10 @@ impl Primary {
                 self.finish_if_ended(cx);
             }
             SessionEvent::HostStop => stop_on_request(cx, self.term),
+            SessionEvent::DiskFlushed { id } => self.flushes.on_own(id),
+            SessionEvent::DiskFailed { id, description } => {
+                self.on_disk_failed(cx, id, description);
+            }
             // The recorder's own progress is in the horizons; it replays nothing.
             SessionEvent::Executed(_)
             | SessionEvent::ReplayFault { .. }
@@ -212,6 +220,9 @@ impl Primary {
             (Phase::Protected, Message::Finished { state_digest, .. }) => {
                 self.backup_ended = Some(state_digest);
                 self.finish_if_ended(cx);
+            }
+            (_, Message::DiskFlushed { id, .. }) if self.takes_flushes() => {
+                self.flushes.on_peer(id)
             }
             (Phase::Protected, Message::Fault { evidence, .. }) => self.on_fault(cx, evidence),
             (
@@ -409,18 +420,6 @@ impl Primary {
         self.finish_if_ended(cx);
     }
 
-    fn release(&mut self, cx: &mut Context<'_>) {
-        if matches!(
-            self.phase,
-            Phase::Protected
-                | Phase::Alone
-                | Phase::Attaching { gated: false }
-                | Phase::Yielding(Yielding { follows: true, asked: false, .. })
-        ) {
-            self.gate.release(|frame| cx.actions.push(Action::Transmit(frame)));
-        }
-    }
-
     fn situation(&self) -> Situation {
         match self.phase {
             Phase::AwaitingBackup { .. } => Situation::PrimaryGreeting,
@@ -479,6 +478,7 @@ impl Primary {
         let alone = matches!(self.phase, Phase::Alone | Phase::Attaching { gated: false });
         assert!(self.gate.is_open() == alone, "the gate is open when and only when alone");
         assert!(!alone || self.gate.held_frames() == 0, "a frame was kept though alone");
+        assert!(!alone || !self.flushes.holds_any(), "a flush was kept though alone");
         if matches!(
             self.phase,
             Phase::AwaitingReady { .. }

@@ -389,6 +389,9 @@ impl World {
                 }
             }
             Action::Incident(_) => assert!(self.flipped, "a divergence out of nothing"),
+            Action::TellFlushes { .. } | Action::TellDisk { .. } => {
+                unreachable!("this guest has no disk")
+            }
             Action::Congested(congested) => self.hosts[host].congested = congested,
             Action::HangUp => self.close(host),
             Action::Decided { .. } => {}
@@ -598,6 +601,7 @@ impl Host {
             protocol_version: PROTOCOL_VERSION,
             kernel_sha256: [1; 32],
             initramfs_sha256: None,
+            disk_bytes: None,
             disk_sha256: None,
             cmdline: "console=ttyS0".into(),
             cpu_template: "sim".into(),

@@ -71,6 +71,12 @@ pub struct RunArgs {
     /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
     #[arg(long, value_name = "tap=NAME[,mac=M]")]
     pub net: Option<NetArg>,
+    /// Disk: a raw image file of this host's own, equal on both hosts
+    #[arg(long, value_name = "path=FILE")]
+    pub disk: Option<DiskArg>,
+    /// What a failure of this host's disk leads to while another host runs the guest too
+    #[arg(long, value_enum, default_value_t = OnDiskError::Report, requires = "disk")]
+    pub disk_error: OnDiskError,
     /// What user mode's RDTSC and RDTSCP do
     #[arg(long, value_enum, default_value_t = Tsc::Trap)]
     pub tsc: Tsc,
@@ -309,6 +315,30 @@ pub enum Believe {
     Backup,
 }
 
+/// What a failure of the primary's disk leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnDiskError {
+    /// The guest gets an I/O error, on both hosts
+    Report,
+    /// This host leaves and the other one goes on
+    Failover,
+}
+
+/// `path=FILE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskArg(pub PathBuf);
+
+impl FromStr for DiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("path=") {
+            Some(path) if !path.is_empty() => Ok(Self(path.into())),
+            _ => Err(format!("'{text}' is not path=FILE")),
+        }
+    }
+}
+
 /// `tap=NAME[,mac=M]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetArg {
@@ -393,6 +423,8 @@ mod tests {
             let error = text.parse::<NetArg>().unwrap_err();
             assert!(error.contains(wanted), "{text}: {error}");
         }
+        assert!("disk.img".parse::<DiskArg>().unwrap_err().contains("path=FILE"));
+        assert!("path=".parse::<DiskArg>().is_err());
         assert!("etcd:http://x".parse::<WitnessArg>().unwrap_err().contains("file:PATH"));
     }
 

@@ -16,6 +16,7 @@ use clap::Parser;
 use thiserror::Error;
 
 use crate::control::ControlError;
+use crate::disk::DiskError;
 use crate::guest::GuestError;
 use crate::host::{HostEventsError, TapError};
 use crate::input::InputError;
@@ -39,6 +40,9 @@ pub enum CommandError {
     /// The guest cannot be made.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// The disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The tap cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -128,6 +132,7 @@ impl CommandError {
             )) => status::BAD_USAGE,
             Self::Run(_) => status::FAILED,
             Self::Guest(_)
+            | Self::Disk(_)
             | Self::Tap(_)
             | Self::File { .. }
             | Self::Control(ControlError::Socket { .. })

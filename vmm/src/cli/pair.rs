@@ -9,12 +9,13 @@ use ftvmm_replication::session::policy::{
 use ftvmm_replication::witness::Witness;
 use ftvmm_replication::{End, SessionEvent};
 
-use super::args::{Believe, OnDivergence, Release, Role, RunArgs};
+use super::args::{Believe, OnDiskError, OnDivergence, Release, Role, RunArgs};
 use super::run::{
-    check_plan, control, create_log, digest_at, guest_config, input_delays, live_queue, report,
-    verdict,
+    check_plan, control, create_log, digest_at, guest_config, input_delays, live_queue, open_disk,
+    report, verdict,
 };
 use super::{CommandError, host, write_report};
+use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{
@@ -49,10 +50,15 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let signals = BlockedSignals::block()?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
-    let config = guest_config(args, host_unix_seconds());
+    let (disk, disk_facts) = open_disk(args, Telling::WhenAllowed)?.unzip();
+    let config = guest_config(args, host_unix_seconds(), disk_facts);
     let guest = Guest::assemble(&config)?;
 
-    let peer = make_peer(args, &guest, &config, tap, queue.clone())?;
+    let peer = make_peer(args, &guest, &config, tap, disk.clone(), queue.clone())?;
+    if let Some(disk) = disk {
+        queue.take_from_disk(disk);
+        peer.watch_disk();
+    }
     let _control = control(args, || PeerOperator(peer.clone()))?;
     let (connection, role) = (meet(args, &peer)?, session_role(args).name());
     let (tail, kicked, stopped) = (peer.tail_ticker()?, queue.clone(), peer.clone());
@@ -133,6 +139,7 @@ fn make_peer(
     guest: &Guest,
     config: &GuestConfig,
     tap: Option<Tap>,
+    disk: Option<Arc<Disk>>,
     queue: Arc<LiveQueue>,
 ) -> Result<Arc<Peer>, CommandError> {
     let witness = args.witness.clone().ok_or_else(|| {
@@ -175,6 +182,8 @@ fn make_peer(
         tap,
         net_mac: config.net_mac,
         queue,
+        disk,
+        disk_failover: args.disk_error == OnDiskError::Failover,
         horizon_ns: args.horizon_us * 1000,
         incident_dir: args.incident_dir.clone(),
         unrecorded_when_alone: args.record.is_none(),
@@ -290,7 +299,9 @@ fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
         StopReason::BadConfiguration(refusal) => {
             Err(CommandError::Configuration(format!("the two hosts do not fit: {refusal}")))
         }
-        StopReason::Incomplete => Err(CommandError::Peer(reason.to_string())),
+        StopReason::Incomplete | StopReason::DiskFailed { .. } => {
+            Err(CommandError::Peer(reason.to_string()))
+        }
         StopReason::Divergence => Err(CommandError::Divergence(reason.to_string())),
         StopReason::LostWitness { .. } => Err(CommandError::LostWitness(reason.to_string())),
     }

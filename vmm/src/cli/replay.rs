@@ -10,7 +10,7 @@ use ftvmm_replication::{End, LogReader, MemoryLook, Ordinal};
 use super::args::ReplayArgs;
 use super::run::{create_log, digest_at, report, verdict};
 use super::{CommandError, write_report};
-use crate::guest::{Guest, GuestConfig};
+use crate::guest::{DiskFacts, Guest, GuestConfig};
 use crate::host::clock::HostClock;
 use crate::host::print_console;
 use crate::input::{CheckPlan, InputError, LogInputs, Recorded};
@@ -50,6 +50,10 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
             .unwrap_or_else(|| header.fingerprint.cpu_template.clone().into()),
         memory_mib: header.fingerprint.memory_mib,
         net_mac: header.fingerprint.net_mac,
+        disk: header
+            .fingerprint
+            .disk_bytes
+            .map(|size_bytes| DiskFacts { size_bytes, sha256: header.fingerprint.disk_sha256 }),
         tsc: header.fingerprint.tsc,
         rtc_epoch_s: header.rtc_epoch_s,
         logged: true,
@@ -155,6 +159,8 @@ impl OutputSink for Replayed {
         match output {
             Output::Frame(_) => self.frames += 1,
             Output::Console(bytes) => print_console(&bytes),
+            // The log has the answers.
+            Output::Disk(_) => {}
         }
         Ok(())
     }

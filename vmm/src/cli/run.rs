@@ -10,10 +10,11 @@ use std::time::Duration;
 use ftvmm_devices::BoardConfig;
 use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
-use super::args::{Role, RunArgs};
+use super::args::{DiskArg, Role, RunArgs};
 use super::{CommandError, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
-use crate::guest::{Guest, GuestConfig, full_cmdline};
+use crate::disk::{Disk, DiskFile, Telling};
+use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
     BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
@@ -39,19 +40,37 @@ pub fn run(args: &RunArgs) -> Result<(), CommandError> {
     }
 }
 
+/// The guest's disk, and what its machine depends on of it.
+pub fn open_disk(
+    args: &RunArgs,
+    telling: Telling,
+) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
+    let Some(DiskArg(path)) = &args.disk else { return Ok(None) };
+    let file = DiskFile::open(path)?;
+    let sha256 = is_logged(args).then(|| file.sha256()).transpose()?;
+    let facts = DiskFacts { size_bytes: file.size_bytes(), sha256 };
+    Ok(Some((Disk::start(file, telling).map_err(host("thread for the disk"))?, facts)))
+}
+
+fn is_logged(args: &RunArgs) -> bool {
+    args.record.is_some() || args.role != Role::Solo
+}
+
 /// What the arguments say of the guest.
-pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64) -> GuestConfig {
+pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64, disk: Option<DiskFacts>) -> GuestConfig {
     let net_mac = args.net.as_ref().map(|net| net.mac);
+    let disk_bytes = disk.map(|disk| disk.size_bytes);
     GuestConfig {
         kernel: args.kernel.clone().unwrap_or_default(),
         initramfs: args.initrd.clone(),
-        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac }),
+        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac, disk_bytes }),
         cpu_template: args.cpu_template.clone(),
         memory_mib: args.mem,
         net_mac,
+        disk,
         tsc: args.tsc.into(),
         rtc_epoch_s,
-        logged: args.record.is_some() || args.role != Role::Solo,
+        logged: is_logged(args),
     }
 }
 
@@ -108,10 +127,16 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let mut waited: Vec<Subscriber> = vec![Box::new(signals), patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let rtc_epoch_s = host_unix_seconds();
-    let config = guest_config(args, rtc_epoch_s);
+    let (disk, disk_facts) = open_disk(args, Telling::AtOnce)?.unzip();
+    let config = guest_config(args, rtc_epoch_s, disk_facts);
     let guest = Guest::assemble(&config)?;
     let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
-    let mut outputs = HostOutputs::new(writer);
+    if let Some(disk) = &disk {
+        let answered = queue.clone();
+        queue.take_from_disk(disk.clone());
+        disk.on_answer(move |_| answered.disk_answered());
+    }
+    let mut outputs = HostOutputs::new(writer, disk);
     let _control = control(args, || SoloOperator {
         queue: queue.clone(),
         outputs: outputs.frames(),
@@ -191,6 +216,7 @@ pub fn report(
         slices: machine.slices(),
         state_digest: digest.map(|d| hex(&d)),
         guest_faults: machine.board().guest_faults().count,
+        disk: machine.board().disk_counters(),
         rdtsc_sites: tsc.sites,
         rdtsc_late_sites: tsc.late_sites.len(),
         rdtsc_user_reads: tsc.user_reads,

@@ -8,19 +8,21 @@ use ftvmm_devices::Output;
 use ftvmm_replication::Ordinal;
 
 use super::Tap;
+use crate::disk::Disk;
 use crate::input::InputError;
 use crate::run_loop::OutputSink;
 
 /// Writes to the host at once.
 pub struct HostOutputs {
     tap: Option<Tap>,
+    disk: Option<Arc<Disk>>,
     frames: Arc<AtomicU64>,
 }
 
 impl HostOutputs {
-    /// Outputs to `tap`, if the guest has one.
-    pub fn new(tap: Option<Tap>) -> Self {
-        Self { tap, frames: Arc::default() }
+    /// Outputs to `tap` and `disk`, if the guest has them.
+    pub fn new(tap: Option<Tap>, disk: Option<Arc<Disk>>) -> Self {
+        Self { tap, disk, frames: Arc::default() }
     }
 
     /// Frames the guest sent so far, for whoever counts along.
@@ -43,6 +45,12 @@ impl OutputSink for HostOutputs {
             }
             Output::Console(bytes) => {
                 print_console(&bytes);
+                Ok(())
+            }
+            Output::Disk(request) => {
+                if let Some(disk) = &self.disk {
+                    disk.submit(request);
+                }
                 Ok(())
             }
         }

@@ -14,6 +14,7 @@ use super::InputError;
 use super::alarm::Alarm;
 use super::live_queue::{LiveQueue, Waiting};
 use super::patience::{For, InputDelays, Patience};
+use crate::disk::Answer;
 use crate::host::clock::HostClock;
 use crate::host::entropy::host_random_bytes;
 use crate::run_loop::{InputSource, RunMode, Situation, Step};
@@ -139,6 +140,7 @@ impl LiveInputs {
         }
         let arrived = waiting.overdue
             && (waiting.stop.is_some()
+                || waiting.disk_answered()
                 || !waiting.console.is_empty()
                 || (situation.takes_frames && !waiting.frames.is_empty()));
         let now_ns = self.now_ns();
@@ -219,6 +221,10 @@ impl LiveInputs {
                     host_random_bytes(ENTROPY_BYTES_MAX.min(situation.entropy_wanted_bytes))
                         .map_err(|source| InputError::Entropy { source })?;
                 return Ok(Step::Apply(Input::Entropy { bytes }));
+            }
+            if let Some(Answer { id, outcome, .. }) = waiting.take_disk_answer() {
+                self.gave_input = true;
+                return Ok(Step::Apply(Input::DiskDone { id, outcome }));
             }
             if situation.takes_frames
                 && let Some(frame) = waiting.frames.pop_front()

@@ -10,6 +10,7 @@ use ftvmm_replication::Ordinal;
 use nix::sys::timerfd::TimerFd;
 
 use super::GuestClock;
+use crate::disk::{Answer, Disk};
 use crate::host::set_timer;
 use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
@@ -27,6 +28,9 @@ const SHORTEST_WAIT: Duration = Duration::from_micros(100);
 pub(super) struct Waiting {
     pub(super) frames: VecDeque<Vec<u8>>,
     pub(super) console: VecDeque<u8>,
+    /// The guest's disk, and whether it may have an answer for the guest.
+    disk: Option<Arc<Disk>>,
+    disk_answered: bool,
     pub(super) stop: Option<StopCause>,
     /// Asked to stop twice: do not wait for the guest's next exit.
     pub(super) stop_at_once: bool,
@@ -45,7 +49,23 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
-        self.frames.is_empty() && self.console.is_empty() && self.stop.is_none()
+        self.frames.is_empty()
+            && self.console.is_empty()
+            && !self.disk_answered
+            && self.stop.is_none()
+    }
+
+    /// True while the disk may have an answer.
+    pub(super) fn disk_answered(&self) -> bool {
+        self.disk_answered
+    }
+
+    /// An answer of the disk.
+    pub(super) fn take_disk_answer(&mut self) -> Option<Answer> {
+        let disk = self.disk.as_ref().filter(|_| self.disk_answered)?;
+        let answer = disk.take_told();
+        self.disk_answered = answer.is_some();
+        answer
     }
 
     fn kick(&self) {
@@ -88,7 +108,28 @@ impl LiveQueue {
 
     /// Says whether arriving inputs are dropped, because the guest follows another host's log.
     pub fn set_closed(&self, closed: bool) {
-        self.lock().closed = closed;
+        let mut waiting = self.lock();
+        waiting.closed = closed;
+        // The disk's answers are this host's to give from now on.
+        if !closed && waiting.disk_answered {
+            self.wake(waiting, true);
+        }
+    }
+
+    /// Gives the queue the guest's disk; [`Self::disk_answered`] says that it has an answer.
+    pub fn take_from_disk(&self, disk: Arc<Disk>) {
+        self.lock().disk = Some(disk);
+    }
+
+    /// The disk has an answer for a live guest. One that follows another's log finds it when it goes live.
+    pub fn disk_answered(&self) {
+        let mut waiting = self.lock();
+        let was_empty = waiting.is_empty();
+        // The guest's thread may have been faster.
+        waiting.disk_answered = waiting.disk.as_ref().is_some_and(|disk| disk.has_told());
+        if waiting.disk_answered && !waiting.closed {
+            self.wake(waiting, was_empty);
+        }
     }
 
     /// Says whether inputs interrupt the running guest and reach it between exits, where no log could name

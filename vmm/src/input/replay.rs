@@ -2,7 +2,9 @@
 
 use std::io::Read;
 
-use ftvmm_replication::{Check, CursorStep, End, LogReader, Ordinal, ReplayCursor, Tail};
+use ftvmm_replication::{
+    Check, CursorStep, DiskAnswer, End, LogReader, Ordinal, ReplayCursor, Tail,
+};
 
 use super::InputError;
 use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
@@ -85,6 +87,10 @@ impl<R: Read> InputSource for LogInputs<R> {
             match self.cursor.next(at) {
                 CursorStep::Apply(input) => return Ok(Step::Apply(input)),
                 // What follows decides how far the guest may run.
+                CursorStep::ApplyDisk(DiskAnswer { id, .. }) => {
+                    let what = format!("the log does not have what disk request {id} read");
+                    return Err(InputError::Divergence { at: at.0, what });
+                }
                 CursorStep::Proceed if !self.cursor.knows(at.next()) => self.read_group()?,
                 CursorStep::Proceed => return Ok(Step::Proceed),
                 CursorStep::Load(parts) => return Ok(Step::Load(parts)),

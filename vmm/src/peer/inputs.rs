@@ -5,14 +5,17 @@ use std::sync::atomic::Ordering as MemoryOrdering;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use ftvmm_devices::{Input, Output};
+use ftvmm_devices::{DiskOp, Input, Output};
 use ftvmm_replication::{
-    Check, CursorStep, Event, Ordinal, OutputDigest, Record, SessionEvent, Slice, StatePart,
+    Check, CursorStep, DiskAnswer, Event, Ordinal, OutputDigest, Record, SessionEvent, Slice,
+    StatePart,
 };
 use nix::sys::timerfd::TimerFd;
 
 use super::Peer;
+use super::disk::{Compared, compare};
 use super::state::State;
+use crate::disk::Answer;
 use crate::host::{print_console, set_timer};
 use crate::input::{
     FileLog, GuestClock, InputError, LiveInputs, LogSink, Recorded, SLICE_GROUP_BYTES,
@@ -73,7 +76,7 @@ impl LogSink for PeerLog {
         }
         let mut state = self.peer.lock();
         if state.records_log() {
-            state.log.push(record);
+            state.log.push(&record.without_disk_data());
             state.unsent = true;
             state.client_waits |=
                 matches!(record.event, Event::Input(Input::NetRx { .. } | Input::ConsoleRx { .. }));
@@ -149,6 +152,16 @@ impl OutputSink for PeerOutputs {
                 print_console(&bytes);
                 return Ok(());
             }
+            Output::Disk(request) => {
+                // The guest will wait for the backup's disk too, which is to hear of a flush at once.
+                if request.op == DiskOp::Flush {
+                    self.peer.send_log(&mut self.peer.lock());
+                }
+                if let Some(disk) = &self.peer.disk {
+                    disk.submit(request);
+                }
+                return Ok(());
+            }
         };
         let digest = OutputDigest::of(at, chain, &frame);
         let mut state = self.peer.lock();
@@ -170,6 +183,8 @@ pub struct PairInputs<'a> {
     last_ns: u64,
     reported: Ordinal,
     expected: Option<Box<Check>>,
+    /// A request that ended in the log, while this host's disk is not done with it.
+    awaited: Option<DiskAnswer>,
 }
 
 impl<'a> PairInputs<'a> {
@@ -177,7 +192,8 @@ impl<'a> PairInputs<'a> {
     pub fn new(peer: Arc<Peer>, live: ShippedInputs<Recorded<'a, LiveInputs>>) -> Self {
         let clock = GuestClock::anchored(peer.clock, peer.clock.host_now_ns(), 0);
         let is_live = !peer.follows();
-        Self { peer, live, is_live, clock, last_ns: 0, reported: Ordinal(0), expected: None }
+        let (reported, expected, awaited) = (Ordinal(0), None, None);
+        Self { peer, live, is_live, clock, last_ns: 0, reported, expected, awaited }
     }
 
     fn fault(&self, at: Ordinal, what: String) -> Step {
@@ -273,8 +289,27 @@ impl<'a> PairInputs<'a> {
         Ok(Step::Proceed)
     }
 
+    /// Gives the guest what both disks say.
+    fn answer(&self, at: Ordinal, own: Answer, primary: DiskAnswer) -> Step {
+        match compare(own, primary) {
+            Compared::Apply(input) => Step::Apply(input),
+            Compared::Failed { description } => {
+                let id = primary.id;
+                let what = description.clone();
+                self.peer.step(SessionEvent::DiskFailed { id, description });
+                match self.peer.stopped() {
+                    Some(_) => Step::Stop(StopCause::Protocol),
+                    // The primary is gone, and its guest was told another thing.
+                    None => self.fault(at, what),
+                }
+            }
+            Compared::Differ { description } => self.fault(at, description),
+        }
+    }
+
     fn follow(&mut self, situation: &Situation) -> Result<Step, InputError> {
         if self.peer.lock().joining {
+            self.awaited = None;
             return Ok(self.next_part());
         }
         let Some(at) = situation.at else { return self.between_exits(situation) };
@@ -290,7 +325,22 @@ impl<'a> PairInputs<'a> {
             if state.joining {
                 return Ok(Step::Again);
             }
+            if let Some(primary) = self.awaited {
+                if let Some(own) = self.peer.disk.as_ref().and_then(|disk| disk.take(primary.id)) {
+                    self.awaited = None;
+                    drop(state);
+                    return Ok(self.answer(at, own, primary));
+                }
+                if before > self.reported {
+                    drop(state);
+                    self.report(before);
+                } else {
+                    drop(self.peer.wait(state));
+                }
+                continue;
+            }
             match state.cursor.next(at) {
+                CursorStep::ApplyDisk(answer) => self.awaited = Some(answer),
                 CursorStep::Apply(input) => {
                     drop(state);
                     if let Input::Time { now_ns } = input {

@@ -12,6 +12,7 @@
 
 mod announce;
 mod channel;
+mod disk;
 mod events;
 mod incident;
 mod inputs;
@@ -37,6 +38,7 @@ pub use inputs::{PairInputs, PeerLog, PeerOutputs};
 pub use operator::PeerOperator;
 use state::State;
 
+use crate::disk::Disk;
 use crate::host::Tap;
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
@@ -94,6 +96,10 @@ pub struct PeerConfig {
     pub net_mac: Option<[u8; 6]>,
     /// Where live inputs wait.
     pub queue: Arc<LiveQueue>,
+    /// The guest's disk, if it has one.
+    pub disk: Option<Arc<Disk>>,
+    /// This host leaves when its disk fails, rather than to tell the guest.
+    pub disk_failover: bool,
     /// Longest time a horizon is held back while the guest makes exits, in nanoseconds.
     pub horizon_ns: u64,
     /// Folder for incident reports.
@@ -109,6 +115,8 @@ pub struct Peer {
     witness: Mutex<Box<dyn Witness + Send>>,
     holder: String,
     queue: Arc<LiveQueue>,
+    disk: Option<Arc<Disk>>,
+    disk_failover: bool,
     clock: HostClock,
     heartbeat_ns: u64,
     /// Roles changed, or are to: the vCPU's thread looks at the state before it asks for inputs.
@@ -145,6 +153,7 @@ impl Peer {
         let mut state = State::new(role, session, tap, net_mac, queue.clone(), horizon_ns);
         state.incident_dir = config.incident_dir;
         state.unrecorded_when_alone = config.unrecorded_when_alone;
+        state.disk = config.disk.clone();
         let clock = HostClock::host_start();
         Ok(Arc::new(Self {
             state: Mutex::new(state),
@@ -152,6 +161,8 @@ impl Peer {
             witness: Mutex::new(witness),
             holder,
             queue,
+            disk: config.disk,
+            disk_failover: config.disk_failover,
             clock,
             heartbeat_ns,
             gauge: Gauge::new(clock),

@@ -15,6 +15,7 @@ use ftvmm_replication::{
 use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
 use super::channel::Channel;
 use super::{Begin, PeerCounters, incident};
+use crate::disk::Disk;
 use crate::host::Tap;
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
@@ -93,7 +94,8 @@ pub struct State {
     pub lost_ns: Option<u64>,
     tap: Option<Tap>,
     net_mac: Option<[u8; 6]>,
-    queue: Arc<LiveQueue>,
+    pub queue: Arc<LiveQueue>,
+    pub disk: Option<Arc<Disk>>,
     announcements_left: u32,
     announced_ns: u64,
     now_ns: u64,
@@ -149,6 +151,7 @@ impl State {
             tap,
             net_mac,
             queue,
+            disk: None,
             announcements_left: 0,
             announced_ns: 0,
             now_ns: 0,
@@ -317,6 +320,8 @@ impl State {
                 incident::keep(&self.incident_dir, &report);
             }
             Action::Congested(congested) => self.congested = congested,
+            Action::TellFlushes { through } => self.tell_flushes(through),
+            Action::TellDisk { id } => self.tell_disk(id),
             Action::HangUp => {
                 self.flush_channel();
                 self.channel = None;

@@ -5,6 +5,7 @@ use crate::gate::RetainedOutputs;
 use crate::message::Message;
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::decision::Trouble;
+use crate::session::flush_gate::FlushGate;
 use crate::session::log_window::LogWindow;
 use crate::session::policy::{Refusal, ReleasePolicy, SessionConfig};
 use crate::session::primary::Primary;
@@ -17,12 +18,14 @@ impl Backup {
         config: &SessionConfig,
         term: Term,
         outputs: OutputOrdinal,
+        flushes: FlushGate,
         through: Ordinal,
     ) -> Self {
         Self {
             phase: Phase::Following,
             greeted: true,
             term,
+            flushes,
             outputs: RetainedOutputs::starting_at(outputs),
             window: LogWindow::starting_at(through),
             received_through: through,
@@ -80,7 +83,7 @@ impl Backup {
             on_divergence,
             believe,
             release,
-            ..Self::following(cx.config, self.term, outputs_through, through)
+            ..Self::following(cx.config, self.term, outputs_through, FlushGate::default(), through)
         };
         cx.act(Action::TakeState(StatePart::Machine(machine)));
         cx.send(Message::Ready { term: self.term });
@@ -111,6 +114,13 @@ impl Backup {
         self.adopt_into_successor(cx, through);
     }
 
+    fn alone_successor(&mut self, cx: &mut Context<'_>, config: &SessionConfig) -> Primary {
+        if let Some(through) = self.flushes.release(true) {
+            cx.act(Action::TellFlushes { through });
+        }
+        Primary::taken_over(config, self.term, self.outputs.produced_through(), self.flushes)
+    }
+
     pub(super) fn adopt_into_successor(&mut self, cx: &mut Context<'_>, through: Ordinal) {
         let mut config = cx.config.clone();
         self.adopt(&mut config);
@@ -122,14 +132,14 @@ impl Backup {
         self.successor = Some(Box::new(match yielded {
             Some(Yielded { follows: true }) => {
                 cx.act(Action::Protect { at: through.next() });
-                Primary::promoted(&config, term, outputs, through, cx.now_ns)
+                Primary::promoted(&config, term, outputs, self.flushes, through, cx.now_ns)
             }
             Some(Yielded { follows: false }) => {
-                let mut primary = Primary::taken_over(&config, term, outputs);
+                let mut primary = self.alone_successor(cx, &config);
                 primary.ship_state(cx, false);
                 primary
             }
-            None => Primary::taken_over(&config, term, outputs),
+            None => self.alone_successor(cx, &config),
         }));
     }
 }

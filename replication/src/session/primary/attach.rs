@@ -7,6 +7,7 @@ use crate::message::{ByeReason, Message};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::backup::Backup;
 use crate::session::decision::Trouble;
+use crate::session::flush_gate::FlushGate;
 use crate::session::log_window::LogWindow;
 use crate::session::policy::{SessionConfig, StopReason};
 use crate::session::{Action, Context};
@@ -18,10 +19,11 @@ impl Primary {
         config: &SessionConfig,
         term: Term,
         outputs: OutputOrdinal,
+        flushes: FlushGate,
     ) -> Self {
         let mut gate = OutputGate::starting_at(config.release, outputs);
         gate.open();
-        Self { phase: Phase::Alone, term, gate, ..Self::new(config) }
+        Self { phase: Phase::Alone, term, gate, flushes, ..Self::new(config) }
     }
 
     /// A backup that was asked to take over: the old primary follows after `through`.
@@ -29,13 +31,14 @@ impl Primary {
         config: &SessionConfig,
         term: Term,
         outputs: OutputOrdinal,
+        flushes: FlushGate,
         through: Ordinal,
         now_ns: u64,
     ) -> Self {
         let gate = OutputGate::starting_at(config.release, outputs);
         let window = LogWindow::starting_at(through);
         let phase = Phase::Protected;
-        Self { phase, term, gate, window, progress_ns: now_ns, ..Self::new(config) }
+        Self { phase, term, gate, flushes, window, progress_ns: now_ns, ..Self::new(config) }
     }
 
     pub(in crate::session) fn term(&self) -> Term {
@@ -111,6 +114,7 @@ impl Primary {
         self.phase = Phase::Protected;
         self.progress_ns = cx.now_ns;
         self.joining = true;
+        self.flushes.forget_peer();
         cx.send(Message::StateEnd { term: self.term, outputs_through, at, machine });
         cx.act(Action::Protect { at });
     }
@@ -154,7 +158,11 @@ impl Primary {
         }
         self.successor = Some(Box::new(if follows {
             cx.act(Action::Follow { term, through });
-            Backup::following(cx.config, term, self.gate.produced_through(), through)
+            if self.flushes.own_through() > 0 {
+                cx.send(Message::DiskFlushed { term, id: self.flushes.own_through() });
+            }
+            let outputs = self.gate.produced_through();
+            Backup::following(cx.config, term, outputs, self.flushes, through)
         } else {
             Backup::awaiting_state(cx.config, term)
         }));

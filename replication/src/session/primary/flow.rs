@@ -1,9 +1,22 @@
-//! How far the backup is behind, and when the guest has to wait for it.
+//! What may leave, how far the backup is behind, and when the guest has to wait for it.
 
-use super::{Phase, Primary};
+use super::{Phase, Primary, Yielding};
 use crate::session::{Action, Context};
 
 impl Primary {
+    pub(super) fn release(&mut self, cx: &mut Context<'_>) {
+        if matches!(
+            self.phase,
+            Phase::Protected
+                | Phase::Alone
+                | Phase::Attaching { gated: false }
+                | Phase::Yielding(Yielding { follows: true, asked: false, .. })
+        ) {
+            self.gate.release(|frame| cx.actions.push(Action::Transmit(frame)));
+            self.release_flushes(cx);
+        }
+    }
+
     pub(in crate::session) fn lag_exits(&self) -> u64 {
         self.window.unexecuted_exits()
     }
@@ -19,7 +32,9 @@ impl Primary {
 
     pub(super) fn owes_progress(&self) -> bool {
         matches!(self.phase, Phase::Protected)
-            && (self.window.unexecuted_exits() > 0 || self.gate.held_frames() > 0)
+            && (self.window.unexecuted_exits() > 0
+                || self.gate.held_frames() > 0
+                || self.flushes.holds_any())
     }
 
     pub(super) fn update_congestion(&mut self, cx: &mut Context<'_>) {

@@ -1,6 +1,7 @@
 //! Two sessions in one thread: the tests move the messages and play witness, guest and clock.
 
 mod attach;
+mod disk;
 mod divergence;
 mod failure;
 mod flow;

@@ -1,0 +1,47 @@
+//! What the log says of an answer of the guest's disk, and where it says how much.
+//!
+//! A recording holds the data a read brought, so that a replay needs no disk. A backup has a disk
+//! of its own with the same content and executes the same requests: the channel carries a digest of
+//! the data, and the backup takes what its own disk says.
+
+use std::borrow::Cow;
+
+use ftvmm_devices::{DiskOutcome, Input};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::record::{Event, Record};
+
+/// How a request to the disk ended on the recorder, without the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskAnswer {
+    /// The request.
+    pub id: u64,
+    /// xxh3-64 of what was read (of nothing, for other requests); `None` when the disk failed.
+    pub data_xxh3: Option<u64>,
+}
+
+impl DiskAnswer {
+    /// The digest of an answer.
+    #[must_use]
+    pub fn of(id: u64, outcome: &DiskOutcome) -> Self {
+        let data_xxh3 = match outcome {
+            DiskOutcome::Done { data } => Some(xxh3_64(data)),
+            DiskOutcome::Failed => None,
+        };
+        Self { id, data_xxh3 }
+    }
+}
+
+impl Record {
+    /// The record as a host gets it that has the data on its own disk.
+    #[must_use]
+    pub fn without_disk_data(&self) -> Cow<'_, Self> {
+        match &self.event {
+            Event::Input(Input::DiskDone { id, outcome }) => {
+                let event = Event::DiskAnswer(DiskAnswer::of(*id, outcome));
+                Cow::Owned(Self { at: self.at, event })
+            }
+            _ => Cow::Borrowed(self),
+        }
+    }
+}

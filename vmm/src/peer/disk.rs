@@ -1,0 +1,129 @@
+//! The guest's disk between two hosts: what this host's worker says goes to the session, what a follower is told by
+//! its log is compared with what its own disk says.
+
+use std::sync::Arc;
+
+use ftvmm_devices::{DiskOutcome, Input};
+use ftvmm_replication::{DiskAnswer, SessionEvent};
+
+use super::Peer;
+use super::state::State;
+use crate::disk::Answer;
+
+/// What a follower does about a request that ended in its log.
+pub enum Compared {
+    /// Give this to the guest.
+    Apply(Input),
+    /// This host's disk failed where the other's did not.
+    Failed {
+        /// What failed.
+        description: String,
+    },
+    /// The two disks say different things.
+    Differ {
+        /// The request, its sector, both digests.
+        description: String,
+    },
+}
+
+/// Compares this host's answer with the primary's. Where the primary's disk failed, the guest is told so on both.
+pub fn compare(own: Answer, primary: DiskAnswer) -> Compared {
+    let id = own.id;
+    let done = |outcome| Compared::Apply(Input::DiskDone { id, outcome });
+    match (DiskAnswer::of(id, &own.outcome).data_xxh3, primary.data_xxh3) {
+        (_, None) => done(DiskOutcome::Failed),
+        (None, Some(_)) => Compared::Failed { description: own.failure().unwrap_or_default() },
+        (Some(ours), Some(theirs)) if ours == theirs => done(own.outcome),
+        (Some(ours), Some(theirs)) => Compared::Differ {
+            description: format!(
+                "the disks differ: request {id} read xxh3 {ours:016x} from sector {} here, {theirs:016x} on the primary",
+                own.sector.unwrap_or_default()
+            ),
+        },
+    }
+}
+
+impl Peer {
+    /// Has the disk's worker tell the session, and the guest what the session allows.
+    pub fn watch_disk(self: &Arc<Self>) {
+        let peer = Arc::clone(self);
+        if let Some(disk) = &self.disk {
+            disk.on_answer(move |answer| peer.disk_answered(answer));
+        }
+    }
+
+    fn disk_answered(self: &Arc<Self>, answer: &Answer) {
+        let mut state = self.lock();
+        let id = answer.id;
+        match answer.failure() {
+            None if answer.is_flush => {
+                self.step_locked(&mut state, SessionEvent::DiskFlushed { id });
+            }
+            // The primary waits for a follower's flush, so that its log cannot say how to go on.
+            Some(description) if self.disk_failover || answer.is_flush && state.follows() => {
+                self.step_locked(&mut state, SessionEvent::DiskFailed { id, description });
+            }
+            _ => {
+                state.tell_disk(id);
+                self.settle(&mut state);
+            }
+        }
+    }
+}
+
+impl State {
+    /// A live guest may have the disk's answers to its flushes up to this one.
+    pub fn tell_flushes(&mut self, through: u64) {
+        if let Some(disk) = &self.disk {
+            disk.tell_flushes(through);
+            self.queue.disk_answered();
+        }
+    }
+
+    /// A live guest may have the disk's answer to this request.
+    pub fn tell_disk(&mut self, id: u64) {
+        if let Some(disk) = &self.disk {
+            disk.tell(id);
+            self.queue.disk_answered();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(outcome: DiskOutcome) -> Answer {
+        let error = (outcome == DiskOutcome::Failed).then(|| "Input/output error".to_owned());
+        Answer { id: 3, sector: Some(8), is_flush: false, outcome, error }
+    }
+
+    fn read(byte: u8) -> DiskOutcome {
+        DiskOutcome::Done { data: vec![byte; 512] }
+    }
+
+    #[test]
+    fn the_guest_is_told_the_same_on_both_hosts_or_the_difference_is_named() {
+        let primary = |outcome: &DiskOutcome| DiskAnswer::of(3, outcome);
+        let applied = |own, theirs: &DiskOutcome| match compare(answer(own), primary(theirs)) {
+            Compared::Apply(Input::DiskDone { id: 3, outcome }) => outcome,
+            _ => panic!("not applied"),
+        };
+        assert_eq!(applied(read(1), &read(1)), read(1));
+        assert_eq!(applied(read(1), &DiskOutcome::Failed), DiskOutcome::Failed);
+        assert_eq!(applied(DiskOutcome::Failed, &DiskOutcome::Failed), DiskOutcome::Failed);
+        match compare(answer(DiskOutcome::Failed), primary(&read(1))) {
+            Compared::Failed { description } => {
+                assert_eq!(description, "request 3 at sector 8: Input/output error");
+            }
+            _ => panic!("this host has to leave"),
+        }
+        match compare(answer(read(1)), primary(&read(2))) {
+            Compared::Differ { description } => {
+                assert!(description.contains("request 3 "), "{description}");
+                assert!(description.contains("sector 8 "), "{description}");
+            }
+            _ => panic!("different data"),
+        }
+    }
+}
