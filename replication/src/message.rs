@@ -244,6 +244,13 @@ messages! {
         /// The guest's request to flush.
         id: u64,
     }
+    /// Frames for the guest that reached the host that spoke for it before.
+    22 Strays {
+        /// The primary's term.
+        term: Term,
+        /// The frames, in order.
+        frames: Vec<Vec<u8>>,
+    }
 }
 
 impl Message {
@@ -275,7 +282,8 @@ impl Message {
             | Self::StateEnd { term, .. }
             | Self::StateTaken { term, .. }
             | Self::Yield { term, .. }
-            | Self::DiskFlushed { term, .. } => Some(*term),
+            | Self::DiskFlushed { term, .. }
+            | Self::Strays { term, .. } => Some(*term),
         }
     }
 }

@@ -67,6 +67,7 @@ fn samples() -> Vec<Message> {
         Message::Yield { term, through: Ordinal(77), released_through, follows: true },
         Message::Promoted { term: Term(4) },
         Message::DiskFlushed { term, id: 1 << 40 },
+        Message::Strays { term, frames: vec![vec![1; 60], vec![2; 90]] },
     ]
 }
 
@@ -108,6 +109,7 @@ fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
         (19, "Yield"),
         (20, "Promoted"),
         (21, "DiskFlushed"),
+        (22, "Strays"),
     ];
     assert_eq!(Message::TAGS, expected);
     let used: Vec<(u8, &str)> = samples().iter().map(|m| (m.tag(), m.name())).collect();

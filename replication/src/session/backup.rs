@@ -120,13 +120,17 @@ impl Backup {
             SessionEvent::HostStop => stop_on_request(cx, self.term),
             SessionEvent::StateTaken { taken_bytes } => self.on_state_taken(cx, taken_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),
+            SessionEvent::Strays(frames) if matches!(self.phase, Phase::Following) => {
+                cx.send(Message::Strays { term: self.term, frames });
+            }
             // A backup that records its own log keeps it to itself.
             SessionEvent::Group { .. }
             | SessionEvent::StartAlone
             | SessionEvent::State(_)
             | SessionEvent::StateEnd { .. }
             | SessionEvent::Yield { .. }
-            | SessionEvent::Detach => {}
+            | SessionEvent::Detach
+            | SessionEvent::Strays(_) => {}
         }
     }
 

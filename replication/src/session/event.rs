@@ -127,6 +127,9 @@ pub enum SessionEvent {
     },
     /// The operator lets the backup go.
     Detach,
+    /// Frames for the guest came here although the other host speaks for it: the network has not
+    /// learned yet (backup).
+    Strays(Vec<Vec<u8>>),
 }
 
 /// What to do, in this order.
@@ -188,6 +191,8 @@ pub enum Action {
         /// The last exit this host has left.
         through: Ordinal,
     },
+    /// Give these frames to the guest, as if they had come here.
+    Receive(Vec<Vec<u8>>),
     /// Keep this report and count a divergence.
     Incident(Box<IncidentReport>),
     /// While `true` the guest must wait at its exit. The recorder must have handed over its

@@ -118,7 +118,8 @@ impl Primary {
             SessionEvent::Executed(_)
             | SessionEvent::ReplayFault { .. }
             | SessionEvent::StateTaken { .. }
-            | SessionEvent::TookOver { .. } => {}
+            | SessionEvent::TookOver { .. }
+            | SessionEvent::Strays(_) => {}
             SessionEvent::StartAlone => self.start_alone(cx),
             SessionEvent::State(part) => self.on_state(cx, part),
             SessionEvent::StateEnd { at, machine } => self.on_state_end(cx, at, machine),
@@ -201,6 +202,9 @@ impl Primary {
             }
             (Phase::Attaching { .. }, Message::Refuse { refusal }) => {
                 self.lose_peer(cx, &format!("backup refuses: {}", refusal.swapped()));
+            }
+            (_, Message::Strays { frames, .. }) if self.is_followed() => {
+                cx.act(Action::Receive(frames));
             }
             // Sent before the backup had the last part.
             (Phase::Protected, Message::StateTaken { .. }) => {}

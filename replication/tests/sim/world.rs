@@ -400,7 +400,8 @@ impl World {
             | Action::Protect { .. }
             | Action::Join { .. }
             | Action::TakeState(_)
-            | Action::Follow { .. } => panic!("nobody joins or switches roles here"),
+            | Action::Follow { .. }
+            | Action::Receive(_) => panic!("nobody joins or switches roles here"),
             Action::Stop(reason) => {
                 self.close(host);
                 self.hosts[host].stopped = Some(reason);

@@ -79,7 +79,9 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         patience,
     ];
     if let Some(tap) = reader {
-        waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
+        let strayed = peer.clone();
+        let strays = Box::new(move |frame| strayed.stray(frame));
+        waited.push(Box::new(TapReader { tap, queue: queue.clone(), strays }));
     }
     let _events = EventLoop::start(waited)?;
     if args.start_alone {

@@ -144,7 +144,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         clock: HostClock::host_start(),
     })?;
     if let Some(tap) = tap {
-        waited.push(Box::new(TapReader { tap, queue: queue.clone() }));
+        waited.push(Box::new(TapReader { tap, queue: queue.clone(), strays: Box::new(drop) }));
     }
     let create = |path: &PathBuf| create_log(path, &guest.log_header(&config));
     let mut log = args.record.as_ref().map(create).transpose()?;

@@ -99,13 +99,19 @@ pub struct TapReader {
     pub tap: Tap,
     /// Where its frames go.
     pub queue: Arc<LiveQueue>,
+    /// Who gets those the queue does not take.
+    pub strays: Box<dyn FnMut(Vec<u8>) + Send>,
 }
 
 impl MutEventSubscriber for TapReader {
     fn process(&mut self, _: Events, ops: &mut EventOps<'_>) {
         loop {
             match self.tap.read_frame() {
-                Ok(Some(frame)) => self.queue.push_frame(frame),
+                Ok(Some(frame)) => {
+                    if let Some(stray) = self.queue.push_frame(frame) {
+                        (self.strays)(stray);
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => {
                     tracing::error!(%error, "the tap is gone; the guest receives nothing from now on");

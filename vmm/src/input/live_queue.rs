@@ -152,11 +152,16 @@ impl LiveQueue {
         self.last_exit.load(Ordering::Relaxed)
     }
 
-    /// Hands over a frame from the tap.
-    pub fn push_frame(&self, frame: Vec<u8>) {
+    /// Frames that waited when the queue was closed.
+    pub fn take_frames(&self) -> Vec<Vec<u8>> {
+        self.lock().frames.drain(..).collect()
+    }
+
+    /// Hands over a frame from the tap; back it comes when the guest is another host's.
+    pub fn push_frame(&self, frame: Vec<u8>) -> Option<Vec<u8>> {
         let mut waiting = self.lock();
         if waiting.closed {
-            return;
+            return Some(frame);
         }
         let was_empty = waiting.is_empty();
         if waiting.frames.len() == FRAMES_MAX {
@@ -164,6 +169,7 @@ impl LiveQueue {
         }
         waiting.frames.push_back(frame);
         self.wake(waiting, was_empty);
+        None
     }
 
     /// Hands over typed bytes.

@@ -200,6 +200,10 @@ impl Peer {
         if state.joining || state.follows() || state.yield_wanted {
             self.turn.store(true, Ordering::Release);
         }
+        let strays = std::mem::take(&mut state.strays_wait);
+        if !strays.is_empty() {
+            self.step_locked(state, SessionEvent::Strays(strays));
+        }
         if std::mem::take(&mut state.ship_wanted) {
             self.ship(state.shipping.number);
         }
@@ -328,6 +332,14 @@ impl Peer {
             self.queue.stop(StopCause::Requested);
         } else {
             self.step_locked(&mut state, SessionEvent::HostStop);
+        }
+    }
+
+    /// A frame for the guest came here although the other host speaks for it.
+    pub fn stray(self: &Arc<Self>, frame: Vec<u8>) {
+        let mut state = self.lock();
+        if state.is_stray(self.clock.host_now_ns(), &frame) {
+            self.step_locked(&mut state, SessionEvent::Strays(vec![frame]));
         }
     }
 

@@ -16,9 +16,12 @@ use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
 use super::channel::Channel;
 use super::{Begin, PeerCounters, incident};
 use crate::disk::Disk;
-use crate::host::Tap;
+use crate::host::{Tap, VNET_HEADER_BYTES};
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
+
+/// How long after a switch of roles the network may send the guest's frames to its old place.
+const STRAYS_NS: u64 = 1_000_000_000;
 
 /// Where inputs come from and whether they are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +91,9 @@ pub struct State {
     pub counters: PeerCounters,
     pub incident_dir: PathBuf,
     pub unrecorded_when_alone: bool,
+    /// Frames are handed on that come here until then, and those that waited.
+    pub strays_until_ns: u64,
+    pub strays_wait: Vec<Vec<u8>>,
     /// Backup: the guest has left the path of the log.
     pub faulted: bool,
     /// When the peer was lost, on the peer's clock.
@@ -146,6 +152,8 @@ impl State {
             counters: PeerCounters::default(),
             incident_dir: PathBuf::new(),
             unrecorded_when_alone: false,
+            strays_until_ns: 0,
+            strays_wait: Vec::new(),
             faulted: false,
             lost_ns: None,
             tap,
@@ -314,6 +322,12 @@ impl State {
                 self.mode = Mode::Following;
                 self.cursor = ReplayCursor::starting_at(through);
                 self.queue.set_closed(true);
+                self.strays_until_ns = self.now_ns + STRAYS_NS;
+                let frames = self.queue.take_frames();
+                self.strays_wait.extend(frames);
+            }
+            Action::Receive(frames) => {
+                frames.into_iter().for_each(|frame| drop(self.queue.push_frame(frame)));
             }
             Action::Incident(report) => {
                 self.counters.divergences += 1;
@@ -388,6 +402,12 @@ impl State {
             return;
         }
         self.counters.takeover_ns = self.lost_ns.map(|lost_ns| now_ns - lost_ns);
+    }
+
+    /// Whether the network sent this frame to the guest's old place. What is for everybody has reached the new one too.
+    pub fn is_stray(&self, now_ns: u64, frame: &[u8]) -> bool {
+        let destination = frame.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + 6);
+        now_ns < self.strays_until_ns && destination == self.net_mac.as_ref().map(|mac| &mac[..])
     }
 
     /// Sends the next announcement of the guest's MAC address, if one is due.

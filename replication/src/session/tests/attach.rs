@@ -229,6 +229,9 @@ fn row_ak_roles_change_hands_without_a_state() {
     assert!(pair.primary.done.contains(&follow));
     let mut swapped = Pair { primary: pair.backup, backup: pair.primary };
     swapped.backup.take_done();
+    swapped.backup.step(SessionEvent::Strays(vec![vec![7], vec![8]]));
+    swapped.pump();
+    assert!(swapped.primary.done.contains(&Action::Receive(vec![vec![7], vec![8]])));
     swapped.output(4);
     assert_eq!(swapped.primary.transmitted(), [4]);
     swapped.backup.disconnect();
