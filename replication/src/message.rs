@@ -84,6 +84,8 @@ messages! {
         fingerprint: Fingerprint,
         /// Highest term the sender's witness knew when the sender started.
         highest_term: Term,
+        /// The sender's guest runs: a backup is given its state, disk included.
+        runs: bool,
     }
     /// The backup may follow in this term.
     2 Welcome {

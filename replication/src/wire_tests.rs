@@ -31,7 +31,12 @@ fn samples() -> Vec<Message> {
     let cause = DivergenceCause::Output { output: OutputOrdinal(4) };
     let released_through = OutputOrdinal(2);
     vec![
-        Message::Hello { role: Role::Backup, fingerprint: example(), highest_term: Term(2) },
+        Message::Hello {
+            role: Role::Backup,
+            fingerprint: example(),
+            highest_term: Term(2),
+            runs: false,
+        },
         Message::Welcome {
             term,
             rtc_epoch_s: 1_700_000_000,

@@ -277,6 +277,7 @@ impl Machine {
             inputs: self.inputs,
             slices: self.slices,
             memory_digest,
+            disk_answers: Vec::new(),
         }))
     }
 

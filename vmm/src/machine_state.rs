@@ -6,6 +6,7 @@ use ftvmm_replication::Ordinal;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::disk::Answer;
 use crate::kvm::{Exit, KvmError, VcpuState};
 use crate::page_tracker::LoadError;
 use crate::tsc::TscTrapState;
@@ -62,6 +63,8 @@ pub struct MachineState {
     pub slices: u64,
     /// Digest of memory.
     pub memory_digest: u64,
+    /// The disk's answers that the guest has not had.
+    pub disk_answers: Vec<Answer>,
 }
 
 /// A state that cannot be put in place.

@@ -139,7 +139,7 @@ impl Backup {
             // Whatever the claim brings, there will be no room for a newcomer.
             Phase::ClaimingTerm { .. } => cx.hang_up(),
             Phase::Live => {}
-            _ => cx.send_hello(),
+            _ => cx.send_hello(false),
         }
     }
 
@@ -189,7 +189,7 @@ impl Backup {
         match (&self.phase, message) {
             (Phase::AwaitingWelcome, hello @ Message::Hello { .. }) => {
                 self.greeted = true;
-                if let Some(refusal) = cx.check_hello(&hello) {
+                if let Some(refusal) = cx.check_hello(&hello, false) {
                     cx.refuse(refusal);
                 }
             }

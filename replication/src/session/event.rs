@@ -108,6 +108,8 @@ pub enum SessionEvent {
         at: Ordinal,
         /// Processor and devices.
         machine: Vec<u8>,
+        /// The guest's requests to its disk up to this one are carried out in the state.
+        disk_through: u64,
     },
     /// So much of the state is in place (backup).
     StateTaken {

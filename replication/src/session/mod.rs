@@ -93,9 +93,9 @@ impl Context<'_> {
         row.decision
     }
 
-    fn send_hello(&mut self) {
+    fn send_hello(&mut self, runs: bool) {
         let SessionConfig { role, fingerprint, highest_term, .. } = self.config.clone();
-        self.send(Message::Hello { role, fingerprint, highest_term });
+        self.send(Message::Hello { role, fingerprint, highest_term, runs });
     }
 
     /// Tells the peer that the two cannot run together, and stops.
@@ -112,15 +112,20 @@ impl Context<'_> {
         self.hang_up();
     }
 
-    /// What the peer's hello forbids, if anything.
-    fn check_hello(&self, hello: &Message) -> Option<Refusal> {
-        let Message::Hello { role, fingerprint, .. } = hello else {
+    /// What the peer's hello forbids, if anything. The disk of a guest that `runs` here need not be
+    /// the peer's: it will be copied, one way or the other.
+    fn check_hello(&self, hello: &Message, runs_here: bool) -> Option<Refusal> {
+        let Message::Hello { role, fingerprint, runs, .. } = hello else {
             return None;
         };
         if *role == self.config.role {
             return Some(Refusal::SameRole { role: *role });
         }
-        self.config.fingerprint.first_difference(fingerprint).map(Refusal::Fingerprint)
+        let mut own = self.config.fingerprint.clone();
+        if runs_here || *runs {
+            own.disk_sha256 = fingerprint.disk_sha256;
+        }
+        own.first_difference(fingerprint).map(Refusal::Fingerprint)
     }
 
     /// How long the peer has been silent, when that is too long.

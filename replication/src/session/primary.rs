@@ -72,8 +72,9 @@ pub(super) struct Primary {
     ended: Option<[u8; 32]>,
     /// State digest of the backup's guest, once it ended.
     backup_ended: Option<[u8; 32]>,
-    /// The backup has been sent the end of a state and has not said yet that it has it.
-    joining: bool,
+    /// The backup has been sent the end of a state and has not said yet that it has it: the guest's
+    /// requests to its disk up to this one are in it.
+    joining: Option<u64>,
     /// What this side is from now on: the backup of its backup.
     successor: Option<Box<Backup>>,
 }
@@ -91,7 +92,7 @@ impl Primary {
             progress_ns: 0,
             ended: None,
             backup_ended: None,
-            joining: false,
+            joining: None,
             successor: None,
         }
     }
@@ -122,7 +123,9 @@ impl Primary {
             | SessionEvent::Strays(_) => {}
             SessionEvent::StartAlone => self.start_alone(cx),
             SessionEvent::State(part) => self.on_state(cx, part),
-            SessionEvent::StateEnd { at, machine } => self.on_state_end(cx, at, machine),
+            SessionEvent::StateEnd { at, machine, disk_through } => {
+                self.on_state_end(cx, at, machine, disk_through);
+            }
             SessionEvent::Yield { through } => self.on_yield(cx, through),
             SessionEvent::Detach => self.on_detach(cx),
         }
@@ -138,7 +141,8 @@ impl Primary {
         match self.phase {
             // Whatever the claim brings, there will be no room for a newcomer.
             Phase::ClaimingTerm { .. } | Phase::StartingAlone { .. } => cx.hang_up(),
-            _ => cx.send_hello(),
+            Phase::Alone => cx.send_hello(true),
+            _ => cx.send_hello(false),
         }
     }
 
@@ -208,8 +212,9 @@ impl Primary {
             }
             // Sent before the backup had the last part.
             (Phase::Protected, Message::StateTaken { .. }) => {}
-            (Phase::Protected, Message::Ready { .. }) if self.joining => {
-                self.joining = false;
+            (Phase::Protected, Message::Ready { .. }) if self.joining.is_some() => {
+                let disk_through = self.joining.take().unwrap_or_default();
+                self.flushes.on_peer(disk_through);
                 self.gate.on_joined();
             }
             (_, Message::Ack { received_through, executed_through, .. }) if self.is_followed() => {
@@ -261,7 +266,7 @@ impl Primary {
     }
 
     fn on_hello(&mut self, cx: &mut Context<'_>, hello: &Message) {
-        if let Some(refusal) = cx.check_hello(hello) {
+        if let Some(refusal) = cx.check_hello(hello, false) {
             return cx.refuse(refusal);
         }
         match &mut self.phase {

@@ -219,7 +219,8 @@ impl Parts {
         let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
         let shipment = machine.pages();
-        let shipment = shipment.map(|p| Arc::new(Shipment::new(p, queue.clone(), peer.clock())));
+        let shipment =
+            shipment.map(|p| Arc::new(Shipment::new(p, peer.disk(), queue.clone(), peer.clock())));
         if let Some(shipment) = &shipment {
             peer.ship_with(shipment.clone());
         }

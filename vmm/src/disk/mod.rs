@@ -70,6 +70,8 @@ struct Held {
 struct State {
     queue: VecDeque<DiskRequest>,
     executing: bool,
+    /// The last request taken.
+    last_id: u64,
     answers: BTreeMap<u64, Held>,
 }
 
@@ -129,7 +131,10 @@ impl Disk {
 
     /// Takes a request of the guest, to be carried out after those before it.
     pub fn submit(&self, request: DiskRequest) {
-        locked(&self.state).queue.push_back(request);
+        let mut state = locked(&self.state);
+        state.last_id = request.id;
+        state.queue.push_back(request);
+        drop(state);
         self.submitted.notify_one();
     }
 
@@ -171,6 +176,11 @@ impl Disk {
             state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.answers.values().map(|held| held.answer.clone()).collect()
+    }
+
+    /// The last request the guest made.
+    pub fn last_id(&self) -> u64 {
+        locked(&self.state).last_id
     }
 
     /// Goes on where another host's disk was drained: the guest has not had these answers.

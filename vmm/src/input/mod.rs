@@ -54,6 +54,12 @@ pub enum InputError {
         /// The cause.
         source: getrandom::Error,
     },
+    /// The disk cannot be read for a state.
+    #[error("the disk cannot be copied: {source}")]
+    Disk {
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The network card's host side failed.
     #[error("the tap cannot be written: {source}")]
     Tap {

@@ -255,17 +255,26 @@ impl<'a> PairInputs<'a> {
         self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
     }
 
-    /// The next part of the state this host is given.
-    fn next_part(&self) -> Step {
-        let mut state = self.peer.lock();
+    /// The next part of the state this host is given that is for the guest; what is for the disk is put there.
+    fn next_part(&mut self) -> Step {
         loop {
+            let mut state = self.peer.lock();
             if state.stop.is_some() {
                 return Step::Stop(StopCause::Protocol);
             }
-            match state.incoming.pop_front() {
-                Some(part) => return Step::PutState(part),
-                None => state = self.peer.wait(state),
+            let Some(part) = state.incoming.pop_front() else {
+                drop(self.peer.wait(state));
+                continue;
+            };
+            drop(state);
+            if let Err(error) = self.peer.put_on_disk(&part) {
+                self.peer.report_fault(format!("the disk cannot be copied: {error}"));
+                return Step::Again;
             }
+            if !matches!(part, StatePart::Blocks(_)) {
+                return Step::PutState(part);
+            }
+            self.state_put(&part, None);
         }
     }
 

@@ -173,6 +173,11 @@ impl Peer {
         }))
     }
 
+    /// The guest's disk on this host.
+    pub fn disk(&self) -> Option<Arc<Disk>> {
+        self.disk.clone()
+    }
+
     /// The clock all of the session's times are on.
     pub fn clock(&self) -> HostClock {
         self.clock

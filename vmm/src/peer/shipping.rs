@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use ftvmm_replication::{SessionEvent, StatePart};
 
 use super::Peer;
-use crate::shipment::{Destination, Rest, Shipment, Shipped, page_parts, ship};
+use crate::shipment::{Destination, Rest, Shipment, Shipped, rest_parts, ship};
 
 /// Bytes of parts on their way that the backup has not put in place: enough to keep the channel busy, little
 /// enough that both sides have them in memory.
@@ -35,8 +35,8 @@ impl Destination for ToBackup {
         true
     }
 
-    fn rest(&self, Rest { pages, machine }: Rest) {
-        let parts: Vec<_> = page_parts(&pages).collect();
+    fn rest(&self, rest: Rest) {
+        let parts: Vec<_> = rest_parts(&rest).collect();
         let mut state = self.peer.lock();
         if state.shipping.number != self.number {
             return;
@@ -44,8 +44,9 @@ impl Destination for ToBackup {
         for part in parts {
             self.peer.step_locked(&mut state, SessionEvent::State(part));
         }
+        let Rest { machine, disk_through, .. } = rest;
         let (at, machine) = (machine.at, machine.encode());
-        self.peer.step_locked(&mut state, SessionEvent::StateEnd { at, machine });
+        self.peer.step_locked(&mut state, SessionEvent::StateEnd { at, machine, disk_through });
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ftvmm_replication::{Check, MemoryLook, Ordinal, Slice, StatePart};
 
+use super::blocks::read_blocks;
 use super::{Rest, Shipment, Wanted};
 use crate::input::InputError;
 use crate::machine_state::MachineState;
@@ -79,7 +80,7 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
         self.source.captured(at, parts)
     }
 
-    fn state_taken(&mut self, machine: MachineState) -> Result<(), InputError> {
+    fn state_taken(&mut self, mut machine: MachineState) -> Result<(), InputError> {
         let Some(shipment) = &self.shipment else { return Ok(()) };
         shipment.want(Wanted::Nothing);
         let at = machine.at;
@@ -89,9 +90,17 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
             tracker.end_transfer();
             pages
         };
+        let (mut blocks, mut disk_through) = (Vec::new(), 0);
+        if let Some(disk) = &shipment.disk {
+            machine.disk_answers = disk.drain();
+            disk_through = disk.last_id();
+            blocks = read_blocks(disk, &disk.take_changed())
+                .map_err(|source| InputError::Disk { source })?;
+            disk.note_changes(false);
+        }
         let destination = shipment.lock().destination.take();
         if let Some(destination) = destination {
-            destination.rest(Rest { pages, machine });
+            destination.rest(Rest { pages, blocks, machine, disk_through });
         }
         let now_ns = shipment.clock.host_now_ns();
         let mut meeting = shipment.lock();

@@ -8,6 +8,7 @@
 //! memory; a page that a look finds changed is sent again. When few are left the guest is stopped, for as long as the
 //! last look and the rest of the pages take.
 
+mod blocks;
 mod inputs;
 mod progress;
 mod sender;
@@ -18,10 +19,12 @@ use std::time::Duration;
 
 use ftvmm_replication::Ordinal as ExitOrdinal;
 
+pub use blocks::put_blocks;
 pub use inputs::ShippedInputs;
 pub use progress::{Gauge, Progress};
-pub use sender::{Shipped, page_parts, ship};
+pub use sender::{Shipped, rest_parts, ship};
 
+use crate::disk::Disk;
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
 use crate::machine_state::MachineState;
@@ -34,9 +37,16 @@ pub use crate::page_tracker::PageImage;
 pub struct Rest {
     /// Pages that have not been sent as they are.
     pub pages: Vec<PageImage>,
+    /// Blocks of the disk, likewise.
+    pub blocks: Vec<BlockImage>,
     /// The machine.
     pub machine: MachineState,
+    /// The guest's requests to its disk up to this one are carried out.
+    pub disk_through: u64,
 }
+
+/// A block of the disk and its content.
+pub type BlockImage = (u64, Vec<u8>);
 
 /// Where a state goes.
 pub trait Destination: Send + Sync {
@@ -73,15 +83,22 @@ pub struct Shipment {
     meeting: Mutex<Meeting>,
     changed: Condvar,
     pages: Arc<Mutex<PageTracker>>,
+    disk: Option<Arc<Disk>>,
     queue: Arc<LiveQueue>,
     clock: HostClock,
 }
 
 impl Shipment {
     /// Ships the guest whose memory `pages` tracks and whose vCPU waits at `queue`.
-    pub fn new(pages: Arc<Mutex<PageTracker>>, queue: Arc<LiveQueue>, clock: HostClock) -> Self {
+    pub fn new(
+        pages: Arc<Mutex<PageTracker>>,
+        disk: Option<Arc<Disk>>,
+        queue: Arc<LiveQueue>,
+        clock: HostClock,
+    ) -> Self {
         let wanted = AtomicU8::new(Wanted::Nothing as u8);
-        Self { wanted, meeting: Mutex::default(), changed: Condvar::new(), pages, queue, clock }
+        let (meeting, changed) = Default::default();
+        Self { wanted, meeting, changed, pages, disk, queue, clock }
     }
 
     fn wants(&self, what: Wanted) -> bool {

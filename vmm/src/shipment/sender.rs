@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::state::{PART_PAGES_MAX, pack};
+use ftvmm_replication::state::{BLOCK_BYTES, PART_BLOCKS_MAX, PART_PAGES_MAX, pack};
 use ftvmm_replication::{Ordinal, PAGE_BYTES, StatePart};
 
-use super::{Destination, Gauge, PageImage, Shipment, Wanted};
+use super::blocks::{all_blocks, block_parts, read_blocks};
+use super::{Destination, Gauge, PageImage, Rest, Shipment, Wanted};
 
 /// So few pages are left to the stop.
 const REST_PAGES: u64 = PART_PAGES_MAX as u64;
+/// Likewise blocks of the disk.
+const REST_BLOCKS: usize = PART_BLOCKS_MAX;
 /// After so many rounds the guest is stopped however much is left: it changes its memory as fast as it is sent.
 const ROUNDS_MAX: u32 = 12;
 /// How long a look waits for an exit of a guest that computes; the stop does not need one.
@@ -32,8 +35,13 @@ pub struct Shipped {
     pub stopped_ns: u64,
 }
 
+/// The rest of a state without the machine, as parts.
+pub fn rest_parts(rest: &Rest) -> impl Iterator<Item = StatePart> {
+    page_parts(&rest.pages).chain(block_parts(&rest.blocks))
+}
+
 /// Packs pages into parts.
-pub fn page_parts(pages: &[PageImage]) -> impl Iterator<Item = StatePart> {
+fn page_parts(pages: &[PageImage]) -> impl Iterator<Item = StatePart> {
     pages.chunks(PART_PAGES_MAX).map(|pages| {
         let items = pages.iter().map(|(page, content)| (*page, content.as_slice()));
         StatePart::Pages(pack(items))
@@ -54,6 +62,9 @@ pub fn ship(
         shipment.want(Wanted::Nothing);
         shipment.lock().destination = None;
         shipment.pages().end_transfer();
+        if let Some(disk) = &shipment.disk {
+            disk.note_changes(false);
+        }
     }
     shipped
 }
@@ -71,6 +82,13 @@ impl Sender<'_> {
             pages.begin_transfer();
             pages.unsent_pages() * PAGE_BYTES as u64
         };
+        let mut blocks = Vec::new();
+        let mut total_bytes = total_bytes;
+        if let Some(disk) = &self.shipment.disk {
+            disk.note_changes(true);
+            blocks = all_blocks(disk);
+            total_bytes += disk.size_bytes();
+        }
         self.gauge.begin("sending", total_bytes);
         if !self.destination.part(StatePart::Outline { total_bytes }) {
             return None;
@@ -78,21 +96,41 @@ impl Sender<'_> {
         let mut rounds = 0;
         loop {
             rounds += 1;
+            self.send_blocks(&blocks)?;
             self.send_unsent()?;
             if !self.look() {
                 break;
             }
             let unsent = self.shipment.pages().unsent_pages();
-            if unsent <= REST_PAGES || rounds == ROUNDS_MAX {
+            blocks = self.shipment.disk.as_ref().map_or_else(Vec::new, |disk| disk.take_changed());
+            let few = unsent <= REST_PAGES && blocks.len() <= REST_BLOCKS;
+            if few || rounds == ROUNDS_MAX {
+                self.send_blocks(&blocks)?;
                 break;
             }
-            self.gauge.next_round(rounds + 1, unsent * PAGE_BYTES as u64);
+            let bytes = unsent as usize * PAGE_BYTES + blocks.len() * BLOCK_BYTES;
+            self.gauge.next_round(rounds + 1, bytes as u64);
         }
         let bytes = self.gauge.read().0.bytes;
         let at = self.stop()?;
         let took_ns = self.shipment.clock.host_now_ns() - started_ns;
         let stopped_ns = self.shipment.lock().stopped_ns;
         Some(Shipped { at, rounds, bytes, took_ns, stopped_ns })
+    }
+
+    /// Sends blocks of the disk.
+    fn send_blocks(&self, blocks: &[u64]) -> Option<()> {
+        let Some(disk) = &self.shipment.disk else { return Some(()) };
+        for some in blocks.chunks(PART_BLOCKS_MAX) {
+            let read = read_blocks(disk, some)
+                .inspect_err(|error| tracing::error!(%error, "the disk cannot be copied"))
+                .ok()?;
+            if !block_parts(&read).all(|part| self.destination.part(part)) {
+                return None;
+            }
+            self.gauge.advance((some.len() * BLOCK_BYTES) as u64);
+        }
+        Some(())
     }
 
     /// Sends what has to be sent, until nothing is left.

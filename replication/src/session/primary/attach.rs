@@ -84,7 +84,7 @@ impl Primary {
     /// is, the guest goes on.
     pub(super) fn on_newcomer(&mut self, cx: &mut Context<'_>, message: &Message) {
         let Message::Hello { .. } = message else { return cx.hang_up() };
-        if let Some(refusal) = cx.check_hello(message) {
+        if let Some(refusal) = cx.check_hello(message, true) {
             cx.send(Message::Refuse { refusal });
             return cx.hang_up();
         }
@@ -106,14 +106,20 @@ impl Primary {
     }
 
     /// From here on the backup may take over, so nothing leaves that it does not know of.
-    pub(super) fn on_state_end(&mut self, cx: &mut Context<'_>, at: Ordinal, machine: Vec<u8>) {
+    pub(super) fn on_state_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        at: Ordinal,
+        machine: Vec<u8>,
+        disk_through: u64,
+    ) {
         let Phase::Attaching { .. } = self.phase else { return };
         let outputs_through = self.gate.close();
         let through = Ordinal(at.0.saturating_sub(1));
         self.window = LogWindow::starting_at(through);
         self.phase = Phase::Protected;
         self.progress_ns = cx.now_ns;
-        self.joining = true;
+        self.joining = Some(disk_through);
         self.flushes.forget_peer();
         cx.send(Message::StateEnd { term: self.term, outputs_through, at, machine });
         cx.act(Action::Protect { at });

@@ -39,7 +39,11 @@ fn attached(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
     let mut pair = attaching(tweak);
     pair.primary.output(1);
     pair.primary.output(2);
-    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(25), machine: vec![9] });
+    pair.primary.step(SessionEvent::StateEnd {
+        at: Ordinal(25),
+        machine: vec![9],
+        disk_through: 0,
+    });
     pair.pump();
     pair.primary.encoder = GroupEncoder::new();
     for host in [&mut pair.primary, &mut pair.backup] {
@@ -59,7 +63,11 @@ fn a_guest_that_runs_alone_gets_a_backup() {
     pair.backup.step(SessionEvent::StateTaken { taken_bytes: 3 });
     pair.pump();
     assert!(pair.primary.done.contains(&Action::StateTaken { taken_bytes: 3 }));
-    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(25), machine: vec![9] });
+    pair.primary.step(SessionEvent::StateEnd {
+        at: Ordinal(25),
+        machine: vec![9],
+        disk_through: 0,
+    });
     pair.primary.output(3);
     assert_eq!(pair.primary.transmitted(), [1], "from the end of the state on outputs are held");
     pair.pump();
@@ -92,7 +100,7 @@ fn a_backup_that_took_over_gets_the_next_backup() {
     let mut next = Pair { primary: pair.backup, backup: Host::new(newcomer) };
     next.connect();
     next.pump();
-    next.primary.step(SessionEvent::StateEnd { at: Ordinal(41), machine: vec![] });
+    next.primary.step(SessionEvent::StateEnd { at: Ordinal(41), machine: vec![], disk_through: 0 });
     next.pump();
     assert_eq!(next.backup.session.state_name(), "Following");
     next.primary.output(5);
@@ -145,7 +153,7 @@ fn row_z_a_backup_lost_while_attaching_costs_nothing() {
     assert_eq!((pair.primary.session.state_name(), &*pair.primary.take_rows()), ("Alone", "Z"));
     pair.primary.output(1);
     assert_eq!(pair.primary.transmitted(), [1]);
-    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(25), machine: vec![] });
+    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(25), machine: vec![], disk_through: 0 });
     assert_eq!(pair.primary.session.state_name(), "Alone", "a state nobody waits for");
 }
 
@@ -309,7 +317,7 @@ fn row_ab_the_believed_primary_sends_its_state_and_then_the_frame() {
     assert!(pair.primary.incident().is_some() && pair.backup.incident().is_some());
     pair.primary.output(4);
     assert_eq!(pair.primary.transmitted(), [0u8; 0], "nothing leaves before the state is there");
-    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(45), machine: vec![] });
+    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(45), machine: vec![], disk_through: 0 });
     assert_eq!(pair.primary.transmitted(), [0u8; 0]);
     pair.pump();
     assert_eq!(pair.primary.transmitted(), [3, 4]);
@@ -349,7 +357,7 @@ fn row_al_and_row_am_the_believed_backup_speaks_and_sends_its_state() {
     pair.pump();
     assert_eq!(pair.primary.transmitted(), [0u8; 0]);
     assert_eq!(pair.primary.session.state_name(), "Joining");
-    pair.backup.step(SessionEvent::StateEnd { at: Ordinal(31), machine: vec![] });
+    pair.backup.step(SessionEvent::StateEnd { at: Ordinal(31), machine: vec![], disk_through: 0 });
     pair.pump();
     let mut swapped = Pair { primary: pair.backup, backup: pair.primary };
     swapped.primary.take_done();
