@@ -4,6 +4,7 @@ mod attach;
 mod disk;
 mod diverge;
 mod flow;
+mod handshake;
 
 use super::backup::Backup;
 use super::decision::{Decision, Situation, Trouble};
@@ -263,38 +264,6 @@ impl Primary {
                 self.lose_peer(cx, &format!("{name} is out of place in {}", self.state_name()));
             }
         }
-    }
-
-    fn on_hello(&mut self, cx: &mut Context<'_>, hello: &Message) {
-        if let Some(refusal) = cx.check_hello(hello, false) {
-            return cx.refuse(refusal);
-        }
-        match &mut self.phase {
-            Phase::AwaitingBackup { held: Some(term) } => {
-                let term = *term;
-                self.offer(cx, term);
-            }
-            Phase::ClaimingFirstTerm { greeted, .. } => *greeted = true,
-            _ => {
-                let term = self.term.next();
-                self.phase = Phase::ClaimingFirstTerm { term, greeted: true };
-                cx.act(Action::ClaimTerm(term));
-            }
-        }
-    }
-
-    fn offer(&mut self, cx: &mut Context<'_>, term: Term) {
-        assert!(term >= self.term, "an old term is offered");
-        self.term = term;
-        let SessionConfig { rtc_epoch_s, release, on_divergence, handshake_ns, .. } = *cx.config;
-        self.phase = Phase::AwaitingReady { deadline_ns: cx.now_ns + handshake_ns };
-        cx.send(Message::Welcome { term, rtc_epoch_s, release, on_divergence });
-    }
-
-    fn on_ready(&mut self, cx: &mut Context<'_>) {
-        self.phase = Phase::Protected;
-        let SessionConfig { rtc_epoch_s, release, .. } = *cx.config;
-        cx.act(Action::Begin { term: self.term, rtc_epoch_s, release });
     }
 
     fn on_group(&mut self, cx: &mut Context<'_>, bytes: Vec<u8>) {
