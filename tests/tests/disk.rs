@@ -235,12 +235,15 @@ fn files_on_a_disk(site: &Site) -> Result<(), Failed> {
 fn a_replay_needs_no_disk(site: &Site) -> Result<(), Failed> {
     site.make_disk("disk-0.img")?;
     let (script, log) =
-        (format!("{LEDGER} --count 15; poweroff -f"), site.lab.inside("ledger.log"));
+        (format!("compute 60 & {LEDGER} --count 15; poweroff -f"), site.lab.inside("ledger.log"));
     let disk = format!("path={}", site.lab.inside("disk-0.img"));
     let script = cmdline(&script);
     let command =
         site.lab.boot(&["--cmdline", &script, "--disk", &disk, "--record", &log, "--mem", "128"]);
     let recorded = site.lab.run("ledger", command)?.finish()?;
+    let slices = recorded.report.as_ref().map_or(0, |report| report.slices);
+    println!("  {slices} slices");
+    require(slices > 0, || "the guest did not compute".into())?;
     let console = String::from_utf8_lossy(&recorded.console).into_owned();
     require(console.contains("LEDGER done"), || console.clone())?;
     equal("transactions", site.ledger_on("disk-0.img")?, 15)?;

@@ -47,7 +47,13 @@ pub fn open_disk(
 ) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
     let Some(DiskArg(path)) = &args.disk else { return Ok(None) };
     let file = DiskFile::open(path)?;
-    let sha256 = is_logged(args).then(|| file.sha256()).transpose()?;
+    let sha256 = match is_logged(args) {
+        true => {
+            tracing::info!(path = %path.display(), "taking the digest of the disk");
+            Some(file.sha256()?)
+        }
+        false => None,
+    };
     let facts = DiskFacts { size_bytes: file.size_bytes(), sha256 };
     Ok(Some((Disk::start(file, telling).map_err(host("thread for the disk"))?, facts)))
 }

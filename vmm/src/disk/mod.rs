@@ -169,7 +169,8 @@ impl Disk {
         }
     }
 
-    /// Waits until every request is carried out; returns a copy of the answers the guest has not had.
+    /// Waits until every request is carried out and the listener has heard of it, so not under a lock the listener
+    /// takes; returns a copy of the answers the guest has not had.
     pub fn drain(&self) -> Vec<Answer> {
         let mut state = locked(&self.state);
         while state.executing || !state.queue.is_empty() {
@@ -254,15 +255,14 @@ impl Disk {
             state.executing = true;
             drop(state);
             let answer = self.carry_out(&request);
-            let mut state = locked(&self.state);
-            state.executing = false;
             let told = self.telling == Telling::AtOnce;
-            state.answers.insert(answer.id, Held { answer: answer.clone(), told });
-            drop(state);
-            self.done.notify_all();
+            let held = Held { answer: answer.clone(), told };
+            locked(&self.state).answers.insert(answer.id, held);
             if let Some(listener) = self.listener.get() {
                 listener(&answer);
             }
+            locked(&self.state).executing = false;
+            self.done.notify_all();
         }
     }
 

@@ -311,7 +311,10 @@ impl InputSource for LiveInputs {
 mod tests {
     use ftvmm_replication::{Event, GroupEncoder, Record};
 
+    use ftvmm_devices::{DiskOp, DiskRequest};
+
     use super::*;
+    use crate::disk::{Disk, DiskFile, Telling};
     use crate::host::resting_timer;
 
     /// Bytes of log for a sample `exits` exits and `gap_ns` of host time after another.
@@ -353,6 +356,40 @@ mod tests {
         let wanting =
             Situation { at: Some(Ordinal(2)), entropy_wanted_bytes: 8, ..Situation::default() };
         assert!(matches!(live.next(&wanting), Ok(Step::Apply(Input::Entropy { .. }))));
+    }
+
+    /// A follower's disk answers too; those answers reach the guest when it goes live, at an exit or at a slice.
+    #[test]
+    fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(512).unwrap();
+        let file = DiskFile::open(image.path()).unwrap();
+        let disk = Disk::start(file, Telling::AtOnce).unwrap();
+        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+        queue.set_closed(true);
+        queue.take_from_disk(disk.clone());
+        let answered = queue.clone();
+        disk.on_answer(move |_| answered.disk_answered());
+        for id in 1..=3 {
+            disk.submit(DiskRequest { id, op: DiskOp::Flush });
+        }
+        disk.drain();
+        assert_eq!(disk.take(2).map(|answer| answer.id), Some(2), "logged by the old primary");
+        queue.set_closed(false);
+        queue.overdue();
+        let clock = GuestClock::anchored(HostClock::host_start(), 0, 1_000_000_000);
+        let alarm = Alarm::new(resting_timer().unwrap());
+        let mut live = LiveInputs::new(queue, clock, 0, alarm, InputDelays::default());
+        let computing = Situation { takes_interrupt: true, ..Situation::default() };
+        assert!(matches!(live.next(&computing), Ok(Step::Capture)));
+        let slice = Situation { at: Some(Ordinal(9)), ..Situation::default() };
+        for expected in [1, 3] {
+            match live.next(&slice) {
+                Ok(Step::Apply(Input::DiskDone { id, .. })) => assert_eq!(id, expected),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(matches!(live.next(&slice), Ok(Step::Proceed)));
     }
 
     #[test]

@@ -63,12 +63,17 @@ fn a_guest_that_runs_alone_gets_a_backup() {
     pair.backup.step(SessionEvent::StateTaken { taken_bytes: 3 });
     pair.pump();
     assert!(pair.primary.done.contains(&Action::StateTaken { taken_bytes: 3 }));
+    pair.primary.step(SessionEvent::DiskFlushed { id: 4 });
+    let told = |through| Action::TellFlushes { through };
+    assert!(pair.primary.done.contains(&told(4)), "nobody else has a disk");
     pair.primary.step(SessionEvent::StateEnd {
         at: Ordinal(25),
         machine: vec![9],
-        disk_through: 0,
+        disk_through: 4,
     });
     pair.primary.output(3);
+    pair.primary.step(SessionEvent::DiskFlushed { id: 5 });
+    assert!(!pair.primary.done.contains(&told(5)));
     assert_eq!(pair.primary.transmitted(), [1], "from the end of the state on outputs are held");
     pair.pump();
     assert!(pair.primary.done.contains(&Action::Protect { at: Ordinal(25) }));
@@ -220,6 +225,7 @@ fn row_ak_roles_change_hands_without_a_state() {
     let mut pair = attached(|_| {});
     pair.primary.output(3);
     pair.primary.log(30);
+    pair.primary.step(SessionEvent::DiskFlushed { id: 6 });
     pair.primary.step(SessionEvent::Yield { through: Ordinal(30) });
     pair.pump();
     assert_eq!(pair.backup.session.state_name(), "Following", "a frame is still held");
@@ -240,6 +246,14 @@ fn row_ak_roles_change_hands_without_a_state() {
     swapped.backup.step(SessionEvent::Strays(vec![vec![7], vec![8]]));
     swapped.pump();
     assert!(swapped.primary.done.contains(&Action::Receive(vec![vec![7], vec![8]])));
+    swapped.primary.step(SessionEvent::DiskFlushed { id: 6 });
+    swapped.primary.step(SessionEvent::DiskFlushed { id: 8 });
+    let told = |through| Action::TellFlushes { through };
+    assert!(swapped.primary.done.contains(&told(6)), "the old primary had it");
+    assert!(!swapped.primary.done.contains(&told(8)));
+    swapped.backup.step(SessionEvent::DiskFlushed { id: 8 });
+    swapped.pump();
+    assert!(swapped.primary.done.contains(&told(8)));
     swapped.output(4);
     assert_eq!(swapped.primary.transmitted(), [4]);
     swapped.backup.disconnect();
