@@ -77,6 +77,10 @@ impl Peer {
 
     fn disk_answered(self: &Arc<Self>, answer: &Answer) {
         let mut state = self.lock();
+        // Of a guest that another's state replaces: its numbers will be given again.
+        if state.joining {
+            return;
+        }
         let id = answer.id;
         match answer.failure() {
             None if answer.is_flush => {
