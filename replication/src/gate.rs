@@ -90,8 +90,10 @@ impl OutputGate {
         }
     }
 
+    /// Outputs the backup need not keep: they have left, or are in the past of the state it was
+    /// given, so that it never produced them.
     pub(crate) fn released_through(&self) -> OutputOrdinal {
-        OutputOrdinal(self.released_through)
+        OutputOrdinal(self.released_through.max(self.joined_through))
     }
 
     /// Number of outputs both sides produced alike.

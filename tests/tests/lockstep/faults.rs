@@ -97,6 +97,30 @@ fn memory_check_finds(site: &Site, fault: &str) -> Result<(), Failed> {
     require(said.contains("1 pages of memory differ"), format!("no page is named in\n{said}"))
 }
 
+/// The state of the side that is believed replaces the other's; the client waits and gets every byte, and the two end
+/// alike.
+fn resyncs(site: &Site, fault: &str, believe: &str, checks: [&str; 2]) -> Result<(), Failed> {
+    let policy = ["--on-divergence", "resync", "--believe", believe];
+    let mut options = options(&[&policy, &NO_SLICES[..], &checks].concat());
+    options.backup_arguments = vec!["--inject-fault".into(), fault.into()];
+    println!("  --inject-fault {fault} {}", policy.join(" "));
+    let pair = site.pair(&options)?;
+    site.answers(&pair.primary)?;
+    site.download_all(DOWNLOAD_BYTES)?;
+    let speaks = if believe == "primary" { &pair.primary } else { &pair.backup };
+    let given = "the guest's state is with the backup";
+    require(said(speaks).contains(given), format!("no {given:?} in\n{}", said(speaks)))?;
+    speaks.signal(SIGTERM);
+    ends_with("primary", &pair.primary, GOOD)?;
+    ends_with("backup", &pair.backup, GOOD)?;
+    let [primary, backup] = [site.report(&pair.primary_report)?, site.report(&pair.backup_report)?];
+    equal("divergences", (primary.divergences, backup.divergences), (1, 1))?;
+    require(primary.state_digest.is_some(), "the primary's report has no digest")?;
+    equal("backup's state digest", backup.state_digest, primary.state_digest)?;
+    equal("take-overs", backup.takeovers, u64::from(believe == "backup"))?;
+    incidents(site, &pair, Caught)
+}
+
 /// No side goes on.
 fn halts(site: &Site, fault: &str, wanted: Wanted) -> Result<(), Failed> {
     let pair = flipped(site, fault, "halt")?;
@@ -131,6 +155,16 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
             Box::new(move |site| halts(site, &in_answer(site)?, OtherFrame)),
         ),
     ];
+    cases.push((
+        "flip_in_answer_resync".into(),
+        Box::new(move |site| resyncs(site, &in_answer(site)?, "primary", NO_MEMORY_CHECKS)),
+    ));
+    for believe in ["primary", "backup"] {
+        let checks = ["--check-memory-every", "1000"];
+        let name = format!("flip_in_unused_memory_resync_{believe}");
+        let fault = "mem:0x7ffffff:3@1500";
+        cases.push((name, Box::new(move |site| resyncs(site, fault, believe, checks))));
+    }
     for (register, fault) in
         [("rip", "reg:rip:4@500"), ("rsp", "reg:rsp:40@1000"), ("rbp", "reg:rbp:62@1500")]
     {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use ftvmm_replication::{SessionEvent, StatePart};
+use ftvmm_replication::{DisconnectReason, SessionEvent, StatePart};
 
 use super::Peer;
 use crate::shipment::{Destination, Rest, Shipment, Shipped, rest_parts, ship};
@@ -74,12 +74,23 @@ impl Peer {
             let destination = Arc::new(ToBackup { peer: Arc::clone(&peer), number });
             match ship(&shipment, destination, &peer.gauge) {
                 Some(shipped) => peer.has_shipped(&shipped),
-                None => tracing::warn!("the backup left before it had the guest's state"),
+                None => peer.has_not_shipped(number),
             }
         };
         let started = std::thread::Builder::new().name("shipment".into()).spawn(run);
         if let Err(error) = started {
             tracing::error!(%error, "no thread to send the guest's state");
+        }
+    }
+
+    fn has_not_shipped(self: &Arc<Self>, number: u64) {
+        tracing::warn!("the backup does not have the guest's state");
+        let state = self.lock();
+        let is_expected = state.session.is_attaching() && state.shipping.number == number;
+        drop(state);
+        if is_expected {
+            let description = "the guest's state could not be sent".into();
+            self.disconnect(DisconnectReason::Transport { description });
         }
     }
 

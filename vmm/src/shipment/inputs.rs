@@ -68,7 +68,7 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
         if std::mem::take(&mut self.looks)
             && let Some(shipment) = &self.shipment
         {
-            shipment.want(Wanted::Nothing);
+            shipment.done(Wanted::Look);
             shipment.lock().looked = true;
             shipment.changed.notify_all();
         }
@@ -82,7 +82,7 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
 
     fn state_taken(&mut self, mut machine: MachineState) -> Result<(), InputError> {
         let Some(shipment) = &self.shipment else { return Ok(()) };
-        shipment.want(Wanted::Nothing);
+        shipment.done(Wanted::Rest);
         let at = machine.at;
         let pages = {
             let mut tracker = shipment.pages();

@@ -112,6 +112,13 @@ impl Shipment {
         }
     }
 
+    /// What was wanted is done. Something else may be wanted by now.
+    fn done(&self, what: Wanted) {
+        let nothing = Wanted::Nothing as u8;
+        let _ =
+            self.wanted.compare_exchange(what as u8, nothing, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// Whether the guest is to be stopped now.
     pub fn wants_rest(&self) -> bool {
         self.wants(Wanted::Rest)

@@ -155,7 +155,7 @@ impl Sender<'_> {
         self.shipment.want(Wanted::Look);
         let looked = self.shipment.wait_for(LOOK_WAIT, |meeting| meeting.looked);
         if !looked {
-            self.shipment.want(Wanted::Nothing);
+            self.shipment.done(Wanted::Look);
         }
         looked
     }

@@ -333,7 +333,9 @@ fn row_ab_the_believed_primary_sends_its_state_and_then_the_frame() {
     assert_eq!(pair.primary.transmitted(), [0u8; 0], "nothing leaves before the state is there");
     pair.primary.step(SessionEvent::StateEnd { at: Ordinal(45), machine: vec![], disk_through: 0 });
     assert_eq!(pair.primary.transmitted(), [0u8; 0]);
+    pair.primary.wait(60 * MS);
     pair.pump();
+    assert_eq!(pair.backup.session.state_name(), "Following", "a heartbeat takes nothing back");
     assert_eq!(pair.primary.transmitted(), [3, 4]);
     pair.primary.take_done();
     pair.primary.encoder = GroupEncoder::new();
