@@ -123,11 +123,12 @@ fn describe(status: &Status) -> String {
         line(
             "attached",
             format!(
-                "in {:.1} s: {} bytes, {} rounds, the guest stood still for {:.1} ms",
+                "in {:.1} s: {} bytes, {} rounds; the guest stood still for {:.1} ms, {:.2} of a copy of its memory",
                 last.duration_ms as f64 / 1e3,
                 last.bytes,
                 last.rounds,
-                last.stopped_us as f64 / 1e3
+                last.stopped_us as f64 / 1e3,
+                last.stopped_us as f64 / last.memory_copy_us as f64
             ),
         );
     }

@@ -161,6 +161,8 @@ pub struct AttachSummary {
     pub duration_ms: u64,
     /// How long the guest stood still, in microseconds.
     pub stopped_us: u64,
+    /// What one copy of all its memory takes on this host, in microseconds, from a sample.
+    pub memory_copy_us: u64,
     /// Bytes sent or received.
     pub bytes: u64,
     /// Rounds over the memory.

@@ -51,6 +51,16 @@ impl PageTracker {
         pages
     }
 
+    /// Copies some of memory's copy; how many bytes, and how many there are.
+    pub fn sample(&self, into: &mut [u8]) -> (u64, u64) {
+        let all = self.regions.iter().map(|region| region.bytes as u64).sum();
+        let copied = self.regions.first().map_or(0, |region| region.bytes.min(into.len()));
+        if let Some(region) = self.regions.first() {
+            into[..copied].copy_from_slice(&region.copy[..copied]);
+        }
+        (copied as u64, all)
+    }
+
     /// Brings the copy up to date at a point from which another execution starts; the digest of memory.
     ///
     /// # Errors

@@ -37,6 +37,7 @@ impl Operator for PeerOperator {
             last_attach: state.counters.last_attach.map(|shipped| AttachSummary {
                 duration_ms: shipped.took_ns / 1_000_000,
                 stopped_us: shipped.stopped_ns / 1000,
+                memory_copy_us: shipped.memory_copy_ns / 1000,
                 bytes: shipped.bytes,
                 rounds: shipped.rounds,
             }),

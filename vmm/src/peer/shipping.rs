@@ -95,13 +95,14 @@ impl Peer {
     }
 
     fn has_shipped(&self, shipped: &Shipped) {
-        let Shipped { at, rounds, bytes, took_ns, stopped_ns } = *shipped;
+        let Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns } = *shipped;
         tracing::info!(
             %at,
             rounds,
             bytes,
             seconds = took_ns as f64 / 1e9,
             stopped_ms = stopped_ns as f64 / 1e6,
+            of_a_memory_copy = stopped_ns as f64 / memory_copy_ns.max(1) as f64,
             "the guest's state is with the backup"
         );
         let counters = &mut self.lock().counters;

@@ -11,6 +11,8 @@ use super::{Destination, Gauge, PageImage, Rest, Shipment, Wanted};
 
 /// So few pages are left to the stop.
 const REST_PAGES: u64 = PART_PAGES_MAX as u64;
+/// Memory that is copied once to see how fast this host does it.
+const SAMPLE_BYTES: usize = 8 << 20;
 /// Likewise blocks of the disk.
 const REST_BLOCKS: usize = PART_BLOCKS_MAX;
 /// After so many rounds the guest is stopped however much is left: it changes its memory as fast as it is sent.
@@ -33,6 +35,8 @@ pub struct Shipped {
     pub took_ns: u64,
     /// How long the guest stood still at the end, in nanoseconds.
     pub stopped_ns: u64,
+    /// What one copy of all its memory takes on this host, in nanoseconds, from a sample.
+    pub memory_copy_ns: u64,
 }
 
 /// The rest of a state without the machine, as parts.
@@ -115,7 +119,17 @@ impl Sender<'_> {
         let at = self.stop()?;
         let took_ns = self.shipment.clock.host_now_ns() - started_ns;
         let stopped_ns = self.shipment.lock().stopped_ns;
-        Some(Shipped { at, rounds, bytes, took_ns, stopped_ns })
+        let memory_copy_ns = self.time_a_copy();
+        Some(Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
+    }
+
+    /// How long a copy of all memory would take, from a sample.
+    fn time_a_copy(&self) -> u64 {
+        let mut sample = vec![1; SAMPLE_BYTES];
+        let began_ns = self.shipment.clock.host_now_ns();
+        let (copied, all) = self.shipment.pages().sample(&mut sample);
+        let took_ns = self.shipment.clock.host_now_ns() - began_ns;
+        (u128::from(took_ns) * u128::from(all) / u128::from(copied.max(1))) as u64
     }
 
     /// Sends blocks of the disk.
