@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fastrand::Rng;
 use ftvmm_guest_images::Guest;
+use ftvmm_tests::group::Group;
 use ftvmm_tests::guest_run::{GuestLab, cmdline};
 use ftvmm_tests::lab::{Ended, LabProcess};
 use ftvmm_tests::packages::{self, Package};
@@ -383,6 +384,54 @@ fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The guest is never started anew: whoever speaks for it is killed, and a host with a blank disk joins the survivor.
+fn blank_disks_join(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
+    site.make_disks()?;
+    let options = RunOptions {
+        cmdline: format!("ftguest.run=\"{LEDGER}\""),
+        arguments: PATIENT.map(str::to_owned).to_vec(),
+        ..RunOptions::default()
+    };
+    let group = Group::new(&site.lab.lab, &site.files, options)?;
+    let name = |host: usize| format!("disk-{host}.img");
+    let path = |host: usize| format!("path={}", site.lab.inside(name(host)));
+    let mut speaker = group.start_primary(0, &["--disk", &path(0)])?;
+    let mut follower = group.join(1, 0, &["--disk", &path(1)])?;
+    speaker.wait_protected()?;
+    for kill in 0..kills {
+        let mut rng = Rng::with_seed(seed.wrapping_add(kill));
+        let at = committed(&speaker.process) + rng.u64(2..10);
+        wait_for(&speaker.process, &format!("LEDGER committed {at}\r\n"))?;
+        let dead = speaker.host;
+        site.lab.lab.host(dead).kill();
+        let _ = speaker.process.wait();
+        let promised = committed(&speaker.process);
+        wait_for(&follower.process, &format!("LEDGER committed {}\r\n", promised + 3))?;
+        let on_dead = site.ledger_on(&name(dead))?;
+        println!("  kill {kill} of host {dead}: {promised} committed there, {on_dead} on its disk");
+        require(on_dead >= promised, || format!("FTVMM_SEED={seed}: a transaction is lost"))?;
+        site.mend()?;
+        fs::File::create(site.lab.outside(name(dead)))?.set_len(DISK_BYTES)?;
+        let next = group.join(dead, follower.host, &["--disk", &path(dead)])?;
+        let status = follower.wait_followed_by(&next, |_| ())?;
+        let stopped_us = status.last_attach.unwrap_or_default().stopped_us;
+        println!("  joined again, the guest stood still for {:.0} ms", stopped_us as f64 / 1e3);
+        (speaker, follower) = (follower, next);
+    }
+    let last = committed(&speaker.process) + 3;
+    wait_for(&follower.process, &format!("LEDGER committed {last}\r\n"))?;
+    speaker.process.signal(SIGTERM);
+    ends_with("speaker", &speaker.process, GOOD)?;
+    ends_with("follower", &follower.process, GOOD)?;
+    let digest = |report: &str| site.reported(report, "/state_digest");
+    equal("digest", digest(&follower.report)?, digest(&speaker.report)?)?;
+    for host in 0..2 {
+        let found = site.ledger_on(&name(host))?;
+        require(found >= last, || format!("host {host}: {found} of {last}"))?;
+    }
+    Ok(())
+}
+
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -407,6 +456,10 @@ fn main() -> ExitCode {
         ("a_primary_with_a_bad_disk_leaves", Box::new(a_primary_with_a_bad_disk_leaves)),
         ("a_backup_with_a_bad_disk_leaves", Box::new(a_backup_with_a_bad_disk_leaves)),
         ("kills", Box::new(move |site| kills(site, seed, count.unwrap_or(KILLS)))),
+        (
+            "blank_disks_join",
+            Box::new(move |site| blank_disks_join(site, seed, count.unwrap_or(KILLS))),
+        ),
     ];
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
