@@ -244,7 +244,8 @@ impl Member<'_> {
         let gave_up = || backup.process.ended().is_some();
         let status = self.wait_until("attaching a backup", |status| {
             watch(status);
-            status.protected || gave_up()
+            // The numbers come a moment later than the protection.
+            (status.protected && status.last_attach.is_some()) || gave_up()
         })?;
         if !gave_up() {
             return Ok(status);

@@ -45,6 +45,10 @@ impl Operator for PeerOperator {
     }
 
     fn attach(&self, listen: SocketAddr) -> Result<(), Refused> {
+        // It goes on listening where it was told at its start.
+        if self.0.lock().listens_at == Some(listen) {
+            return Ok(());
+        }
         let listener = Channel::listen(listen)
             .map_err(|error| Refused::BadArgument { why: error.to_string() })?;
         self.0.listen(listener);

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ use nix::libc::SIGTERM;
 
 use super::{booted, download_bar, print_download};
 
-/// Size of the download for each round, and how fast the client takes it: half a minute, in which a fresh emulated host
-/// boots and is attached.
-pub const SIZE_MIB: u64 = 64;
+/// Size of the download for each round, and how fast the client takes it until the last host has died: twenty seconds, in
+/// which a fresh emulated host boots and is attached.
+pub const SIZE_MIB: u64 = 40;
 const RATE_BYTES_PER_S: f64 = (2 << 20) as f64;
 /// A client that takes its time must not have a stall's worth of bytes in its socket: it would see none of it.
 const SMALL_BUFFERS: &str = "echo 4096 65536 131072 > /proc/sys/net/ipv4/tcp_rmem";
@@ -43,6 +43,8 @@ struct Progress {
     bytes: u64,
     last: Instant,
     longest_stall: Duration,
+    /// Nobody dies any more.
+    hurries: bool,
 }
 
 /// The client, which reads all the while on a thread of its own.
@@ -77,6 +79,7 @@ pub fn run(
         (round, primary, backup) = play(lab, &group, &client, &bar, [primary, backup])?;
         bar.suspend(|| round.print(number));
     }
+    client.progress().hurries = true;
     let downloaded = client.thread.join().map_err(|_| "the client's thread panicked")??;
     bar.finish_and_clear();
     let divergences = primary.wait_protected()?.divergences;
@@ -134,7 +137,7 @@ fn play<'a>(
 impl Client {
     fn start(download: Download, bar: ProgressBar) -> Self {
         let last = clock::now();
-        let progress = Progress { bytes: 0, last, longest_stall: Duration::ZERO };
+        let progress = Progress { bytes: 0, last, longest_stall: Duration::ZERO, hurries: false };
         let progress = Arc::new(Mutex::new(progress));
         let told = Arc::clone(&progress);
         let thread = thread::spawn(move || {
@@ -147,16 +150,23 @@ impl Client {
                 }
                 let took = (bytes - told.bytes) as f64 / RATE_BYTES_PER_S;
                 (told.bytes, told.last) = (bytes, now);
+                let hurries = told.hurries;
                 drop(told);
                 bar.set_position(bytes);
-                thread::sleep(Duration::from_secs_f64(took));
+                if !hurries {
+                    thread::sleep(Duration::from_secs_f64(took));
+                }
             })
         });
         Self { progress, thread }
     }
 
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn bytes(&self) -> u64 {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).bytes
+        self.progress().bytes
     }
 
     /// Waits until the client has got some more; what it has then.
@@ -177,8 +187,7 @@ impl Client {
 
     /// The longest stall since the last question.
     fn take_stall(&self) -> Duration {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut progress.longest_stall)
+        std::mem::take(&mut self.progress().longest_stall)
     }
 }
 

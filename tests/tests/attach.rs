@@ -1,0 +1,102 @@
+//! Redundancy that comes and goes: a backup attached to a guest that runs, lost, attached again; roles changed on purpose;
+//! and the control socket by which an operator does it.
+//!
+//! Every case runs in one lab of two hosts. `FTVMM_SEED` decides who dies when; `FTVMM_ATTACH_CYCLES` sets how often a
+//! backup is attached and the primary lost in one run.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use fastrand::Rng;
+use ftvmm_tests::clock;
+use ftvmm_tests::group::{Group, Member};
+use ftvmm_tests::lab::Ended;
+use ftvmm_tests::pair::{GUEST_ADDRESS, RunOptions};
+use ftvmm_tests::site::{
+    Case, Site, complete, ends_with, equal, options, require, run_cases, running, said, setting,
+};
+use libtest_mimic::Failed;
+use nix::libc::SIGTERM;
+
+#[path = "attach/commands.rs"]
+mod commands;
+#[path = "attach/cycles.rs"]
+mod cycles;
+#[path = "attach/live.rs"]
+mod live;
+#[path = "attach/switch.rs"]
+mod switch;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+/// Exit statuses (design.md section 8).
+const GOOD: Ended = Ended::Status(0);
+const FAILED: Ended = Ended::Status(1);
+const BAD_USAGE: Ended = Ended::Status(2);
+
+fn group(site: &Site, options: RunOptions) -> Result<Group<'_>, Failed> {
+    Ok(Group::new(&site.lab, &site.files, options)?)
+}
+
+/// A guest alone on the first host, its servers up.
+fn alone<'a>(site: &Site, group: &Group<'a>) -> Result<Member<'a>, Failed> {
+    let member = group.start_alone(0, &[])?;
+    site.answers(&member.process)?;
+    require(!member.wait_alone()?.protected, "nobody can follow yet")?;
+    Ok(member)
+}
+
+/// A backup on `host` that follows `of`.
+fn attached<'a>(group: &Group<'a>, host: usize, of: &Member<'_>) -> Result<Member<'a>, Failed> {
+    let backup = group.join(host, of.host, &[])?;
+    let protected = of.wait_followed_by(&backup, |_| ());
+    let protected = protected.map_err(|e| format!("{e}\nprimary:\n{}", said(&of.process)))?;
+    equal("the primary's role", protected.role.as_str(), "primary")?;
+    equal("the backup's role", backup.wait_protected()?.role.as_str(), "backup")?;
+    let last = protected.last_attach.ok_or("the status tells nothing of the attach")?;
+    println!(
+        "  attached in {} ms, the guest stood still for {:.1} ms; {} bytes in {} rounds",
+        last.duration_ms,
+        last.stopped_us as f64 / 1e3,
+        last.bytes,
+        last.rounds
+    );
+    require(last.bytes > 0 && last.rounds > 0, format!("nothing was sent: {last:?}"))?;
+    Ok(backup)
+}
+
+/// Nobody in the group has found a difference.
+fn no_divergence(site: &Site, group: &Group<'_>) -> Result<(), Failed> {
+    let folder = site.lab.share().join(group.incidents());
+    let incidents: Vec<_> = fs::read_dir(folder)?.map(|e| e.map(|e| e.file_name())).collect();
+    equal("incidents", incidents.len(), 0)
+}
+
+/// Ends a guest on both hosts: both must have come to the same state.
+fn end_alike(
+    site: &Site,
+    group: &Group<'_>,
+    primary: &Member<'_>,
+    backup: &Member<'_>,
+) -> Result<(), Failed> {
+    primary.process.signal(SIGTERM);
+    ends_with("primary", &primary.process, GOOD)?;
+    ends_with("backup", &backup.process, GOOD)?;
+    let [primary, backup] = [site.report(&primary.report)?, site.report(&backup.report)?];
+    require(primary.state_digest.is_some(), "the primary's report has no digest")?;
+    equal("backup's state digest", backup.state_digest, primary.state_digest)?;
+    equal("backup's exits", backup.exits, primary.exits)?;
+    equal("divergences", (primary.divergences, backup.divergences), (0, 0))?;
+    no_divergence(site, group)?;
+    println!("  alike after {} exits", primary.exits);
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let seed = setting("FTVMM_SEED").unwrap_or_else(|| clock::since_epoch().as_millis() as u64);
+    println!("attach: FTVMM_SEED={seed}");
+    let cases = [commands::cases(), live::cases(seed), cycles::cases(seed), switch::cases()];
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
+    run_cases(&folder, cases.into_iter().flatten().collect())
+}
