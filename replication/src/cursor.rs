@@ -110,7 +110,9 @@ impl ReplayCursor {
             }
         }
         self.horizon = Some(group.horizon);
-        self.records.extend(group.records);
+        // It is nothing to do for who follows.
+        let is_to_do = |record: &Record| !matches!(record.event, Event::Snapshot(_));
+        self.records.extend(group.records.into_iter().filter(is_to_do));
         Ok(())
     }
 
@@ -190,7 +192,7 @@ impl ReplayCursor {
             Some(Event::DiskAnswer(answer)) => CursorStep::ApplyDisk(answer),
             Some(Event::Check(check)) => CursorStep::Check(check),
             Some(Event::End(end)) => CursorStep::End(end),
-            Some(Event::Slice(_)) | None => CursorStep::Wait,
+            Some(Event::Slice(_) | Event::Snapshot(_)) | None => CursorStep::Wait,
         }
     }
 }
@@ -198,7 +200,7 @@ impl ReplayCursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::EndReason;
+    use crate::record::{EndReason, SnapshotMark};
 
     fn time(at: u64, now_ns: u64) -> Record {
         Record { at: Ordinal(at), event: Event::Input(Input::Time { now_ns }) }
@@ -241,6 +243,20 @@ mod tests {
         cursor.push_group(group(5, records)).unwrap();
         assert_eq!(cursor.next(Ordinal(4)), CursorStep::Check(check));
         assert_eq!(cursor.next(Ordinal(5)), CursorStep::End(end));
+    }
+
+    #[test]
+    fn a_snapshot_is_nothing_to_do() {
+        let mark = SnapshotMark { path: "/s".into(), memory_digest: 1 };
+        let snapshot = |at| Record { at: Ordinal(at), event: Event::Snapshot(mark.clone()) };
+        let mut cursor = ReplayCursor::new();
+        cursor
+            .push_group(group(2, vec![time(2, 10), snapshot(2), time(2, 20), snapshot(3)]))
+            .unwrap();
+        assert_eq!(cursor.next(Ordinal(2)), apply(10));
+        assert_eq!(cursor.next(Ordinal(2)), apply(20));
+        cursor.seal();
+        assert!(cursor.is_used_up(Ordinal(3)));
     }
 
     fn part(at: u64, pages: u8, cpu: Option<Vec<u8>>) -> Record {

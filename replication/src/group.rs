@@ -63,10 +63,12 @@ enum Tag {
     DiskFailed = 12,
     /// The same, in a log without the disk's data.
     DiskFailedAnswer = 13,
+    /// varint length, a [`crate::SnapshotMark`] encoded with postcard.
+    Snapshot = 14,
 }
 
 impl Tag {
-    const ALL: [Self; 12] = {
+    const ALL: [Self; 13] = {
         use Tag::*;
         [
             TimeNs,
@@ -81,6 +83,7 @@ impl Tag {
             DiskAnswer,
             DiskFailed,
             DiskFailedAnswer,
+            Snapshot,
         ]
     };
     /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
@@ -187,6 +190,7 @@ impl GroupEncoder {
             },
             Event::Check(check) => self.push_encoded(Tag::Check, delta, check.as_ref()),
             Event::Slice(slice) => self.push_encoded(Tag::Slice, delta, slice),
+            Event::Snapshot(mark) => self.push_encoded(Tag::Snapshot, delta, mark),
             Event::End(End { state_digest, reason }) => {
                 self.push_head(Tag::End, delta);
                 self.body.push(*reason as u8);
@@ -455,6 +459,7 @@ impl RecordReader<'_> {
                 let id = number(&mut self.rest, "disk request")?;
                 Event::DiskAnswer(DiskAnswer { id, data_xxh3: None })
             }
+            Tag::Snapshot => Event::Snapshot(self.encoded(index)?),
             Tag::End => {
                 let [number] = self.array(index)?;
                 let reason = EndReason::from_number(number)

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::check::{Check, CpuCheck, MemoryCheck, PageHash};
+use crate::record::SnapshotMark;
 use crate::slice::Slice;
 
 pub(crate) fn time(at: u64, now_ns: u64) -> Record {
@@ -34,6 +35,9 @@ fn events() -> impl Strategy<Value = Event> {
         }),
         1 => (bytes(), any::<Option<u8>>()).prop_map(|(pages, cpu)| {
             Event::Slice(Slice { pages, cpu: cpu.map(|byte| vec![byte; 30]) })
+        }),
+        1 => ("[a-z/]{0,40}", any::<u64>()).prop_map(|(path, memory_digest)| {
+            Event::Snapshot(SnapshotMark { path, memory_digest })
         }),
         1 => (any::<[u8; 32]>(), 0..EndReason::ALL.len()).prop_map(|(state_digest, reason)| {
             Event::End(End { state_digest, reason: EndReason::ALL[reason] })
@@ -108,7 +112,7 @@ proptest! {
 
 #[test]
 fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
-    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13]);
+    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
     assert!(Tag::RETIRED.iter().all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired)));
     assert_eq!([Codec::Raw as u8, Codec::Lz4 as u8], [1, 2]);
 }

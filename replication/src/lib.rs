@@ -7,6 +7,7 @@
 //! | module | what lives there |
 //! | --- | --- |
 //! | [`record`], [`group`], [`log`] | log records, their encoding, the log file |
+//! | [`file_header`], [`snapshot`] | what files begin with, the snapshot file |
 //! | [`log_stat`], [`log_diff`] | statistics and differences of log files |
 //! | [`fingerprint`] | the facts two machines must share |
 //! | [`check`] | what is compared of two executions |
@@ -25,6 +26,7 @@ mod codec_error;
 pub mod cursor;
 pub mod digest;
 mod disk;
+pub mod file_header;
 pub mod fingerprint;
 mod gate;
 pub mod group;
@@ -35,6 +37,7 @@ pub mod message;
 pub mod record;
 pub mod session;
 pub mod slice;
+pub mod snapshot;
 pub mod state;
 mod varint;
 pub mod wire;
@@ -44,11 +47,12 @@ pub use check::{Check, CpuCheck, MemoryCheck, MemoryLook, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
 pub use disk::DiskAnswer;
+pub use file_header::{FileHeader, HeaderError, Start};
 pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION, TscMode};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};
-pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, Term};
+pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, SnapshotMark, Term};
 pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use session::policy::{
     DivergencePolicy, Limits, Refusal, ReleasePolicy, Role, SessionConfig, SessionConfigError,
@@ -56,6 +60,7 @@ pub use session::policy::{
 };
 pub use session::{Action, DisconnectReason, Session, SessionEvent};
 pub use slice::{PAGE_BYTES, PageDeltas, Slice, SliceError};
+pub use snapshot::{SnapshotError, SnapshotReader, SnapshotWriter};
 pub use state::StatePart;
 pub use wire::WireError;
 pub use witness::{Claim, Witness, WitnessEntry, WitnessError};

@@ -1,13 +1,6 @@
 //! The log file: a header that says what a replay relies on, then groups to the end.
 //!
-//! | offset | bytes | type | meaning and rule |
-//! | --- | --- | --- | --- |
-//! | 0 | 8 | bytes | magic `FTVMMLOG` |
-//! | 8 | 4 | u32 le | version, [`LOG_VERSION`]; readable whatever follows |
-//! | 12 | 4 | u32 le | length of the header record, at most [`HEADER_BYTES_MAX`] |
-//! | 16 | 4 | u32 le | crc32c over bytes 0..16 and the header record |
-//! | 20 | | postcard | header record: [`LogHeader`] |
-//! | | | | groups ([`crate::group`]) until the file ends |
+//! The header is [`crate::file_header`]; groups are [`crate::group`].
 //!
 //! A file may end anywhere, because a host may die at any time. What lies before the tear is
 //! complete and usable. A tear has nothing readable after it; a group that cannot be read although
@@ -16,10 +9,10 @@
 
 use std::io::{self, Read, Write};
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::fingerprint::Fingerprint;
+pub use crate::file_header::FileHeader as LogHeader;
+use crate::file_header::{HeaderError, Kind};
 use crate::group::{CodecError, GROUP_BYTES_MAX, Group, decode_group, group_length, peek_group};
 use crate::record::Ordinal;
 
@@ -27,30 +20,12 @@ use crate::record::Ordinal;
 pub const LOG_MAGIC: [u8; 8] = *b"FTVMMLOG";
 /// Version of the file format written here, and the only one read.
 pub const LOG_VERSION: u32 = 3;
-/// Largest header record: room for any command line the kernel takes.
-pub const HEADER_BYTES_MAX: u32 = 64 << 10;
-/// Bytes before the header record.
-const PREFIX_BYTES: usize = 20;
+const KIND: Kind = Kind { name: "log", magic: LOG_MAGIC, version: LOG_VERSION };
 const READ_BYTES: usize = 64 << 10;
 /// How far after an unreadable group of unknown length a readable one is looked for.
 const SCAN_BYTES: usize = 1 << 20;
 /// Largest one found so: to check a group at every place costs its length each time.
 const SCANNED_GROUP_BYTES_MAX: usize = 64 << 10;
-
-const _: () = assert!(PREFIX_BYTES == LOG_MAGIC.len() + 3 * size_of::<u32>());
-
-/// What a replay relies on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogHeader {
-    /// The machine.
-    pub fingerprint: Fingerprint,
-    /// What the guest's RTC said at power-on, in seconds since 1970-01-01 00:00 UTC.
-    pub rtc_epoch_s: u64,
-    /// Where the recorder found the kernel image file. A hint: the fingerprint decides.
-    pub kernel_path: String,
-    /// Where the recorder found the initramfs file, likewise.
-    pub initramfs_path: Option<String>,
-}
 
 /// Why a log could not be written or read.
 #[derive(Debug, Error)]
@@ -61,35 +36,9 @@ pub enum LogError {
     /// The reader failed.
     #[error("cannot read the log")]
     Read(#[source] io::Error),
-    /// The header cannot be encoded within [`HEADER_BYTES_MAX`].
-    #[error("log header takes {header_bytes} bytes, the limit is {}", HEADER_BYTES_MAX)]
-    HeaderTooLong {
-        /// Its length.
-        header_bytes: u64,
-    },
-    /// The file begins with something else.
-    #[error("not an ftvmm log: it begins with \"{}\"", first_bytes.escape_ascii())]
-    NotALog {
-        /// The first bytes of the file, at most eight.
-        first_bytes: Vec<u8>,
-    },
-    /// The file is of another version.
-    #[error("log has version {got}, this program reads version {expected}")]
-    Version {
-        /// [`LOG_VERSION`].
-        expected: u32,
-        /// The file's.
-        got: u32,
-    },
-    /// The file ends inside the header, so that nothing can be replayed.
-    #[error("log ends inside its header, after {got_bytes} bytes")]
-    HeaderTorn {
-        /// Length of the file.
-        got_bytes: u64,
-    },
-    /// The header's checksum or encoding does not hold.
-    #[error("log header is damaged")]
-    HeaderDamaged,
+    /// The header is none, or cannot be written.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// A group in the middle of the file is damaged.
     #[error("log group at offset {offset_bytes} is damaged")]
     GroupDamaged {
@@ -111,20 +60,9 @@ impl<W: Write> LogWriter<W> {
     /// Begins a log with its header.
     ///
     /// # Errors
-    /// [`LogError::Write`] and [`LogError::HeaderTooLong`].
+    /// [`LogError::Write`] and [`LogError::Header`].
     pub fn new(mut writer: W, header: &LogHeader) -> Result<Self, LogError> {
-        let record = postcard::to_stdvec(header).map_err(|_| LogError::HeaderDamaged)?;
-        let header_bytes = record.len() as u64;
-        if header_bytes > u64::from(HEADER_BYTES_MAX) {
-            return Err(LogError::HeaderTooLong { header_bytes });
-        }
-        let mut file = Vec::with_capacity(PREFIX_BYTES + record.len());
-        file.extend_from_slice(&LOG_MAGIC);
-        file.extend_from_slice(&LOG_VERSION.to_le_bytes());
-        file.extend_from_slice(&(record.len() as u32).to_le_bytes());
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&file), &record);
-        file.extend_from_slice(&crc.to_le_bytes());
-        file.extend_from_slice(&record);
+        let file = KIND.encode(header)?;
         writer.write_all(&file).map_err(LogError::Write)?;
         Ok(Self { writer, written_bytes: file.len() as u64 })
     }
@@ -187,48 +125,15 @@ impl<R: Read> LogReader<R> {
     /// Reads and checks the header.
     ///
     /// # Errors
-    /// Every [`LogError`] except those of groups and of writing.
+    /// [`LogError::Header`].
     pub fn new(mut reader: R) -> Result<Self, LogError> {
-        let mut prefix = Vec::new();
-        read_up_to(&mut reader, &mut prefix, PREFIX_BYTES)?;
-        let magic_bytes = prefix.len().min(LOG_MAGIC.len());
-        if prefix[..magic_bytes] != LOG_MAGIC[..magic_bytes] || prefix.is_empty() {
-            prefix.truncate(magic_bytes);
-            return Err(LogError::NotALog { first_bytes: prefix });
-        }
-        let field = |at: usize| {
-            let bytes = prefix.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-            bytes.map(u32::from_le_bytes)
-        };
-        let torn = |got_bytes: usize| LogError::HeaderTorn { got_bytes: got_bytes as u64 };
-        let got = field(8).ok_or(torn(prefix.len()))?;
-        if got != LOG_VERSION {
-            return Err(LogError::Version { expected: LOG_VERSION, got });
-        }
-        let (Some(header_bytes), Some(stored_crc)) = (field(12), field(16)) else {
-            return Err(torn(prefix.len()));
-        };
-        if header_bytes > HEADER_BYTES_MAX {
-            return Err(LogError::HeaderDamaged);
-        }
-        let mut record = Vec::new();
-        read_up_to(&mut reader, &mut record, header_bytes as usize)?;
-        if record.len() < header_bytes as usize {
-            return Err(torn(prefix.len() + record.len()));
-        }
-        if crc32c::crc32c_append(crc32c::crc32c(&prefix[..16]), &record) != stored_crc {
-            return Err(LogError::HeaderDamaged);
-        }
-        let header = match postcard::take_from_bytes(&record) {
-            Ok((header, [])) => header,
-            _ => return Err(LogError::HeaderDamaged),
-        };
+        let (header, offset_bytes) = KIND.read(&mut reader)?;
         Ok(Self {
             reader,
             header,
             buffer: Vec::new(),
             consumed: 0,
-            offset_bytes: (PREFIX_BYTES + record.len()) as u64,
+            offset_bytes,
             horizon: Ordinal(0),
             tail: None,
         })
@@ -345,10 +250,6 @@ impl<R: Read> LogReader<R> {
             .and_then(|group| peek_group(group).ok())
             .is_some_and(|head| head.horizon >= self.horizon)
     }
-}
-
-fn read_up_to(reader: &mut impl Read, out: &mut Vec<u8>, limit: usize) -> Result<(), LogError> {
-    reader.take(limit as u64).read_to_end(out).map(|_| ()).map_err(LogError::Read)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::check::{Check, CpuCheck};
 use crate::fingerprint::Difference;
 use crate::group::Group;
-use crate::log::{LogError, LogReader};
+use crate::log::{LogError, LogHeader, LogReader};
 use crate::record::{Event, Ordinal, Record};
 
 /// How two logs compare.
@@ -39,6 +39,13 @@ pub enum LogDifference {
         a_s: u64,
         /// The same in the second.
         b_s: u64,
+    },
+    /// They begin at different points of the guest's life.
+    Start {
+        /// The exit of the first log's snapshot; 0 for power-on.
+        a: Ordinal,
+        /// The same of the second.
+        b: Ordinal,
     },
     /// The guests were given different things, ended differently, or one log ends here.
     Record {
@@ -90,6 +97,7 @@ impl fmt::Display for LogDifference {
                 write!(f, "{fact} differs: {ours} and {theirs}")
             }
             Self::RtcEpoch { a_s, b_s } => write!(f, "RTC epoch differs: {a_s} s and {b_s} s"),
+            Self::Start { a, b } => write!(f, "the recordings begin at exit {a} and at exit {b}"),
             Self::Record { at, a: Some(_), b: Some(_) } => write!(f, "records differ at exit {at}"),
             Self::Record { at, a, .. } => {
                 let which = if a.is_none() { "first" } else { "second" };
@@ -147,9 +155,10 @@ impl<'r, R: Read> Records<'r, R> {
             let in_second = self.is_second;
             let group = self.reader.next_group();
             let group = group.map_err(|source| CompareError { in_second, source })?;
-            let Some(Group { horizon, records }) = group else {
+            let Some(Group { horizon, mut records }) = group else {
                 return Ok(None);
             };
+            records.retain(|record| !matches!(record.event, Event::Snapshot(_)));
             self.horizon = horizon;
             self.group = records.into_iter().peekable();
         }
@@ -225,9 +234,14 @@ pub fn compare<A: Read, B: Read>(
 ) -> Result<LogComparison, CompareError> {
     let mut found = LogComparison::default();
     let (a_s, b_s) = (a.header().rtc_epoch_s, b.header().rtc_epoch_s);
+    let begins = |header: &LogHeader| header.start.as_ref().map(|start| start.at);
+    let (a_at, b_at) = (begins(a.header()), begins(b.header()));
     found.difference = match a.header().fingerprint.first_difference(&b.header().fingerprint) {
         Some(difference) => Some(LogDifference::Fingerprint(difference)),
         None if a_s != b_s => Some(LogDifference::RtcEpoch { a_s, b_s }),
+        None if a_at != b_at => {
+            Some(LogDifference::Start { a: a_at.unwrap_or_default(), b: b_at.unwrap_or_default() })
+        }
         None => {
             compare_records(&mut Records::new(a, false), &mut Records::new(b, true), &mut found)?
         }

@@ -44,6 +44,8 @@ pub struct LogStat {
     pub slices: u64,
     /// Bytes of their pages, before compression.
     pub slice_bytes: u64,
+    /// Snapshots taken.
+    pub snapshots: u64,
     /// Why the guest ended, if the log says so.
     pub end_reason: Option<String>,
     /// State digest at the end, in hexadecimal, if the log says so.
@@ -74,6 +76,7 @@ pub fn stat<R: Read>(reader: &mut LogReader<R>) -> Result<LogStat, LogError> {
         checks: 0,
         slices: 0,
         slice_bytes: 0,
+        snapshots: 0,
         end_reason: None,
         state_digest: None,
         torn_at_bytes: None,
@@ -121,6 +124,7 @@ impl LogStat {
                 self.slices += u64::from(slice.is_last());
                 self.slice_bytes += slice.pages.len() as u64;
             }
+            Event::Snapshot(_) => self.snapshots += 1,
             Event::End(End { state_digest, reason }) => {
                 self.end_reason = Some(reason.to_string());
                 self.state_digest = Some(crate::record::Hex(state_digest).to_string());
@@ -151,6 +155,7 @@ impl fmt::Display for LogStat {
         writeln!(f, "  disk      {} ({} bytes)", self.disk_inputs, self.disk_bytes)?;
         writeln!(f, "checks      {}", self.checks)?;
         writeln!(f, "slices      {} ({} bytes)", self.slices, self.slice_bytes)?;
+        writeln!(f, "snapshots   {}", self.snapshots)?;
         writeln!(f, "groups      {}", self.groups)?;
         writeln!(f, "log         {} bytes", self.log_bytes)?;
         writeln!(f, "guest time  {seconds:.3} s")?;

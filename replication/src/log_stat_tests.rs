@@ -4,7 +4,7 @@ use super::*;
 use crate::fingerprint::tests::example;
 use crate::group::GroupEncoder;
 use crate::log::{LogHeader, LogWriter};
-use crate::record::{EndReason, Ordinal, Record};
+use crate::record::{EndReason, Ordinal, Record, SnapshotMark};
 use ftvmm_devices::DiskOutcome;
 
 fn disk_done(id: u64, outcome: DiskOutcome) -> Event {
@@ -21,6 +21,7 @@ pub(crate) fn records() -> Vec<Record> {
         at(9, Event::Input(Input::Entropy { bytes: vec![7; 64] })),
         at(10, disk_done(1, DiskOutcome::Done { data: vec![5; 512] })),
         at(10, disk_done(2, DiskOutcome::Failed)),
+        at(12, Event::Snapshot(SnapshotMark { path: "/s".into(), memory_digest: 1 })),
         at(12, Event::Input(Input::Time { now_ns: 2_000_000_000 })),
         at(20, Event::End(End { state_digest: [0xab; 32], reason: EndReason::PowerOff })),
     ]
@@ -32,6 +33,7 @@ pub(crate) fn file(records: &[Record], records_per_group: usize, rtc_epoch_s: u6
         rtc_epoch_s,
         kernel_path: "/boot/bzImage".into(),
         initramfs_path: None,
+        start: None,
     };
     let mut writer = LogWriter::new(Vec::new(), &header).unwrap();
     let mut encoder = GroupEncoder::new();
@@ -66,6 +68,7 @@ fn everything_is_counted() {
         checks: 1,
         slices: 0,
         slice_bytes: 0,
+        snapshots: 1,
         end_reason: Some("power-off".into()),
         state_digest: Some("ab".repeat(32)),
         torn_at_bytes: None,

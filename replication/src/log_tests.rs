@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::file_header::HEADER_BYTES_MAX;
 use crate::fingerprint::tests::example;
 use crate::group::GroupEncoder;
 use crate::record::{Event, Record};
@@ -14,6 +15,7 @@ fn header() -> LogHeader {
         rtc_epoch_s: 1_700_000_000,
         kernel_path: "/boot/bzImage".into(),
         initramfs_path: None,
+        start: None,
     }
 }
 
@@ -70,7 +72,7 @@ fn a_foreign_file_is_named() {
         error.to_string(),
         "not an ftvmm log: it begins with \"\\x7fELF\\x02\\x01\\x01\\x00\""
     );
-    assert!(matches!(LogReader::new(&b""[..]), Err(LogError::NotALog { .. })));
+    assert!(matches!(LogReader::new(&b""[..]), Err(LogError::Header(HeaderError::Foreign { .. }))));
 }
 
 #[test]
@@ -80,9 +82,11 @@ fn every_truncation_yields_the_groups_before_it() {
         let whole = ends.iter().filter(|end| **end <= length).count();
         let read = read_all(&bytes[..length]);
         if length == 0 {
-            assert!(matches!(read, Err(LogError::NotALog { .. })));
+            assert!(matches!(read, Err(LogError::Header(HeaderError::Foreign { .. }))));
         } else if whole == 0 {
-            let Err(LogError::HeaderTorn { got_bytes }) = read else { panic!("cut at {length}") };
+            let Err(LogError::Header(HeaderError::Torn { got_bytes, .. })) = read else {
+                panic!("cut at {length}")
+            };
             assert_eq!(got_bytes, length as u64);
         } else {
             let (count, tail) = read.unwrap();
@@ -186,5 +190,5 @@ fn a_header_beyond_the_limit_is_refused() {
     let mut header = header();
     header.fingerprint.cmdline = "x".repeat(HEADER_BYTES_MAX as usize);
     let error = LogWriter::new(Vec::new(), &header).unwrap_err();
-    assert!(matches!(error, LogError::HeaderTooLong { .. }));
+    assert!(matches!(error, LogError::Header(HeaderError::TooLong { .. })));
 }

@@ -79,8 +79,20 @@ pub enum Event {
     Check(Box<Check>),
     /// The guest was stopped where no exit was; this is its state there, or a part of it.
     Slice(Slice),
+    /// A snapshot was taken here: after the records before this one, before the ones after it. The
+    /// guest does not notice.
+    Snapshot(SnapshotMark),
     /// The guest ended. Nothing follows.
     End(End),
+}
+
+/// Which snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMark {
+    /// Where the file was to be written, a moment later. A hint: exit and digest decide.
+    pub path: String,
+    /// Digest of memory in it.
+    pub memory_digest: u64,
 }
 
 /// How the guest ended and what it left behind.
@@ -163,6 +175,9 @@ impl fmt::Display for Record {
                 let last = if cpu.is_some() { ", complete" } else { "" };
                 write!(f, "slice {} bytes of pages{last}", pages.len())
             }
+            Event::Snapshot(SnapshotMark { path, memory_digest }) => {
+                write!(f, "snapshot {path:?} memory {memory_digest:016x}")
+            }
             Event::End(End { state_digest, reason }) => {
                 write!(f, "end {reason} state {}", Hex(state_digest))
             }
@@ -217,6 +232,10 @@ mod tests {
             (
                 Event::Slice(Slice { pages: vec![0; 9], cpu: Some(vec![]) }),
                 "7 slice 9 bytes of pages, complete",
+            ),
+            (
+                Event::Snapshot(SnapshotMark { path: "/s\n".into(), memory_digest: 0x1a }),
+                "7 snapshot \"/s\\n\" memory 000000000000001a",
             ),
         ];
         for (event, expected) in cases {

@@ -7,10 +7,12 @@ use ftvmm_devices::{DiskOutcome, Input};
 use ftvmm_replication::session::decision::DECISIONS;
 use ftvmm_replication::{
     Check, CpuCheck, DiskAnswer, End, EndReason, Event, Fingerprint, Group, GroupEncoder,
-    LogHeader, LogReader, LogWriter, Message, Ordinal, Record, Tail, TscMode, decode_group,
+    LogHeader, LogReader, LogWriter, Message, Ordinal, Record, SnapshotMark, SnapshotReader,
+    SnapshotWriter, StatePart, Tail, TscMode, decode_group,
 };
 
 const GOLDEN: &[u8] = include_bytes!("golden/log-v3.bin");
+const GOLDEN_SNAPSHOT: &[u8] = include_bytes!("golden/snapshot-v1.bin");
 /// A compressed group as version 1 wrote it. What an encoder makes of the same records may change
 /// with the lz4 library; that this decodes may not.
 const GOLDEN_LZ4: &str =
@@ -96,6 +98,7 @@ fn header() -> LogHeader {
         rtc_epoch_s: 1_700_000_000,
         kernel_path: "bzImage".into(),
         initramfs_path: Some("initrd".into()),
+        start: None,
     }
 }
 
@@ -116,6 +119,7 @@ fn groups() -> Vec<Group> {
                 at(980, Event::Input(Input::Time { now_ns: 10_000_001 })),
                 at(994, Event::Input(Input::NetRx { frame: vec![0xaa, 0xbb, 0xcc] })),
                 at(1000, Event::Check(Box::new(check))),
+                at(1000, Event::Snapshot(SnapshotMark { path: "s1".into(), memory_digest: 9 })),
                 at(1001, Event::Input(Input::ConsoleRx { bytes: b"ls\n".to_vec() })),
             ],
         },
@@ -150,6 +154,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn the_golden_file_is_read_and_written_as_ever() {
+    assert_eq!(hex(&written()), hex(GOLDEN));
     let mut reader = LogReader::new(GOLDEN).unwrap();
     assert_eq!(reader.header(), &header());
     for group in groups() {
@@ -157,13 +162,12 @@ fn the_golden_file_is_read_and_written_as_ever() {
     }
     assert_eq!(reader.next_group().unwrap(), None);
     assert_eq!(reader.tail(), Some(&Tail::Clean));
-    assert_eq!(hex(&written()), hex(GOLDEN));
 }
 
-#[test]
-fn the_golden_file_is_documented_byte_by_byte() {
+/// Every byte of `golden` is in the document's table, in order.
+fn assert_documented(name: &str, golden: &[u8]) {
     let mut offset = 0;
-    for row in table(&document("log-format.md"), "The golden file") {
+    for row in table(&document(name), "The golden file") {
         assert_eq!(row[0], offset.to_string(), "offset of {:?}", row[2]);
         let bytes = row[1].replace(' ', "");
         let bytes = match bytes.split_once('×') {
@@ -171,10 +175,42 @@ fn the_golden_file_is_documented_byte_by_byte() {
             None => bytes,
         };
         let end = offset + bytes.len() / 2;
-        assert_eq!(bytes, hex(&GOLDEN[offset..end]), "{:?}", row[2]);
+        assert_eq!(bytes, hex(&golden[offset..end]), "{:?}", row[2]);
         offset = end;
     }
-    assert_eq!(offset, GOLDEN.len());
+    assert_eq!(offset, golden.len());
+}
+
+#[test]
+fn the_golden_file_is_documented_byte_by_byte() {
+    assert_documented("log-format.md", GOLDEN);
+}
+
+fn snapshot_parts() -> Vec<StatePart> {
+    vec![
+        StatePart::Outline { total_bytes: 4096 },
+        StatePart::Pages(vec![0xaa, 0xbb]),
+        StatePart::Blocks(vec![0xcc]),
+        StatePart::Machine(vec![0xdd, 0xee, 0xff]),
+    ]
+}
+
+#[test]
+fn the_golden_snapshot_is_read_and_written_as_ever() {
+    let mut writer = SnapshotWriter::new(Vec::new(), &header()).unwrap();
+    snapshot_parts().iter().for_each(|part| writer.write_part(part).unwrap());
+    assert_eq!(hex(&writer.finish().unwrap()), hex(GOLDEN_SNAPSHOT));
+    let mut reader = SnapshotReader::new(GOLDEN_SNAPSHOT).unwrap();
+    assert_eq!(reader.header(), &header());
+    for part in snapshot_parts() {
+        assert_eq!(reader.next_part().unwrap(), Some(part));
+    }
+    assert_eq!(reader.next_part().unwrap(), None);
+}
+
+#[test]
+fn the_golden_snapshot_is_documented_byte_by_byte() {
+    assert_documented("snapshot-format.md", GOLDEN_SNAPSHOT);
 }
 
 fn compressible() -> Group {

@@ -60,6 +60,7 @@ impl Bench {
             rtc_epoch_s: 0,
             kernel_path: String::new(),
             initramfs_path: None,
+            start: None,
         };
         let writer = LogWriter::new(std::io::sink(), &header).expect("a sink takes everything");
         let mut driver = Driver::up(FEATURES);
@@ -70,7 +71,7 @@ impl Bench {
         driver.board.pio_write(PIT_COUNTER_0, &[0]);
         driver.board.pio_write(PIT_COUNTER_0, &[0]);
         let chain = ExitChain::default();
-        Self { driver, chain, log: FileLog::new(writer), at: Ordinal(0), now_ns: 0 }
+        Self { driver, chain, log: FileLog::new(writer, Ordinal(0)), at: Ordinal(0), now_ns: 0 }
     }
 
     fn apply(&mut self, input: Input) {

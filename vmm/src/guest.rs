@@ -203,6 +203,7 @@ impl Guest {
             rtc_epoch_s: config.rtc_epoch_s,
             kernel_path: absolute(&config.kernel),
             initramfs_path: config.initramfs.as_deref().map(absolute),
+            start: None,
         }
     }
 }

@@ -22,4 +22,5 @@ pub mod peer;
 pub mod report;
 pub mod run_loop;
 pub mod shipment;
+pub mod snapshot;
 pub mod tsc;

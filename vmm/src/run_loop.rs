@@ -10,7 +10,7 @@
 //! makes none stops it anywhere and makes that point one: a slice, whose state goes into the log.
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, Slice, StatePart};
+use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, Slice, SnapshotMark, StatePart};
 use thiserror::Error;
 
 use crate::input::InputError;
@@ -178,6 +178,14 @@ pub trait InputSource {
     /// # Errors
     /// When it cannot go where it is to go.
     fn state_taken(&mut self, _state: MachineState) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    /// The state as it stands at exit `at` goes into a snapshot.
+    ///
+    /// # Errors
+    /// When the log is broken.
+    fn saved(&mut self, _at: Ordinal, _mark: SnapshotMark) -> Result<(), InputError> {
         Ok(())
     }
 

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::cpu_template::DEFAULT_TEMPLATE;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ftvmm_replication::TscMode;
 
@@ -54,8 +53,11 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// Kernel: an x86-64 bzImage or ELF vmlinux
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present = "restore")]
     pub kernel: Option<PathBuf>,
+    /// Go on from a snapshot, with its guest: memory, command line and the rest are as they were
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mem", "cmdline", "tsc", "connect"])]
+    pub restore: Option<PathBuf>,
     /// Initramfs
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -65,9 +67,9 @@ pub struct RunArgs {
     /// Guest memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     pub mem: u32,
-    /// CPU the guest sees: minimal, sse4, avx, or a template file
-    #[arg(long, value_name = "NAME|FILE", default_value = DEFAULT_TEMPLATE)]
-    pub cpu_template: PathBuf,
+    /// CPU the guest sees: minimal, sse4, avx, or a template file [default: avx]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub cpu_template: Option<PathBuf>,
     /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
     #[arg(long, value_name = "tap=NAME[,mac=M]")]
     pub net: Option<NetArg>,
@@ -151,6 +153,12 @@ pub struct ReplayArgs {
     /// Stop before this exit is answered
     #[arg(long, value_name = "EXIT")]
     pub until: Option<u64>,
+    /// Begin at the last snapshot that was taken at or before this exit
+    #[arg(long, value_name = "EXIT")]
+    pub from: Option<u64>,
+    /// The snapshot to begin with, if it is elsewhere now
+    #[arg(long, value_name = "FILE")]
+    pub snapshot: Option<PathBuf>,
     /// The recorded kernel, if it is elsewhere now
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,

@@ -45,6 +45,7 @@ pub fn diff(left: &Path, right: &Path, vmlinux: Option<&Path>) -> Result<(), Com
         }
         LogDifference::Fingerprint(_)
         | LogDifference::RtcEpoch { .. }
+        | LogDifference::Start { .. }
         | LogDifference::Horizon { .. } => {}
     }
     Err(CommandError::Divergence(difference.to_string()))

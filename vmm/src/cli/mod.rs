@@ -1,10 +1,12 @@
 //! The `ftvmm` command: from arguments to an exit status.
 
 mod args;
+mod beginning;
 mod control;
 mod diff;
 mod disassembly;
 mod logs;
+mod origin;
 mod pair;
 mod replay;
 mod run;
@@ -23,6 +25,7 @@ use crate::input::InputError;
 use crate::kvm::KvmError;
 use crate::report::Report;
 use crate::run_loop::RunError;
+use crate::snapshot::Unusable;
 
 pub use args::{Cli, Command, OnDivergence, Release, Role};
 
@@ -81,6 +84,9 @@ pub enum CommandError {
         /// What is wrong with it and what would be right.
         why: String,
     },
+    /// A snapshot cannot be used.
+    #[error(transparent)]
+    Snapshot(#[from] Unusable),
     /// A replay came out differently.
     #[error("divergence: {0}")]
     Divergence(String),
@@ -128,7 +134,9 @@ impl CommandError {
             }
             // A damaged recording is refused alike, whether it is found before or under way.
             Self::Run(RunError::Input(
-                InputError::LogRead { .. } | InputError::LogOrder { .. },
+                InputError::LogRead { .. }
+                | InputError::LogOrder { .. }
+                | InputError::SnapshotRead { .. },
             )) => status::BAD_USAGE,
             Self::Run(_) => status::FAILED,
             Self::Guest(_)
@@ -137,6 +145,7 @@ impl CommandError {
             | Self::File { .. }
             | Self::Control(ControlError::Socket { .. })
             | Self::Recording { .. }
+            | Self::Snapshot(_)
             | Self::Configuration(_) => status::BAD_USAGE,
             Self::LostWitness(_) => status::LOST_WITNESS,
         }

@@ -7,12 +7,13 @@ use ftvmm_replication::session::policy::{
     DivergencePolicy, Refusal, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;
-use ftvmm_replication::{End, SessionEvent};
+use ftvmm_replication::{End, LogHeader, SessionEvent};
 
 use super::args::{Believe, OnDiskError, OnDivergence, Release, Role, RunArgs};
+use super::origin::Origin;
 use super::run::{
-    check_plan, control, create_log, digest_at, guest_config, input_delays, live_queue, open_disk,
-    report, verdict,
+    check_plan, control, create_log, digest_at, input_delays, live_queue, open_disk, report,
+    verdict,
 };
 use super::{CommandError, host, write_report};
 use crate::disk::{Disk, Telling};
@@ -22,7 +23,7 @@ use crate::host::{
     BlockedSignals, EventLoop, FileWitness, RawTerminal, Subscriber, Tap, TapReader, Ticker,
     read_console,
 };
-use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorded};
+use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorded, Restored};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairInputs, Peer, PeerConfig, PeerLog, PeerOperator,
@@ -51,8 +52,10 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
     let (disk, disk_facts) = open_disk(args, Telling::WhenAllowed)?.unzip();
-    let config = guest_config(args, host_unix_seconds(), disk_facts);
+    let origin = Origin::of(args, host_unix_seconds(), disk_facts)?;
+    let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
+    origin.check(&guest, args.record.as_deref())?;
 
     let peer = make_peer(args, &guest, &config, tap, disk.clone(), queue.clone())?;
     if let Some(disk) = disk {
@@ -99,7 +102,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
-    parts.run(args, guest, &config)
+    parts.run(args, guest, &config, origin)
 }
 
 /// The connection to the primary, and where a backup may knock: on a primary at once, on a backup when it has
@@ -203,8 +206,16 @@ struct Parts {
 }
 
 impl Parts {
-    fn run(self, args: &RunArgs, guest: Guest, config: &GuestConfig) -> Result<(), CommandError> {
-        let create = |path: &PathBuf| create_log(path, &guest.log_header(config));
+    fn run(
+        self,
+        args: &RunArgs,
+        guest: Guest,
+        config: &GuestConfig,
+        origin: Origin,
+    ) -> Result<(), CommandError> {
+        let header = guest.log_header(config);
+        let log_header = LogHeader { start: origin.start(), ..header.clone() };
+        let create = |path: &PathBuf| create_log(path, &log_header);
         let recording = args.record.as_ref().map(create).transpose()?;
         let mut machine = guest.power_on(config);
         tracing::info!("the guest is switched on");
@@ -219,8 +230,10 @@ impl Parts {
         let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
         let shipment = machine.pages();
-        let shipment =
-            shipment.map(|p| Arc::new(Shipment::new(p, peer.disk(), queue.clone(), peer.clock())));
+        let ship = |pages| {
+            Arc::new(Shipment::new(pages, peer.disk(), queue.clone(), peer.clock(), header))
+        };
+        let shipment = shipment.map(ship);
         if let Some(shipment) = &shipment {
             peer.ship_with(shipment.clone());
         }
@@ -228,8 +241,14 @@ impl Parts {
         let mut outputs = PeerOutputs::new(peer.clone());
         let mut log = PeerLog::new(peer.clone(), tail, recording);
         let recorded = Recorded::new(live, &mut log, check_plan(args));
-        let mut inputs = PairInputs::new(peer.clone(), ShippedInputs::new(recorded, shipment));
+        let shipped = ShippedInputs::new(recorded, shipment.clone());
+        let inputs = PairInputs::new(peer.clone(), shipped);
+        let mut inputs = Restored::new(inputs, origin.into_parts());
         let result = run_loop::run(&mut machine, &mut inputs, &mut outputs);
+        if let Some(shipment) = shipment {
+            shipment.end();
+        }
+        let mut inputs = inputs.into_source();
         let went_on = match &result {
             Ok(ending) if ending.by_guest() => inputs.primary_went_on(ending.first_incomplete()),
             _ => None,

@@ -5,18 +5,21 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use ftvmm_devices::Output;
-use ftvmm_replication::{End, LogReader, MemoryLook, Ordinal};
+use ftvmm_replication::{End, LogHeader, LogReader, MemoryLook, Ordinal};
 
 use super::args::ReplayArgs;
+use super::beginning::Beginning;
+use super::origin::{Elsewhere, described};
 use super::run::{create_log, digest_at, report, verdict};
 use super::{CommandError, write_report};
-use crate::guest::{DiskFacts, Guest, GuestConfig};
+use crate::guest::Guest;
 use crate::host::clock::HostClock;
 use crate::host::print_console;
-use crate::input::{CheckPlan, InputError, LogInputs, Recorded};
+use crate::input::{CheckPlan, InputError, LogInputs, Recorded, Restored};
 use crate::kvm::install_kick_handler;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, OutputSink, StopCause};
+use crate::snapshot::Snapshot;
 
 /// Opens a recording and reads its header.
 ///
@@ -40,24 +43,15 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     install_kick_handler()?;
     let reader = open_log(&args.file)?;
     let header = reader.header().clone();
-    let config = GuestConfig {
-        kernel: args.kernel.clone().unwrap_or_else(|| header.kernel_path.clone().into()),
-        initramfs: args.initrd.clone().or_else(|| header.initramfs_path.clone().map(Into::into)),
-        cmdline: header.fingerprint.cmdline.clone(),
-        cpu_template: args
-            .cpu_template
-            .clone()
-            .unwrap_or_else(|| header.fingerprint.cpu_template.clone().into()),
-        memory_mib: header.fingerprint.memory_mib,
-        net_mac: header.fingerprint.net_mac,
-        disk: header
-            .fingerprint
-            .disk_bytes
-            .map(|size_bytes| DiskFacts { size_bytes, sha256: header.fingerprint.disk_sha256 }),
-        tsc: header.fingerprint.tsc,
-        rtc_epoch_s: header.rtc_epoch_s,
-        logged: true,
-    };
+    let Beginning { snapshot, skip } = Beginning::of(args, &header)?;
+    let config = described(
+        &header,
+        &Elsewhere {
+            kernel: args.kernel.as_deref(),
+            initramfs: args.initrd.as_deref(),
+            cpu_template: args.cpu_template.as_deref(),
+        },
+    );
     let guest = Guest::assemble(&config)?;
     if let Some(difference) = header.fingerprint.first_difference(&guest.fingerprint) {
         let why = format!("was made with another guest: {difference}");
@@ -65,22 +59,33 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     }
     let create = |path: &PathBuf| {
         refuse_same_file(&args.file, path)?;
-        create_log(path, &guest.log_header(&config))
+        if let Some(snapshot) = &snapshot {
+            refuse_same_file(snapshot.path(), path)?;
+        }
+        let start = snapshot.as_ref().map(|snapshot| snapshot.start().clone());
+        create_log(path, &LogHeader { start, ..guest.log_header(&config) })
     };
     let mut log = args.record.as_ref().map(create).transpose()?;
     let mut machine = guest.power_on(&config);
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
-    let mut inputs = LogInputs::new(reader, args.until.map(Ordinal));
+    let parts = snapshot.map(Snapshot::into_parts);
+    let mut inputs = LogInputs::new(reader, args.until.map(Ordinal), skip);
     let mut outputs = Replayed::default();
     let clock = HostClock::host_start();
     let result = match &mut log {
-        None => run_loop::run(&mut machine, &mut inputs, &mut outputs),
+        None => {
+            let mut restored = Restored::new(inputs, parts);
+            let result = run_loop::run(&mut machine, &mut restored, &mut outputs);
+            inputs = restored.into_source();
+            result
+        }
         Some(log) => {
-            let mut recorded = Recorded::new(inputs, log, check_plan(args));
-            let result = run_loop::run(&mut machine, &mut recorded, &mut outputs);
-            inputs = recorded.into_source();
+            let recorded = Recorded::new(inputs, log, check_plan(args));
+            let mut restored = Restored::new(recorded, parts);
+            let result = run_loop::run(&mut machine, &mut restored, &mut outputs);
+            inputs = restored.into_source().into_source();
             result
         }
     };
@@ -140,10 +145,14 @@ fn check_plan(args: &ReplayArgs) -> CheckPlan {
     }
 }
 
-fn refuse_same_file(read: &Path, written: &Path) -> Result<(), CommandError> {
+/// Refuses to write to the file that is read.
+///
+/// # Errors
+/// When they are the same.
+pub fn refuse_same_file(read: &Path, written: &Path) -> Result<(), CommandError> {
     let real = |path: &Path| std::fs::canonicalize(path).ok();
     if real(written).is_some_and(|written| Some(written) == real(read)) {
-        let why = "--record would overwrite the recording that is replayed".into();
+        let why = "--record would overwrite what is read".into();
         return Err(CommandError::Recording { path: written.into(), why });
     }
     Ok(())

@@ -3,30 +3,31 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ftvmm_devices::BoardConfig;
 use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
 use super::args::{DiskArg, Role, RunArgs};
+use super::origin::Origin;
 use super::{CommandError, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
 use crate::disk::{Disk, DiskFile, Telling};
-use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
+use crate::guest::{DiskFacts, Guest};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
     BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
     read_console, resting_timer,
 };
 use crate::input::{
-    Alarm, CheckPlan, FileLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Recorded,
+    Alarm, CheckPlan, FileLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Recorded, Restored,
 };
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
+use crate::shipment::{Gauge, Shipment, ShippedInputs};
 
 /// Runs a guest in the role the arguments name.
 ///
@@ -47,7 +48,8 @@ pub fn open_disk(
 ) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
     let Some(DiskArg(path)) = &args.disk else { return Ok(None) };
     let file = DiskFile::open(path)?;
-    let sha256 = match is_logged(args) {
+    let is_compared = args.record.is_some() || args.role != Role::Solo;
+    let sha256 = match is_compared {
         true => {
             tracing::info!(path = %path.display(), "taking the digest of the disk");
             Some(file.sha256()?)
@@ -56,28 +58,6 @@ pub fn open_disk(
     };
     let facts = DiskFacts { size_bytes: file.size_bytes(), sha256 };
     Ok(Some((Disk::start(file, telling).map_err(host("thread for the disk"))?, facts)))
-}
-
-fn is_logged(args: &RunArgs) -> bool {
-    args.record.is_some() || args.role != Role::Solo
-}
-
-/// What the arguments say of the guest.
-pub fn guest_config(args: &RunArgs, rtc_epoch_s: u64, disk: Option<DiskFacts>) -> GuestConfig {
-    let net_mac = args.net.as_ref().map(|net| net.mac);
-    let disk_bytes = disk.map(|disk| disk.size_bytes);
-    GuestConfig {
-        kernel: args.kernel.clone().unwrap_or_default(),
-        initramfs: args.initrd.clone(),
-        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac, disk_bytes }),
-        cpu_template: args.cpu_template.clone(),
-        memory_mib: args.mem,
-        net_mac,
-        disk,
-        tsc: args.tsc.into(),
-        rtc_epoch_s,
-        logged: is_logged(args),
-    }
 }
 
 /// How often the recorder states what a replayer must agree with.
@@ -123,7 +103,8 @@ pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, Comm
     })?;
     let writer = LogWriter::new(file, header)
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
-    Ok(FileLog::new(writer))
+    let left = header.start.as_ref().map_or(0, |start| start.at.0.saturating_sub(1));
+    Ok(FileLog::new(writer, Ordinal(left)))
 }
 
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
@@ -132,27 +113,33 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let signals = BlockedSignals::block()?.on_signal(move || stopped.stop(StopCause::Requested));
     let mut waited: Vec<Subscriber> = vec![Box::new(signals), patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let rtc_epoch_s = host_unix_seconds();
     let (disk, disk_facts) = open_disk(args, Telling::AtOnce)?.unzip();
-    let config = guest_config(args, rtc_epoch_s, disk_facts);
+    let origin = Origin::of(args, host_unix_seconds(), disk_facts)?;
+    let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
+    origin.check(&guest, args.record.as_deref())?;
     let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
         queue.take_from_disk(disk.clone());
         disk.on_answer(move |_| answered.disk_answered());
     }
-    let mut outputs = HostOutputs::new(writer, disk);
+    let mut outputs = HostOutputs::new(writer, disk.clone());
+    let (means, host_clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
     let _control = control(args, || SoloOperator {
         queue: queue.clone(),
         outputs: outputs.frames(),
         recording: args.record.clone(),
-        clock: HostClock::host_start(),
+        clock: host_clock,
+        shipment: means.clone(),
+        gauge: Gauge::new(host_clock),
     })?;
     if let Some(tap) = tap {
         waited.push(Box::new(TapReader { tap, queue: queue.clone(), strays: Box::new(drop) }));
     }
-    let create = |path: &PathBuf| create_log(path, &guest.log_header(&config));
+    let header = guest.log_header(&config);
+    let log_header = LogHeader { start: origin.start(), ..header.clone() };
+    let create = |path: &PathBuf| create_log(path, &log_header);
     let mut log = args.record.as_ref().map(create).transpose()?;
     let kicked = queue.clone();
     let ticker = Ticker::new(move || kicked.alarm())?;
@@ -170,19 +157,34 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let terminal = RawTerminal::enter();
     read_console(queue.clone(), &terminal).map_err(host("console thread"))?;
 
-    let clock = GuestClock::anchored(HostClock::host_start(), 0, 0);
+    let started = host_clock.host_now_ns();
+    let clock = GuestClock::anchored(host_clock, started, 0);
+    let pages = machine.pages().filter(|_| args.control.is_some());
+    let ship =
+        |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
+    let shipment = pages.map(ship);
     let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
-    let started = clock.host_now_ns();
+    if let Some(shipment) = &shipment {
+        let _ = means.set(shipment.clone());
+    }
+    let parts = origin.into_parts();
     let result = match &mut log {
-        None => run_loop::run(&mut machine, &mut { live }, &mut outputs),
+        None => {
+            let mut inputs = Restored::new(ShippedInputs::new(live, shipment.clone()), parts);
+            run_loop::run(&mut machine, &mut inputs, &mut outputs)
+        }
         Some(log) => {
-            let mut inputs = Recorded::new(live, log, check_plan(args));
+            let recorded = Recorded::new(live, log, check_plan(args));
+            let mut inputs = Restored::new(ShippedInputs::new(recorded, shipment.clone()), parts);
             run_loop::run(&mut machine, &mut inputs, &mut outputs)
         }
     };
+    if let Some(shipment) = shipment {
+        shipment.end();
+    }
     kicker.retire();
     drop(terminal);
-    let seconds = (clock.host_now_ns() - started) as f64 / 1e9;
+    let seconds = (host_clock.host_now_ns() - started) as f64 / 1e9;
     let ending = result?;
     machine.tsc().warn_of_late_sites();
     let digest = digest_at(&machine, &ending)?;

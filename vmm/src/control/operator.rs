@@ -6,6 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::shipment::{SaveError, Saved};
+
 /// Answers for the run. Called from several threads at once; only what is said to may block.
 pub trait Operator: Send + Sync {
     /// How the run is. Never waits for the guest.
@@ -71,6 +73,23 @@ pub enum Refused {
         /// The cause.
         why: String,
     },
+}
+
+impl From<SaveError> for Refused {
+    fn from(error: SaveError) -> Self {
+        let why = error.to_string();
+        match error {
+            SaveError::Exists { .. } | SaveError::Create { .. } => Self::BadArgument { why },
+            SaveError::Busy => Self::NotNow { why },
+            SaveError::NotStopped | SaveError::Write { .. } => Self::Failed { why },
+        }
+    }
+}
+
+impl From<Saved> for SnapshotSummary {
+    fn from(saved: Saved) -> Self {
+        Self { exit: saved.at.0, bytes: saved.bytes }
+    }
 }
 
 impl Refused {

@@ -1,13 +1,14 @@
 //! Answers for a guest that runs alone.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use super::operator::{Operator, Refused, Role, Status};
+use super::operator::{Operator, Refused, Role, SnapshotSummary, Status};
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
+use crate::shipment::{Gauge, Shipment, save};
 
 /// Answers for a guest without another host.
 pub struct SoloOperator {
@@ -19,6 +20,10 @@ pub struct SoloOperator {
     pub recording: Option<PathBuf>,
     /// Started with this ftvmm.
     pub clock: HostClock,
+    /// The means to ship the guest, when it is switched on.
+    pub shipment: Arc<OnceLock<Arc<Shipment>>>,
+    /// How far a snapshot is.
+    pub gauge: Gauge,
 }
 
 impl Operator for SoloOperator {
@@ -32,6 +37,13 @@ impl Operator for SoloOperator {
             log_bytes: recorded.map_or(0, |file| file.len()),
             uptime_ms: self.clock.host_now_ns() / 1_000_000,
             ..Status::default()
+        }
+    }
+
+    fn snapshot(&self, path: &Path) -> Result<SnapshotSummary, Refused> {
+        match self.shipment.get() {
+            Some(shipment) => Ok(save(shipment, &self.gauge, path)?.into()),
+            None => Err(Refused::not_now("the guest is not switched on yet")),
         }
     }
 

@@ -30,9 +30,9 @@ pub struct FileLog<W: Write> {
 }
 
 impl<W: Write> FileLog<W> {
-    /// A log that goes to `writer`, whose header is written.
-    pub fn new(writer: LogWriter<W>) -> Self {
-        let (group_since, left) = (Ordinal(0), Ordinal(0));
+    /// A log that goes to `writer`, whose header is written, of a guest that has left `left`.
+    pub fn new(writer: LogWriter<W>, left: Ordinal) -> Self {
+        let group_since = left;
         let group = GroupEncoder::new();
         Self { writer, group, group_since, group_since_ns: 0, now_ns: 0, left }
     }

@@ -8,7 +8,7 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use ftvmm_devices::Input;
-use ftvmm_replication::Ordinal;
+use ftvmm_replication::{Ordinal, StatePart};
 
 use super::InputError;
 use super::alarm::Alarm;
@@ -269,6 +269,13 @@ impl InputSource for LiveInputs {
         self.wants_window = false;
         self.blocked_since_ns = None;
         self.at_exit(situation, waiting)
+    }
+
+    fn state_put(&mut self, _: &StatePart, stands: Option<(Ordinal, u64)>) {
+        if let Some((_, now_ns)) = stands {
+            let host = self.clock.host();
+            self.resume(GuestClock::anchored(host, host.host_now_ns(), now_ns), now_ns);
+        }
     }
 
     fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {

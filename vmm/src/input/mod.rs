@@ -7,6 +7,7 @@ mod live_queue;
 mod patience;
 mod recorded;
 mod replay;
+mod restored;
 
 use thiserror::Error;
 
@@ -17,6 +18,7 @@ pub use live_queue::LiveQueue;
 pub use patience::InputDelays;
 pub use recorded::{CheckPlan, LogSink, Recorded};
 pub use replay::LogInputs;
+pub use restored::Restored;
 
 /// Why a source or a sink cannot go on.
 #[derive(Debug, Error)]
@@ -41,6 +43,13 @@ pub enum InputError {
         /// The cause.
         #[source]
         source: ftvmm_replication::LogError,
+    },
+    /// The snapshot cannot be read.
+    #[error("{source}")]
+    SnapshotRead {
+        /// The cause.
+        #[source]
+        source: ftvmm_replication::SnapshotError,
     },
     /// The log's groups do not follow each other.
     #[error("the log is out of order: {source}")]

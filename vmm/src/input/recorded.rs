@@ -1,6 +1,8 @@
 //! Any source with a log beside it: what it hands out is what is written.
 
-use ftvmm_replication::{Check, Event, MemoryLook, Ordinal, Record, Slice};
+use ftvmm_replication::{
+    Check, Event, MemoryLook, Ordinal, Record, Slice, SnapshotMark, StatePart,
+};
 
 use super::InputError;
 use crate::run_loop::{InputSource, RunMode, Situation, Step};
@@ -126,6 +128,14 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
         parts
             .into_iter()
             .try_for_each(|part| self.log.append(&Record { at, event: Event::Slice(part) }))
+    }
+
+    fn saved(&mut self, at: Ordinal, mark: SnapshotMark) -> Result<(), InputError> {
+        self.log.append(&Record { at, event: Event::Snapshot(mark) })
+    }
+
+    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
+        self.source.state_put(part, stands);
     }
 
     fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {

@@ -17,12 +17,16 @@ pub struct LogInputs<R> {
     end: Option<End>,
     torn: Option<String>,
     expected: Option<Box<Check>>,
+    /// So many records are part of what the guest was restored from.
+    skip: u64,
 }
 
 impl<R: Read> LogInputs<R> {
     /// Inputs from `reader`, at most up to the exit `until`.
-    pub fn new(reader: LogReader<R>, until: Option<Ordinal>) -> Self {
-        Self { reader, cursor: ReplayCursor::new(), until, end: None, torn: None, expected: None }
+    /// The guest stands where the log's first `skip` records have been applied.
+    pub fn new(reader: LogReader<R>, until: Option<Ordinal>, skip: u64) -> Self {
+        let cursor = ReplayCursor::new();
+        Self { reader, cursor, until, end: None, torn: None, expected: None, skip }
     }
 
     /// How the recorded guest ended; `at` is the first exit this guest did not get past.
@@ -58,7 +62,10 @@ impl<R: Read> LogInputs<R> {
     fn read_group(&mut self) -> Result<(), InputError> {
         let group = self.reader.next_group().map_err(|source| InputError::LogRead { source })?;
         match group {
-            Some(group) => {
+            Some(mut group) => {
+                let skipped = self.skip.min(group.records.len() as u64);
+                self.skip -= skipped;
+                group.records.drain(..skipped as usize);
                 self.cursor.push_group(group).map_err(|source| InputError::LogOrder { source })?
             }
             None => {

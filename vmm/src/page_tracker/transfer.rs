@@ -74,6 +74,11 @@ impl PageTracker {
     pub fn clear(&mut self) {
         self.digest = 0;
         for (slot, region) in self.regions.iter_mut().enumerate() {
+            for index in 0..region.idle.len() {
+                if *region.copy_of(index) != ZERO_PAGE {
+                    region.mark_unsent(index);
+                }
+            }
             region.copy.fill(0);
             for index in 0..region.idle.len() {
                 let live = live_page(&self.memory, slot, index);
@@ -98,6 +103,7 @@ impl PageTracker {
         let copy = region.copy_of(index);
         self.digest = self.digest.wrapping_add(digest_change(page, 0, copy, content));
         copy.copy_from_slice(content);
+        region.mark_unsent(index);
         live_page(&self.memory, slot, index).copy_from_slice(content);
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ftvmm_devices::{DiskOp, Input, Output};
 use ftvmm_replication::{
     Check, CursorStep, DiskAnswer, Event, Ordinal, OutputDigest, Record, SessionEvent, Slice,
+    SnapshotMark,
     StatePart,
 };
 use nix::sys::timerfd::TimerFd;
@@ -436,7 +437,18 @@ impl InputSource for PairInputs<'_> {
         self.live.state_taken(state)
     }
 
+    fn saved(&mut self, at: Ordinal, mark: SnapshotMark) -> Result<(), InputError> {
+        self.live.saved(at, mark)
+    }
+
     fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
+        // A host that speaks for the guest is given a state by a snapshot only.
+        if self.is_live {
+            if let Some((_, now_ns)) = stands {
+                self.keep_time(now_ns);
+            }
+            return self.live.state_put(part, stands);
+        }
         self.peer.gauge.take(part);
         if stands.is_some() {
             self.peer.gauge.end();

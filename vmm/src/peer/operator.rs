@@ -1,14 +1,18 @@
 //! Answers for one half of a pair (`--control`).
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, TryLockError};
 
 use ftvmm_replication::SessionEvent;
 
 use super::state::State;
 use super::{Channel, Peer};
-use crate::control::{AttachProgress, AttachSummary, Operator, Refused, Role, Status};
+use crate::control::{
+    AttachProgress, AttachSummary, Operator, Refused, Role, SnapshotSummary, Status,
+};
+use crate::shipment::save;
 
 /// Answers for the run of this [`Peer`].
 pub struct PeerOperator(pub Arc<Peer>);
@@ -82,6 +86,23 @@ impl Operator for PeerOperator {
             return Ok(());
         }
         Err(Refused::Failed { why: "the backup did not take over; the guest goes on here".into() })
+    }
+
+    fn snapshot(&self, path: &Path) -> Result<SnapshotSummary, Refused> {
+        let Some(shipment) = self.0.shipment.get() else {
+            return Err(Refused::not_now("the guest is not switched on yet"));
+        };
+        let _one_at_a_time = match self.0.ships.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Refused::not_now("the guest's state is on its way already"));
+            }
+        };
+        if self.0.follows() {
+            return Err(Refused::not_now("this host is the backup; ask the primary"));
+        }
+        Ok(save(shipment, &self.0.gauge, path)?.into())
     }
 
     fn stop(&self) -> Result<(), Refused> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use ftvmm_replication::{DisconnectReason, SessionEvent, StatePart};
+use ftvmm_replication::{DisconnectReason, SessionEvent, SnapshotMark, StatePart};
 
 use super::Peer;
 use crate::shipment::{Destination, Rest, Shipment, Shipped, rest_parts, ship};
@@ -35,11 +35,11 @@ impl Destination for ToBackup {
         true
     }
 
-    fn rest(&self, rest: Rest) {
+    fn rest(&self, rest: Rest) -> Option<SnapshotMark> {
         let parts: Vec<_> = rest_parts(&rest).collect();
         let mut state = self.peer.lock();
         if state.shipping.number != self.number {
-            return;
+            return None;
         }
         for part in parts {
             self.peer.step_locked(&mut state, SessionEvent::State(part));
@@ -47,6 +47,7 @@ impl Destination for ToBackup {
         let Rest { machine, disk_through, .. } = rest;
         let (at, machine) = (machine.at, machine.encode());
         self.peer.step_locked(&mut state, SessionEvent::StateEnd { at, machine, disk_through });
+        None
     }
 }
 

@@ -16,6 +16,8 @@ pub struct ShippedInputs<S> {
     shipment: Option<Arc<Shipment>>,
     /// The last point at which the guest was stopped between two exits.
     captured: Option<Ordinal>,
+    /// The exit at which the copy of memory was renewed, and the log says so; nothing has been applied since.
+    renewed: Option<Ordinal>,
     looks: bool,
     stopped_since_ns: Option<u64>,
 }
@@ -23,7 +25,14 @@ pub struct ShippedInputs<S> {
 impl<S: InputSource> ShippedInputs<S> {
     /// `source`, for a guest that can be shipped when there is a `shipment`.
     pub fn new(source: S, shipment: Option<Arc<Shipment>>) -> Self {
-        Self { source, shipment, captured: None, looks: false, stopped_since_ns: None }
+        Self {
+            source,
+            shipment,
+            captured: None,
+            renewed: None,
+            looks: false,
+            stopped_since_ns: None,
+        }
     }
 
     /// The source under it.
@@ -48,8 +57,11 @@ impl<S: InputSource> ShippedInputs<S> {
         }
         let step = match situation.at {
             None => Step::Capture,
-            Some(at) if situation.halted || self.captured == Some(at) => Step::TakeState,
-            Some(_) => return None,
+            Some(at) if !situation.halted && self.captured != Some(at) => return None,
+            Some(at) if self.renewed == Some(at) => Step::TakeState,
+            // The state is taken with the copy up to date. Whoever follows the log must know of that, or the next
+            // slice does not fit his copy.
+            Some(_) => Step::Measure { memory: MemoryLook::Renew },
         };
         self.stopped_since_ns.get_or_insert_with(|| shipment.clock.host_now_ns());
         Some(step)
@@ -58,10 +70,14 @@ impl<S: InputSource> ShippedInputs<S> {
 
 impl<S: InputSource> InputSource for ShippedInputs<S> {
     fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        match self.wanted(situation) {
-            Some(step) => Ok(step),
-            None => self.source.next(situation),
+        if let Some(step) = self.wanted(situation) {
+            return Ok(step);
         }
+        let step = self.source.next(situation)?;
+        if let Step::Apply(_) = step {
+            self.renewed = None;
+        }
+        Ok(step)
     }
 
     fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
@@ -72,11 +88,14 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
             shipment.lock().looked = true;
             shipment.changed.notify_all();
         }
+        if check.memory.as_ref().is_some_and(|memory| memory.renews_copy) {
+            self.renewed = Some(at);
+        }
         self.source.measured(at, check)
     }
 
     fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
-        self.captured = Some(at);
+        (self.captured, self.renewed) = (Some(at), Some(at));
         self.source.captured(at, parts)
     }
 
@@ -99,16 +118,15 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
             disk.note_changes(false);
         }
         let destination = shipment.lock().destination.take();
-        if let Some(destination) = destination {
-            destination.rest(Rest { pages, blocks, machine, disk_through });
-        }
+        let rest = Rest { pages, blocks, machine, disk_through };
+        let mark = destination.and_then(|destination| destination.rest(rest));
         let now_ns = shipment.clock.host_now_ns();
         let mut meeting = shipment.lock();
         meeting.stopped_at = Some(at);
         meeting.stopped_ns = now_ns - self.stopped_since_ns.take().unwrap_or(now_ns);
         drop(meeting);
         shipment.changed.notify_all();
-        Ok(())
+        mark.map_or(Ok(()), |mark| self.source.saved(at, mark))
     }
 
     fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {

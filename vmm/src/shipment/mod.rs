@@ -9,6 +9,7 @@
 //! last look and the rest of the pages take.
 
 mod blocks;
+mod file;
 mod inputs;
 mod progress;
 mod sender;
@@ -17,9 +18,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ftvmm_replication::Ordinal as ExitOrdinal;
+use ftvmm_replication::{FileHeader, Ordinal as ExitOrdinal, SnapshotMark};
 
 pub use blocks::put_blocks;
+pub use file::{SaveError, Saved, save};
 pub use inputs::ShippedInputs;
 pub use progress::{Gauge, Progress};
 pub use sender::{Shipped, rest_parts, ship};
@@ -54,8 +56,9 @@ pub trait Destination: Send + Sync {
     /// more.
     fn part(&self, part: ftvmm_replication::StatePart) -> bool;
 
-    /// Takes the rest, on the vCPU's thread, while the guest stands still.
-    fn rest(&self, rest: Rest);
+    /// Takes the rest, on the vCPU's thread, while the guest stands still. What is returned is put into the guest's
+    /// log, if it has one, at this very point.
+    fn rest(&self, rest: Rest) -> Option<SnapshotMark>;
 }
 
 /// What the sender wants of the vCPU's thread.
@@ -75,6 +78,8 @@ struct Meeting {
     looked: bool,
     stopped_at: Option<ExitOrdinal>,
     stopped_ns: u64,
+    /// The run is over: nothing is to be waited for.
+    ended: bool,
 }
 
 /// Where the sender and the vCPU's thread meet. One state is shipped at a time.
@@ -86,19 +91,44 @@ pub struct Shipment {
     disk: Option<Arc<Disk>>,
     queue: Arc<LiveQueue>,
     clock: HostClock,
+    header: FileHeader,
+    /// Held while a snapshot is written.
+    saving: Mutex<()>,
 }
 
 impl Shipment {
-    /// Ships the guest whose memory `pages` tracks and whose vCPU waits at `queue`.
+    /// Ships the guest whose memory `pages` tracks, with its disk, and whose vCPU waits at `queue`; `header` says which
+    /// guest that is.
     pub fn new(
         pages: Arc<Mutex<PageTracker>>,
         disk: Option<Arc<Disk>>,
         queue: Arc<LiveQueue>,
         clock: HostClock,
+        header: FileHeader,
     ) -> Self {
-        let wanted = AtomicU8::new(Wanted::Nothing as u8);
-        let (meeting, changed) = Default::default();
-        Self { wanted, meeting, changed, pages, disk, queue, clock }
+        Self {
+            wanted: AtomicU8::new(Wanted::Nothing as u8),
+            meeting: Mutex::default(),
+            changed: Condvar::new(),
+            pages,
+            disk,
+            queue,
+            clock,
+            header,
+            saving: Mutex::default(),
+        }
+    }
+
+    /// The guest has ended: nothing more is shipped, and a snapshot that was begun is complete or gone when this
+    /// returns.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+        drop(self.saving.lock());
+    }
+
+    fn has_ended(&self) -> bool {
+        self.lock().ended
     }
 
     fn wants(&self, what: Wanted) -> bool {

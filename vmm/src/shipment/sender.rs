@@ -167,7 +167,7 @@ impl Sender<'_> {
     fn look(&self) -> bool {
         self.shipment.lock().looked = false;
         self.shipment.want(Wanted::Look);
-        let looked = self.shipment.wait_for(LOOK_WAIT, |meeting| meeting.looked);
+        let looked = self.shipment.wait_for(LOOK_WAIT, |meeting| meeting.looked || meeting.ended);
         if !looked {
             self.shipment.done(Wanted::Look);
         }
@@ -182,7 +182,7 @@ impl Sender<'_> {
             meeting.destination = Some(self.destination.clone());
         }
         self.shipment.want(Wanted::Rest);
-        self.shipment.wait_for(REST_WAIT, |meeting| meeting.stopped_at.is_some());
+        self.shipment.wait_for(REST_WAIT, |meeting| meeting.stopped_at.is_some() || meeting.ended);
         self.shipment.lock().stopped_at
     }
 }

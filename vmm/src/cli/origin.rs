@@ -1,0 +1,134 @@
+//! Where a run begins: at power-on, or at a snapshot.
+
+use std::path::{Path, PathBuf};
+
+use ftvmm_devices::BoardConfig;
+use ftvmm_replication::{FileHeader, Fingerprint, Start};
+
+use super::CommandError;
+use super::args::{Role, RunArgs};
+use super::replay::refuse_same_file;
+use crate::cpu_template::DEFAULT_TEMPLATE;
+use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
+use crate::snapshot::{Parts, Snapshot};
+
+/// The guest and where it begins.
+pub struct Origin {
+    /// The guest.
+    pub config: GuestConfig,
+    snapshot: Option<Snapshot>,
+}
+
+impl Origin {
+    /// What the arguments say. A snapshot is whole when this returns.
+    ///
+    /// # Errors
+    /// When the snapshot cannot be used, or not so.
+    pub fn of(
+        args: &RunArgs,
+        rtc_epoch_s: u64,
+        disk: Option<DiskFacts>,
+    ) -> Result<Self, CommandError> {
+        let Some(path) = &args.restore else {
+            return Ok(Self { config: guest_config(args, rtc_epoch_s, disk), snapshot: None });
+        };
+        if args.role == Role::Primary && !args.start_alone {
+            return Err(CommandError::Configuration(
+                "--restore starts a primary alone; add --start-alone, a backup may attach then"
+                    .into(),
+            ));
+        }
+        let snapshot = Snapshot::open(path)?;
+        if disk.is_some() || snapshot.header().fingerprint.disk_bytes.is_some() {
+            let why = "a guest with a disk cannot go on from a snapshot yet".into();
+            return Err(snapshot.unusable(why).into());
+        }
+        let config = described(
+            snapshot.header(),
+            &Elsewhere {
+                kernel: args.kernel.as_deref(),
+                initramfs: args.initrd.as_deref(),
+                cpu_template: args.cpu_template.as_deref(),
+            },
+        );
+        // The only part of the guest that has another half in this host.
+        let net_mac = args.net.as_ref().map(|net| net.mac);
+        Ok(Self { config: GuestConfig { net_mac, ..config }, snapshot: Some(snapshot) })
+    }
+
+    /// Refuses a snapshot of another guest, and a recording in its place.
+    ///
+    /// # Errors
+    /// Names the first difference.
+    pub fn check(&self, guest: &Guest, record: Option<&Path>) -> Result<(), CommandError> {
+        let Some(snapshot) = &self.snapshot else { return Ok(()) };
+        if let Some(difference) = snapshot.header().fingerprint.first_difference(&guest.fingerprint)
+        {
+            return Err(snapshot.unusable(format!("is of another guest: {difference}")).into());
+        }
+        record.map_or(Ok(()), |written| refuse_same_file(snapshot.path(), written))
+    }
+
+    /// Where a recording of the run begins.
+    pub fn start(&self) -> Option<Start> {
+        self.snapshot.as_ref().map(|snapshot| snapshot.start().clone())
+    }
+
+    /// What is to be put in place first.
+    pub fn into_parts(self) -> Option<Parts> {
+        self.snapshot.map(Snapshot::into_parts)
+    }
+}
+
+/// What the arguments say of the guest.
+fn guest_config(args: &RunArgs, rtc_epoch_s: u64, disk: Option<DiskFacts>) -> GuestConfig {
+    let net_mac = args.net.as_ref().map(|net| net.mac);
+    let disk_bytes = disk.map(|disk| disk.size_bytes);
+    GuestConfig {
+        kernel: args.kernel.clone().unwrap_or_default(),
+        initramfs: args.initrd.clone(),
+        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac, disk_bytes }),
+        cpu_template: args.cpu_template.clone().unwrap_or_else(|| DEFAULT_TEMPLATE.into()),
+        memory_mib: args.mem,
+        net_mac,
+        disk,
+        tsc: args.tsc.into(),
+        rtc_epoch_s,
+        logged: args.record.is_some() || args.role != Role::Solo || args.control.is_some(),
+    }
+}
+
+/// Files that are not where a header says they were.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Elsewhere<'a> {
+    /// The kernel.
+    pub kernel: Option<&'a Path>,
+    /// The initramfs.
+    pub initramfs: Option<&'a Path>,
+    /// The CPU template.
+    pub cpu_template: Option<&'a Path>,
+}
+
+/// The guest that a file's header describes.
+pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
+    let Fingerprint { cmdline, cpu_template, memory_mib, net_mac, tsc, .. } = &header.fingerprint;
+    let or = |given: Option<&Path>, recorded: &str| {
+        given.map_or_else(|| recorded.into(), Path::to_path_buf)
+    };
+    let initramfs = header.initramfs_path.as_ref().map(PathBuf::from);
+    GuestConfig {
+        kernel: or(files.kernel, &header.kernel_path),
+        initramfs: files.initramfs.map(Path::to_path_buf).or(initramfs),
+        cmdline: cmdline.clone(),
+        cpu_template: or(files.cpu_template, cpu_template),
+        memory_mib: *memory_mib,
+        net_mac: *net_mac,
+        disk: header
+            .fingerprint
+            .disk_bytes
+            .map(|size_bytes| DiskFacts { size_bytes, sha256: header.fingerprint.disk_sha256 }),
+        tsc: *tsc,
+        rtc_epoch_s: header.rtc_epoch_s,
+        logged: true,
+    }
+}

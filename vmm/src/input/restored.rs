@@ -1,0 +1,69 @@
+//! Any source, of a guest that is first put into the state of a snapshot.
+
+use ftvmm_replication::{Check, Ordinal, Slice, SnapshotMark, StatePart};
+
+use super::InputError;
+use crate::machine_state::MachineState;
+use crate::run_loop::{InputSource, RunMode, Situation, Step};
+use crate::snapshot::Parts;
+
+/// See the module documentation.
+pub struct Restored<S> {
+    source: S,
+    /// What is still to be put in place.
+    parts: Option<Parts>,
+}
+
+impl<S: InputSource> Restored<S> {
+    /// `source`, after `parts` if there are any.
+    pub fn new(source: S, parts: Option<Parts>) -> Self {
+        Self { source, parts }
+    }
+
+    /// The source under it, when the run has ended.
+    pub fn into_source(self) -> S {
+        self.source
+    }
+}
+
+impl<S: InputSource> InputSource for Restored<S> {
+    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        if let Some(parts) = &mut self.parts
+            && let Some(part) =
+                parts.next_part().map_err(|source| InputError::SnapshotRead { source })?
+        {
+            return Ok(Step::PutState(part));
+        }
+        self.source.next(situation)
+    }
+
+    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
+        self.source.measured(at, check)
+    }
+
+    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
+        self.source.captured(at, parts)
+    }
+
+    fn state_taken(&mut self, state: MachineState) -> Result<(), InputError> {
+        self.source.state_taken(state)
+    }
+
+    fn saved(&mut self, at: Ordinal, mark: SnapshotMark) -> Result<(), InputError> {
+        self.source.saved(at, mark)
+    }
+
+    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
+        if stands.is_some() {
+            self.parts = None;
+        }
+        self.source.state_put(part, stands);
+    }
+
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+        match self.parts {
+            Some(_) => RunMode::Not,
+            None => self.source.run_mode(at, interrupt_waits),
+        }
+    }
+}
