@@ -118,3 +118,44 @@ impl Snapshot {
         self.parts
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use ftvmm_replication::{Fingerprint, PROTOCOL_VERSION, SnapshotWriter, TscMode};
+
+    use super::*;
+
+    pub(crate) fn header() -> FileHeader {
+        let fingerprint = Fingerprint {
+            protocol_version: PROTOCOL_VERSION,
+            kernel_sha256: [0; 32],
+            initramfs_sha256: None,
+            disk_bytes: None,
+            disk_bytes: None,
+            disk_sha256: None,
+            cmdline: String::new(),
+            cpu_template: String::new(),
+            cpu_template_sha256: [0; 32],
+            tsc: TscMode::Trap,
+            memory_mib: 64,
+            net_mac: None,
+        };
+        FileHeader {
+            fingerprint,
+            rtc_epoch_s: 0,
+            kernel_path: String::new(),
+            initramfs_path: None,
+            start: None,
+        }
+    }
+
+    #[test]
+    fn another_version_of_the_machine_is_named() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let mut writer = SnapshotWriter::new(File::create(&path).unwrap(), &header()).unwrap();
+        writer.write_part(&StatePart::Machine(99u32.to_le_bytes().to_vec())).unwrap();
+        let error = Snapshot::open(&path).err().unwrap().to_string();
+        assert!(error.contains("machine's state has version 99"), "{error}");
+        assert!(error.starts_with(&format!("snapshot '{}'", path.display())), "{error}");
+    }
+}

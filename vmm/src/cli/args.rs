@@ -67,7 +67,7 @@ pub struct RunArgs {
     /// Guest memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     pub mem: u32,
-    /// CPU the guest sees: minimal, sse4, avx, or a template file [default: avx]
+    /// CPU the guest sees: minimal, sse4, avx, or a template file [default: minimal]
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<PathBuf>,
     /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
@@ -444,6 +444,11 @@ mod tests {
             parse("ftvmm --kernel k --role primary --listen 1.2.3.4:5 --witness file:/w").is_ok()
         );
         assert!(parse("ftvmm").is_err());
+        assert!(parse("ftvmm --restore s").is_ok());
+        assert!(parse("ftvmm --restore s --kernel k --cpu-template t").is_ok());
+        for contradiction in ["--mem 64", "--cmdline x", "--tsc hide"] {
+            assert!(parse(&format!("ftvmm --restore s {contradiction}")).is_err());
+        }
         assert!(parse("ftvmm doctor --json").is_ok());
     }
 }

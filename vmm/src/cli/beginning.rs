@@ -97,11 +97,10 @@ fn last_before(known: Vec<Known>, from: Ordinal) -> Result<Known, String> {
 #[cfg(test)]
 mod tests {
     use ftvmm_devices::Input;
-    use ftvmm_replication::{
-        Fingerprint, GroupEncoder, LogHeader, LogWriter, PROTOCOL_VERSION, Record, TscMode,
-    };
+    use ftvmm_replication::{GroupEncoder, LogWriter, Record};
 
     use super::*;
+    use crate::snapshot::tests::header;
 
     fn mark(path: &str) -> SnapshotMark {
         SnapshotMark { path: path.into(), memory_digest: 1 }
@@ -109,25 +108,7 @@ mod tests {
 
     /// Two snapshots among inputs, in two groups.
     fn log() -> Vec<u8> {
-        let header = LogHeader {
-            fingerprint: Fingerprint {
-                protocol_version: PROTOCOL_VERSION,
-                kernel_sha256: [0; 32],
-                initramfs_sha256: None,
-                disk_sha256: None,
-                cmdline: String::new(),
-                cpu_template: String::new(),
-                cpu_template_sha256: [0; 32],
-                tsc: TscMode::Trap,
-                memory_mib: 64,
-                net_mac: None,
-            },
-            rtc_epoch_s: 0,
-            kernel_path: String::new(),
-            initramfs_path: None,
-            start: None,
-        };
-        let mut writer = LogWriter::new(Vec::new(), &header).unwrap();
+        let mut writer = LogWriter::new(Vec::new(), &header()).unwrap();
         let mut encoder = GroupEncoder::new();
         let at = |at, event| Record { at: Ordinal(at), event };
         let time = |now_ns| Event::Input(Input::Time { now_ns });

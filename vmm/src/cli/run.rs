@@ -160,8 +160,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let started = host_clock.host_now_ns();
     let clock = GuestClock::anchored(host_clock, started, 0);
     let pages = machine.pages().filter(|_| args.control.is_some());
-    let ship =
-        |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
+    let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
     let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
     if let Some(shipment) = &shipment {

@@ -136,3 +136,32 @@ impl<R: Read> InputSource for LogInputs<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ftvmm_devices::Input;
+    use ftvmm_replication::{Event, GroupEncoder, LogWriter, Record, SnapshotMark};
+
+    use super::*;
+    use crate::snapshot::tests::header;
+
+    #[test]
+    fn what_a_snapshot_holds_is_not_applied_again() {
+        let at = |at, event| Record { at: Ordinal(at), event };
+        let time = |now_ns| Event::Input(Input::Time { now_ns });
+        let mark = SnapshotMark { path: "/s".into(), memory_digest: 1 };
+        let mut encoder = GroupEncoder::new();
+        let mut writer = LogWriter::new(Vec::new(), &header()).unwrap();
+        encoder.push(&at(3, time(10)));
+        writer.write_group(&encoder.finish(Ordinal(4))).unwrap();
+        encoder.push(&at(5, time(20)));
+        encoder.push(&at(5, Event::Snapshot(mark)));
+        encoder.push(&at(5, time(30)));
+        writer.write_group(&encoder.finish(Ordinal(5))).unwrap();
+        let log = writer.finish().unwrap();
+        let mut inputs = LogInputs::new(LogReader::new(&log[..]).unwrap(), None, 3);
+        let here = Situation { at: Some(Ordinal(5)), ..Situation::default() };
+        let first = inputs.next(&here).unwrap();
+        assert!(matches!(first, Step::Apply(Input::Time { now_ns: 30 })), "{first:?}");
+    }
+}

@@ -67,3 +67,54 @@ impl<S: InputSource> InputSource for Restored<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::BufReader;
+
+    use ftvmm_replication::{SnapshotReader, SnapshotWriter};
+
+    use super::*;
+    use crate::snapshot::tests::header;
+
+    struct Asked {
+        stands: Option<(Ordinal, u64)>,
+    }
+
+    impl InputSource for Asked {
+        fn next(&mut self, _: &Situation) -> Result<Step, InputError> {
+            assert!(self.stands.is_some(), "the guest is not in place yet");
+            Ok(Step::Proceed)
+        }
+
+        fn state_put(&mut self, _: &StatePart, stands: Option<(Ordinal, u64)>) {
+            self.stands = stands;
+        }
+
+        fn run_mode(&mut self, _: Ordinal, _: bool) -> RunMode {
+            RunMode::Free
+        }
+    }
+
+    #[test]
+    fn the_guest_does_not_run_before_it_is_in_place() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let parts = [StatePart::Outline { total_bytes: 0 }, StatePart::Machine(vec![1])];
+        let mut writer = SnapshotWriter::new(File::create(&path).unwrap(), &header()).unwrap();
+        parts.iter().for_each(|part| writer.write_part(part).unwrap());
+        let reader = SnapshotReader::new(BufReader::new(File::open(&path).unwrap())).unwrap();
+
+        let mut inputs = Restored::new(Asked { stands: None }, Some(reader));
+        let stands = [None, Some((Ordinal(9), 1000))];
+        for (part, stands) in parts.iter().zip(stands) {
+            assert_eq!(inputs.run_mode(Ordinal(0), false), RunMode::Not);
+            let step = inputs.next(&Situation::default()).unwrap();
+            assert!(matches!(step, Step::PutState(next) if next == *part));
+            inputs.state_put(part, stands);
+        }
+        assert!(matches!(inputs.next(&Situation::default()), Ok(Step::Proceed)));
+        assert_eq!(inputs.run_mode(Ordinal(9), false), RunMode::Free);
+        assert_eq!(inputs.source.stands, Some((Ordinal(9), 1000)));
+    }
+}

@@ -8,8 +8,7 @@ use std::time::Duration;
 use ftvmm_devices::{DiskOp, Input, Output};
 use ftvmm_replication::{
     Check, CursorStep, DiskAnswer, Event, Ordinal, OutputDigest, Record, SessionEvent, Slice,
-    SnapshotMark,
-    StatePart,
+    SnapshotMark, StatePart,
 };
 use nix::sys::timerfd::TimerFd;
 

@@ -10,14 +10,50 @@ use crate::input::InputError;
 use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, RunMode, Situation, Step};
 
-/// See the module documentation.
-pub struct ShippedInputs<S> {
-    source: S,
-    shipment: Option<Arc<Shipment>>,
+/// Where a guest can be stopped for its state, and what comes first there.
+#[derive(Default)]
+struct Halt {
     /// The last point at which the guest was stopped between two exits.
     captured: Option<Ordinal>,
     /// The exit at which the copy of memory was renewed, and the log says so; nothing has been applied since.
     renewed: Option<Ordinal>,
+}
+
+impl Halt {
+    /// What brings the guest closer to giving its state; `None` at an exit that must be completed first.
+    fn step(&self, situation: &Situation) -> Option<Step> {
+        match situation.at {
+            None => Some(Step::Capture),
+            Some(at) if !situation.halted && self.captured != Some(at) => None,
+            Some(at) if self.renewed == Some(at) => Some(Step::TakeState),
+            // The state is taken with the copy up to date. Whoever follows the log must know of that, or the next
+            // slice does not fit his copy.
+            Some(_) => Some(Step::Measure { memory: MemoryLook::Renew }),
+        }
+    }
+
+    fn captured(&mut self, at: Ordinal) {
+        (self.captured, self.renewed) = (Some(at), Some(at));
+    }
+
+    fn measured(&mut self, at: Ordinal, check: &Check) {
+        if check.memory.as_ref().is_some_and(|memory| memory.renews_copy) {
+            self.renewed = Some(at);
+        }
+    }
+
+    fn given(&mut self, step: &Step) {
+        if let Step::Apply(_) = step {
+            self.renewed = None;
+        }
+    }
+}
+
+/// See the module documentation.
+pub struct ShippedInputs<S> {
+    source: S,
+    shipment: Option<Arc<Shipment>>,
+    halt: Halt,
     looks: bool,
     stopped_since_ns: Option<u64>,
 }
@@ -25,14 +61,7 @@ pub struct ShippedInputs<S> {
 impl<S: InputSource> ShippedInputs<S> {
     /// `source`, for a guest that can be shipped when there is a `shipment`.
     pub fn new(source: S, shipment: Option<Arc<Shipment>>) -> Self {
-        Self {
-            source,
-            shipment,
-            captured: None,
-            renewed: None,
-            looks: false,
-            stopped_since_ns: None,
-        }
+        Self { source, shipment, halt: Halt::default(), looks: false, stopped_since_ns: None }
     }
 
     /// The source under it.
@@ -55,14 +84,7 @@ impl<S: InputSource> ShippedInputs<S> {
         if !shipment.wants(Wanted::Rest) {
             return None;
         }
-        let step = match situation.at {
-            None => Step::Capture,
-            Some(at) if !situation.halted && self.captured != Some(at) => return None,
-            Some(at) if self.renewed == Some(at) => Step::TakeState,
-            // The state is taken with the copy up to date. Whoever follows the log must know of that, or the next
-            // slice does not fit his copy.
-            Some(_) => Step::Measure { memory: MemoryLook::Renew },
-        };
+        let step = self.halt.step(situation)?;
         self.stopped_since_ns.get_or_insert_with(|| shipment.clock.host_now_ns());
         Some(step)
     }
@@ -74,9 +96,7 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
             return Ok(step);
         }
         let step = self.source.next(situation)?;
-        if let Step::Apply(_) = step {
-            self.renewed = None;
-        }
+        self.halt.given(&step);
         Ok(step)
     }
 
@@ -88,14 +108,12 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
             shipment.lock().looked = true;
             shipment.changed.notify_all();
         }
-        if check.memory.as_ref().is_some_and(|memory| memory.renews_copy) {
-            self.renewed = Some(at);
-        }
+        self.halt.measured(at, &check);
         self.source.measured(at, check)
     }
 
     fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
-        (self.captured, self.renewed) = (Some(at), Some(at));
+        self.halt.captured(at);
         self.source.captured(at, parts)
     }
 
@@ -135,5 +153,54 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
 
     fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
         self.source.run_mode(at, interrupt_waits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ftvmm_devices::Input;
+    use ftvmm_replication::MemoryCheck;
+
+    use super::*;
+
+    const AT: Ordinal = Ordinal(7);
+
+    fn at_exit(halted: bool) -> Situation {
+        Situation { at: Some(AT), halted, ..Situation::default() }
+    }
+
+    fn check(renews_copy: bool) -> Check {
+        let memory = Some(MemoryCheck { digest: 1, changed: vec![], renews_copy });
+        Check { memory, ..Check::default() }
+    }
+
+    fn renews(step: Option<Step>) -> bool {
+        matches!(step, Some(Step::Measure { memory: MemoryLook::Renew }))
+    }
+
+    #[test]
+    fn the_log_knows_of_the_renewed_copy_before_a_halted_guest_gives_its_state() {
+        let mut halt = Halt::default();
+        assert!(renews(halt.step(&at_exit(true))));
+        halt.measured(AT, &check(false));
+        assert!(renews(halt.step(&at_exit(true))));
+        halt.measured(AT, &check(true));
+        assert!(matches!(halt.step(&at_exit(true)), Some(Step::TakeState)));
+        // An input writes to memory.
+        halt.given(&Step::Apply(Input::Time { now_ns: 1 }));
+        assert!(renews(halt.step(&at_exit(true))));
+    }
+
+    #[test]
+    fn a_slice_is_in_the_log_with_all_it_changed() {
+        let mut halt = Halt::default();
+        assert!(halt.step(&at_exit(false)).is_none());
+        assert!(matches!(halt.step(&Situation::default()), Some(Step::Capture)));
+        halt.captured(AT);
+        assert!(matches!(halt.step(&at_exit(false)), Some(Step::TakeState)));
+        halt.given(&Step::Apply(Input::Time { now_ns: 1 }));
+        assert!(renews(halt.step(&at_exit(false))));
+        let next = Situation { at: Some(AT.next()), ..Situation::default() };
+        assert!(halt.step(&next).is_none());
     }
 }
