@@ -39,6 +39,7 @@ pub mod session;
 pub mod slice;
 pub mod snapshot;
 pub mod state;
+mod tag;
 mod varint;
 pub mod wire;
 pub mod witness;

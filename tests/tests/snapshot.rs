@@ -270,13 +270,16 @@ fn a_restored_primary_gets_a_backup(site: &GuestLab, _: &Recording) {
     let own_cmdline = ["--cmdline", &cmdline("")];
     let backup = [&backup[..], &own_cmdline, &common, &[backup_control]].concat();
     let backup = site.run("backup", site.boot(&backup)).unwrap();
-    let is_protected = || {
-        let status = ftvmm(site, &["status", "--control", CONTROL]);
-        String::from_utf8_lossy(&status.console).contains("primary, protected")
+    let wait_until = |control: &str, run: &GuestRun, says: &str| {
+        let is_so = || {
+            let status = ftvmm(site, &["status", "--control", control]);
+            String::from_utf8_lossy(&status.console).contains(says)
+        };
+        while !is_so() {
+            assert!(run.process().ended().is_none(), "ftvmm ended before it said {says:?}");
+        }
     };
-    while !is_protected() {
-        assert!(backup.process().ended().is_none() && primary.process().ended().is_none());
-    }
+    wait_until(CONTROL, &primary, "primary, protected");
     primary.type_text("compute 20; echo both have $kept\n");
     primary.wait_for("both have memory").unwrap();
     backup.wait_for("both have memory").unwrap();
@@ -286,6 +289,7 @@ fn a_restored_primary_gets_a_backup(site: &GuestLab, _: &Recording) {
     backup.wait_for("\nboth go on").unwrap();
     primary.process().signal(nix::libc::SIGKILL);
     primary.finish().unwrap();
+    wait_until(backup_control, &backup, "primary, not protected");
     backup.type_text("echo survivor has $kept\n");
     backup.wait_for("survivor has memory").unwrap();
     stop(backup);
@@ -326,9 +330,10 @@ fn what_does_not_fit_is_refused(site: &GuestLab, _: &Recording) {
     let net = ["--net", TAP_OPTION];
     refused(&[&net[..], &["--mem", "64"]].concat(), "cannot be used with '--mem");
     refused(&[&net[..], &["--cmdline", "x"]].concat(), "cannot be used with '--cmdline");
-    let [stock, _] = site.guest.boot_files(GuestKernel::Generic);
-    let stock = site.inside(stock.file_name().unwrap());
-    refused(&[&net[..], &["--kernel", &stock]].concat(), "is of another guest: kernel differs");
+    let [kernel, _] = site.guest.boot_files(GuestKernel::Tiny);
+    site.write("longer-kernel", &[&std::fs::read(kernel).unwrap()[..], &[0]].concat()).unwrap();
+    let longer = site.inside("longer-kernel");
+    refused(&[&net[..], &["--kernel", &longer]].concat(), "is of another guest: kernel differs");
     refused(&[&net[..], &["--cpu-template", "minimal"]].concat(), "guest: CPU template differs");
     let primary = ["--role", "primary", "--listen", "127.0.0.1:7812", "--witness", "file:/run/w"];
     refused(&[&net[..], &primary].concat(), "add --start-alone");

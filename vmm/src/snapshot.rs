@@ -131,7 +131,6 @@ pub(crate) mod tests {
             kernel_sha256: [0; 32],
             initramfs_sha256: None,
             disk_bytes: None,
-            disk_bytes: None,
             disk_sha256: None,
             cmdline: String::new(),
             cpu_template: String::new(),

@@ -1,0 +1,57 @@
+//! What kind of record a group's record is.
+
+/// The tag in the low four bits of a record's first byte. Part of the log format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Tag {
+    /// varint: nanoseconds since the previous time record of the group (since power-on, if none).
+    TimeNs = 1,
+    /// The same in whole microseconds; the encoder's choice whenever it is exact.
+    TimeUs = 2,
+    /// varint length, bytes.
+    NetRx = 3,
+    /// varint length, bytes.
+    ConsoleRx = 4,
+    /// Reason byte, 32 bytes of state digest.
+    End = 6,
+    /// varint length, bytes.
+    Entropy = 7,
+    /// varint length, a [`crate::Check`] encoded with postcard.
+    Check = 8,
+    /// varint length, a [`crate::Slice`] encoded with postcard.
+    Slice = 9,
+    /// varint request number; varint length, the data read.
+    DiskDone = 10,
+    /// varint request number; eight bytes, xxh3-64 of the data read.
+    DiskAnswer = 11,
+    /// varint request number.
+    DiskFailed = 12,
+    /// The same, in a log without the disk's data.
+    DiskFailedAnswer = 13,
+    /// varint length, a [`crate::SnapshotMark`] encoded with postcard.
+    Snapshot = 14,
+}
+
+impl Tag {
+    pub(crate) const ALL: [Self; 13] = {
+        use Tag::*;
+        [
+            TimeNs,
+            TimeUs,
+            NetRx,
+            ConsoleRx,
+            End,
+            Entropy,
+            Check,
+            Slice,
+            DiskDone,
+            DiskAnswer,
+            DiskFailed,
+            DiskFailedAnswer,
+            Snapshot,
+        ]
+    };
+    /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.
+    #[cfg(test)]
+    pub(crate) const RETIRED: [u8; 1] = [5];
+}
