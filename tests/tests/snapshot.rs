@@ -334,7 +334,7 @@ fn what_does_not_fit_is_refused(site: &GuestLab, _: &Recording) {
     site.write("longer-kernel", &[&std::fs::read(kernel).unwrap()[..], &[0]].concat()).unwrap();
     let longer = site.inside("longer-kernel");
     refused(&[&net[..], &["--kernel", &longer]].concat(), "is of another guest: kernel differs");
-    refused(&[&net[..], &["--cpu-template", "minimal"]].concat(), "guest: CPU template differs");
+    refused(&[&net[..], &["--cpu-template", "sse4"]].concat(), "guest: CPU template differs");
     let primary = ["--role", "primary", "--listen", "127.0.0.1:7812", "--witness", "file:/run/w"];
     refused(&[&net[..], &primary].concat(), "add --start-alone");
     refused(&[&net[..], &["--record", &idle]].concat(), "would overwrite");
