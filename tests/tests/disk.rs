@@ -28,7 +28,7 @@ const TOOLS: &[Package] =
     &[Package { name: "e2fsprogs", why: "makes and checks the guest's disk" }];
 const KILLS: u64 = 2;
 /// Room for a journal and some megabytes of files.
-const DISK_BYTES: u64 = 24 << 20;
+const DISK_BYTES: u64 = 16 << 20;
 const GOOD: Ended = Ended::Status(0);
 const FAILED: Ended = Ended::Status(1);
 const BAD_USAGE: Ended = Ended::Status(2);
@@ -36,9 +36,9 @@ const BAD_USAGE: Ended = Ended::Status(2);
 const PATIENT: [&str; 2] = ["--failure-timeout-ms", "3000"];
 const MOUNT: &str = "mount -t ext4 /dev/vda /mnt";
 const LEDGER: &str = "mount -t ext4 /dev/vda /mnt && ledger /mnt/ledger.db";
-/// Writes one page at 16 MiB of the raw disk and says how that went.
+/// Writes one page at 12 MiB of the raw disk and says how that went.
 const FAR_WRITE: &str =
-    "dd if=/dev/urandom of=/dev/vda bs=4k count=1 seek=4096 conv=fsync; echo WROTE $?; poweroff -f";
+    "dd if=/dev/urandom of=/dev/vda bs=4k count=1 seek=3072 conv=fsync; echo WROTE $?; poweroff -f";
 /// What follows runs where no file can be written beyond 8 MiB, in units of 512 bytes.
 const SMALL_FILES: &str = "trap '' XFSZ; ulimit -f 16384; exec \"$@\"";
 
