@@ -1,7 +1,6 @@
 //! A backup is attached to a guest that runs, whatever the guest does; one that dies on the way costs the guest nothing.
 
 use std::thread;
-use std::time::Duration;
 
 use super::*;
 
@@ -10,8 +9,8 @@ const SPIN: &str = "while :; do spin 24; compute 100; done";
 const DOWNLOAD_BYTES: u64 = 24 * MIB;
 /// Backups that are killed while they attach.
 const DEATHS: u64 = 6;
-/// How long a look at the members may be late.
-const LOOK: Duration = Duration::from_millis(250);
+/// The part of the transfer after which the last of them is killed; the looks at the primary are some time apart.
+const LATEST_DEATH: f64 = 0.7;
 
 fn idle(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
@@ -68,7 +67,7 @@ fn downloading(site: &Site) -> Result<(), Failed> {
 
 /// How often an attach ended early.
 fn interrupted(primary: &Member<'_>) -> usize {
-    said(&primary.process).matches("before it had the guest's state").count()
+    said(&primary.process).matches("does not have the guest's state").count()
 }
 
 /// Backups die at any moment of the attach, as a process and as a host: the guest goes on, its client sees nothing, and
@@ -76,40 +75,41 @@ fn interrupted(primary: &Member<'_>) -> usize {
 fn backup_dies_while_attaching(site: &Site, mut rng: Rng) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let primary = alone(site, &group)?;
-    // How long it takes from the start of the backup's process, to know when to kill.
-    let began = clock::now();
-    let backup = attached(&group, 1, &primary)?;
-    let usual = began.elapsed();
-    let last = primary.wait_protected()?.last_attach.unwrap_or_default();
-    let transfer = Duration::from_millis(last.duration_ms);
-    backup.process.kill();
-    primary.wait_alone()?;
     for death in 0..DEATHS {
         let mut download = site.download(DOWNLOAD_BYTES)?;
         download.read_through(KIB, |_| ())?;
         let client = thread::spawn(move || download.finish(|_| ()));
         let backup = group.join(1, 0, &[])?;
-        let before_end = LOOK + transfer.mul_f64(rng.f64() * 1.2);
-        thread::sleep(usual.saturating_sub(before_end));
+        let share = rng.f64() * LATEST_DEATH;
+        primary.wait_until("part of the transfer", |status| {
+            let part = status.attach.as_ref().map(|a| a.bytes as f64 / a.total_bytes as f64);
+            status.protected || part.is_some_and(|part| part >= share)
+        })?;
         let whole_host = death % 2 == 1;
+        let interrupted_before = interrupted(&primary);
         match whole_host {
             true => site.lab.host(1).kill(),
             false => backup.process.kill(),
         }
-        let said_before = interrupted(&primary);
         let settled = primary.wait_until("being alone again", |status| {
             !status.protected && status.attach.is_none() && status.role == "primary"
         })?;
         equal("divergences", settled.divergences, 0)?;
         println!(
-            "  {} died {before_end:.1?} before the usual end, {}",
+            "  {} died after {:.0} % of the transfer, {}",
             if whole_host { "host" } else { "process" },
-            if interrupted(&primary) > said_before { "attaching" } else { "not attaching" }
+            share * 100.0,
+            if interrupted(&primary) > interrupted_before {
+                "attaching"
+            } else {
+                "attached by then"
+            }
         );
         let downloaded = client.join().map_err(|_| "the client panicked")??;
         complete(&downloaded, DOWNLOAD_BYTES)?;
         site.mend()?;
     }
+    require(interrupted(&primary) > 0, "no backup died while it was being attached")?;
     let backup = attached(&group, 1, &primary)?;
     site.download_all(MIB)?;
     end_alike(site, &group, &primary, &backup)
