@@ -400,6 +400,21 @@ mod tests {
     }
 
     #[test]
+    fn a_restored_guest_never_sees_time_go_back() {
+        const STOOD_AT_NS: u64 = 5_000_000_000;
+        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+        let clock = GuestClock::anchored(HostClock::host_start(), 0, 0);
+        let alarm = Alarm::new(resting_timer().unwrap());
+        let mut live = LiveInputs::new(queue, clock, 0, alarm, InputDelays::default());
+        live.state_put(&StatePart::Machine(vec![]), Some((Ordinal(7), STOOD_AT_NS)));
+        let reads = Situation { at: Some(Ordinal(7)), reads_clock: true, ..Situation::default() };
+        let Ok(Step::Apply(Input::Time { now_ns })) = live.next(&reads) else {
+            panic!("no sample")
+        };
+        assert!(now_ns >= STOOD_AT_NS, "{now_ns}");
+    }
+
+    #[test]
     fn a_sample_is_at_most_a_microsecond_old_and_never_in_the_future() {
         for now_ns in [0, 999, 1000, 1001, 123_456_789_999] {
             assert!((0..1000).contains(&(now_ns - logged_ns(now_ns))));
