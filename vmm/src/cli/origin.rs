@@ -39,10 +39,6 @@ impl Origin {
             ));
         }
         let snapshot = Snapshot::open(path)?;
-        if disk.is_some() || snapshot.header().fingerprint.disk_bytes.is_some() {
-            let why = "a guest with a disk cannot go on from a snapshot yet".into();
-            return Err(snapshot.unusable(why).into());
-        }
         let config = described(
             snapshot.header(),
             &Elsewhere {

@@ -243,7 +243,7 @@ impl Parts {
         let recorded = Recorded::new(live, &mut log, check_plan(args));
         let shipped = ShippedInputs::new(recorded, shipment.clone());
         let inputs = PairInputs::new(peer.clone(), shipped);
-        let mut inputs = Restored::new(inputs, origin.into_parts());
+        let mut inputs = Restored::new(inputs, origin.into_parts(), peer.disk());
         let result = run_loop::run(&mut machine, &mut inputs, &mut outputs);
         if let Some(shipment) = shipment {
             shipment.end();

@@ -76,14 +76,14 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     let clock = HostClock::host_start();
     let result = match &mut log {
         None => {
-            let mut restored = Restored::new(inputs, parts);
+            let mut restored = Restored::new(inputs, parts, None);
             let result = run_loop::run(&mut machine, &mut restored, &mut outputs);
             inputs = restored.into_source();
             result
         }
         Some(log) => {
             let recorded = Recorded::new(inputs, log, check_plan(args));
-            let mut restored = Restored::new(recorded, parts);
+            let mut restored = Restored::new(recorded, parts, None);
             let result = run_loop::run(&mut machine, &mut restored, &mut outputs);
             inputs = restored.into_source().into_source();
             result

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
+use ftvmm_replication::{End, Fingerprint, LogHeader, LogWriter, MemoryLook, Ordinal};
 
 use super::args::{DiskArg, Role, RunArgs};
 use super::origin::Origin;
@@ -28,6 +28,7 @@ use crate::machine::Machine;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
+use crate::snapshot::Snapshot;
 
 /// Runs a guest in the role the arguments name.
 ///
@@ -46,6 +47,9 @@ pub fn open_disk(
     args: &RunArgs,
     telling: Telling,
 ) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
+    if let Some(snapshot) = &args.restore {
+        return restored_disk(args, snapshot, telling);
+    }
     let Some(DiskArg(path)) = &args.disk else { return Ok(None) };
     let file = DiskFile::open(path)?;
     let is_compared = args.record.is_some() || args.role != Role::Solo;
@@ -83,6 +87,31 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
     let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
+}
+
+/// A new disk for a guest that goes on from a snapshot, which has its content.
+fn restored_disk(
+    args: &RunArgs,
+    snapshot: &Path,
+    telling: Telling,
+) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
+    let Fingerprint { disk_bytes, disk_sha256, .. } =
+        Snapshot::open(snapshot)?.header().fingerprint;
+    match (disk_bytes, &args.disk) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(CommandError::Configuration(
+            "the snapshot's guest has no disk; leave --disk out".into(),
+        )),
+        (Some(size_bytes), None) => Err(CommandError::Configuration(format!(
+            "the snapshot's guest has a disk of {size_bytes} bytes; say into which new file with --disk path=FILE"
+        ))),
+        (Some(size_bytes), Some(DiskArg(path))) => {
+            let file = DiskFile::create(path, size_bytes)?;
+            let facts = DiskFacts { size_bytes, sha256: disk_sha256 };
+            let disk = Disk::start(file, telling).map_err(host("thread for the disk"))?;
+            Ok(Some((disk, facts)))
+        }
+    }
 }
 
 /// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
@@ -160,6 +189,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let started = host_clock.host_now_ns();
     let clock = GuestClock::anchored(host_clock, started, 0);
     let pages = machine.pages().filter(|_| args.control.is_some());
+    let own_disk = disk.clone();
     let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
     let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
@@ -169,12 +199,14 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let parts = origin.into_parts();
     let result = match &mut log {
         None => {
-            let mut inputs = Restored::new(ShippedInputs::new(live, shipment.clone()), parts);
+            let mut inputs =
+                Restored::new(ShippedInputs::new(live, shipment.clone()), parts, own_disk);
             run_loop::run(&mut machine, &mut inputs, &mut outputs)
         }
         Some(log) => {
             let recorded = Recorded::new(live, log, check_plan(args));
-            let mut inputs = Restored::new(ShippedInputs::new(recorded, shipment.clone()), parts);
+            let mut inputs =
+                Restored::new(ShippedInputs::new(recorded, shipment.clone()), parts, own_disk);
             run_loop::run(&mut machine, &mut inputs, &mut outputs)
         }
     };

@@ -44,6 +44,12 @@ pub enum DiskError {
         /// What was given.
         path: PathBuf,
     },
+    /// A restored disk is written anew.
+    #[error("disk '{path}' is there already; a restored disk goes into a new file", path = path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another process holds it.
     #[error("disk '{path}' is in use by another ftvmm; each needs a copy of its own", path = path.display())]
     InUse {
@@ -68,6 +74,25 @@ impl DiskFile {
     pub fn open(path: &Path) -> Result<Self, DiskError> {
         let failed = |source| DiskError::File { path: path.into(), source };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
+        Self::of(file, path)
+    }
+
+    /// A new image of that length, all zero.
+    ///
+    /// # Errors
+    /// When there is such a file, or the host refuses.
+    pub fn create(path: &Path, size_bytes: u64) -> Result<Self, DiskError> {
+        let created = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let sized = created.and_then(|file| file.set_len(size_bytes).map(|()| file));
+        let file = sized.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => DiskError::Exists { path: path.into() },
+            _ => DiskError::File { path: path.into(), source },
+        })?;
+        Self::of(file, path)
+    }
+
+    fn of(file: File, path: &Path) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::File { path: path.into(), source };
         let facts = file.metadata().map_err(failed)?;
         if !facts.is_file() {
             return Err(DiskError::NoFile { path: path.into() });

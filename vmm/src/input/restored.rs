@@ -1,10 +1,14 @@
 //! Any source, of a guest that is first put into the state of a snapshot.
 
+use std::sync::Arc;
+
 use ftvmm_replication::{Check, Ordinal, Slice, SnapshotMark, StatePart};
 
 use super::InputError;
+use crate::disk::Disk;
 use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, RunMode, Situation, Step};
+use crate::shipment::put_on_disk;
 use crate::snapshot::Parts;
 
 /// See the module documentation.
@@ -12,12 +16,13 @@ pub struct Restored<S> {
     source: S,
     /// What is still to be put in place.
     parts: Option<Parts>,
+    disk: Option<Arc<Disk>>,
 }
 
 impl<S: InputSource> Restored<S> {
-    /// `source`, after `parts` if there are any.
-    pub fn new(source: S, parts: Option<Parts>) -> Self {
-        Self { source, parts }
+    /// `source`, after `parts` if there are any; what they hold of the disk goes to `disk`, which a replay does without.
+    pub fn new(source: S, parts: Option<Parts>, disk: Option<Arc<Disk>>) -> Self {
+        Self { source, parts, disk }
     }
 
     /// The source under it, when the run has ended.
@@ -28,13 +33,16 @@ impl<S: InputSource> Restored<S> {
 
 impl<S: InputSource> InputSource for Restored<S> {
     fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if let Some(parts) = &mut self.parts
-            && let Some(part) =
-                parts.next_part().map_err(|source| InputError::SnapshotRead { source })?
-        {
-            return Ok(Step::PutState(part));
+        let read = |parts: &mut Parts| parts.next_part();
+        let part = self.parts.as_mut().map(read).transpose();
+        let Some(part) = part.map_err(|source| InputError::SnapshotRead { source })?.flatten()
+        else {
+            return self.source.next(situation);
+        };
+        if let Some(disk) = &self.disk {
+            put_on_disk(disk, &part).map_err(|source| InputError::Disk { source })?;
         }
-        self.source.next(situation)
+        Ok(Step::PutState(part))
     }
 
     fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
@@ -105,7 +113,7 @@ mod tests {
         parts.iter().for_each(|part| writer.write_part(part).unwrap());
         let reader = SnapshotReader::new(BufReader::new(File::open(&path).unwrap())).unwrap();
 
-        let mut inputs = Restored::new(Asked { stands: None }, Some(reader));
+        let mut inputs = Restored::new(Asked { stands: None }, Some(reader), None);
         let stands = [None, Some((Ordinal(9), 1000))];
         for (part, stands) in parts.iter().zip(stands) {
             assert_eq!(inputs.run_mode(Ordinal(0), false), RunMode::Not);

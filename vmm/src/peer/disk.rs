@@ -1,17 +1,14 @@
 //! The guest's disk between two hosts: what this host's worker says goes to the session, what a follower is told by
 //! its log is compared with what its own disk says.
 
-use std::io;
 use std::sync::Arc;
 
 use ftvmm_devices::{DiskOutcome, Input};
-use ftvmm_replication::{DiskAnswer, SessionEvent, StatePart};
+use ftvmm_replication::{DiskAnswer, SessionEvent};
 
 use super::Peer;
 use super::state::State;
 use crate::disk::Answer;
-use crate::machine_state::MachineState;
-use crate::shipment::put_blocks;
 
 /// What a follower does about a request that ended in its log.
 pub enum Compared {
@@ -53,26 +50,6 @@ impl Peer {
         if let Some(disk) = &self.disk {
             disk.on_answer(move |answer| peer.disk_answered(answer));
         }
-    }
-
-    /// Puts what a part of a state says of the disk in place: before the machine, so that the guest finds it there.
-    ///
-    /// # Errors
-    /// What the host says, or that the part is none of this disk.
-    pub fn put_on_disk(&self, part: &StatePart) -> io::Result<()> {
-        let Some(disk) = &self.disk else { return Ok(()) };
-        match part {
-            // Nothing of what this host's guest did before may come later.
-            StatePart::Outline { .. } => drop(disk.drain()),
-            StatePart::Blocks(packed) => put_blocks(disk, packed)?,
-            StatePart::Machine(bytes) => {
-                let state = MachineState::decode(bytes).map_err(io::Error::other)?;
-                disk.sync()?;
-                disk.resume_with(state.disk_answers);
-            }
-            StatePart::Pages(_) => {}
-        }
-        Ok(())
     }
 
     fn disk_answered(self: &Arc<Self>, answer: &Answer) {

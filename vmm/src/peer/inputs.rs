@@ -22,7 +22,7 @@ use crate::input::{
 };
 use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
-use crate::shipment::ShippedInputs;
+use crate::shipment::{ShippedInputs, put_on_disk};
 
 /// How long the end of a burst of exits may stay unsent when the guest goes computing.
 const TAIL: Duration = Duration::from_millis(2);
@@ -267,7 +267,8 @@ impl<'a> PairInputs<'a> {
                 continue;
             };
             drop(state);
-            if let Err(error) = self.peer.put_on_disk(&part) {
+            let disk = self.peer.disk.as_ref();
+            if let Some(Err(error)) = disk.map(|disk| put_on_disk(disk, &part)) {
                 self.peer.report_fault(format!("the disk cannot be copied: {error}"));
                 return Step::Again;
             }

@@ -7,6 +7,7 @@ use ftvmm_replication::state::{BLOCK_BYTES, PART_BLOCKS_MAX, pack, unpack_blocks
 
 use super::BlockImage;
 use crate::disk::{Disk, block_count};
+use crate::machine_state::MachineState;
 
 /// Packs blocks into parts. A last block that is shorter is filled up with zeroes.
 pub fn block_parts(blocks: &[BlockImage]) -> impl Iterator<Item = StatePart> {
@@ -33,11 +34,30 @@ pub fn all_blocks(disk: &Disk) -> Vec<u64> {
     (0..block_count(disk.size_bytes())).collect()
 }
 
+/// Puts what a part of a state says of the disk in place: before the machine, so that the guest finds it there.
+///
+/// # Errors
+/// What the host says, or that the part is none of this disk.
+pub fn put_on_disk(disk: &Disk, part: &StatePart) -> io::Result<()> {
+    match part {
+        // Nothing of what this host's guest did before may come later.
+        StatePart::Outline { .. } => drop(disk.drain()),
+        StatePart::Blocks(packed) => put_blocks(disk, packed)?,
+        StatePart::Machine(bytes) => {
+            let state = MachineState::decode(bytes).map_err(io::Error::other)?;
+            disk.sync()?;
+            disk.resume_with(state.disk_answers);
+        }
+        StatePart::Pages(_) => {}
+    }
+    Ok(())
+}
+
 /// Puts a part of a state on this host's disk.
 ///
 /// # Errors
 /// What the host says, or that the part is none of this disk.
-pub fn put_blocks(disk: &Disk, packed: &[u8]) -> io::Result<()> {
+fn put_blocks(disk: &Disk, packed: &[u8]) -> io::Result<()> {
     let mut done = Ok(());
     unpack_blocks(packed, |block, content| {
         let length = disk.size_bytes().saturating_sub(block * BLOCK_BYTES as u64);

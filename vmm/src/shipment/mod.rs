@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use ftvmm_replication::{FileHeader, Ordinal as ExitOrdinal, SnapshotMark};
 
-pub use blocks::put_blocks;
+pub use blocks::put_on_disk;
 pub use file::{SaveError, Saved, save};
 pub use inputs::ShippedInputs;
 pub use progress::{Gauge, Progress};
