@@ -447,7 +447,11 @@ impl Backup {
             Phase::AwaitingVerdict { deadline_ns, reported: false, .. } => Some(deadline_ns),
             _ => None,
         };
-        let silence_limit_ns = if heartbeats { config.failure_ns } else { config.handshake_ns };
+        let silence_limit_ns = match self.phase {
+            Phase::Joining { .. } => config.attach_ns(),
+            _ if heartbeats => config.failure_ns,
+            _ => config.handshake_ns,
+        };
         Waits { silence_limit_ns, heartbeats, deadline_ns }
     }
 

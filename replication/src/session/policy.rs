@@ -143,6 +143,11 @@ impl SessionConfig {
         }
     }
 
+    /// Silence after which a side gives up while a state is under way.
+    pub(super) fn attach_ns(&self) -> u64 {
+        2 * self.handshake_ns.max(self.failure_ns)
+    }
+
     /// Checks the values against each other.
     pub(super) fn check(&self) -> Result<(), SessionConfigError> {
         let Self { heartbeat_ns, failure_ns, .. } = *self;

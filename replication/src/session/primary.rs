@@ -446,7 +446,12 @@ impl Primary {
             Phase::Protected if self.owes_progress() => Some(self.progress_ns + config.stall_ns),
             _ => None,
         };
-        let silence_limit_ns = if heartbeats { config.failure_ns } else { config.handshake_ns };
+        let silence_limit_ns = match self.phase {
+            // A host that is only just being given the guest is missed by nobody.
+            Phase::Attaching { gated: false } => config.attach_ns(),
+            _ if heartbeats => config.failure_ns,
+            _ => config.handshake_ns,
+        };
         Waits { silence_limit_ns, heartbeats, deadline_ns }
     }
 

@@ -275,6 +275,8 @@ impl InputSource for LiveInputs {
         if let Some((_, now_ns)) = stands {
             let host = self.clock.host();
             self.resume(GuestClock::anchored(host, host.host_now_ns(), now_ns), now_ns);
+            // What the guest had not had of its disk came with the state.
+            self.queue.disk_answered();
         }
     }
 

@@ -462,6 +462,8 @@ impl InputSource for PairInputs<'_> {
         self.peer.step_locked(&mut state, SessionEvent::StateTaken { taken_bytes });
         drop(state);
         if let Some((at, now_ns)) = stands {
+            // What the guest had not had of its disk came with the state.
+            self.peer.queue.disk_answered();
             self.reported = Ordinal(at.0.saturating_sub(1));
             self.keep_time(now_ns);
         }

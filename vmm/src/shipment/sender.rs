@@ -128,6 +128,7 @@ impl Sender<'_> {
         let mut sample = vec![1; SAMPLE_BYTES];
         let began_ns = self.shipment.clock.host_now_ns();
         let (copied, all) = self.shipment.pages().sample(&mut sample);
+        std::hint::black_box(&sample);
         let took_ns = self.shipment.clock.host_now_ns() - began_ns;
         (u128::from(took_ns) * u128::from(all) / u128::from(copied.max(1))) as u64
     }
