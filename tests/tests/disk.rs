@@ -24,6 +24,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::libc::SIGTERM;
 use serde_json::Value;
 
+#[path = "disk/restored.rs"]
+mod restored;
+
 const TOOLS: &[Package] =
     &[Package { name: "e2fsprogs", why: "makes and checks the guest's disk" }];
 const KILLS: u64 = 2;
@@ -450,6 +453,7 @@ fn main() -> ExitCode {
         ("files_on_a_disk", Box::new(files_on_a_disk)),
         ("a_replay_needs_no_disk", Box::new(a_replay_needs_no_disk)),
         ("a_file_serves_one_guest", Box::new(a_file_serves_one_guest)),
+        ("restored_with_its_disk", Box::new(restored::restored_with_its_disk)),
         ("both_disks_are_equal", Box::new(both_disks_are_equal)),
         ("different_disks_are_refused", Box::new(different_disks_are_refused)),
         ("an_error_is_the_guests_on_both_hosts", Box::new(an_error_is_the_guests_on_both_hosts)),
