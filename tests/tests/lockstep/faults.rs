@@ -105,9 +105,10 @@ fn resyncs(site: &Site, fault: &str, believe: &str, checks: [&str; 2]) -> Result
     options.backup_arguments = vec!["--inject-fault".into(), fault.into()];
     println!("  --inject-fault {fault} {}", policy.join(" "));
     let pair = site.pair(&options)?;
-    site.answers(&pair.primary)?;
-    site.download_all(DOWNLOAD_BYTES)?;
     let speaks = if believe == "primary" { &pair.primary } else { &pair.backup };
+    // What the guest prints while the other is given the state, the other does not print.
+    site.answers(speaks)?;
+    site.download_all(DOWNLOAD_BYTES)?;
     let given = "the guest's state is with the backup";
     require(said(speaks).contains(given), format!("no {given:?} in\n{}", said(speaks)))?;
     speaks.signal(SIGTERM);

@@ -119,6 +119,12 @@ fn knocked_at_by_another_client(site: &Site) -> Result<(), Failed> {
          do sleep 0.1; done"
     );
     site.lab.host(1).run(&["sh", "-c", &knock])?;
+    // What it said may still be on its way here.
+    let mut waits = 100;
+    while !said(&primary).contains("GET / HT") && waits > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        waits -= 1;
+    }
     let seen = said(&primary);
     require(seen.contains("GET / HT"), format!("the primary saw no other client:\n{seen}"))?;
     let backup = names.start_backup(&site.lab, &site.files, &loud)?;

@@ -216,7 +216,8 @@ impl State {
     }
 
     pub fn disconnect(&mut self, now_ns: u64, reason: DisconnectReason) {
-        if self.channel.take().is_some() {
+        // Closed when that is logged.
+        if let Some(_closed) = self.channel.take() {
             tracing::warn!(%reason, "the channel to the other host is gone");
             self.step(now_ns, SessionEvent::Disconnected { reason });
         }

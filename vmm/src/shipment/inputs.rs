@@ -54,14 +54,21 @@ pub struct ShippedInputs<S> {
     source: S,
     shipment: Option<Arc<Shipment>>,
     halt: Halt,
-    looks: bool,
+    /// When a look was asked for that has not been answered.
+    looks_since_ns: Option<u64>,
     stopped_since_ns: Option<u64>,
 }
 
 impl<S: InputSource> ShippedInputs<S> {
     /// `source`, for a guest that can be shipped when there is a `shipment`.
     pub fn new(source: S, shipment: Option<Arc<Shipment>>) -> Self {
-        Self { source, shipment, halt: Halt::default(), looks: false, stopped_since_ns: None }
+        Self {
+            source,
+            shipment,
+            halt: Halt::default(),
+            looks_since_ns: None,
+            stopped_since_ns: None,
+        }
     }
 
     /// The source under it.
@@ -78,7 +85,7 @@ impl<S: InputSource> ShippedInputs<S> {
     fn wanted(&mut self, situation: &Situation) -> Option<Step> {
         let shipment = self.shipment.as_ref()?;
         if shipment.wants(Wanted::Look) && situation.at.is_some() {
-            self.looks = true;
+            self.looks_since_ns = Some(shipment.clock.host_now_ns());
             return Some(Step::Measure { memory: MemoryLook::Renew });
         }
         if !shipment.wants(Wanted::Rest) {
@@ -101,11 +108,13 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
     }
 
     fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
-        if std::mem::take(&mut self.looks)
-            && let Some(shipment) = &self.shipment
-        {
+        if let (Some(since_ns), Some(shipment)) = (self.looks_since_ns.take(), &self.shipment) {
             shipment.done(Wanted::Look);
-            shipment.lock().looked = true;
+            let took_ns = shipment.clock.host_now_ns() - since_ns;
+            let mut meeting = shipment.lock();
+            meeting.looked = true;
+            meeting.look_ns = meeting.look_ns.max(took_ns);
+            drop(meeting);
             shipment.changed.notify_all();
         }
         self.halt.measured(at, &check);

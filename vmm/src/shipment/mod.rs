@@ -78,6 +78,8 @@ struct Meeting {
     looked: bool,
     stopped_at: Option<ExitOrdinal>,
     stopped_ns: u64,
+    /// The longest of the looks.
+    look_ns: u64,
     /// The run is over: nothing is to be waited for.
     ended: bool,
 }

@@ -33,7 +33,7 @@ pub struct Shipped {
     pub bytes: u64,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
-    /// How long the guest stood still at the end, in nanoseconds.
+    /// The longest time the guest stood still, for a look or at the end, in nanoseconds.
     pub stopped_ns: u64,
     /// What one copy of all its memory takes on this host, in nanoseconds, from a sample.
     pub memory_copy_ns: u64,
@@ -81,6 +81,7 @@ struct Sender<'a> {
 
 impl Sender<'_> {
     fn run(self, started_ns: u64) -> Option<Shipped> {
+        self.shipment.lock().look_ns = 0;
         let total_bytes = {
             let mut pages = self.shipment.pages();
             pages.begin_transfer();
@@ -118,7 +119,9 @@ impl Sender<'_> {
         let bytes = self.gauge.read().0.bytes;
         let at = self.stop()?;
         let took_ns = self.shipment.clock.host_now_ns() - started_ns;
-        let stopped_ns = self.shipment.lock().stopped_ns;
+        let meeting = self.shipment.lock();
+        let stopped_ns = meeting.stopped_ns.max(meeting.look_ns);
+        drop(meeting);
         let memory_copy_ns = self.time_a_copy();
         Some(Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
     }
