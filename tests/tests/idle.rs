@@ -41,6 +41,10 @@ fn an_idle_guest_is_cheap_to_record() {
     let command = site.boot(&["--net", &tap, "--cmdline", &cmdline(""), "--record", &log]);
     let run = site.run("idle", command).unwrap();
     run.wait_for(PROMPT).unwrap();
+    // Whenever this host stalls, the guest's state is logged: all that changed since the last time.
+    // What the boot changed is not the idle guest's; the stops of this computation log it.
+    run.type_text("spin 24; echo computed $((40 + 1))\n");
+    run.wait_for("computed 41").unwrap();
     run.type_text("echo idle from $((40 + 2))\n");
     run.wait_for("idle from 42").unwrap();
     thread::sleep(IDLE);
