@@ -225,6 +225,18 @@ impl Member<'_> {
         self.lab.host(self.host).spawn(&self.argv(&words))
     }
 
+    /// A client of its control socket, connected: see `control-client`. It takes paths on its standard input.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], or [`LabError::Silent`] when it cannot connect.
+    pub fn connected_client(&self) -> Result<LabProcess, LabError> {
+        let host = self.lab.host(self.host);
+        let program = host.share().join("bin/control-client").display().to_string();
+        let client = host.spawn(&[&program, &self.control])?;
+        client.wait_for_stdout("connected")?;
+        Ok(client)
+    }
+
     fn argv(&self, words: &[&str]) -> Vec<String> {
         let ftvmm = self.lab.host(self.host).share().join("bin/ftvmm").display().to_string();
         let control = ["--control", &self.control];
