@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::process::{Child, Command, Output};
 
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, hex, reader_sha256, stream_sha256};
@@ -28,9 +28,9 @@ impl Server {
         let port = free_port();
         let port_word = port.to_string();
         let arguments = [&[applet, "--port", &port_word], more].concat();
-        let child = ftguest(&arguments).spawn().unwrap();
-        let server = Self { child, port };
+        let mut server = Self { child: ftguest(&arguments).spawn().unwrap(), port };
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert_eq!(server.child.try_wait().unwrap(), None, "{applet} on port {port} ended");
             std::thread::yield_now();
         }
         server
@@ -42,9 +42,10 @@ impl Server {
 }
 
 /// A port nobody listens on, below those that connections take for their own end: one of them, or one that a
-/// client of this very server was given while it tried, would be in its way.
+/// client of this very server was given while it tried, would be in its way. It is not tried by listening: a child that
+/// another test forks at that moment would go on listening until it executes its program.
 fn free_port() -> u16 {
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let free = |port: &u16| TcpStream::connect(("127.0.0.1", *port)).is_err();
     std::iter::repeat_with(|| fastrand::u16(20_000..30_000)).find(free).unwrap()
 }
 
