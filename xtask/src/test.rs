@@ -1,17 +1,20 @@
 //! `cargo xtask test`: everything that can be checked, the quick checks first.
 //!
-//! Installs what is missing, then runs one step after the other with its output in view. A step is
-//! a command; the result lines of its tests are counted, and a step without tests counts as one. Each
-//! file in `tests/tests` is a step, so a new one needs no entry here.
+//! Installs what is missing, then runs one step after the other with its output in view; steps that
+//! leave a core idle run in pairs, and the output of each is shown at its end. A step is a command; the
+//! result lines of its tests are counted, and a step without tests counts as one. Each file in
+//! `tests/tests` is a step, so a new one needs no entry here.
 
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ftvmm_tests::guest_run::GUEST_FOLDER;
 use ftvmm_tests::{clock, packages};
@@ -46,6 +49,9 @@ const GUEST: &str = "guest";
 const END_TO_END: &str = "tests/tests";
 /// Tests of the lab itself, which no change of the product can break.
 const OF_THE_MACHINERY: &[&str] = &["lab"];
+/// Tests that run one guest at a time, the longest first: two of them fit on two cores.
+const OF_ONE_GUEST: &[&str] = &["stock_kernel", "tsc", "cpu", "entropy", "idle"];
+const AT_ONCE: usize = 2;
 const QUICK_SETTINGS: &[(&str, &str)] = &[("FTVMM_PAIRS", "6")];
 
 #[derive(Clone, Copy, Default)]
@@ -60,11 +66,21 @@ impl fmt::Display for Counts {
     }
 }
 
+type Settings = Vec<(&'static str, OsString)>;
+
 /// What is run and what came out so far.
 struct Session {
     only: Vec<String>,
-    settings: Vec<(&'static str, OsString)>,
-    summary: Vec<(String, Duration, Counts)>,
+    settings: Settings,
+    began: Instant,
+    summary: Vec<Outcome>,
+}
+
+/// A step that was run.
+struct Outcome {
+    name: String,
+    took: Duration,
+    counts: Counts,
 }
 
 /// Runs the steps; fails when any of them did.
@@ -95,11 +111,18 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
     if session.wants(GUEST) || !end_to_end.is_empty() {
         session.make_guest();
     }
-    for name in end_to_end {
-        let words = ["test", "--release", "--package", "ftvmm-tests", "--test", name];
-        session.step(name, &[&words[..], &["--", "--nocapture"]].concat())?;
+    let (of_one_guest, others): (Vec<&str>, Vec<&str>) =
+        end_to_end.iter().map(|name| name.as_str()).partition(|name| OF_ONE_GUEST.contains(name));
+    for name in others {
+        session.step(name, &end_to_end_words(name))?;
     }
+    session.steps_at_once(of_one_guest)?;
     Ok(session.finish())
+}
+
+fn end_to_end_words(name: &str) -> Vec<&str> {
+    let words = ["test", "--release", "--package", "ftvmm-tests", "--test", name];
+    [&words[..], &["--", "--nocapture"]].concat()
 }
 
 fn end_to_end_programs() -> Result<Vec<String>, Box<dyn Error>> {
@@ -123,35 +146,47 @@ impl Session {
     fn new(arguments: &TestArguments) -> Self {
         let quick = if arguments.quick { QUICK_SETTINGS } else { &[] };
         let settings = quick.iter().map(|&(name, value)| (name, value.into()));
-        Self { only: arguments.only.clone(), settings: settings.collect(), summary: Vec::new() }
+        let (only, settings) = (arguments.only.clone(), settings.collect());
+        Self { only, settings, began: clock::now(), summary: Vec::new() }
     }
 
     fn wants(&self, step: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|name| name == step)
     }
 
-    fn step(&mut self, name: &str, words: &[&str]) -> Result<Counts, Box<dyn Error>> {
-        println!("\n=== {name}: cargo {}", words.join(" "));
-        let began = clock::now();
-        let mut running = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args(words)
-            .envs(self.settings.iter().map(|(name, value)| (name, value)))
-            .current_dir(workspace())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut counts = Counts::default();
-        let output = running.stdout.take().ok_or("no standard output")?;
-        for line in BufReader::new(output).split(b'\n') {
-            let line = line?;
-            counts.add_line(&String::from_utf8_lossy(&line));
-            let mut stdout = std::io::stdout().lock();
-            stdout.write_all(&line)?;
-            stdout.write_all(b"\n")?;
+    fn step(&mut self, name: &str, words: &[&str]) -> io::Result<Counts> {
+        let outcome = run_step(name, words, &self.settings, &mut io::stdout())?;
+        let counts = outcome.counts;
+        self.enter(outcome);
+        Ok(counts)
+    }
+
+    fn steps_at_once(&mut self, mut names: Vec<&str>) -> io::Result<()> {
+        let rank = |name: &&str| OF_ONE_GUEST.iter().position(|known| known == name);
+        names.sort_by_key(rank);
+        let waiting = Mutex::new(names.into_iter());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let settings = &self.settings;
+        let lane = || -> io::Result<Vec<Outcome>> {
+            let mut outcomes = Vec::new();
+            while let Some(name) = next() {
+                println!("\n=== {name}: beside another; its output follows");
+                let mut output = Vec::new();
+                let outcome = run_step(name, &end_to_end_words(name), settings, &mut output)?;
+                io::stdout().lock().write_all(&output)?;
+                outcomes.push(outcome);
+            }
+            Ok(outcomes)
+        };
+        let lanes = thread::scope(|scope| {
+            let lanes: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(lane)).collect();
+            lanes.into_iter().map(|lane| lane.join()).collect::<Vec<_>>()
+        });
+        for outcomes in lanes {
+            let outcomes = outcomes.map_err(|_| io::Error::other("a step's thread panicked"))??;
+            outcomes.into_iter().for_each(|outcome| self.enter(outcome));
         }
-        let succeeded = running.wait()?.success();
-        self.enter(name, began.elapsed(), counts.with_status(succeeded));
-        Ok(self.summary[self.summary.len() - 1].2)
+        Ok(())
     }
 
     fn make_guest(&mut self) {
@@ -162,26 +197,56 @@ impl Session {
             Ok(guest) => self.settings.push((GUEST_FOLDER, guest.folder.clone().into())),
             Err(error) => eprintln!("{error}"),
         }
-        self.enter(GUEST, began.elapsed(), Counts::default().with_status(made.is_ok()));
+        let counts = Counts::default().with_status(made.is_ok());
+        self.enter(Outcome { name: GUEST.to_owned(), took: began.elapsed(), counts });
     }
 
-    fn enter(&mut self, name: &str, took: Duration, counts: Counts) {
+    fn enter(&mut self, outcome: Outcome) {
+        let Outcome { name, took, counts } = &outcome;
         println!("=== {name}: {counts}, {:.0} s", took.as_secs_f32());
-        self.summary.push((name.to_owned(), took, counts));
+        self.summary.push(outcome);
     }
 
     fn finish(self) -> ExitCode {
         let mut total = Counts::default();
         println!("\n{:>7}  {:<16} result", "seconds", "step");
-        for (name, took, counts) in &self.summary {
+        for Outcome { name, took, counts } in &self.summary {
             println!("{:>7.1}  {name:<16} {counts}", took.as_secs_f32());
             total.passed += counts.passed;
             total.failed += counts.failed;
         }
-        let seconds: Duration = self.summary.iter().map(|(_, took, _)| *took).sum();
-        println!("{:>7.1}  in all\n{total}", seconds.as_secs_f32());
+        println!("{:>7.1}  in all\n{total}", self.began.elapsed().as_secs_f32());
         ExitCode::from(u8::from(total.failed > 0))
     }
+}
+
+/// Runs one step and shows all it prints.
+fn run_step(
+    name: &str,
+    words: &[&str],
+    settings: &Settings,
+    shown: &mut impl Write,
+) -> io::Result<Outcome> {
+    writeln!(shown, "\n=== {name}: cargo {}", words.join(" "))?;
+    let began = clock::now();
+    let (output, input) = io::pipe()?;
+    let mut running = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(words)
+        .envs(settings.iter().map(|(name, value)| (name, value)))
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .stdout(input.try_clone()?)
+        .stderr(input)
+        .spawn()?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        counts.add_line(&String::from_utf8_lossy(&line));
+        shown.write_all(&line)?;
+        shown.write_all(b"\n")?;
+    }
+    let counts = counts.with_status(running.wait()?.success());
+    Ok(Outcome { name: name.to_owned(), took: began.elapsed(), counts })
 }
 
 impl Counts {
