@@ -19,11 +19,12 @@ const EARLY_DIGESTS_MAX: usize = 4096;
 /// Released outputs the backup keeps for an incident report.
 const EVIDENCE_OUTPUTS: usize = 8;
 
+/// A frame and where it was transmitted.
 #[derive(Clone, Debug)]
-struct Output {
-    at: Ordinal,
-    digest: OutputDigest,
-    frame: Vec<u8>,
+pub(crate) struct Output {
+    pub(crate) at: Ordinal,
+    pub(crate) digest: OutputDigest,
+    pub(crate) frame: Vec<u8>,
 }
 
 impl Output {
@@ -90,10 +91,14 @@ impl OutputGate {
         }
     }
 
-    /// Outputs the backup need not keep: they have left, or are in the past of the state it was
-    /// given, so that it never produced them.
+    /// Outputs that have left, which the backup need not keep.
     pub(crate) fn released_through(&self) -> OutputOrdinal {
-        OutputOrdinal(self.released_through.max(self.joined_through))
+        OutputOrdinal(self.released_through)
+    }
+
+    /// Outputs that have not left.
+    pub(crate) fn unreleased(&self) -> impl Iterator<Item = &Output> {
+        self.held.iter().skip((self.released_through - self.dropped_through) as usize)
     }
 
     /// Number of outputs both sides produced alike.
@@ -262,10 +267,11 @@ pub(crate) struct RetainedOutputs {
 }
 
 impl RetainedOutputs {
-    /// Goes on after `outputs`, which are the primary's to send.
-    pub(crate) fn starting_at(outputs: OutputOrdinal) -> Self {
-        let OutputOrdinal(through) = outputs;
-        Self { dropped_through: through, released_through: through, ..Self::default() }
+    /// Goes on after `outputs`, all of which have left but the last ones, `held`.
+    pub(crate) fn starting_at(outputs: OutputOrdinal, held: Vec<Output>) -> Self {
+        let through = outputs.0.saturating_sub(held.len() as u64);
+        let kept = held.into();
+        Self { kept, dropped_through: through, released_through: through, live: false }
     }
 
     pub(crate) fn produced_through(&self) -> OutputOrdinal {
@@ -304,6 +310,13 @@ impl RetainedOutputs {
 
     pub(crate) fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// Hands over what is not known to have left, and what came before.
+    pub(crate) fn into_unreleased(mut self) -> (OutputOrdinal, Vec<Output>) {
+        let released = (self.released_through - self.dropped_through) as usize;
+        let unreleased = self.kept.drain(released.min(self.kept.len())..).collect();
+        (OutputOrdinal(self.released_through), unreleased)
     }
 
     /// Goes live: from now on [`Self::drain`] hands out every frame the primary has not released.

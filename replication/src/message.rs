@@ -253,6 +253,19 @@ messages! {
         /// The frames, in order.
         frames: Vec<Vec<u8>>,
     }
+    /// An output from before the end of the state that has not left yet: it will when the backup
+    /// has the state, and the backup sends it should it take over. In order, right before
+    /// [`Message::StateEnd`].
+    23 Held {
+        /// The primary's term.
+        term: Term,
+        /// Exit at which the frame was transmitted.
+        at: Ordinal,
+        /// Digest of the output.
+        digest: OutputDigest,
+        /// The frame.
+        frame: Vec<u8>,
+    }
 }
 
 impl Message {
@@ -285,7 +298,8 @@ impl Message {
             | Self::StateTaken { term, .. }
             | Self::Yield { term, .. }
             | Self::DiskFlushed { term, .. }
-            | Self::Strays { term, .. } => Some(*term),
+            | Self::Strays { term, .. }
+            | Self::Held { term, .. } => Some(*term),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::policy::{
 use super::primary::Primary;
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, leave, stop_on_request};
 use crate::digest::OutputDigest;
-use crate::gate::RetainedOutputs;
+use crate::gate::{Output, RetainedOutputs};
 use crate::group::peek_group;
 use crate::message::{ByeReason, Message};
 use crate::record::{Ordinal, OutputOrdinal, Term};
@@ -60,6 +60,8 @@ pub(super) struct Backup {
     /// The highest term known; the primary's from [`Phase::Following`] on, ours once live.
     term: Term,
     outputs: RetainedOutputs,
+    /// Outputs from before the state that is on its way, which have not left.
+    inherited: Vec<Output>,
     flushes: FlushGate,
     window: LogWindow,
     received_through: Ordinal,
@@ -86,6 +88,7 @@ impl Backup {
             greeted: false,
             term: config.highest_term,
             outputs: RetainedOutputs::default(),
+            inherited: Vec::new(),
             flushes: FlushGate::default(),
             window: LogWindow::default(),
             received_through: Ordinal(0),
@@ -213,6 +216,9 @@ impl Backup {
             }
             (Phase::Joining { .. }, Message::State { part, .. }) => {
                 cx.act(Action::TakeState(part));
+            }
+            (Phase::Joining { .. }, Message::Held { at, digest, frame, .. }) => {
+                self.inherited.push(Output { at, digest, frame });
             }
             (Phase::Joining { .. }, Message::StateEnd { outputs_through, at, machine, .. }) => {
                 self.on_state_end(cx, outputs_through, at, machine);
@@ -400,12 +406,25 @@ impl Backup {
         self.term = self.term.next();
         self.phase = Phase::Live;
         cx.act(Action::GoLive { term: self.term });
-        self.outputs.go_live();
-        self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
+        // Who follows may still find that it would not have sent them.
+        if !self.is_followed() {
+            self.speak(cx);
+        }
         self.tell_flushes(cx);
         if self.ended.is_some() {
             cx.stop(StopReason::Clean);
         }
+    }
+
+    /// All this side has produced leaves.
+    fn speak(&mut self, cx: &mut Context<'_>) {
+        self.outputs.go_live();
+        self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
+    }
+
+    /// The primary will follow this side from where it stands.
+    fn is_followed(&self) -> bool {
+        matches!(self.yielded, Some(Yielded { follows: true }))
     }
 
     fn situation(&self) -> Situation {
@@ -459,7 +478,8 @@ impl Backup {
         self.outputs.invariants();
         self.window.invariants();
         let live = matches!(self.phase, Phase::Live);
-        assert!(self.outputs.is_live() == live, "frames leave when and only when live");
+        let speaks = live && !self.is_followed();
+        assert!(self.outputs.is_live() == speaks, "frames leave when and only when live");
         if matches!(
             self.phase,
             Phase::Following | Phase::AwaitingVerdict { .. } | Phase::Joining { .. }

@@ -212,8 +212,8 @@ impl Primary {
                 cx.act(Action::Receive(frames));
             }
             // Sent before the backup had the last part.
-            (Phase::Protected, Message::StateTaken { .. }) => {}
-            (Phase::Protected, Message::Ready { .. }) if self.joining.is_some() => {
+            (_, Message::StateTaken { .. }) if self.is_followed() => {}
+            (_, Message::Ready { .. }) if self.is_followed() && self.joining.is_some() => {
                 let disk_through = self.joining.take().unwrap_or_default();
                 self.flushes.on_peer(disk_through);
                 self.gate.on_joined();
@@ -300,7 +300,11 @@ impl Primary {
     /// Both guests ended: in the same state, with the same outputs?
     fn finish_if_ended(&mut self, cx: &mut Context<'_>) {
         match (&self.phase, self.ended, self.backup_ended) {
-            (Phase::Alone | Phase::Attaching { .. }, Some(_), _) => self.stop_clean(cx),
+            (Phase::Alone | Phase::Attaching { gated: false }, Some(_), _) => self.stop_clean(cx),
+            // What is held may leave only when the backup cannot speak any more.
+            (Phase::Attaching { gated: true }, Some(_), _) => {
+                self.lose_peer(cx, "the guest ended while its state was under way");
+            }
             (Phase::Protected, Some(own), Some(theirs)) => {
                 if let Some(output) = self.gate.first_unmatched() {
                     return self.diverge(cx, DivergenceCause::Output { output });

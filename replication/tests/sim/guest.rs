@@ -2,6 +2,7 @@
 //! goes into it, so that a frame from it tells which inputs came before.
 
 use ftvmm_devices::Input;
+use serde::{Deserialize, Serialize};
 
 /// Mixes `value` into `state` (the finaliser of SplitMix64).
 pub fn mix(state: u64, value: u64) -> u64 {
@@ -12,7 +13,7 @@ pub fn mix(state: u64, value: u64) -> u64 {
 }
 
 /// A frame the guest sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
     /// Exit at which it did.
     pub at: u64,
@@ -21,6 +22,7 @@ pub struct Sent {
 }
 
 /// The guest, standing at an exit.
+#[derive(Serialize, Deserialize)]
 pub struct Guest {
     /// The exit it stands at.
     pub at: u64,
@@ -34,6 +36,16 @@ impl Guest {
     /// The guest at power-on.
     pub fn new(rtc_epoch_s: u64) -> Self {
         Self { at: 0, state: mix(rtc_epoch_s, 1), sent: Vec::new() }
+    }
+
+    /// What another host needs to go on with it.
+    pub fn save(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a guest can be saved")
+    }
+
+    /// The guest that was saved.
+    pub fn restore(bytes: &[u8]) -> Self {
+        postcard::from_bytes(bytes).expect("a guest was saved")
     }
 
     /// Runs to the next exit; whether it transmitted a frame there.

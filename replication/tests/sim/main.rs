@@ -11,6 +11,8 @@
 
 mod checker;
 mod guest;
+mod host;
+mod turns;
 mod world;
 
 use world::{Options, World};
@@ -65,7 +67,9 @@ fn the_pair_is_safe_under_faults_and_lives_after_them() {
     println!("{endings:#?}");
     if one.is_none() && count >= SEEDS {
         // The schedule is worth something only while it leads everywhere.
-        for ending in ["pair", "primary alone", "backup live", "ended", "divergence", "nobody"] {
+        for ending in
+            ["pair", "new pair", "primary alone", "backup live", "ended", "divergence", "nobody"]
+        {
             assert!(endings.keys().any(|key| key.starts_with(ending)), "no seed ends in {ending}");
         }
     }
@@ -88,7 +92,7 @@ fn different_seeds_give_different_traces() {
 #[test]
 fn without_faults_the_guest_runs_to_its_end_on_both() {
     for seed in 0..10 {
-        let options = Options { faults: 0, diverges: false, ..Options::from_seed(seed) };
+        let options = Options { faults: 0, orders: 0, diverges: false, ..Options::from_seed(seed) };
         let options = Options { ends_at: Some(300), ..options };
         assert_eq!(World::new(seed, options, false).run().ending, "ended on both");
     }

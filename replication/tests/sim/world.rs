@@ -1,30 +1,31 @@
 //! Hosts, network, witness, faults and the order of events.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 
-use ftvmm_devices::Input;
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::witness::judge;
 use ftvmm_replication::{
-    Action, Check, Claim, CursorStep, DisconnectReason, DivergencePolicy, End, EndReason, Event,
-    Fingerprint, GroupEncoder, Limits, Ordinal, OutputDigest, PROTOCOL_VERSION, Record,
-    ReleasePolicy, ReplayCursor, Role, Session, SessionConfig, SessionEvent, StopReason, Term,
-    TscMode, WitnessEntry, decode_group,
+    Action, Claim, DisconnectReason, DivergencePolicy, GroupEncoder, ReleasePolicy, ReplayCursor,
+    Role, SessionEvent, StatePart, StopReason, Term, WitnessEntry, decode_group,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::Random;
 use crate::checker::{Checker, Right};
 use crate::guest::Guest;
+use crate::host::{Host, Parcel};
 
-const US: u64 = 1_000;
-const MS: u64 = 1_000_000;
+/// A microsecond in nanoseconds.
+pub const US: u64 = 1_000;
+/// A millisecond in nanoseconds.
+pub const MS: u64 = 1_000_000;
 /// Faults happen before this; then the survivor has until [`END_NS`].
 const FAULTS_END_NS: u64 = 300 * MS;
 const END_NS: u64 = 900 * MS;
 const PRIMARY: usize = 0;
-const BACKUP: usize = 1;
+/// The host that is the backup in the beginning.
+pub const BACKUP: usize = 1;
 const ROLES: [Role; 2] = [Role::Primary, Role::Backup];
 
 /// What a seed decides beforehand.
@@ -33,9 +34,17 @@ pub struct Options {
     pub release: ReleasePolicy,
     /// What a divergence leads to.
     pub on_divergence: DivergencePolicy,
+    /// Whose state counts after one.
+    pub believe: Role,
     /// How many faults are tried.
     pub faults: u64,
-    /// Whether a bit of the backup's memory flips.
+    /// How many times the operator wants something.
+    pub orders: u64,
+    /// Whether a host that is gone is replaced by a fresh one.
+    pub replaces: bool,
+    /// Whether the guest starts without a backup.
+    pub starts_alone: bool,
+    /// Whether a bit of the second host's memory flips.
     pub diverges: bool,
     /// Exit at which the guest powers off.
     pub ends_at: Option<u64>,
@@ -45,13 +54,19 @@ impl Options {
     /// The options of a seed.
     pub fn from_seed(seed: u64) -> Self {
         let mut random = Random::new(!seed);
+        let mut any = |number: u64| random.between(0, number) as usize;
+        let policies =
+            [DivergencePolicy::Failover, DivergencePolicy::Halt, DivergencePolicy::Resync];
         Self {
-            release: [ReleasePolicy::Compare, ReleasePolicy::Ack][random.between(0, 2) as usize],
-            on_divergence: [DivergencePolicy::Failover, DivergencePolicy::Halt]
-                [random.between(0, 2) as usize],
-            faults: random.between(0, 4),
-            diverges: random.one_in(5),
-            ends_at: random.one_in(4).then(|| random.between(20, 800)),
+            release: [ReleasePolicy::Compare, ReleasePolicy::Ack][any(2)],
+            on_divergence: policies[any(3)],
+            believe: ROLES[any(2)],
+            faults: any(4) as u64,
+            orders: [0, 0, 1, 2, 4][any(5)],
+            replaces: any(2) == 0,
+            starts_alone: any(4) == 0,
+            diverges: any(5) == 0,
+            ends_at: (any(4) == 0).then(|| 20 + any(780) as u64),
         }
     }
 }
@@ -64,11 +79,20 @@ pub struct Outcome {
     pub trace_hash: u64,
 }
 
+/// What happens at some time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
+pub enum Due {
     /// The guest goes on, if it may.
-    Turn(usize),
-    Tick(usize),
+    Turn {
+        /// Where.
+        host: usize,
+        /// Not on its successor.
+        life: u64,
+    },
+    Tick {
+        host: usize,
+        life: u64,
+    },
     /// The next bytes on the pipe to this host arrive.
     Arrive {
         host: usize,
@@ -78,62 +102,45 @@ enum Due {
     /// The claim reaches the witness.
     Judge {
         host: usize,
+        life: u64,
         term: u64,
     },
     Answer {
         host: usize,
+        life: u64,
         term: u64,
         granted: bool,
     },
     Fault,
-}
-
-enum Parcel {
-    Bytes(Vec<u8>),
-    Closed,
-}
-
-struct Host {
-    session: Session,
-    connection: u64,
-    decoder: Decoder,
-    /// On their way to this host, in order.
-    pipe: VecDeque<Parcel>,
-    guest: Guest,
-    encoder: GroupEncoder,
-    /// `Some` while the guest follows a log.
-    cursor: Option<ReplayCursor>,
-    begun: bool,
-    ended: bool,
-    congested: bool,
-    crashed: bool,
-    paused_until_ns: u64,
-    /// Deadline of the tick under way.
-    tick_due_ns: Option<u64>,
-    received_through: u64,
-    /// The term won by this host alone.
-    own_term: Option<u64>,
-    stopped: Option<StopReason>,
-    frames_after_faults: u64,
+    /// The operator wants something.
+    Order,
+    /// A fresh host takes the place of one that is gone.
+    Replace(usize),
 }
 
 /// See the module documentation.
 pub struct World {
-    random: Random,
-    options: Options,
+    /// Everything that is left to chance.
+    pub random: Random,
+    /// What the seed has decided.
+    pub options: Options,
     verbose: bool,
-    now_ns: u64,
+    /// The time.
+    pub now_ns: u64,
     sequence: u64,
     queue: BinaryHeap<Reverse<(u64, u64, Due)>>,
-    hosts: [Host; 2],
+    /// The hosts.
+    pub hosts: [Host; 2],
     /// Number of the connection that stands or is being torn down; 0 before the first.
     connections: u64,
     /// The connection delivers nothing any more, and nobody is told.
     cut: bool,
     witness: Option<WitnessEntry>,
     checker: Checker,
-    flip_at: Option<u64>,
-    flipped: bool,
+    /// Exit at which the second host's guest loses a bit.
+    pub flip_at: Option<u64>,
+    /// It has.
+    pub flipped: bool,
     trace_hash: u64,
 }
 
@@ -141,7 +148,7 @@ impl World {
     /// A world before its first event.
     pub fn new(seed: u64, options: Options, verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let hosts = [PRIMARY, BACKUP].map(|index| Host::new(ROLES[index], &options));
+        let hosts = [PRIMARY, BACKUP].map(|index| Host::new(ROLES[index], &options, Term(0)));
         let flip_at = options.diverges.then(|| random.between(1, 300));
         let mut world = Self {
             random,
@@ -159,15 +166,23 @@ impl World {
             flipped: false,
             trace_hash: 0,
         };
+        if world.options.starts_alone {
+            world.step(PRIMARY, SessionEvent::StartAlone);
+        }
         world.after(MS, Due::Connect);
         for _ in 0..world.options.faults {
             let delay_ns = world.random.between(0, FAULTS_END_NS);
             world.after(delay_ns, Due::Fault);
         }
+        for _ in 0..world.options.orders {
+            let delay_ns = world.random.between(0, FAULTS_END_NS);
+            world.after(delay_ns, Due::Order);
+        }
         world
     }
 
-    fn after(&mut self, delay_ns: u64, due: Due) {
+    /// Lets something happen later.
+    pub fn after(&mut self, delay_ns: u64, due: Due) {
         self.sequence += 1;
         self.queue.push(Reverse((self.now_ns + delay_ns, self.sequence, due)));
     }
@@ -192,8 +207,14 @@ impl World {
     }
 
     fn perform(&mut self, due: Due) {
-        if let Due::Turn(host)
-        | Due::Tick(host)
+        if let Due::Turn { host, life } | Due::Tick { host, life } | Due::Answer { host, life, .. } =
+            due
+            && self.hosts[host].life != life
+        {
+            return;
+        }
+        if let Due::Turn { host, .. }
+        | Due::Tick { host, .. }
         | Due::Arrive { host, .. }
         | Due::Answer { host, .. } = due
         {
@@ -206,18 +227,20 @@ impl World {
             }
         }
         match due {
-            Due::Turn(host) => self.turn(host),
-            Due::Tick(host) => {
+            Due::Turn { host, .. } => self.turn(host),
+            Due::Tick { host, .. } => {
                 self.hosts[host].tick_due_ns = None;
                 self.step(host, SessionEvent::Tick);
             }
             Due::Arrive { host, connection } => self.arrive(host, connection),
             Due::Connect => self.connect(),
-            Due::Judge { host, term } => self.judge_claim(host, term),
-            Due::Answer { host, term, granted } => {
+            Due::Judge { host, life, term } => self.judge_claim(host, life, term),
+            Due::Answer { host, term, granted, .. } => {
                 self.step(host, SessionEvent::TermClaimed { term: Term(term), granted });
             }
             Due::Fault => self.fault(),
+            Due::Order => self.order(),
+            Due::Replace(host) => self.replace(host),
         }
     }
 
@@ -226,7 +249,11 @@ impl World {
     fn connect(&mut self) {
         let retry_ns = self.random.between(5 * MS, 20 * MS);
         self.after(retry_ns, Due::Connect);
-        let idle = |host: &Host| host.connection == 0 && !host.crashed && host.stopped.is_none();
+        let idle = |host: &Host| {
+            let runs_here = host.begun && host.session.role() == Role::Primary;
+            let has_time = !runs_here || host.session.takes_newcomers();
+            host.connection == 0 && !host.is_gone() && has_time
+        };
         let paused = self.hosts.iter().any(|host| self.now_ns < host.paused_until_ns);
         if paused || !self.hosts.iter().all(idle) {
             return;
@@ -299,6 +326,7 @@ impl World {
                     self.cut = true;
                 }
                 self.hosts[victim].crashed = true;
+                self.plan_replacement(victim);
             }
             // The connection breaks and both are told at once.
             2 => {
@@ -320,24 +348,58 @@ impl World {
         }
     }
 
+    // The operator.
+
+    fn order(&mut self) {
+        let switches = !self.random.one_in(3);
+        let host = self.random.between(0, 2) as usize;
+        self.trace(&format!(
+            "order: host {host} {}",
+            if switches { "switches" } else { "detaches" }
+        ));
+        match switches {
+            true => self.hosts[host].switch_wanted = true,
+            false => self.step(host, SessionEvent::Detach),
+        }
+    }
+
+    fn plan_replacement(&mut self, host: usize) {
+        if self.options.replaces && self.now_ns < FAULTS_END_NS {
+            let delay_ns = self.random.between(5 * MS, 60 * MS);
+            self.after(delay_ns, Due::Replace(host));
+        }
+    }
+
+    fn replace(&mut self, host: usize) {
+        let other = &self.hosts[1 - host];
+        if !self.hosts[host].is_gone() || other.is_gone() || !other.begun {
+            return self.plan_replacement(host);
+        }
+        self.trace(&format!("host {host} is replaced"));
+        let term = self.witness.as_ref().map_or(Term(0), |entry| entry.term);
+        self.hosts[host].replaced(&self.options, term);
+        self.checker.on_silent(host);
+    }
+
     // Witness.
 
-    fn judge_claim(&mut self, host: usize, term: u64) {
-        let holder = format!("host-{host}");
+    fn judge_claim(&mut self, host: usize, life: u64, term: u64) {
+        let holder = format!("host-{host}-{life}");
         let claim = judge(self.witness.as_ref(), Term(term), &holder);
         let granted = claim == Claim::Granted;
         self.trace(&format!("host {host} claims term {term}: {granted}"));
         if granted {
             self.witness = Some(WitnessEntry { term: Term(term), holder });
-            self.checker.on_granted(host, term);
+            self.checker.on_granted(host, life, term);
         }
         let delay_ns = self.random.between(100 * US, 30 * MS);
-        self.after(delay_ns, Due::Answer { host, term, granted });
+        self.after(delay_ns, Due::Answer { host, life, term, granted });
     }
 
     // Sessions.
 
-    fn step(&mut self, host: usize, event: SessionEvent) {
+    /// Tells a host's session, and does what it decides.
+    pub fn step(&mut self, host: usize, event: SessionEvent) {
         if self.hosts[host].stopped.is_some() || self.hosts[host].crashed {
             return;
         }
@@ -349,7 +411,9 @@ impl World {
         {
             self.hosts[host].tick_due_ns = Some(deadline_ns);
             let late_ns = self.random.between(0, 300 * US);
-            self.after(deadline_ns.saturating_sub(self.now_ns) + late_ns, Due::Tick(host));
+            let life = self.hosts[host].life;
+            let delay_ns = deadline_ns.saturating_sub(self.now_ns) + late_ns;
+            self.after(delay_ns, Due::Tick { host, life });
         }
     }
 
@@ -367,45 +431,96 @@ impl World {
             Action::Transmit(frame) => self.transmit(host, &frame),
             Action::ClaimTerm(Term(term)) => {
                 let delay_ns = self.random.between(100 * US, 30 * MS);
-                self.after(delay_ns, Due::Judge { host, term });
+                let life = self.hosts[host].life;
+                self.after(delay_ns, Due::Judge { host, life, term });
             }
             Action::Begin { rtc_epoch_s, .. } => {
                 assert!(!self.hosts[host].begun, "a guest begins once");
-                self.hosts[host].begun = true;
                 self.hosts[host].guest = Guest::new(rtc_epoch_s);
-                self.after(0, Due::Turn(host));
+                self.begin(host);
             }
             Action::DeliverGroup(bytes) => {
                 let group = decode_group(&bytes).expect("the group is sound");
-                self.hosts[host].received_through = group.horizon.0;
+                let received = &mut self.hosts[host].received_through;
+                *received = group.horizon.0.max(*received);
                 let cursor = self.hosts[host].cursor.as_mut().expect("a backup has a cursor");
                 cursor.push_group(group).expect("the log continues");
             }
-            Action::GoLive { term: Term(term) } | Action::GoAlone { term: Term(term) } => {
-                self.checker.on_speaks(host, term);
-                self.hosts[host].own_term = Some(term);
-                if let Some(cursor) = &mut self.hosts[host].cursor {
-                    cursor.seal();
-                }
-            }
+            Action::GoLive { term } | Action::GoAlone { term } => self.speak(host, term),
             Action::Incident(_) => assert!(self.flipped, "a divergence out of nothing"),
             Action::TellFlushes { .. } | Action::TellDisk { .. } => {
                 unreachable!("this guest has no disk")
             }
             Action::Congested(congested) => self.hosts[host].congested = congested,
             Action::HangUp => self.close(host),
-            Action::Decided { .. } => {}
-            Action::ShipState
-            | Action::StateTaken { .. }
-            | Action::Protect { .. }
-            | Action::Join { .. }
-            | Action::TakeState(_)
-            | Action::Follow { .. }
-            | Action::Receive(_) => panic!("nobody joins or switches roles here"),
+            Action::ShipState => {
+                self.hosts[host].shipping = Some(self.random.between(0, 20));
+            }
+            Action::Protect { .. } => {
+                self.hosts[host].own_term = None;
+                self.hosts[host].encoder = GroupEncoder::new();
+            }
+            Action::Join { .. } => self.join(host),
+            Action::TakeState(part) => self.take_part(host, &part),
+            Action::Follow { through, .. } => {
+                self.fall_silent(host, ReplayCursor::starting_at(through));
+                self.hosts[host].received_through = through.0;
+                self.hosts[host].strays = self.random.between(0, 4);
+            }
+            Action::Receive(frames) => self.hosts[host].received.extend(frames),
+            Action::Decided { .. } | Action::StateTaken { .. } => {}
             Action::Stop(reason) => {
                 self.close(host);
+                if reason != StopReason::Clean {
+                    self.plan_replacement(host);
+                }
                 self.hosts[host].stopped = Some(reason);
             }
+        }
+    }
+
+    fn begin(&mut self, host: usize) {
+        if !std::mem::replace(&mut self.hosts[host].begun, true) {
+            let life = self.hosts[host].life;
+            self.after(0, Due::Turn { host, life });
+        }
+    }
+
+    fn speak(&mut self, host: usize, Term(term): Term) {
+        self.checker.on_speaks(host, self.hosts[host].life, term);
+        let own = &mut self.hosts[host];
+        own.own_term = Some(term);
+        if std::mem::take(&mut own.faulted) {
+            own.cursor = Some(ReplayCursor::new());
+        }
+        if let Some(cursor) = &mut own.cursor {
+            cursor.seal();
+        }
+    }
+
+    fn fall_silent(&mut self, host: usize, cursor: ReplayCursor) {
+        self.checker.on_silent(host);
+        let own = &mut self.hosts[host];
+        (own.own_term, own.cursor, own.congested) = (None, Some(cursor), false);
+        own.shipping = None;
+    }
+
+    fn join(&mut self, host: usize) {
+        self.fall_silent(host, ReplayCursor::new());
+        let own = &mut self.hosts[host];
+        (own.joining, own.taken_bytes) = (true, 0);
+        (own.ended, own.faulted) = (false, false);
+        self.begin(host);
+    }
+
+    fn take_part(&mut self, host: usize, part: &StatePart) {
+        let own = &mut self.hosts[host];
+        own.taken_bytes += part.len_bytes();
+        own.untold = true;
+        if let StatePart::Machine(machine) = part {
+            own.guest = Guest::restore(machine);
+            own.received_through = own.guest.at;
+            own.joining = false;
         }
     }
 
@@ -418,8 +533,12 @@ impl World {
         let right = match self.hosts[host].own_term {
             Some(term) => Right::Own { term },
             None => {
-                assert_eq!(host, PRIMARY, "a backup speaks without a term");
-                Right::Gated { backup_received: self.hosts[BACKUP].received_through }
+                assert_eq!(
+                    self.hosts[host].session.role(),
+                    Role::Primary,
+                    "a backup speaks without a term"
+                );
+                Right::Gated { backup_received: self.hosts[1 - host].received_through }
             }
         };
         let trusted = self.trusted();
@@ -436,214 +555,46 @@ impl World {
         !self.flipped || self.options.release == ReleasePolicy::Compare
     }
 
-    // Guests: what the run loop of a host does.
-
-    fn turn(&mut self, host: usize) {
-        let delay_ns = self.random.between(20 * US, MS);
-        if self.hosts[host].stopped.is_some() || self.hosts[host].ended {
-            return;
-        }
-        self.after(delay_ns, Due::Turn(host));
-        if self.hosts[host].cursor.is_some() {
-            self.replay(host);
-        } else if self.hosts[host].congested {
-            self.flush(host);
-        } else {
-            self.record(host);
-        }
-    }
-
-    fn record(&mut self, host: usize) {
-        let (now_ns, at) = (self.now_ns, self.hosts[host].guest.at);
-        for _ in 0..self.random.between(0, 3) {
-            let input = match self.random.one_in(3) {
-                true => Input::NetRx { frame: self.random.number().to_le_bytes().to_vec() },
-                false => Input::Time { now_ns },
-            };
-            self.log(host, at, Event::Input(input.clone()));
-            self.hosts[host].guest.apply(&input);
-        }
-        if self.options.ends_at == Some(at) {
-            let state_digest = self.hosts[host].guest.digest();
-            self.log(host, at, Event::End(End { state_digest, reason: EndReason::PowerOff }));
-            self.finish_group(host, at);
-            return self.end(host);
-        }
-        if self.random.one_in(10) {
-            let chain = self.hosts[host].guest.state;
-            let check = Check { chain, ..Check::default() };
-            self.log(host, at, Event::Check(Box::new(check)));
-        }
-        if self.random.one_in(10) {
-            self.flush(host);
-        }
-        self.run_guest(host);
-        if self.random.one_in(2) {
-            self.flush(host);
-        }
-    }
-
-    fn log(&mut self, host: usize, at: u64, event: Event) {
-        self.hosts[host].encoder.push(&Record { at: Ordinal(at), event });
-    }
-
-    /// Closes the group while the guest stands at its exit.
-    fn flush(&mut self, host: usize) {
-        let horizon = self.hosts[host].guest.at.saturating_sub(1);
-        self.finish_group(host, horizon);
-    }
-
-    fn finish_group(&mut self, host: usize, horizon: u64) {
-        let bytes = self.hosts[host].encoder.finish(Ordinal(horizon));
-        self.step(host, SessionEvent::Group { bytes });
-    }
-
-    fn run_guest(&mut self, host: usize) {
-        let guest = &mut self.hosts[host].guest;
-        let left = guest.at;
-        let transmitted = guest.run();
-        if host == BACKUP && self.flip_at == Some(guest.at) && !self.flipped {
-            self.flipped = true;
-            guest.state ^= 1;
-        }
-        let (at, chain) = (Ordinal(guest.at), guest.state);
-        let frame = guest.sent.last().filter(|_| transmitted).map(|sent| sent.frame.clone());
-        self.step(host, SessionEvent::Executed(Ordinal(left)));
-        if let Some(frame) = frame {
-            let digest = OutputDigest::of(at, chain, &frame);
-            self.step(host, SessionEvent::Output { at, digest, frame });
-        }
-    }
-
-    fn replay(&mut self, host: usize) {
-        let Host { cursor, guest, .. } = &mut self.hosts[host];
-        let at = guest.at;
-        let Some(cursor) = cursor else { return };
-        match cursor.next(Ordinal(at)) {
-            CursorStep::Apply(input) => guest.apply(&input),
-            CursorStep::Check(check) if check.chain == guest.state => {}
-            CursorStep::End(End { state_digest, .. }) if state_digest == guest.digest() => {
-                self.end(host);
-            }
-            CursorStep::Proceed if self.options.ends_at != Some(at) => self.run_guest(host),
-            CursorStep::Wait => {}
-            CursorStep::Exhausted => {
-                self.hosts[host].cursor = None;
-                self.hosts[host].encoder = GroupEncoder::new();
-            }
-            other => {
-                let description = format!("{other:?} at exit {at}");
-                self.hosts[host].ended = true;
-                self.step(host, SessionEvent::ReplayFault { description });
-            }
-        }
-    }
-
-    fn end(&mut self, host: usize) {
-        self.hosts[host].ended = true;
-        let state_digest = self.hosts[host].guest.digest();
-        self.step(host, SessionEvent::GuestEnded { state_digest });
-    }
-
     // The end.
 
     fn judge_ending(&self) -> String {
         let trusted = self.trusted();
-        let gone = |host: &Host| host.crashed || host.stopped.is_some();
-        let [primary, backup] = &self.hosts;
-        if self.hosts.iter().all(|host| host.stopped == Some(StopReason::Clean)) {
-            self.checker.on_survivor(&primary.guest, trusted);
-            return "ended on both".into();
+        let clean = |host: &&Host| host.stopped == Some(StopReason::Clean);
+        let ended = self.hosts.iter().filter(clean);
+        ended.clone().for_each(|host| self.checker.on_survivor(&host.guest, trusted));
+        match ended.count() {
+            0 => {}
+            1 => return "ended on one".into(),
+            _ => return "ended on both".into(),
         }
-        for host in &self.hosts {
-            if host.stopped == Some(StopReason::Clean) {
-                self.checker.on_survivor(&host.guest, trusted);
-                return "ended on one".into();
-            }
-        }
+        let holder = self.checker.holder().map(|(host, life)| (&self.hosts[host], life));
+        let [first, second] = &self.hosts;
+        let begun = |(host, life): &(&Host, u64)| host.begun || host.life != *life;
+        let Some((host, life)) = holder.filter(begun) else {
+            assert!(first.crashed || second.crashed, "a healthy pair never met");
+            return "nobody: a host crashed before the guest began".into();
+        };
         if self.hosts.iter().any(|host| host.stopped == Some(StopReason::Divergence))
-            && gone(primary)
+            && host.is_gone()
         {
             assert!(self.flipped);
             return format!("divergence under {:?}", self.options.on_divergence);
         }
-        if primary.session.state_name() == "Protected" && !gone(primary) && !gone(backup) {
-            assert!(primary.frames_after_faults > 0, "the pair stands still");
-            return "pair".into();
+        if host.life != life || host.is_gone() {
+            let crashed = host.life != life || host.crashed;
+            assert!(crashed, "the holder stopped: {:?}", host.stopped);
+            return "nobody: the holder of the last term crashed".into();
         }
-        // Whoever holds the last term goes on, unless it crashed.
-        let holder = self.checker.holder().map(|holder| &self.hosts[holder]);
-        match holder.filter(|host| host.begun) {
-            Some(host) if !host.crashed && host.stopped.is_none() => {
-                assert!(host.frames_after_faults > 0, "the survivor stands still");
-                self.checker.on_survivor(&host.guest, trusted);
-                let name = if host.own_term.is_some() && core::ptr::eq(host, backup) {
-                    "backup live"
-                } else {
-                    "primary alone"
-                };
-                name.into()
-            }
-            Some(host) => {
-                assert!(host.crashed, "the holder stopped: {:?}", host.stopped);
-                "nobody: the holder of the last term crashed".into()
-            }
-            None => {
-                assert!(primary.crashed || backup.crashed, "a healthy pair never met");
-                "nobody: a host crashed before the guest began".into()
-            }
+        // Whoever holds the last term goes on, with whoever is there.
+        assert!(host.frames_after_faults > 0, "the survivor stands still");
+        let other = if core::ptr::eq(host, first) { second } else { first };
+        if !other.is_gone() {
+            let states = [host, other].map(|host| host.session.state_name());
+            assert_eq!(states, ["Protected", "Following"]);
+            return if first.life + second.life > 0 { "new pair" } else { "pair" }.into();
         }
-    }
-}
-
-impl Host {
-    fn new(role: Role, options: &Options) -> Self {
-        let fingerprint = Fingerprint {
-            protocol_version: PROTOCOL_VERSION,
-            kernel_sha256: [1; 32],
-            initramfs_sha256: None,
-            disk_bytes: None,
-            disk_sha256: None,
-            cmdline: "console=ttyS0".into(),
-            cpu_template: "sim".into(),
-            cpu_template_sha256: [2; 32],
-            tsc: TscMode::Trap,
-            memory_mib: 1,
-            net_mac: None,
-        };
-        let config = SessionConfig {
-            release: options.release,
-            on_divergence: options.on_divergence,
-            heartbeat_ns: 5 * MS,
-            failure_ns: 50 * MS,
-            handshake_ns: 100 * MS,
-            evidence_ns: 40 * MS,
-            limits: Limits {
-                log_bytes_max: 2000,
-                gated_frames_max: 12,
-                gated_bytes_max: 4000,
-                ..Limits::default()
-            },
-            ..SessionConfig::new(role, fingerprint, Term(0), 1_700_000_000)
-        };
-        Self {
-            session: Session::new(config).expect("the configuration works"),
-            connection: 0,
-            decoder: Decoder::new(),
-            pipe: VecDeque::new(),
-            guest: Guest::new(0),
-            encoder: GroupEncoder::new(),
-            cursor: (role == Role::Backup).then(ReplayCursor::new),
-            begun: false,
-            ended: false,
-            congested: false,
-            crashed: false,
-            paused_until_ns: 0,
-            tick_due_ns: None,
-            received_through: 0,
-            own_term: None,
-            stopped: None,
-            frames_after_faults: 0,
-        }
+        self.checker.on_survivor(&host.guest, trusted);
+        let name = if core::ptr::eq(host, second) { "backup live" } else { "primary alone" };
+        name.into()
     }
 }

@@ -26,7 +26,7 @@ impl Backup {
             greeted: true,
             term,
             flushes,
-            outputs: RetainedOutputs::starting_at(outputs),
+            outputs: RetainedOutputs::starting_at(outputs, Vec::new()),
             window: LogWindow::starting_at(through),
             received_through: through,
             reported_through: through,
@@ -59,6 +59,7 @@ impl Backup {
         self.term = term;
         self.release = release;
         self.phase = Phase::Joining { taken_bytes: 0 };
+        self.inherited.clear();
         cx.act(Action::Join { release });
     }
 
@@ -79,7 +80,9 @@ impl Backup {
     ) {
         let through = Ordinal(at.0.saturating_sub(1));
         let (on_divergence, believe, release) = (self.on_divergence, self.believe, self.release);
+        let held = core::mem::take(&mut self.inherited);
         *self = Self {
+            outputs: RetainedOutputs::starting_at(outputs_through, held),
             on_divergence,
             believe,
             release,
@@ -111,20 +114,7 @@ impl Backup {
         if !matches!(self.phase, Phase::Live) {
             return;
         }
-        self.adopt_into_successor(cx, through);
-    }
-
-    fn alone_successor(&mut self, cx: &mut Context<'_>, config: &SessionConfig) -> Primary {
-        if let Some(through) = self.flushes.release(true) {
-            cx.act(Action::TellFlushes { through });
-        }
-        Primary::taken_over(config, self.term, self.outputs.produced_through(), self.flushes)
-    }
-
-    pub(super) fn adopt_into_successor(&mut self, cx: &mut Context<'_>, through: Ordinal) {
-        let mut config = cx.config.clone();
-        self.adopt(&mut config);
-        let (term, outputs) = (self.term, self.outputs.produced_through());
+        let term = self.term;
         let yielded = self.yielded.filter(|_| cx.link.connected);
         if yielded.is_some() {
             cx.send(Message::Promoted { term });
@@ -132,14 +122,24 @@ impl Backup {
         self.successor = Some(Box::new(match yielded {
             Some(Yielded { follows: true }) => {
                 cx.act(Action::Protect { at: through.next() });
-                Primary::promoted(&config, term, outputs, self.flushes, through, cx.now_ns)
+                let outputs = core::mem::take(&mut self.outputs);
+                Primary::promoted(cx.config, term, outputs, self.flushes, through, cx.now_ns)
             }
             Some(Yielded { follows: false }) => {
-                let mut primary = self.alone_successor(cx, &config);
+                let mut primary = self.alone_successor(cx);
                 primary.ship_state(cx, false);
                 primary
             }
-            None => self.alone_successor(cx, &config),
+            None => self.alone_successor(cx),
         }));
+    }
+
+    fn alone_successor(&mut self, cx: &mut Context<'_>) -> Primary {
+        if let Some(through) = self.flushes.release(true) {
+            cx.act(Action::TellFlushes { through });
+        }
+        self.speak(cx);
+        let outputs = self.outputs.produced_through();
+        Primary::taken_over(cx.config, self.term, outputs, self.flushes)
     }
 }

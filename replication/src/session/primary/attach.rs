@@ -2,7 +2,7 @@
 //! and a backup that is asked to take over.
 
 use super::{Phase, Primary, Yielding};
-use crate::gate::OutputGate;
+use crate::gate::{Output, OutputGate, RetainedOutputs};
 use crate::message::{ByeReason, Message};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::backup::Backup;
@@ -26,16 +26,21 @@ impl Primary {
         Self { phase: Phase::Alone, term, gate, flushes, ..Self::new(config) }
     }
 
-    /// A backup that was asked to take over: the old primary follows after `through`.
+    /// A backup that was asked to take over: the old primary follows after `through`. Both have
+    /// produced all `outputs`; what only this side has waits to be compared.
     pub(in crate::session) fn promoted(
         config: &SessionConfig,
         term: Term,
-        outputs: OutputOrdinal,
+        outputs: RetainedOutputs,
         flushes: FlushGate,
         through: Ordinal,
         now_ns: u64,
     ) -> Self {
-        let gate = OutputGate::starting_at(config.release, outputs);
+        let (released_through, unreleased) = outputs.into_unreleased();
+        let mut gate = OutputGate::starting_at(config.release, released_through);
+        for Output { at, digest, frame } in unreleased {
+            gate.push(at, digest, frame);
+        }
         let window = LogWindow::starting_at(through);
         let phase = Phase::Protected;
         Self { phase, term, gate, flushes, window, progress_ns: now_ns, ..Self::new(config) }
@@ -121,7 +126,11 @@ impl Primary {
         self.progress_ns = cx.now_ns;
         self.joining = Some(disk_through);
         self.flushes.forget_peer();
-        cx.send(Message::StateEnd { term: self.term, outputs_through, at, machine });
+        let term = self.term;
+        for Output { at, digest, frame } in self.gate.unreleased().cloned() {
+            cx.send(Message::Held { term, at, digest, frame });
+        }
+        cx.send(Message::StateEnd { term, outputs_through, at, machine });
         cx.act(Action::Protect { at });
     }
 
@@ -175,19 +184,14 @@ impl Primary {
     }
 
     pub(super) fn on_detach(&mut self, cx: &mut Context<'_>) {
-        match self.phase {
-            Phase::Protected => {
-                cx.send(Message::Bye { term: self.term, reason: ByeReason::HostRequest });
-                cx.hang_up();
-                self.carry_out(cx, Trouble::Detached, "the operator lets the backup go");
-            }
-            Phase::Attaching { gated: false } => {
-                cx.send(Message::Bye { term: self.term, reason: ByeReason::HostRequest });
-                cx.hang_up();
-                self.carry_out(cx, Trouble::PeerLeft, "the operator lets the backup go");
-            }
-            _ => {}
-        }
+        let trouble = match self.phase {
+            Phase::Protected => Trouble::Detached,
+            Phase::Attaching { gated: false } => Trouble::PeerLeft,
+            _ => return,
+        };
+        cx.send(Message::Bye { term: self.term, reason: ByeReason::HostRequest });
+        cx.hang_up();
+        self.carry_out(cx, trouble, "the operator lets the backup go");
     }
 
     /// The guest ended while its state was under way.

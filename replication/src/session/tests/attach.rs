@@ -344,6 +344,42 @@ fn row_ab_the_believed_primary_sends_its_state_and_then_the_frame() {
 }
 
 #[test]
+fn a_backup_that_has_the_state_has_the_frames_that_were_held() {
+    let mut pair = resyncing(Role::Primary);
+    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(45), machine: vec![], disk_through: 0 });
+    let sent = pair.primary.take_outbox();
+    pair.backup.receive(sent);
+    // The primary dies before it hears that the state is there.
+    pair.backup.disconnect();
+    pair.backup.answer(2, true);
+    assert_eq!(pair.backup.transmitted(), [3]);
+}
+
+#[test]
+fn a_switch_right_after_an_attach_waits_for_the_backup() {
+    let mut pair = attaching(|_| {});
+    pair.primary.step(SessionEvent::StateEnd { at: Ordinal(25), machine: vec![], disk_through: 0 });
+    pair.primary.step(SessionEvent::Yield { through: Ordinal(24) });
+    pair.backup.step(SessionEvent::StateTaken { taken_bytes: 3 });
+    pair.pump();
+    pair.backup.answer(2, true);
+    pair.backup.step(SessionEvent::TookOver { through: Ordinal(24) });
+    pair.pump();
+    assert_eq!(pair.primary.session.state_name(), "Following");
+    assert_eq!(pair.backup.session.state_name(), "Protected");
+}
+
+#[test]
+fn a_guest_that_ends_in_a_resync_is_not_cut_short() {
+    let mut pair = resyncing(Role::Primary);
+    pair.primary.step(SessionEvent::GuestEnded { state_digest: [1; 32] });
+    assert_eq!(pair.primary.session.state_name(), "ClaimingTerm");
+    pair.primary.answer(2, true);
+    assert_eq!(pair.primary.transmitted(), [3]);
+    assert_eq!(pair.primary.stop_reason(), Some(&StopReason::Clean));
+}
+
+#[test]
 fn row_ac_a_backup_lost_in_a_resync_may_have_taken_over() {
     let mut pair = resyncing(Role::Primary);
     pair.primary.take_rows();
