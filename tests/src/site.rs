@@ -34,12 +34,34 @@ pub struct Site {
     pub initramfs: PathBuf,
 }
 
-impl Site {
-    /// Starts the lab in an emptied `folder`.
+/// What the cases of a test program run in.
+pub trait Stage: Send + Sized + 'static {
+    /// Starts it in an emptied `folder`.
     ///
     /// # Errors
     /// What the lab said.
-    pub fn start(folder: &Path) -> Result<Self, Failed> {
+    fn start(folder: &Path) -> Result<Self, Failed>;
+
+    /// Its lab, of two hosts.
+    fn lab(&self) -> &Lab;
+
+    /// Starts what an earlier case has killed, mends what it has cut.
+    ///
+    /// # Errors
+    /// What the lab said.
+    fn mend(&self) -> Result<(), Failed> {
+        for host in [self.lab().host(0), self.lab().host(1)] {
+            host.set_link(true)?;
+            if host.run(&["true"]).is_err() {
+                host.restart()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Stage for Site {
+    fn start(folder: &Path) -> Result<Self, Failed> {
         let GuestLab { lab, guest } = GuestLab::start(folder, 2)?;
         let seen = |path: &Path| lab.host(0).share().join(path.file_name().unwrap_or_default());
         let initramfs = seen(&guest.initramfs);
@@ -52,17 +74,12 @@ impl Site {
         Ok(Self { lab, files, cloud, generic, initramfs: guest.initramfs })
     }
 
-    /// Starts what an earlier case has killed, mends what it has cut.
-    pub fn mend(&self) -> Result<(), Failed> {
-        for host in [self.lab.host(0), self.lab.host(1)] {
-            host.set_link(true)?;
-            if host.run(&["true"]).is_err() {
-                host.restart()?;
-            }
-        }
-        Ok(())
+    fn lab(&self) -> &Lab {
+        &self.lab
     }
+}
 
+impl Site {
     /// What a guest with this kernel boots from.
     pub fn files_of(&self, kernel: GuestKernel) -> &GuestFiles {
         match kernel {
@@ -200,25 +217,25 @@ pub fn setting<T: FromStr<Err: fmt::Debug>>(name: &str) -> Option<T> {
 }
 
 /// What a case does in the lab.
-pub type Case = Box<dyn FnOnce(&Site) -> Result<(), Failed> + Send>;
+pub type Case<S = Site> = Box<dyn FnOnce(&S) -> Result<(), Failed> + Send>;
 
 /// Runs the cases one after the other in one lab, as the arguments of the program choose; what one has killed is started
 /// again before the next.
-pub fn run_cases(folder: &Path, cases: Vec<(String, Case)>) -> ExitCode {
+pub fn run_cases<S: Stage>(folder: &Path, cases: Vec<(String, Case<S>)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     if let Err(error) = packages::ensure(packages::CLIENTS) {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
-    let shared: Arc<Mutex<Option<Site>>> = Arc::default();
-    let trial = |(name, case): (String, Case)| {
+    let shared: Arc<Mutex<Option<S>>> = Arc::default();
+    let trial = |(name, case): (String, Case<S>)| {
         let (shared, folder, title) = (Arc::clone(&shared), folder.to_owned(), name.clone());
         Trial::test(name, move || {
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
             let site = match &mut *shared {
                 Some(site) => site,
-                none => none.insert(Site::start(&folder)?),
+                none => none.insert(S::start(&folder)?),
             };
             site.mend()?;
             println!("{title}");

@@ -14,7 +14,8 @@ use ftvmm_tests::group::{Group, Member};
 use ftvmm_tests::lab::Ended;
 use ftvmm_tests::pair::{GUEST_ADDRESS, RunOptions};
 use ftvmm_tests::site::{
-    Case, Site, complete, ends_with, equal, options, require, run_cases, running, said, setting,
+    Case, Site, Stage, complete, ends_with, equal, options, require, run_cases, running, said,
+    setting,
 };
 use libtest_mimic::Failed;
 use nix::libc::SIGTERM;

@@ -6,21 +6,22 @@
 //! outside: the file system is recovered, and the database must hold at least what was printed. `FTVMM_KILLS` sets
 //! how many hosts are killed, each in the middle of transactions; the survivor's file is the next pair's.
 
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use fastrand::Rng;
 use ftvmm_guest_images::Guest;
 use ftvmm_tests::group::Group;
 use ftvmm_tests::guest_run::{GuestLab, cmdline};
-use ftvmm_tests::lab::{Ended, LabProcess};
+use ftvmm_tests::lab::{Ended, Lab, LabProcess};
 use ftvmm_tests::packages::{self, Package};
 use ftvmm_tests::pair::{GuestFiles, Pair, PairNames, RunOptions};
 use ftvmm_tests::replayed::Replayed;
-use libtest_mimic::{Arguments, Failed, Trial};
+use ftvmm_tests::site::{
+    Case, Stage, ends_with, equal, require, run_cases, running, setting, wait_for,
+};
+use libtest_mimic::Failed;
 use nix::libc::SIGTERM;
 use serde_json::Value;
 
@@ -35,8 +36,6 @@ const DISK_BYTES: u64 = 16 << 20;
 const GOOD: Ended = Ended::Status(0);
 const FAILED: Ended = Ended::Status(1);
 const BAD_USAGE: Ended = Ended::Status(2);
-/// A busy build machine must not look like a dead peer.
-const PATIENT: [&str; 2] = ["--failure-timeout-ms", "3000"];
 const MOUNT: &str = "mount -t ext4 /dev/vda /mnt";
 const LEDGER: &str = "mount -t ext4 /dev/vda /mnt && ledger /mnt/ledger.db";
 /// Writes one page at 12 MiB of the raw disk and says how that went.
@@ -50,7 +49,7 @@ struct Site {
     files: GuestFiles,
 }
 
-impl Site {
+impl Stage for Site {
     fn start(folder: &Path) -> Result<Self, Failed> {
         let lab = GuestLab::start(folder, 2)?;
         let seen = |path: &Path| lab.inside(path.file_name().unwrap_or_default()).into();
@@ -59,15 +58,12 @@ impl Site {
         Ok(Self { lab, files })
     }
 
-    fn mend(&self) -> Result<(), Failed> {
-        for host in [self.lab.lab.host(0), self.lab.lab.host(1)] {
-            if host.run(&["true"]).is_err() {
-                host.restart()?;
-            }
-        }
-        Ok(())
+    fn lab(&self) -> &Lab {
+        &self.lab.lab
     }
+}
 
+impl Site {
     /// An empty file system in a file of the shared folder.
     fn make_disk(&self, name: &str) -> Result<(), Failed> {
         let path = self.lab.outside(name);
@@ -94,13 +90,12 @@ impl Site {
     }
 
     fn options(&self, script: &str, more: &[&str], disk: &str) -> RunOptions {
+        let mut options = running(script);
         let disk = format!("path={}", self.lab.inside(disk));
-        let words = [&PATIENT[..], more, &["--disk", &disk]].concat();
-        RunOptions {
-            cmdline: format!("ftguest.run=\"{script}\""),
-            arguments: words.into_iter().map(str::to_owned).collect(),
-            ..RunOptions::default()
-        }
+        options
+            .arguments
+            .extend([more, &["--disk", &disk]].concat().into_iter().map(str::to_owned));
+        options
     }
 
     /// A number of the report of this name, by its path.
@@ -179,33 +174,12 @@ fn committed(process: &LabProcess) -> u64 {
     last_number(&console, "LEDGER committed ").unwrap_or_default()
 }
 
-fn wait_for(process: &LabProcess, wanted: &str) -> Result<(), Failed> {
-    let found = process.wait_for_stdout(wanted)?;
-    let said =
-        || String::from_utf8_lossy(&[process.stdout(), process.stderr()].concat()).into_owned();
-    require(found, || format!("it ended without {wanted:?}:\n{}", said()))
-}
-
-fn ends_with(who: &str, process: &LabProcess, wanted: Ended) -> Result<(), Failed> {
-    let ended = process.wait()?;
-    let said = || String::from_utf8_lossy(&process.stderr()).into_owned();
-    require(ended == wanted, || format!("{who}: {ended:?}, wanted {wanted:?}:\n{}", said()))
-}
-
 /// The process says this in its last line for the user.
 fn says(process: &LabProcess, words: &[&str]) -> Result<(), Failed> {
     let said = String::from_utf8_lossy(&process.stderr()).into_owned();
     let line = said.lines().rfind(|line| line.starts_with("ftvmm: ")).unwrap_or_default();
     println!("  {line}");
-    require(words.iter().all(|word| line.contains(word)), || format!("not {words:?}: {said}"))
-}
-
-fn require(held: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failed> {
-    if held { Ok(()) } else { Err(otherwise().into()) }
-}
-
-fn equal<T: PartialEq + fmt::Debug>(what: &str, found: T, wanted: T) -> Result<(), Failed> {
-    require(found == wanted, || format!("{what}: {found:?}, wanted {wanted:?}"))
+    require(words.iter().all(|word| line.contains(word)), format!("not {words:?}: {said}"))
 }
 
 /// Files are written, read back after a mount of their own, and freed; freed space reads as zeroes from outside.
@@ -223,7 +197,7 @@ fn files_on_a_disk(site: &Site) -> Result<(), Failed> {
     let mut counted = Vec::new();
     for counter in ["reads", "writes", "flushes", "discards", "write_zeroes"] {
         let count = site.reported("files.json", &format!("/disk/{counter}"))?;
-        require(count.as_u64() > Some(0), || format!("{counter}: {count}"))?;
+        require(count.as_u64() > Some(0), format!("{counter}: {count}"))?;
         counted.push(format!("{count} {counter}"));
     }
     println!("  {}", counted.join(", "));
@@ -232,7 +206,7 @@ fn files_on_a_disk(site: &Site) -> Result<(), Failed> {
     let image = site.lab.outside("disk-0.img");
     tool("e2fsck", &["-f", "-n"], &image)?;
     let content = fs::read(&image)?;
-    require(!content.windows(6).any(|window| window == b"SECRET"), || "not discarded".into())
+    require(!content.windows(6).any(|window| window == b"SECRET"), "not discarded")
 }
 
 /// The recording has what the disk said, so its replay needs no disk and touches none.
@@ -247,9 +221,9 @@ fn a_replay_needs_no_disk(site: &Site) -> Result<(), Failed> {
     let recorded = site.lab.run("ledger", command)?.finish()?;
     let slices = recorded.report.as_ref().map_or(0, |report| report.slices);
     println!("  {slices} slices");
-    require(slices > 0, || "the guest did not compute".into())?;
+    require(slices > 0, "the guest did not compute")?;
     let console = String::from_utf8_lossy(&recorded.console).into_owned();
-    require(console.contains("LEDGER done"), || console.clone())?;
+    require(console.contains("LEDGER done"), console.clone())?;
     equal("transactions", site.ledger_on("disk-0.img")?, 15)?;
     fs::remove_file(site.lab.outside("disk-0.img"))?;
     let both = Replayed::after(&site.lab, "ledger", recorded)?;
@@ -277,11 +251,11 @@ fn both_disks_are_equal(site: &Site) -> Result<(), Failed> {
     ends_with("primary", &pair.primary, GOOD)?;
     ends_with("backup", &pair.backup, GOOD)?;
     let digest = |report: &str| site.reported(report, "/state_digest");
-    require(digest(&pair.primary_report)?.is_string(), || "no digest".into())?;
+    require(digest(&pair.primary_report)?.is_string(), "no digest")?;
     equal("digest", digest(&pair.backup_report)?, digest(&pair.primary_report)?)?;
     println!("  {} flushes", site.reported(&pair.primary_report, "/disk/flushes")?);
     let [first, second] = ["disk-0.img", "disk-1.img"].map(|name| fs::read(site.lab.outside(name)));
-    require(first? == second?, || "the disks differ".into())?;
+    require(first? == second?, "the disks differ")?;
     equal("transactions", site.ledger_on("disk-1.img")?, 15)
 }
 
@@ -376,7 +350,7 @@ fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
             "  kill {kill} of host {victim}: {promised} committed there, {on_dead} on its disk, {} on the survivor's",
             on_survivor
         );
-        let lost = || format!("FTVMM_SEED={seed}: a committed transaction is lost");
+        let lost = format!("FTVMM_SEED={seed}: a committed transaction is lost");
         require(on_dead >= promised && on_survivor >= committed(survivor), lost)?;
         found = on_survivor;
         let [from, to] =
@@ -390,12 +364,7 @@ fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
 /// The guest is never started anew: whoever speaks for it is killed, and a host with a blank disk joins the survivor.
 fn blank_disks_join(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     site.make_disks()?;
-    let options = RunOptions {
-        cmdline: format!("ftguest.run=\"{LEDGER}\""),
-        arguments: PATIENT.map(str::to_owned).to_vec(),
-        ..RunOptions::default()
-    };
-    let group = Group::new(&site.lab.lab, &site.files, options)?;
+    let group = Group::new(&site.lab.lab, &site.files, running(LEDGER))?;
     let name = |host: usize| format!("disk-{host}.img");
     let path = |host: usize| format!("path={}", site.lab.inside(name(host)));
     let mut speaker = group.start_primary(0, &["--disk", &path(0)])?;
@@ -412,7 +381,7 @@ fn blank_disks_join(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
         wait_for(&follower.process, &format!("LEDGER committed {}\r\n", promised + 3))?;
         let on_dead = site.ledger_on(&name(dead))?;
         println!("  kill {kill} of host {dead}: {promised} committed there, {on_dead} on its disk");
-        require(on_dead >= promised, || format!("FTVMM_SEED={seed}: a transaction is lost"))?;
+        require(on_dead >= promised, format!("FTVMM_SEED={seed}: a transaction is lost"))?;
         site.mend()?;
         fs::File::create(site.lab.outside(name(dead)))?.set_len(DISK_BYTES)?;
         let next = group.join(dead, follower.host, &["--disk", &path(dead)])?;
@@ -430,16 +399,10 @@ fn blank_disks_join(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     equal("digest", digest(&follower.report)?, digest(&speaker.report)?)?;
     for host in 0..2 {
         let found = site.ledger_on(&name(host))?;
-        require(found >= last, || format!("host {host}: {found} of {last}"))?;
+        require(found >= last, format!("host {host}: {found} of {last}"))?;
     }
     Ok(())
 }
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-type Case = Box<dyn FnOnce(&Site) -> Result<(), Failed> + Send>;
 
 fn main() -> ExitCode {
     let clock = ftvmm_tests::clock::since_epoch().as_millis() as u64;
@@ -449,7 +412,7 @@ fn main() -> ExitCode {
         eprintln!("disk: {error}");
         return ExitCode::FAILURE;
     }
-    let cases: Vec<(&str, Case)> = vec![
+    let cases: Vec<(&str, Case<Site>)> = vec![
         ("files_on_a_disk", Box::new(files_on_a_disk)),
         ("a_replay_needs_no_disk", Box::new(a_replay_needs_no_disk)),
         ("a_file_serves_one_guest", Box::new(a_file_serves_one_guest)),
@@ -465,24 +428,6 @@ fn main() -> ExitCode {
             Box::new(move |site| blank_disks_join(site, seed, count.unwrap_or(KILLS))),
         ),
     ];
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disk");
-    let shared: Arc<Mutex<Option<Site>>> = Arc::default();
-    let trial = |(name, case): (&'static str, Case)| {
-        let (shared, folder) = (Arc::clone(&shared), folder.clone());
-        Trial::test(name, move || {
-            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            let site = match &mut *shared {
-                Some(site) => site,
-                none => none.insert(Site::start(&folder)?),
-            };
-            site.mend()?;
-            println!("{name}");
-            case(site)
-        })
-    };
-    let conclusion = libtest_mimic::run(&arguments, cases.into_iter().map(trial).collect());
-    drop(shared);
-    conclusion.exit_code()
+    run_cases(&folder, cases.into_iter().map(|(name, case)| (name.to_owned(), case)).collect())
 }

@@ -177,11 +177,7 @@ impl PageTracker {
         for part in parts {
             let mut unknown = None;
             for_each_run(part, |page, offset, words| {
-                let place = regions
-                    .iter_mut()
-                    .enumerate()
-                    .find_map(|(slot, region)| Some((slot, region.index(page)?, region)));
-                let Some((slot, index, region)) = place else {
+                let Some((slot, index, region)) = place_of(regions, page) else {
                     unknown = Some(page);
                     return;
                 };
@@ -270,6 +266,12 @@ impl Region {
     fn note(&mut self, index: usize, changed: bool) {
         self.idle[index] = if changed { 0 } else { self.idle[index].saturating_add(1) };
     }
+}
+
+/// The slot of a page, its index there, and the region itself.
+fn place_of(regions: &mut [Region], page: u64) -> Option<(usize, usize, &mut Region)> {
+    let mut places = regions.iter_mut().enumerate();
+    places.find_map(|(slot, region)| Some((slot, region.index(page)?, region)))
 }
 
 /// Finds where `page` differs from its copy, and says how memory's digest changes with it.

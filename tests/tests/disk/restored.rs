@@ -16,7 +16,7 @@ pub fn restored_with_its_disk(site: &Site) -> Result<(), Failed> {
     wait_for(&run, "LEDGER committed 5\r")?;
     let taken = host.run(&["ftvmm", "snapshot", &snapshot, "--control", SOCKET])?;
     let said = String::from_utf8_lossy(&taken.stderr).into_owned();
-    require(taken.ended == GOOD, || format!("snapshot: {said}"))?;
+    require(taken.ended == GOOD, format!("snapshot: {said}"))?;
     let before = committed(&run);
     wait_for(&run, &format!("LEDGER committed {}\r", before + 5))?;
     run.signal(SIGTERM);
@@ -43,5 +43,5 @@ pub fn restored_with_its_disk(site: &Site) -> Result<(), Failed> {
     println!(
         "  {before} transactions at the snapshot, {last} committed since, {found} on the disk"
     );
-    require(found >= last, || format!("{found} transactions on the disk, {last} were committed"))
+    require(found >= last, format!("{found} transactions on the disk, {last} were committed"))
 }

@@ -5,6 +5,7 @@ mod beginning;
 mod control;
 mod diff;
 mod disassembly;
+mod disk;
 mod logs;
 mod origin;
 mod pair;

@@ -1,14 +1,17 @@
 //! Where a run begins: at power-on, or at a snapshot.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ftvmm_devices::BoardConfig;
 use ftvmm_replication::{FileHeader, Fingerprint, Start};
 
 use super::CommandError;
 use super::args::{Role, RunArgs};
+use super::disk::open_disk;
 use super::replay::refuse_same_file;
 use crate::cpu_template::DEFAULT_TEMPLATE;
+use crate::disk::{Disk, Telling};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
 use crate::snapshot::{Parts, Snapshot};
 
@@ -20,36 +23,42 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// What the arguments say. A snapshot is whole when this returns.
+    /// What the arguments say, and the guest's disk. A snapshot is whole when this returns.
     ///
     /// # Errors
-    /// When the snapshot cannot be used, or not so.
+    /// When the snapshot or the disk cannot be used, or not so.
     pub fn of(
         args: &RunArgs,
         rtc_epoch_s: u64,
-        disk: Option<DiskFacts>,
-    ) -> Result<Self, CommandError> {
-        let Some(path) = &args.restore else {
-            return Ok(Self { config: guest_config(args, rtc_epoch_s, disk), snapshot: None });
+        telling: Telling,
+    ) -> Result<(Self, Option<Arc<Disk>>), CommandError> {
+        let snapshot = Self::snapshot(args)?;
+        let (disk, facts) = open_disk(args, snapshot.as_ref(), telling)?.unzip();
+        let config = match &snapshot {
+            None => guest_config(args, rtc_epoch_s, facts),
+            Some(snapshot) => {
+                let files = Elsewhere {
+                    kernel: args.kernel.as_deref(),
+                    initramfs: args.initrd.as_deref(),
+                    cpu_template: args.cpu_template.as_deref(),
+                };
+                // The only part of the guest that has another half in this host.
+                let net_mac = args.net.as_ref().map(|net| net.mac);
+                GuestConfig { net_mac, ..described(snapshot.header(), &files) }
+            }
         };
+        Ok((Self { config, snapshot }, disk))
+    }
+
+    fn snapshot(args: &RunArgs) -> Result<Option<Snapshot>, CommandError> {
+        let Some(path) = &args.restore else { return Ok(None) };
         if args.role == Role::Primary && !args.start_alone {
             return Err(CommandError::Configuration(
                 "--restore starts a primary alone; add --start-alone, a backup may attach then"
                     .into(),
             ));
         }
-        let snapshot = Snapshot::open(path)?;
-        let config = described(
-            snapshot.header(),
-            &Elsewhere {
-                kernel: args.kernel.as_deref(),
-                initramfs: args.initrd.as_deref(),
-                cpu_template: args.cpu_template.as_deref(),
-            },
-        );
-        // The only part of the guest that has another half in this host.
-        let net_mac = args.net.as_ref().map(|net| net.mac);
-        Ok(Self { config: GuestConfig { net_mac, ..config }, snapshot: Some(snapshot) })
+        Ok(Some(Snapshot::open(path)?))
     }
 
     /// Refuses a snapshot of another guest, and a recording in its place.

@@ -12,8 +12,7 @@ use ftvmm_replication::{End, LogHeader, SessionEvent};
 use super::args::{Believe, OnDiskError, OnDivergence, Release, Role, RunArgs};
 use super::origin::Origin;
 use super::run::{
-    check_plan, control, create_log, digest_at, input_delays, live_queue, open_disk, report,
-    verdict,
+    check_plan, control, create_log, digest_at, input_delays, live_queue, report, verdict,
 };
 use super::{CommandError, host, write_report};
 use crate::disk::{Disk, Telling};
@@ -51,8 +50,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let signals = BlockedSignals::block()?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
-    let (disk, disk_facts) = open_disk(args, Telling::WhenAllowed)?.unzip();
-    let origin = Origin::of(args, host_unix_seconds(), disk_facts)?;
+    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::WhenAllowed)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
     origin.check(&guest, args.record.as_deref())?;

@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ftvmm_replication::{End, Fingerprint, LogHeader, LogWriter, MemoryLook, Ordinal};
+use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
-use super::args::{DiskArg, Role, RunArgs};
+use super::args::{Role, RunArgs};
 use super::origin::Origin;
 use super::{CommandError, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
-use crate::disk::{Disk, DiskFile, Telling};
-use crate::guest::{DiskFacts, Guest};
+use crate::disk::Telling;
+use crate::guest::Guest;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
     BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
@@ -28,7 +28,6 @@ use crate::machine::Machine;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
-use crate::snapshot::Snapshot;
 
 /// Runs a guest in the role the arguments name.
 ///
@@ -40,28 +39,6 @@ pub fn run(args: &RunArgs) -> Result<(), CommandError> {
         Role::Solo => solo(args),
         Role::Primary | Role::Backup => super::pair::pair(args),
     }
-}
-
-/// The guest's disk, and what its machine depends on of it.
-pub fn open_disk(
-    args: &RunArgs,
-    telling: Telling,
-) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
-    if let Some(snapshot) = &args.restore {
-        return restored_disk(args, snapshot, telling);
-    }
-    let Some(DiskArg(path)) = &args.disk else { return Ok(None) };
-    let file = DiskFile::open(path)?;
-    let is_compared = args.record.is_some() || args.role != Role::Solo;
-    let sha256 = match is_compared {
-        true => {
-            tracing::info!(path = %path.display(), "taking the digest of the disk");
-            Some(file.sha256()?)
-        }
-        false => None,
-    };
-    let facts = DiskFacts { size_bytes: file.size_bytes(), sha256 };
-    Ok(Some((Disk::start(file, telling).map_err(host("thread for the disk"))?, facts)))
 }
 
 /// How often the recorder states what a replayer must agree with.
@@ -87,31 +64,6 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
     let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
-}
-
-/// A new disk for a guest that goes on from a snapshot, which has its content.
-fn restored_disk(
-    args: &RunArgs,
-    snapshot: &Path,
-    telling: Telling,
-) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
-    let Fingerprint { disk_bytes, disk_sha256, .. } =
-        Snapshot::open(snapshot)?.header().fingerprint;
-    match (disk_bytes, &args.disk) {
-        (None, None) => Ok(None),
-        (None, Some(_)) => Err(CommandError::Configuration(
-            "the snapshot's guest has no disk; leave --disk out".into(),
-        )),
-        (Some(size_bytes), None) => Err(CommandError::Configuration(format!(
-            "the snapshot's guest has a disk of {size_bytes} bytes; say into which new file with --disk path=FILE"
-        ))),
-        (Some(size_bytes), Some(DiskArg(path))) => {
-            let file = DiskFile::create(path, size_bytes)?;
-            let facts = DiskFacts { size_bytes, sha256: disk_sha256 };
-            let disk = Disk::start(file, telling).map_err(host("thread for the disk"))?;
-            Ok(Some((disk, facts)))
-        }
-    }
 }
 
 /// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
@@ -142,8 +94,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let signals = BlockedSignals::block()?.on_signal(move || stopped.stop(StopCause::Requested));
     let mut waited: Vec<Subscriber> = vec![Box::new(signals), patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let (disk, disk_facts) = open_disk(args, Telling::AtOnce)?.unzip();
-    let origin = Origin::of(args, host_unix_seconds(), disk_facts)?;
+    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
     origin.check(&guest, args.record.as_deref())?;

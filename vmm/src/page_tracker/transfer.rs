@@ -4,7 +4,8 @@
 use ftvmm_replication::PAGE_BYTES;
 
 use super::{
-    Dirty, Flush, LoadError, PageTracker, Region, ZERO_PAGE, digest_change, live_page, set_bits,
+    Dirty, Flush, LoadError, PageTracker, Region, ZERO_PAGE, digest_change, live_page, place_of,
+    set_bits,
 };
 use crate::kvm::KvmError;
 
@@ -74,15 +75,13 @@ impl PageTracker {
     pub fn clear(&mut self) {
         self.digest = 0;
         for (slot, region) in self.regions.iter_mut().enumerate() {
+            // Pages the host has not touched yet need not be touched.
             for index in 0..region.idle.len() {
                 if *region.copy_of(index) != ZERO_PAGE {
+                    region.copy_of(index).fill(0);
                     region.mark_unsent(index);
                 }
-            }
-            region.copy.fill(0);
-            for index in 0..region.idle.len() {
                 let live = live_page(&self.memory, slot, index);
-                // Untouched pages of the host need not be touched.
                 if *live != ZERO_PAGE {
                     live.fill(0);
                 }
@@ -95,9 +94,7 @@ impl PageTracker {
     /// # Errors
     /// When this guest has no such page.
     pub fn put(&mut self, page: u64, content: &[u8]) -> Result<(), LoadError> {
-        let places = self.regions.iter_mut().enumerate();
-        let found = places.filter_map(|(slot, region)| Some((slot, region.index(page)?, region)));
-        let Some((slot, index, region)) = found.last() else {
+        let Some((slot, index, region)) = place_of(&mut self.regions, page) else {
             return Err(LoadError::NoSuchPage { page });
         };
         let copy = region.copy_of(index);

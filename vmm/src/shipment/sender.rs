@@ -11,10 +11,10 @@ use super::{Destination, Gauge, PageImage, Rest, Shipment, Wanted};
 
 /// So few pages are left to the stop.
 const REST_PAGES: u64 = PART_PAGES_MAX as u64;
-/// Memory that is copied once to see how fast this host does it.
-const SAMPLE_BYTES: usize = 8 << 20;
 /// Likewise blocks of the disk.
 const REST_BLOCKS: usize = PART_BLOCKS_MAX;
+/// Memory that is copied once to see how fast this host does it.
+const SAMPLE_BYTES: usize = 8 << 20;
 /// After so many rounds the guest is stopped however much is left: it changes its memory as fast as it is sent.
 const ROUNDS_MAX: u32 = 12;
 /// How long a look waits for an exit of a guest that computes; the stop does not need one.
@@ -82,13 +82,11 @@ struct Sender<'a> {
 impl Sender<'_> {
     fn run(self, started_ns: u64) -> Option<Shipped> {
         self.shipment.lock().look_ns = 0;
-        let total_bytes = {
-            let mut pages = self.shipment.pages();
-            pages.begin_transfer();
-            pages.unsent_pages() * PAGE_BYTES as u64
-        };
+        let mut pages = self.shipment.pages();
+        pages.begin_transfer();
+        let mut total_bytes = pages.unsent_pages() * PAGE_BYTES as u64;
+        drop(pages);
         let mut blocks = Vec::new();
-        let mut total_bytes = total_bytes;
         if let Some(disk) = &self.shipment.disk {
             disk.note_changes(true);
             blocks = all_blocks(disk);
@@ -158,10 +156,8 @@ impl Sender<'_> {
             if pages.is_empty() {
                 return Some(());
             }
-            for part in page_parts(&pages) {
-                if !self.destination.part(part) {
-                    return None;
-                }
+            if !page_parts(&pages).all(|part| self.destination.part(part)) {
+                return None;
             }
             self.gauge.advance((pages.len() * PAGE_BYTES) as u64);
         }
