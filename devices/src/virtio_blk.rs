@@ -13,7 +13,7 @@
 //! | the rest | of features not offered | r | 0 |
 //!
 //! Queue 0 takes requests ([`crate::blk_request`]). Offered: VERSION_1, EVENT_IDX, SIZE_MAX, SEG_MAX, BLK_SIZE, FLUSH,
-//! DISCARD, WRITE_ZEROES. An access of a wrong width to the transport reads as [`FLOATING_BUS`].
+//! DISCARD, WRITE_ZEROES.
 //!
 //! A request becomes an output at the notification, with its data copied. Its buffers are remembered until the answer
 //! comes, which may be in any order. While the host owes answers to [`IN_FLIGHT_MAX`] requests, or for
@@ -31,7 +31,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK;
 use virtio_queue::QueueT;
 use vm_memory::GuestMemory;
 
@@ -39,7 +39,6 @@ use crate::blk_request::{
     DISCARD_RANGES_MAX, HEADER_BYTES, Kind, Parsed, RANGE_SECTORS_MAX, Status, ZERO_RANGES_MAX,
     parse,
 };
-use crate::board::FLOATING_BUS;
 use crate::disk::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
 use crate::event::Output;
 use crate::fault::{GuestFault, GuestFaults};
@@ -213,16 +212,7 @@ impl VirtioBlk {
 
     /// The guest reads `data.len()` bytes at `offset` of the device's registers.
     pub(crate) fn read(&self, offset: u32, data: &mut [u8]) {
-        if let Some(start) = offset.checked_sub(VIRTIO_MMIO_CONFIG) {
-            let config = self.config();
-            for (index, byte) in (start as usize..).zip(data) {
-                *byte = config.get(index).copied().unwrap_or(0);
-            }
-        } else if data.len() == 4 && offset.is_multiple_of(4) {
-            data.copy_from_slice(&self.transport.read(offset).to_le_bytes());
-        } else {
-            data.fill(FLOATING_BUS);
-        }
+        self.transport.read_bytes(&self.config(), offset, data);
     }
 
     /// The guest writes `data` at `offset` of the device's registers. Returns whether it was an interrupt acknowledge.
@@ -233,13 +223,10 @@ impl VirtioBlk {
         data: &[u8],
         outputs: &mut Vec<Output>,
     ) -> bool {
-        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
+        let Some(request) = self.transport.write_bytes(mem, offset, data) else {
             return false;
         };
-        if !offset.is_multiple_of(4) || offset >= VIRTIO_MMIO_CONFIG {
-            return false;
-        }
-        if let Request::Notify(_) = self.transport.write(mem, offset, u32::from_le_bytes(bytes)) {
+        if let Request::Notify(_) = request {
             let served = self.serve(mem, outputs);
             self.note(served);
         }

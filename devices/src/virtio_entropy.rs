@@ -5,7 +5,7 @@
 //! | 0x000..0x0ff | the transport's registers | | see there |
 //! | 0x100.. | there is no configuration (§5.4.4) | r | 0 |
 //!
-//! Queue 0 takes buffers to fill. Offered: VERSION_1, EVENT_IDX. An access of a wrong width reads as [`FLOATING_BUS`].
+//! Queue 0 takes buffers to fill. Offered: VERSION_1, EVENT_IDX.
 //!
 //! The device has no entropy of its own. It remembers the length of the guest's oldest buffer, and bytes from outside
 //! fill that buffer from its start: at least one, at most its length (§5.4.6.2). A buffer that was filled in part is
@@ -17,11 +17,10 @@
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::GuestMemory;
 
-use crate::board::FLOATING_BUS;
 use crate::fault::{GuestFault, GuestFaults};
 use crate::state::InvalidState;
 use crate::virtio_mmio::{Request, Transport, TransportState};
@@ -100,24 +99,15 @@ impl VirtioEntropy {
 
     /// The guest reads `data.len()` bytes at `offset` of the device's registers.
     pub(crate) fn read(&self, offset: u32, data: &mut [u8]) {
-        if offset >= VIRTIO_MMIO_CONFIG {
-            data.fill(0);
-        } else if data.len() == 4 && offset.is_multiple_of(4) {
-            data.copy_from_slice(&self.transport.read(offset).to_le_bytes());
-        } else {
-            data.fill(FLOATING_BUS);
-        }
+        self.transport.read_bytes(&[], offset, data);
     }
 
     /// The guest writes `data` at `offset` of the device's registers. Returns whether it was an interrupt acknowledge.
     pub(crate) fn write<M: GuestMemory>(&mut self, mem: &M, offset: u32, data: &[u8]) -> bool {
-        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
+        let Some(request) = self.transport.write_bytes(mem, offset, data) else {
             return false;
         };
-        if !offset.is_multiple_of(4) || offset >= VIRTIO_MMIO_CONFIG {
-            return false;
-        }
-        if let Request::Notify(_) = self.transport.write(mem, offset, u32::from_le_bytes(bytes)) {
+        if let Request::Notify(_) = request {
             let looked = self.look(mem);
             self.note(looked);
         }

@@ -18,7 +18,8 @@
 //! | 0x0fc | ConfigGeneration | r | 0: the configuration never changes |
 //! | 0x100.. | configuration | r | the device's |
 //!
-//! Registers are 32 bits wide and aligned (§4.2.2.2); the device sees to that, and to the configuration.
+//! Registers are 32 bits wide and aligned (§4.2.2.2). An access of another width reads as [`FLOATING_BUS`] and writes
+//! nothing; the configuration is the device's.
 //!
 //! The interrupt line is "InterruptStatus is not zero". The PIC sees its rising edge only, so the board lets the line
 //! fall at every InterruptACK: a cause that came between the driver's read and its acknowledge is a new edge.
@@ -40,6 +41,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemory;
 
+use crate::board::FLOATING_BUS;
 use crate::fault::{GuestFault, GuestFaults};
 use crate::state::InvalidState;
 use crate::virtqueue::VirtqueueState;
@@ -242,6 +244,32 @@ impl Transport {
 
     fn selected_queue(&self) -> Option<&Queue> {
         self.queues.get(self.queue_select as usize)
+    }
+
+    /// The guest reads `data.len()` bytes at `offset` of the device's registers. `config` is the device's own space,
+    /// zero where it ends.
+    pub(crate) fn read_bytes(&self, config: &[u8], offset: u32, data: &mut [u8]) {
+        if let Some(start) = offset.checked_sub(VIRTIO_MMIO_CONFIG) {
+            for (index, byte) in (start as usize..).zip(data) {
+                *byte = config.get(index).copied().unwrap_or(0);
+            }
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
+            data.copy_from_slice(&self.read(offset).to_le_bytes());
+        } else {
+            data.fill(FLOATING_BUS);
+        }
+    }
+
+    /// The guest writes `data` at `offset` of the device's registers. `None` when no register is written so.
+    pub(crate) fn write_bytes<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        offset: u32,
+        data: &[u8],
+    ) -> Option<Request> {
+        let bytes = <[u8; 4]>::try_from(data).ok()?;
+        let is_register = offset.is_multiple_of(4) && offset < VIRTIO_MMIO_CONFIG;
+        is_register.then(|| self.write(mem, offset, u32::from_le_bytes(bytes)))
     }
 
     /// Reads the register at `offset`, below the configuration.

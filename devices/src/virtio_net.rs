@@ -7,7 +7,7 @@
 //! | 0x106.. | beyond the offered features | r | 0 |
 //!
 //! Queue 0 receives, queue 1 transmits. Offered: VERSION_1, EVENT_IDX, MAC, CSUM, HOST_TSO4 (a frame to transmit may be
-//! a TCP segment of 64 KiB), GUEST_CSUM. An access of a wrong width reads as [`FLOATING_BUS`].
+//! a TCP segment of 64 KiB), GUEST_CSUM.
 //!
 //! Every frame passes with its 12-byte `virtio_net_hdr_v1` in front, in both directions. Transmitting happens inside
 //! the notification: buffers are used, the frames are outputs. Headers of transmitted frames are checked, because the
@@ -25,14 +25,13 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MAC,
 };
 use virtio_queue::QueueT;
 use vm_memory::GuestMemory;
 
-use crate::board::FLOATING_BUS;
 use crate::event::Output;
 use crate::fault::{GuestFault, GuestFaults};
 use crate::net_header::{self, ETHERNET_HEADER_BYTES, HEADER_BYTES};
@@ -150,15 +149,7 @@ impl VirtioNet {
 
     /// The guest reads `data.len()` bytes at `offset` of the card's registers.
     pub(crate) fn read(&self, offset: u32, data: &mut [u8]) {
-        if let Some(start) = offset.checked_sub(VIRTIO_MMIO_CONFIG) {
-            for (index, byte) in (start as usize..).zip(data) {
-                *byte = self.mac.get(index).copied().unwrap_or(0);
-            }
-        } else if data.len() == 4 && offset.is_multiple_of(4) {
-            data.copy_from_slice(&self.transport.read(offset).to_le_bytes());
-        } else {
-            data.fill(FLOATING_BUS);
-        }
+        self.transport.read_bytes(&self.mac, offset, data);
     }
 
     /// The guest writes `data` at `offset` of the card's registers. Returns whether it was an interrupt acknowledge.
@@ -169,14 +160,11 @@ impl VirtioNet {
         data: &[u8],
         outputs: &mut Vec<Output>,
     ) -> bool {
-        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
+        let was_live = self.transport.is_live(RX_QUEUE);
+        let Some(request) = self.transport.write_bytes(mem, offset, data) else {
             return false;
         };
-        if !offset.is_multiple_of(4) || offset >= VIRTIO_MMIO_CONFIG {
-            return false;
-        }
-        let was_live = self.transport.is_live(RX_QUEUE);
-        let served = match self.transport.write(mem, offset, u32::from_le_bytes(bytes)) {
+        let served = match request {
             Request::Notify(RX_QUEUE) => self.deliver(mem),
             Request::Notify(_) => self.transmit(mem, outputs),
             Request::Nothing | Request::Reset => Ok(()),

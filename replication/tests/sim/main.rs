@@ -1,9 +1,11 @@
 //! A seeded simulator: two sessions, a network, a witness and two guests in one thread.
 //!
-//! Safety phase: messages are delayed, connections break loudly or silently, hosts crash or pause,
-//! the backup's memory flips a bit. Liveness phase: faults stop, and whoever holds the last term
-//! must go on. What is right is judged from outside, by `checker`, which sees what the client and
-//! the witness see and both guests' histories, but nothing of the sessions' insides.
+//! Safety phase: messages are delayed, connections break loudly or silently, hosts crash or pause, a
+//! bit of one host's memory flips; fresh hosts take the place of those that are gone and are given
+//! the guest; an operator changes the roles or lets a backup go. Liveness phase: faults stop, and
+//! whoever holds the last term must go on, followed by the other if it is there. What is right is
+//! judged from outside, by `checker`, which sees what the client and the witness see and both guests'
+//! histories, but nothing of the sessions' insides.
 //!
 //! A failure names its seed; `FTVMM_SIM_SEED=<seed>` runs that one and prints its trace, and
 //! `FTVMM_SIM_SEEDS=<count>` runs more of them.
