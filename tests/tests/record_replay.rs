@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use ftvmm_guest_programs::stream;
-use ftvmm_tests::guest_run::{GUEST_ADDRESS, GuestLab, GuestRun, LabPool, READY, TAP, cmdline};
+use ftvmm_tests::guest_run::{
+    GUEST_ADDRESS, GuestLab, GuestRun, LabPool, PROMPT, READY, TAP, cmdline,
+};
 use ftvmm_tests::replayed::{Replayed, keep};
 use ftvmm_tests::{clients, clock, packages};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -216,6 +218,8 @@ fn disturb_and_end(site: &GuestLab, run: &GuestRun, plan: &Plan) -> Result<(), F
             return Ok(());
         }
         run.wait_for("FTGUEST RAN 0")?;
+        // What is typed before the shell has the terminal may be thrown away with the script's session.
+        run.wait_for(PROMPT)?;
         noise.join().unwrap()?;
         calls.join().unwrap()?;
         typist.join().unwrap();
