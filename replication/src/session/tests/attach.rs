@@ -269,6 +269,37 @@ fn yielding() -> Pair {
     pair
 }
 
+/// The backup stands where the primary stands and claims the next term.
+fn asked_to_take_over() -> Pair {
+    let mut pair = attached(|_| {});
+    pair.primary.step(SessionEvent::Yield { through: Ordinal(24) });
+    pair.pump();
+    assert_eq!(pair.backup.take_rows(), "AK");
+    pair
+}
+
+#[test]
+fn what_only_the_new_speaker_has_produced_waits_to_be_compared() {
+    let mut pair = asked_to_take_over();
+    pair.backup.output(3);
+    pair.backup.answer(2, true);
+    pair.backup.step(SessionEvent::TookOver { through: Ordinal(24) });
+    pair.pump();
+    assert_eq!(pair.backup.transmitted(), [0u8; 0]);
+    let mut swapped = Pair { primary: pair.backup, backup: pair.primary };
+    swapped.backup.output(3);
+    swapped.pump();
+    assert_eq!(swapped.primary.transmitted(), [3]);
+
+    let mut pair = asked_to_take_over();
+    pair.backup.output(3);
+    pair.backup.answer(2, true);
+    pair.backup.disconnect();
+    assert_eq!(pair.backup.transmitted(), [0u8; 0]);
+    pair.backup.step(SessionEvent::TookOver { through: Ordinal(24) });
+    assert_eq!(pair.backup.transmitted(), [3], "nobody is left to compare it with");
+}
+
 #[test]
 fn row_ai_a_backup_lost_while_roles_change_leaves_the_guest_here() {
     let mut pair = yielding();
