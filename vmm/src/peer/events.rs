@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Channel, Peer};
 use crate::host::{HostEventsError, Ticker, resting_timer, set_timer, watch};
@@ -23,6 +24,8 @@ pub struct ChannelEvents {
     watched: Option<TcpStream>,
     /// A newcomer this host has no time for yet.
     pending: Option<Channel>,
+    /// There may be more to read.
+    again: EventFd,
 }
 
 impl ChannelEvents {
@@ -40,7 +43,8 @@ impl ChannelEvents {
         if let Some(channel) = connection {
             peer.connect(channel);
         }
-        Ok(Self { peer, listener, watched, pending: None })
+        let again = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Self { peer, listener, watched, pending: None, again })
     }
 
     fn accept(&mut self) {
@@ -73,6 +77,13 @@ impl ChannelEvents {
         }
     }
 
+    /// Reads some of what arrived and writes what waits. The rest has its turn after timers and signals.
+    fn serve_channel(&self) {
+        if self.peer.serve_channel() {
+            let _ = self.again.write(1);
+        }
+    }
+
     /// Waits for a backup at the address the operator named.
     fn listen(&mut self, ops: &mut EventOps<'_>) {
         let Some(listener) = self.peer.take_new_listener() else { return };
@@ -99,7 +110,11 @@ impl MutEventSubscriber for ChannelEvents {
             self.accept();
         }
         if from(self.watched.as_ref().map(AsRawFd::as_raw_fd)) {
-            self.peer.serve_channel();
+            self.serve_channel();
+        }
+        if from(Some(self.again.as_raw_fd())) {
+            let _ = self.again.read();
+            self.serve_channel();
         }
         if from(Some(self.peer.newcomers.as_raw_fd())) {
             let _ = self.peer.newcomers.read();
@@ -116,6 +131,7 @@ impl MutEventSubscriber for ChannelEvents {
             self.watch_stream(stream, ops);
         }
         watch(ops, &self.peer.newcomers);
+        watch(ops, &self.again);
     }
 }
 
@@ -148,11 +164,12 @@ impl Peer {
         let _ = self.newcomers.write(1);
     }
 
-    /// Reads what arrived and writes what waits.
-    fn serve_channel(self: &Arc<Self>) {
+    /// Reads some of what arrived and writes what waits; whether there may be more to read.
+    fn serve_channel(self: &Arc<Self>) -> bool {
         let mut state = self.lock();
-        state.receive(self.clock.host_now_ns());
+        let more = state.receive(self.clock.host_now_ns());
         self.settle(&mut state);
+        more
     }
 
     /// Lets time pass; how long until it should again.

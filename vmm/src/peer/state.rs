@@ -189,28 +189,34 @@ impl State {
         self.step(now_ns, SessionEvent::Connected);
     }
 
-    /// Hands every message that arrived to the session.
-    pub fn receive(&mut self, now_ns: u64) {
-        loop {
-            let Some(channel) = &mut self.channel else { return };
-            match channel.receive() {
-                Ok(None) => return,
-                Ok(Some([])) => return self.disconnect(now_ns, DisconnectReason::Closed),
-                Ok(Some(bytes)) => self.decoder.push(bytes),
-                Err(e) => {
-                    let description = e.to_string();
-                    return self.disconnect(now_ns, DisconnectReason::Transport { description });
-                }
+    /// Hands some of what arrived to the session; whether there may be more. Not all of it at once: a peer that
+    /// sends faster than this host takes would keep everybody else waiting, and be told nothing.
+    pub fn receive(&mut self, now_ns: u64) -> bool {
+        let Some(channel) = &mut self.channel else { return false };
+        let ended = match channel.receive() {
+            Ok(None) => return false,
+            Ok(Some([])) => Some(DisconnectReason::Closed),
+            Ok(Some(bytes)) => {
+                self.decoder.push(bytes);
+                self.take_messages(now_ns)
             }
-            loop {
-                match self.decoder.next_message() {
-                    Ok(Some(message)) => {
-                        self.count(&message);
-                        self.step(now_ns, SessionEvent::Received(message));
-                    }
-                    Ok(None) => break,
-                    Err(error) => return self.disconnect(now_ns, DisconnectReason::Wire(error)),
+            Err(e) => Some(DisconnectReason::Transport { description: e.to_string() }),
+        };
+        if let Some(reason) = ended {
+            self.disconnect(now_ns, reason);
+        }
+        self.channel.is_some()
+    }
+
+    fn take_messages(&mut self, now_ns: u64) -> Option<DisconnectReason> {
+        loop {
+            match self.decoder.next_message() {
+                Ok(Some(message)) => {
+                    self.count(&message);
+                    self.step(now_ns, SessionEvent::Received(message));
                 }
+                Ok(None) => return None,
+                Err(error) => return Some(DisconnectReason::Wire(error)),
             }
         }
     }
@@ -294,6 +300,7 @@ impl State {
                 self.be_alone();
                 let number = self.shipping.number + 1;
                 self.shipping = Shipping { number, ..Shipping::default() };
+                self.counters.last_attach = None;
                 self.ship_wanted = true;
             }
             Action::StateTaken { taken_bytes } => self.shipping.taken_bytes = taken_bytes,
