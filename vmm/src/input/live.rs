@@ -21,9 +21,9 @@ use crate::run_loop::{InputSource, RunMode, Situation, Step};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
-/// How far a sample may lie behind a timer that is due. After a stall (a take-over, a host that slept) the guest
-/// catches up exit by exit: its kernel takes the ACPI timer's 24 bits for a clock that went back when it jumps by more than half of them, 2.3 s
-/// (Linux, `clocksource_delta`).
+/// How far a sample may lie behind a timer that is due, or behind the sample before it when no timer runs. After a
+/// stall (a take-over, a host that slept) the guest catches up sample by sample: its kernel takes the ACPI timer's 24
+/// bits for a clock that went back when it jumps by more than half of them, 2.3 s (Linux, `clocksource_delta`).
 const LATE_NS_MAX: u64 = 100_000_000;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
@@ -78,8 +78,8 @@ pub struct LiveInputs {
     blocked_since_ns: Option<u64>,
     /// An input is overdue, but the guest cannot take an interrupt: stop it as soon as it can.
     wants_window: bool,
-    /// After a stall: guest time is behind.
-    catches_up: bool,
+    /// Guest time when a guest without a timer was last known to have waited of its own accord.
+    rested_ns: u64,
 }
 
 impl LiveInputs {
@@ -105,7 +105,7 @@ impl LiveInputs {
             booting: true,
             blocked_since_ns: None,
             wants_window: false,
-            catches_up: false,
+            rested_ns: 0,
         }
     }
 
@@ -120,12 +120,10 @@ impl LiveInputs {
     }
 
     /// Guest time for a sample, when the guest's next timer is due at `deadline_ns`.
-    fn sample_ns(&mut self, deadline_ns: Option<u64>) -> u64 {
-        let now_ns = self.now_ns();
-        let due_ns = deadline_ns.or(self.catches_up.then_some(self.last_ns));
-        let latest_ns = due_ns.map_or(u64::MAX, |at| at.max(self.last_ns) + LATE_NS_MAX);
-        self.catches_up = now_ns > latest_ns;
-        now_ns.min(logged_ns(latest_ns))
+    fn sample_ns(&self, deadline_ns: Option<u64>) -> u64 {
+        // A guest at its tick has no timer for some exits: the old one is over, the next one not yet set.
+        let due_ns = deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
+        self.now_ns().min(logged_ns(due_ns.saturating_add(LATE_NS_MAX)))
     }
 
     fn sample(&mut self, now_ns: u64) -> Step {
@@ -253,6 +251,9 @@ impl LiveInputs {
             }
             let until_due = |at: u64| Duration::from_nanos(at.saturating_sub(now_ns).max(1));
             waiting = queue.sleep(waiting, situation.deadline_ns.map(until_due));
+            if situation.deadline_ns.is_none() {
+                self.rested_ns = self.now_ns();
+            }
         }
     }
 }
@@ -326,6 +327,15 @@ mod tests {
     use crate::disk::{Disk, DiskFile, Telling};
     use crate::host::resting_timer;
 
+    /// Inputs of a guest whose time would be `guest_ns`, and who has been told `last_ns`; and where they come from.
+    fn live_inputs(guest_ns: u64, last_ns: u64) -> (Arc<LiveQueue>, LiveInputs) {
+        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+        let clock = GuestClock::anchored(HostClock::host_start(), 0, guest_ns);
+        let alarm = Alarm::new(resting_timer().unwrap());
+        let delays = InputDelays::default();
+        (queue.clone(), LiveInputs::new(queue, clock, last_ns, alarm, delays))
+    }
+
     /// Bytes of log for a sample `exits` exits and `gap_ns` of host time after another.
     fn sample_bytes(first_ns: u64, gap_ns: u64, exits: u64) -> u64 {
         let mut encoder = GroupEncoder::new();
@@ -353,10 +363,7 @@ mod tests {
 
     #[test]
     fn a_slice_ends_for_a_survivor_too() {
-        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
-        let clock = GuestClock::anchored(HostClock::host_start(), 0, 1_000_000_000);
-        let alarm = Alarm::new(resting_timer().unwrap());
-        let mut live = LiveInputs::new(queue.clone(), clock, 0, alarm, InputDelays::default());
+        let (queue, mut live) = live_inputs(1_000_000_000, 0);
         let overdue =
             Situation { deadline_ns: Some(0), takes_interrupt: true, ..Situation::default() };
         assert!(matches!(live.next(&overdue), Ok(Step::Capture)));
@@ -374,7 +381,7 @@ mod tests {
         image.as_file().set_len(512).unwrap();
         let file = DiskFile::open(image.path()).unwrap();
         let disk = Disk::start(file, Telling::AtOnce).unwrap();
-        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+        let (queue, mut live) = live_inputs(1_000_000_000, 0);
         queue.set_closed(true);
         queue.take_from_disk(disk.clone());
         let answered = queue.clone();
@@ -386,9 +393,6 @@ mod tests {
         assert_eq!(disk.take(2).map(|answer| answer.id), Some(2), "logged by the old primary");
         queue.set_closed(false);
         queue.overdue();
-        let clock = GuestClock::anchored(HostClock::host_start(), 0, 1_000_000_000);
-        let alarm = Alarm::new(resting_timer().unwrap());
-        let mut live = LiveInputs::new(queue, clock, 0, alarm, InputDelays::default());
         let computing = Situation { takes_interrupt: true, ..Situation::default() };
         assert!(matches!(live.next(&computing), Ok(Step::Capture)));
         let slice = Situation { at: Some(Ordinal(9)), ..Situation::default() };
@@ -404,16 +408,59 @@ mod tests {
     #[test]
     fn a_restored_guest_never_sees_time_go_back() {
         const STOOD_AT_NS: u64 = 5_000_000_000;
-        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
-        let clock = GuestClock::anchored(HostClock::host_start(), 0, 0);
-        let alarm = Alarm::new(resting_timer().unwrap());
-        let mut live = LiveInputs::new(queue, clock, 0, alarm, InputDelays::default());
+        let (_queue, mut live) = live_inputs(0, 0);
         live.state_put(&StatePart::Machine(vec![]), Some((Ordinal(7), STOOD_AT_NS)));
         let reads = Situation { at: Some(Ordinal(7)), reads_clock: true, ..Situation::default() };
         let Ok(Step::Apply(Input::Time { now_ns })) = live.next(&reads) else {
             panic!("no sample")
         };
         assert!(now_ns >= STOOD_AT_NS, "{now_ns}");
+    }
+
+    /// What a guest that reads the clock at every exit from `from` on is told, until it has caught up.
+    fn readings_ns(live: &mut LiveInputs, from: u64, deadline_ns: Option<u64>) -> Vec<u64> {
+        let reads = Situation { reads_clock: true, deadline_ns, ..Situation::default() };
+        let mut readings_ns = Vec::new();
+        for at in (from..).map(Ordinal) {
+            match live.next(&Situation { at: Some(at), ..reads }) {
+                Ok(Step::Apply(Input::Time { now_ns })) => readings_ns.push(now_ns),
+                other => panic!("{other:?}"),
+            }
+            if readings_ns.last().is_some_and(|told_ns| told_ns + LATE_NS_MAX > live.now_ns()) {
+                break;
+            }
+        }
+        readings_ns
+    }
+
+    #[test]
+    fn after_a_stall_time_moves_in_steps_wherever_the_guest_is_in_its_tick() {
+        const STOOD_AT_NS: u64 = 5_000_000_000;
+        const STALL_NS: u64 = 3_000_000_000;
+        const TICK_NS: u64 = 10_000_000;
+        for deadline_ns in [None, Some(STOOD_AT_NS - 1), Some(STOOD_AT_NS + TICK_NS)] {
+            let (_queue, mut live) = live_inputs(STOOD_AT_NS + STALL_NS, STOOD_AT_NS);
+            let told_ns = readings_ns(&mut live, 1, deadline_ns);
+            assert!(told_ns.len() > 25, "{deadline_ns:?}: {told_ns:?}");
+            for (before_ns, after_ns) in [STOOD_AT_NS].iter().chain(&told_ns).zip(&told_ns) {
+                let step_ns = after_ns - before_ns;
+                assert!(step_ns <= LATE_NS_MAX + TICK_NS, "{deadline_ns:?}: {told_ns:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_waited_without_a_timer_is_told_the_time_at_once() {
+        let (queue, mut live) = live_inputs(0, 0);
+        let waker = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_nanos(2 * LATE_NS_MAX));
+            queue.push_console(b"x");
+        });
+        let halted = Situation { at: Some(Ordinal(1)), halted: true, ..Situation::default() };
+        assert!(matches!(live.next(&halted), Ok(Step::Apply(Input::ConsoleRx { .. }))));
+        waker.join().unwrap();
+        let told_ns = readings_ns(&mut live, 2, None);
+        assert!(told_ns[0] > 2 * LATE_NS_MAX, "{told_ns:?}");
     }
 
     #[test]
