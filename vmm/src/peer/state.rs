@@ -20,6 +20,9 @@ use crate::host::{Tap, VNET_HEADER_BYTES};
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
 
+/// Bytes of the channel that are handed on before timers, signals and the guest have their turn.
+const TURN_BYTES: usize = 256 << 10;
+
 /// How long after a switch of roles the network may send the guest's frames to its old place.
 const STRAYS_NS: u64 = 1_000_000_000;
 
@@ -189,23 +192,27 @@ impl State {
         self.step(now_ns, SessionEvent::Connected);
     }
 
-    /// Hands some of what arrived to the session; whether there may be more. Not all of it at once: a peer that
+    /// Hands what arrived to the session, but about [`TURN_BYTES`] at most; whether there may be more. A peer that
     /// sends faster than this host takes would keep everybody else waiting, and be told nothing.
     pub fn receive(&mut self, now_ns: u64) -> bool {
-        let Some(channel) = &mut self.channel else { return false };
-        let ended = match channel.receive() {
-            Ok(None) => return false,
-            Ok(Some([])) => Some(DisconnectReason::Closed),
-            Ok(Some(bytes)) => {
-                self.decoder.push(bytes);
-                self.take_messages(now_ns)
+        let mut taken_bytes = 0;
+        while taken_bytes < TURN_BYTES {
+            let Some(channel) = &mut self.channel else { return false };
+            let ended = match channel.receive() {
+                Ok(None) => return false,
+                Ok(Some([])) => Some(DisconnectReason::Closed),
+                Ok(Some(bytes)) => {
+                    taken_bytes += bytes.len();
+                    self.decoder.push(bytes);
+                    self.take_messages(now_ns)
+                }
+                Err(e) => Some(DisconnectReason::Transport { description: e.to_string() }),
+            };
+            if let Some(reason) = ended {
+                self.disconnect(now_ns, reason);
             }
-            Err(e) => Some(DisconnectReason::Transport { description: e.to_string() }),
-        };
-        if let Some(reason) = ended {
-            self.disconnect(now_ns, reason);
         }
-        self.channel.is_some()
+        true
     }
 
     fn take_messages(&mut self, now_ns: u64) -> Option<DisconnectReason> {
