@@ -86,7 +86,6 @@ impl OutputGate {
             dropped_through: through,
             released_through: through,
             matched_through: through,
-            joined_through: through,
             ..Self::new(policy)
         }
     }

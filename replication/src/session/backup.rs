@@ -27,8 +27,8 @@ const REPORT_BYTES: u64 = 64 << 10;
 enum Phase {
     /// For the primary's hello and welcome.
     AwaitingWelcome,
-    /// For the whole state.
-    Joining { taken_bytes: u64 },
+    /// For the whole state; `held` are outputs from before it that have not left.
+    Joining { taken_bytes: u64, held: Vec<Output> },
     /// For the log.
     Following,
     /// For what the primary decides about a divergence.
@@ -60,8 +60,6 @@ pub(super) struct Backup {
     /// The highest term known; the primary's from [`Phase::Following`] on, ours once live.
     term: Term,
     outputs: RetainedOutputs,
-    /// Outputs from before the state that is on its way, which have not left.
-    inherited: Vec<Output>,
     flushes: FlushGate,
     window: LogWindow,
     received_through: Ordinal,
@@ -88,7 +86,6 @@ impl Backup {
             greeted: false,
             term: config.highest_term,
             outputs: RetainedOutputs::default(),
-            inherited: Vec::new(),
             flushes: FlushGate::default(),
             window: LogWindow::default(),
             received_through: Ordinal(0),
@@ -163,7 +160,7 @@ impl Backup {
         }
         if cx.heartbeat_is_due(&waits) {
             match self.phase {
-                Phase::Joining { taken_bytes } => {
+                Phase::Joining { taken_bytes, .. } => {
                     cx.send(Message::StateTaken { term: self.term, taken_bytes });
                 }
                 _ => self.acknowledge(cx),
@@ -189,7 +186,7 @@ impl Backup {
         if term > self.term {
             return self.lose_peer(cx, &format!("{} of unknown term {term}", message.name()));
         }
-        match (&self.phase, message) {
+        match (&mut self.phase, message) {
             (Phase::AwaitingWelcome, hello @ Message::Hello { .. }) => {
                 self.greeted = true;
                 if let Some(refusal) = cx.check_hello(&hello, false) {
@@ -217,11 +214,15 @@ impl Backup {
             (Phase::Joining { .. }, Message::State { part, .. }) => {
                 cx.act(Action::TakeState(part));
             }
-            (Phase::Joining { .. }, Message::Held { at, digest, frame, .. }) => {
-                self.inherited.push(Output { at, digest, frame });
+            (Phase::Joining { held, .. }, Message::Held { at, digest, frame, .. }) => {
+                held.push(Output { at, digest, frame });
             }
-            (Phase::Joining { .. }, Message::StateEnd { outputs_through, at, machine, .. }) => {
-                self.on_state_end(cx, outputs_through, at, machine);
+            (
+                Phase::Joining { held, .. },
+                Message::StateEnd { outputs_through, at, machine, .. },
+            ) => {
+                let held = core::mem::take(held);
+                self.on_state_end(cx, outputs_through, held, at, machine);
             }
             // Said before the state, or because nothing else was to be said.
             (Phase::Joining { .. }, Message::Heartbeat { .. }) => {}

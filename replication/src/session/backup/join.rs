@@ -1,7 +1,7 @@
 //! The backup that is given a state, and the one that is asked to take over.
 
 use super::{Backup, Phase, Yielded};
-use crate::gate::RetainedOutputs;
+use crate::gate::{Output, RetainedOutputs};
 use crate::message::Message;
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::decision::Trouble;
@@ -58,13 +58,12 @@ impl Backup {
         self.report_incident(cx, None);
         self.term = term;
         self.release = release;
-        self.phase = Phase::Joining { taken_bytes: 0 };
-        self.inherited.clear();
+        self.phase = Phase::Joining { taken_bytes: 0, held: Vec::new() };
         cx.act(Action::Join { release });
     }
 
     pub(super) fn on_state_taken(&mut self, cx: &mut Context<'_>, taken_bytes: u64) {
-        if let Phase::Joining { taken_bytes: taken } = &mut self.phase {
+        if let Phase::Joining { taken_bytes: taken, .. } = &mut self.phase {
             *taken = taken_bytes;
             cx.send(Message::StateTaken { term: self.term, taken_bytes });
         }
@@ -75,12 +74,12 @@ impl Backup {
         &mut self,
         cx: &mut Context<'_>,
         outputs_through: OutputOrdinal,
+        held: Vec<Output>,
         at: Ordinal,
         machine: Vec<u8>,
     ) {
         let through = Ordinal(at.0.saturating_sub(1));
         let (on_divergence, believe, release) = (self.on_divergence, self.believe, self.release);
-        let held = core::mem::take(&mut self.inherited);
         *self = Self {
             outputs: RetainedOutputs::starting_at(outputs_through, held),
             on_divergence,
