@@ -311,13 +311,29 @@ impl LabProcess {
     /// # Errors
     /// As [`Self::wait`].
     pub fn wait_for_stdout(&self, wanted: &str) -> Result<bool, LabError> {
+        self.wait_for(wanted, |command| &command.stdout.bytes)
+    }
+
+    /// As [`Self::wait_for_stdout`], in its standard error.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn wait_for_stderr(&self, wanted: &str) -> Result<bool, LabError> {
+        self.wait_for(wanted, |command| &command.stderr.bytes)
+    }
+
+    fn wait_for(
+        &self,
+        wanted: &str,
+        written: impl Fn(&CommandState) -> &Vec<u8>,
+    ) -> Result<bool, LabError> {
         let doing = format!("waiting for {wanted:?} from {}", self.program);
         let needle = wanted.as_bytes();
         // Only what came since the last look is searched, with an overlap of one needle.
         let mut searched = 0_usize;
         self.link.wait_until(&doing, self.silence, |state| {
             let command = state.commands.get(&self.id)?;
-            let bytes = &command.stdout.bytes;
+            let bytes = written(command);
             let from = searched.saturating_sub(needle.len());
             if bytes[from..].windows(needle.len().max(1)).any(|window| window == needle) {
                 return Some(true);

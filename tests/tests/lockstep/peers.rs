@@ -120,13 +120,8 @@ fn knocked_at_by_another_client(site: &Site) -> Result<(), Failed> {
     );
     site.lab.host(1).run(&["sh", "-c", &knock])?;
     // What it said may still be on its way here.
-    let mut waits = 100;
-    while !said(&primary).contains("GET / HT") && waits > 0 {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        waits -= 1;
-    }
-    let seen = said(&primary);
-    require(seen.contains("GET / HT"), format!("the primary saw no other client:\n{seen}"))?;
+    let seen = primary.wait_for_stderr("GET / HT")?;
+    require(seen, format!("the primary saw no other client:\n{}", said(&primary)))?;
     let backup = names.start_backup(&site.lab, &site.files, &loud)?;
     wait_for(&primary, FIRST_LINE)?;
     primary.signal(SIGTERM);
