@@ -436,3 +436,60 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use ftvmm_replication::{Fingerprint, PROTOCOL_VERSION, SessionConfig, TscMode};
+
+    use super::*;
+    use crate::host::resting_timer;
+
+    fn backup() -> State {
+        let fingerprint = Fingerprint {
+            protocol_version: PROTOCOL_VERSION,
+            kernel_sha256: [0; 32],
+            initramfs_sha256: None,
+            disk_bytes: None,
+            disk_sha256: None,
+            cmdline: String::new(),
+            cpu_template: String::new(),
+            cpu_template_sha256: [0; 32],
+            tsc: TscMode::default(),
+            memory_mib: 128,
+            net_mac: None,
+        };
+        let config = SessionConfig::new(Role::Backup, fingerprint, Term(0), 0);
+        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+        State::new(Role::Backup, Session::new(config).unwrap(), None, None, queue, 0)
+    }
+
+    #[test]
+    fn a_peer_that_sends_without_end_does_not_keep_the_lock() {
+        let listener = Channel::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut state = backup();
+        state.connect(0, Channel::accept(&listener).unwrap());
+        peer.write_all(&wire::PREAMBLE).unwrap();
+        // The beginning of a message that is longer than all that is sent of it.
+        peer.write_all(&wire::BODY_BYTES_MAX.to_le_bytes()).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let body = vec![0; 8 * TURN_BYTES];
+        let mut sent_bytes = 0;
+        while sent_bytes < body.len()
+            && let Ok(count) = peer.write(&body[sent_bytes..])
+        {
+            sent_bytes += count;
+        }
+        let whole_turns = sent_bytes / (2 * TURN_BYTES);
+        assert!(whole_turns > 1, "the host takes only {sent_bytes} bytes");
+        for turn in 0..whole_turns {
+            assert!(state.receive(0), "turn {turn} of at least {whole_turns}");
+        }
+        while state.receive(0) {}
+        assert!(state.channel.is_some());
+    }
+}
