@@ -443,25 +443,13 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
-    use ftvmm_replication::{Fingerprint, PROTOCOL_VERSION, SessionConfig, TscMode};
+    use ftvmm_replication::SessionConfig;
 
     use super::*;
     use crate::host::resting_timer;
 
     fn backup() -> State {
-        let fingerprint = Fingerprint {
-            protocol_version: PROTOCOL_VERSION,
-            kernel_sha256: [0; 32],
-            initramfs_sha256: None,
-            disk_bytes: None,
-            disk_sha256: None,
-            cmdline: String::new(),
-            cpu_template: String::new(),
-            cpu_template_sha256: [0; 32],
-            tsc: TscMode::default(),
-            memory_mib: 128,
-            net_mac: None,
-        };
+        let fingerprint = crate::snapshot::tests::header().fingerprint;
         let config = SessionConfig::new(Role::Backup, fingerprint, Term(0), 0);
         let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
         State::new(Role::Backup, Session::new(config).unwrap(), None, None, queue, 0)
