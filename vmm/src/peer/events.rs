@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Channel, Peer};
 use crate::host::{HostEventsError, Ticker, resting_timer, set_timer, watch};
 
 /// The peer looks at the clock no more often than this.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
+/// Edge-triggered: told once when bytes arrive, once when the socket takes bytes again.
+const CHANNEL_EVENTS: EventSet = EventSet::IN.union(EventSet::OUT).union(EventSet::EDGE_TRIGGERED);
 
 /// The channel, and the port where a backup knocks.
 pub struct ChannelEvents {
@@ -24,8 +25,6 @@ pub struct ChannelEvents {
     watched: Option<TcpStream>,
     /// A newcomer this host has no time for yet.
     pending: Option<Channel>,
-    /// There may be more to read.
-    again: EventFd,
 }
 
 impl ChannelEvents {
@@ -43,8 +42,7 @@ impl ChannelEvents {
         if let Some(channel) = connection {
             peer.connect(channel);
         }
-        let again = EventFd::new(EFD_NONBLOCK)?;
-        Ok(Self { peer, listener, watched, pending: None, again })
+        Ok(Self { peer, listener, watched, pending: None })
     }
 
     fn accept(&mut self) {
@@ -77,10 +75,14 @@ impl ChannelEvents {
         }
     }
 
-    /// Reads some of what arrived and writes what waits. The rest has its turn after timers and signals.
-    fn serve_channel(&self) {
-        if self.peer.serve_channel() {
-            let _ = self.again.write(1);
+    /// Reads some of what arrived and writes what waits. The rest has its turn after timers and signals: to say once
+    /// more what is waited for has epoll look again (epoll_ctl(2), `EPOLL_CTL_MOD`).
+    fn serve_channel(&self, ops: &mut EventOps<'_>) {
+        if self.peer.serve_channel()
+            && let Some(stream) = &self.watched
+            && let Err(error) = ops.modify(Events::new(stream, CHANNEL_EVENTS))
+        {
+            tracing::error!(%error, "the rest of the channel cannot be waited for");
         }
     }
 
@@ -94,10 +96,8 @@ impl ChannelEvents {
         self.listener = Some(listener);
     }
 
-    /// Edge-triggered: told once when bytes arrive, once when the socket takes bytes again.
     fn watch_stream(&self, stream: &TcpStream, ops: &mut EventOps<'_>) {
-        let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        if let Err(error) = ops.add(Events::new(stream, events)) {
+        if let Err(error) = ops.add(Events::new(stream, CHANNEL_EVENTS)) {
             tracing::error!(%error, "the channel cannot be waited for");
         }
     }
@@ -110,11 +110,7 @@ impl MutEventSubscriber for ChannelEvents {
             self.accept();
         }
         if from(self.watched.as_ref().map(AsRawFd::as_raw_fd)) {
-            self.serve_channel();
-        }
-        if from(Some(self.again.as_raw_fd())) {
-            let _ = self.again.read();
-            self.serve_channel();
+            self.serve_channel(ops);
         }
         if from(Some(self.peer.newcomers.as_raw_fd())) {
             let _ = self.peer.newcomers.read();
@@ -131,7 +127,6 @@ impl MutEventSubscriber for ChannelEvents {
             self.watch_stream(stream, ops);
         }
         watch(ops, &self.peer.newcomers);
-        watch(ops, &self.again);
     }
 }
 

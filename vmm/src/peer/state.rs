@@ -198,32 +198,32 @@ impl State {
         let mut taken_bytes = 0;
         while taken_bytes < TURN_BYTES {
             let Some(channel) = &mut self.channel else { return false };
-            let ended = match channel.receive() {
+            match channel.receive() {
                 Ok(None) => return false,
-                Ok(Some([])) => Some(DisconnectReason::Closed),
+                Ok(Some([])) => self.disconnect(now_ns, DisconnectReason::Closed),
                 Ok(Some(bytes)) => {
                     taken_bytes += bytes.len();
                     self.decoder.push(bytes);
-                    self.take_messages(now_ns)
+                    self.take_messages(now_ns);
                 }
-                Err(e) => Some(DisconnectReason::Transport { description: e.to_string() }),
-            };
-            if let Some(reason) = ended {
-                self.disconnect(now_ns, reason);
+                Err(e) => {
+                    let description = e.to_string();
+                    self.disconnect(now_ns, DisconnectReason::Transport { description });
+                }
             }
         }
         true
     }
 
-    fn take_messages(&mut self, now_ns: u64) -> Option<DisconnectReason> {
+    fn take_messages(&mut self, now_ns: u64) {
         loop {
             match self.decoder.next_message() {
                 Ok(Some(message)) => {
                     self.count(&message);
                     self.step(now_ns, SessionEvent::Received(message));
                 }
-                Ok(None) => return None,
-                Err(error) => return Some(DisconnectReason::Wire(error)),
+                Ok(None) => return,
+                Err(error) => return self.disconnect(now_ns, DisconnectReason::Wire(error)),
             }
         }
     }
