@@ -422,11 +422,12 @@ mod tests {
         let reads = Situation { reads_clock: true, deadline_ns, ..Situation::default() };
         let mut readings_ns = Vec::new();
         for at in (from..).map(Ordinal) {
-            match live.next(&Situation { at: Some(at), ..reads }) {
-                Ok(Step::Apply(Input::Time { now_ns })) => readings_ns.push(now_ns),
+            let told_ns = match live.next(&Situation { at: Some(at), ..reads }) {
+                Ok(Step::Apply(Input::Time { now_ns })) => now_ns,
                 other => panic!("{other:?}"),
-            }
-            if readings_ns.last().is_some_and(|told_ns| told_ns + LATE_NS_MAX > live.now_ns()) {
+            };
+            readings_ns.push(told_ns);
+            if told_ns + LATE_NS_MAX > live.now_ns() {
                 break;
             }
         }
