@@ -2,7 +2,7 @@
 //!
 //! | port | name | access | reset | meaning |
 //! |------|------|--------|-------|---------|
-//! | 0x600 | PM1a status | r | 0 | no fixed event ever happens |
+//! | 0x600 | PM1a status | rw1c | 0 | PWRBTN 8: the power button was pressed |
 //! | 0x602 | PM1a enable | rw | 0 | TMR 0, GBL 5, PWRBTN 8, SLPBTN 9, RTC 10: stored only |
 //! | 0x604 | PM1a control | rw | 0x0001 | SCI_EN 0 always set; BM_RLD 1, SLP_TYP 12..10 stored; SLP_EN 13 enters the state |
 //! | 0x608 | PM timer | r | 0 | 3,579,545 counts a second, 32 bits wide (TMR_VAL_EXT) |
@@ -10,10 +10,11 @@
 //! Any width reaches these registers, byte by byte; the four bytes of the timer are of one moment. The count is
 //! computed from guest time at each read, so that rounding never adds up: it is exact to one count after any time.
 //!
-//! Not emulated: TMR_STS, the power and sleep buttons, the global lock's release, sleep states other than S5. With no
-//! event the SCI (interrupt [`SCI_IRQ`]) never rises.
+//! The SCI (interrupt [`SCI_IRQ`]) is asked for while a status bit is set whose enable bit is set.
 //!
-//! From outside: guest time. A power-off is only noted; the machine around the board carries it out.
+//! Not emulated: TMR_STS, the sleep button, the global lock's release, sleep states other than S5.
+//!
+//! From outside: guest time and the power button. A power-off is only noted; the machine around the board carries it out.
 
 use std::ops::RangeInclusive;
 
@@ -44,6 +45,8 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 
 const BLOCK_BYTES: usize = 12;
 const NS_PER_S: u128 = 1_000_000_000;
+const POWER_BUTTON: u16 = 1 << 8;
+const STATUS_POSSIBLE: u16 = POWER_BUTTON;
 const ENABLE_WRITABLE: u16 = 1 << 10 | 1 << 9 | 1 << 8 | 1 << 5 | 1;
 const SCI_ENABLED: u16 = 1;
 const CONTROL_WRITABLE: u16 = SLEEP_TYPE_MASK | 1 << 1;
@@ -54,6 +57,7 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 /// What the registers remember; plain data, checked when it becomes an [`AcpiPm`] again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcpiPmState {
+    status: u16,
     enable: u16,
     control: u16,
     powered_off: bool,
@@ -69,6 +73,7 @@ impl TryFrom<AcpiPmState> for AcpiPm {
     type Error = InvalidState;
 
     fn try_from(state: AcpiPmState) -> Result<Self, InvalidState> {
+        InvalidState::check(state.status & !STATUS_POSSIBLE == 0, "acpi.status")?;
         InvalidState::check(state.enable & !ENABLE_WRITABLE == 0, "acpi.enable")?;
         InvalidState::check(state.control & !CONTROL_WRITABLE == SCI_ENABLED, "acpi.control")?;
         Ok(AcpiPm { state })
@@ -77,7 +82,9 @@ impl TryFrom<AcpiPmState> for AcpiPm {
 
 impl AcpiPm {
     pub(crate) fn new() -> Self {
-        AcpiPm { state: AcpiPmState { enable: 0, control: SCI_ENABLED, powered_off: false } }
+        AcpiPm {
+            state: AcpiPmState { status: 0, enable: 0, control: SCI_ENABLED, powered_off: false },
+        }
     }
 
     pub(crate) fn save(&self) -> AcpiPmState {
@@ -97,9 +104,24 @@ impl AcpiPm {
         self.state.powered_off.then_some(PowerEvent::PowerOff)
     }
 
+    /// The power button goes down and up.
+    pub(crate) fn press_power_button(&mut self) {
+        self.state.status |= POWER_BUTTON;
+    }
+
+    /// Whether a driver wants to hear of the power button.
+    pub(crate) fn hears_power_button(&self) -> bool {
+        self.state.enable & POWER_BUTTON != 0
+    }
+
+    /// The level of the SCI.
+    pub(crate) fn interrupt_line(&self) -> bool {
+        self.state.status & self.state.enable != 0
+    }
+
     pub(crate) fn read(&self, offset: usize, now_ns: u64, data: &mut [u8]) {
         let mut block = [FLOATING_BUS; BLOCK_BYTES];
-        block[0..2].fill(0);
+        block[0..2].copy_from_slice(&self.state.status.to_le_bytes());
         block[2..4].copy_from_slice(&self.state.enable.to_le_bytes());
         block[4..6].copy_from_slice(&self.state.control.to_le_bytes());
         block[8..12].copy_from_slice(&timer_count(now_ns).to_le_bytes());
@@ -111,6 +133,7 @@ impl AcpiPm {
             (self.state.enable.to_le_bytes(), self.state.control.to_le_bytes());
         for (at, &byte) in (offset..).zip(data) {
             match at {
+                0 | 1 => self.state.status &= !(u16::from(byte) << (8 * at)),
                 2 | 3 => enable[at - 2] = byte,
                 4 | 5 => control[at - 4] = byte,
                 _ => {}

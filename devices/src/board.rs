@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
-use crate::acpi::{AcpiPm, AcpiPmState};
+use crate::acpi::{AcpiPm, AcpiPmState, SCI_IRQ};
 use crate::event::{Input, Output};
 use crate::fault::GuestFaults;
 use crate::pic::{Pic, PicState};
@@ -162,7 +162,8 @@ impl Board {
     /// The guest writes `data` to `port`.
     pub fn pio_write(&mut self, port: u16, data: &[u8]) {
         if let Some(offset) = AcpiPm::offset(port, data.len()) {
-            return self.acpi.write(offset, data);
+            self.acpi.write(offset, data);
+            return self.settle();
         }
         let (&[value], Some(register)) = (data, register_at(port)) else {
             return;
@@ -210,6 +211,7 @@ impl Board {
         } else if let Some(offset) = VIRTIO_ENTROPY_SLOT.offset(addr, data.len()) {
             let acknowledged = self.entropy.write(mem, offset, data);
             if acknowledged {
+                self.pic.set_line(SCI_IRQ, self.acpi.interrupt_line());
                 self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, false);
             }
             self.settle();
@@ -245,6 +247,9 @@ impl Board {
                     disk.complete(mem, id, outcome, &mut self.outputs);
                 }
             }
+            Input::PowerButton => self.acpi.press_power_button(),
+            Input::Nmi => {}
+            Input::ConsoleBreak | Input::NetAnnounce | Input::NewIdentity { .. } => {}
         }
         self.settle();
     }
@@ -324,6 +329,11 @@ impl Board {
     /// What the guest has asked the machine to do with itself; stays once it has been asked.
     pub fn power_event(&self) -> Option<PowerEvent> {
         self.reset.power_event().or(self.acpi.power_event())
+    }
+
+    /// Whether the guest listens to its power button.
+    pub fn hears_power_button(&self) -> bool {
+        self.acpi.hears_power_button()
     }
 
     /// Whether a received frame would reach the guest now: its driver is up and has taken every frame so far. While

@@ -38,6 +38,21 @@ pub enum Input {
         /// How it ended.
         outcome: DiskOutcome,
     },
+    /// The power button is pressed (ACPI specification 6.5, §4.8.3.1).
+    PowerButton,
+    /// A non-maskable interrupt reaches the processor. The devices take no part in it.
+    Nmi,
+    /// Whoever is at the other end of the serial console sends a break.
+    ConsoleBreak,
+    /// The network card is to ask its driver to announce the guest (virtio 1.2 §5.1.6.4).
+    NetAnnounce,
+    /// This guest was copied: from here on it is another one, at another time of day.
+    NewIdentity {
+        /// A number no other copy has, for the guest's VM generation counter.
+        generation_id: [u8; 16],
+        /// What the clock shows now, in Unix seconds; the guest's own setting of it stays on top.
+        unix_s: u64,
+    },
 }
 
 /// What the guest sends into the world.

@@ -60,6 +60,12 @@ pub enum CodecError {
         /// The value read.
         tag: u8,
     },
+    /// The kind of an extended record is none of ours.
+    #[error("unknown kind {kind} of an extended record")]
+    RecordKind {
+        /// The value read.
+        kind: u8,
+    },
     /// The end reason is none of ours.
     #[error("unknown end reason {reason}")]
     EndReasonNumber {

@@ -12,7 +12,7 @@ use crate::record::Hex;
 
 /// Version of the wire protocol and of the meaning of log records: raised whenever either side
 /// would compute something else from the same inputs (a device model changes, a message changes).
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The facts execution depends on besides the logged inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,51 @@ pub struct Fingerprint {
     pub memory_mib: u32,
     /// MAC address of the guest's network card, if it has one.
     pub net_mac: Option<[u8; 6]>,
+    /// What the machine does when the guest resets it.
+    pub on_reset: OnReset,
+    /// What it does when the guest's kernel panics.
+    pub on_panic: OnPanic,
+}
+
+/// What the machine does when the guest resets it, or its processor shuts down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnReset {
+    /// It goes back to power-on, and the run goes on.
+    #[default]
+    Restart,
+    /// The run ends.
+    End,
+}
+
+impl fmt::Display for OnReset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Restart => "restart",
+            Self::End => "end",
+        })
+    }
+}
+
+/// What the machine does when the guest's kernel panics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnPanic {
+    /// The run ends.
+    #[default]
+    End,
+    /// It goes back to power-on, and the run goes on.
+    Restart,
+    /// Nothing: what the guest does then, a crash dump for one, is its own affair.
+    Ignore,
+}
+
+impl fmt::Display for OnPanic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::End => "end",
+            Self::Restart => "restart",
+            Self::Ignore => "ignore",
+        })
+    }
 }
 
 /// What RDTSC and RDTSCP do in the guest's user mode.
@@ -83,6 +128,10 @@ pub enum Fact {
     MemorySize,
     /// [`Fingerprint::net_mac`].
     NetMac,
+    /// [`Fingerprint::on_reset`].
+    OnReset,
+    /// [`Fingerprint::on_panic`].
+    OnPanic,
 }
 
 impl fmt::Display for Fact {
@@ -98,6 +147,8 @@ impl fmt::Display for Fact {
             Self::Tsc => "time stamp counter in user mode",
             Self::MemorySize => "memory size",
             Self::NetMac => "network card",
+            Self::OnReset => "--on-reset",
+            Self::OnPanic => "--on-panic",
         })
     }
 }
@@ -129,7 +180,7 @@ impl fmt::Display for Difference {
 
 impl Fingerprint {
     /// The facts in the order they are compared: the ones that explain the others come first.
-    fn facts(&self) -> [(Fact, String); 10] {
+    fn facts(&self) -> [(Fact, String); 12] {
         let sha256 = |digest: &[u8; 32]| format!("sha256 {}", Hex(digest));
         let file = |digest: &Option<[u8; 32]>| digest.as_ref().map_or("absent".into(), sha256);
         let mac = |mac: &[u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -148,6 +199,8 @@ impl Fingerprint {
             (Fact::Tsc, self.tsc.to_string()),
             (Fact::MemorySize, format!("{} MiB", self.memory_mib)),
             (Fact::NetMac, self.net_mac.as_ref().map_or("absent".into(), mac)),
+            (Fact::OnReset, self.on_reset.to_string()),
+            (Fact::OnPanic, self.on_panic.to_string()),
         ]
     }
 
@@ -179,6 +232,8 @@ pub(crate) mod tests {
             tsc: TscMode::Trap,
             memory_mib: 128,
             net_mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+            on_reset: OnReset::Restart,
+            on_panic: OnPanic::End,
         }
     }
 
@@ -196,7 +251,9 @@ pub(crate) mod tests {
             (Fact::CpuTemplate, Fingerprint { cpu_template_sha256: [0; 32], ..base.clone() }),
             (Fact::Tsc, Fingerprint { tsc: TscMode::Hide, ..base.clone() }),
             (Fact::MemorySize, Fingerprint { memory_mib: 64, ..base.clone() }),
-            (Fact::NetMac, Fingerprint { net_mac: None, ..base }),
+            (Fact::NetMac, Fingerprint { net_mac: None, ..base.clone() }),
+            (Fact::OnReset, Fingerprint { on_reset: OnReset::End, ..base.clone() }),
+            (Fact::OnPanic, Fingerprint { on_panic: OnPanic::Ignore, ..base }),
         ]
     }
 

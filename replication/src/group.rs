@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::codec_error::CodecError;
 use crate::disk::DiskAnswer;
 use crate::record::{End, EndReason, Event, Ordinal, Record};
-use crate::tag::Tag;
+use crate::tag::{Kind, Tag};
 use crate::varint::{self, VarintError};
 
 /// Largest length field and largest decompressed body. A recorder finishes a group long before
@@ -126,6 +126,15 @@ impl GroupEncoder {
                 }
                 DiskOutcome::Failed => self.push_numbered(Tag::DiskFailed, delta, *id),
             },
+            Event::Input(Input::PowerButton) => self.push_kind(Kind::PowerButton, delta),
+            Event::Input(Input::Nmi) => self.push_kind(Kind::Nmi, delta),
+            Event::Input(Input::ConsoleBreak) => self.push_kind(Kind::ConsoleBreak, delta),
+            Event::Input(Input::NetAnnounce) => self.push_kind(Kind::NetAnnounce, delta),
+            Event::Input(Input::NewIdentity { generation_id, unix_s }) => {
+                self.push_kind(Kind::NewIdentity, delta);
+                self.body.extend_from_slice(generation_id);
+                varint::put(&mut self.body, *unix_s);
+            }
             Event::DiskAnswer(DiskAnswer { id, data_xxh3 }) => match data_xxh3 {
                 Some(data_xxh3) => {
                     self.push_numbered(Tag::DiskAnswer, delta, *id);
@@ -154,6 +163,11 @@ impl GroupEncoder {
             self.body.push(tag as u8 | 0xf0);
             varint::put(&mut self.body, delta - DELTA_INLINE_MAX - 1);
         }
+    }
+
+    fn push_kind(&mut self, kind: Kind, delta: u64) {
+        self.push_head(Tag::Extended, delta);
+        self.body.push(kind as u8);
     }
 
     fn push_time(&mut self, delta: u64, now_ns: u64) {
@@ -405,6 +419,7 @@ impl RecordReader<'_> {
                 Event::DiskAnswer(DiskAnswer { id, data_xxh3: None })
             }
             Tag::Snapshot => Event::Snapshot(self.encoded(index)?),
+            Tag::Extended => Event::Input(self.extended(index)?),
             Tag::End => {
                 let [number] = self.array(index)?;
                 let reason = EndReason::from_number(number)
@@ -413,6 +428,22 @@ impl RecordReader<'_> {
             }
         };
         Ok(Some(Record { at: Ordinal(at), event }))
+    }
+
+    fn extended(&mut self, index: u64) -> Result<Input, CodecError> {
+        let [number_read] = self.array(index)?;
+        let kind =
+            Kind::from_number(number_read).ok_or(CodecError::RecordKind { kind: number_read })?;
+        Ok(match kind {
+            Kind::PowerButton => Input::PowerButton,
+            Kind::Nmi => Input::Nmi,
+            Kind::ConsoleBreak => Input::ConsoleBreak,
+            Kind::NetAnnounce => Input::NetAnnounce,
+            Kind::NewIdentity => Input::NewIdentity {
+                generation_id: self.array(index)?,
+                unix_s: number(&mut self.rest, "time of day")?,
+            },
+        })
     }
 
     fn bytes(&mut self, length_bytes: u64, index: u64) -> Result<&[u8], CodecError> {

@@ -24,6 +24,12 @@ fn events() -> impl Strategy<Value = Event> {
             let outcome = if done { DiskOutcome::Done { data } } else { DiskOutcome::Failed };
             Event::Input(Input::DiskDone { id, outcome })
         }),
+        1 => prop::sample::select(vec![
+            Input::PowerButton, Input::Nmi, Input::ConsoleBreak, Input::NetAnnounce,
+        ]).prop_map(Event::Input),
+        1 => (any::<[u8; 16]>(), any::<u64>()).prop_map(|(generation_id, unix_s)| {
+            Event::Input(Input::NewIdentity { generation_id, unix_s })
+        }),
         1 => (any::<u64>(), any::<Option<u64>>())
             .prop_map(|(id, data_xxh3)| Event::DiskAnswer(DiskAnswer { id, data_xxh3 })),
         1 => (any::<u64>(), any::<[u64; 18]>(), bytes()).prop_map(|(chain, registers, code)| {
@@ -112,7 +118,8 @@ proptest! {
 
 #[test]
 fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
-    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+    assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+    assert_eq!(Kind::ALL.map(|kind| kind as u8), [1, 2, 3, 4, 5]);
     assert!(Tag::RETIRED.iter().all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired)));
     assert_eq!([Codec::Raw as u8, Codec::Lz4 as u8], [1, 2]);
 }
@@ -129,7 +136,7 @@ fn framed(fields: &[u8]) -> Vec<u8> {
 #[test]
 fn each_malformed_field_is_named() {
     let horizon = Ordinal(9);
-    let cases: [(&[u8], CodecError); 10] = [
+    let cases: [(&[u8], CodecError); 12] = [
         (&[0x00, 9], CodecError::Codec { codec: 0 }),
         (&[0x03, 9], CodecError::Codec { codec: 3 }),
         (&[0x01], CodecError::Number { field: "horizon" }),
@@ -137,7 +144,9 @@ fn each_malformed_field_is_named() {
         (&[0x05, 9, 11, 0x02, 0], CodecError::OutOfReach { index: 0, horizon }),
         (&[0x05, 9, 0, 0x12, 0], CodecError::OutOfReach { index: 0, horizon }),
         (&[0x05, 9, 0, 0x00, 0], CodecError::RecordTag { tag: 0 }),
-        (&[0x05, 9, 0, 0x0f, 0], CodecError::RecordTag { tag: 15 }),
+        (&[0x05, 9, 0, 0x05, 0], CodecError::RecordTag { tag: 5 }),
+        (&[0x05, 9, 0, 0x0f, 0], CodecError::RecordKind { kind: 0 }),
+        (&[0x05, 9, 0, 0x0f, 5, 1], CodecError::RecordBounds { index: 0 }),
         (&[0x05, 9, 0, 0x06, 0], CodecError::EndReasonNumber { reason: 0 }),
         (&[0x05, 9, 0, 0x03, 5, 1], CodecError::RecordBounds { index: 0 }),
     ];

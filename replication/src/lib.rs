@@ -49,7 +49,7 @@ pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
 pub use disk::DiskAnswer;
 pub use file_header::{FileHeader, HeaderError, Start};
-pub use fingerprint::{Difference, Fingerprint, PROTOCOL_VERSION, TscMode};
+pub use fingerprint::{Difference, Fingerprint, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};

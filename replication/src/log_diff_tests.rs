@@ -83,7 +83,7 @@ fn each_kind_of_difference_is_named() {
     assert_eq!(a.to_string(), "9 console-rx \"ls\\n\"");
     assert_eq!(b.to_string(), "9 console-rx \"ps\\n\"");
 
-    let found = difference(&base, &file(&records()[..7], 2, 5)).unwrap();
+    let found = difference(&base, &file(&records()[..8], 2, 5)).unwrap();
     assert!(matches!(&found, LogDifference::Record { at: Ordinal(12), a: Some(_), b: None }));
     assert_eq!(found.to_string(), "the second recording ends before exit 12");
 

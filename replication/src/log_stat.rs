@@ -38,6 +38,8 @@ pub struct LogStat {
     pub disk_inputs: u64,
     /// Bytes read of those; 0 where the log has no data.
     pub disk_bytes: u64,
+    /// Presses of the power button, interrupts, breaks and the like: what has a kind of its own.
+    pub other_inputs: u64,
     /// Digests to compare.
     pub checks: u64,
     /// Slices.
@@ -73,6 +75,7 @@ pub fn stat<R: Read>(reader: &mut LogReader<R>) -> Result<LogStat, LogError> {
         entropy_bytes: 0,
         disk_inputs: 0,
         disk_bytes: 0,
+        other_inputs: 0,
         checks: 0,
         slices: 0,
         slice_bytes: 0,
@@ -119,6 +122,13 @@ impl LogStat {
                 }
             }
             Event::DiskAnswer(_) => self.disk_inputs += 1,
+            Event::Input(
+                Input::PowerButton
+                | Input::Nmi
+                | Input::ConsoleBreak
+                | Input::NetAnnounce
+                | Input::NewIdentity { .. },
+            ) => self.other_inputs += 1,
             Event::Check(_) => self.checks += 1,
             Event::Slice(slice) => {
                 self.slices += u64::from(slice.is_last());
@@ -140,6 +150,7 @@ impl LogStat {
             + self.console_rx_inputs
             + self.entropy_inputs
             + self.disk_inputs
+            + self.other_inputs
     }
 }
 
@@ -153,6 +164,7 @@ impl fmt::Display for LogStat {
         writeln!(f, "  console   {} ({} bytes)", self.console_rx_inputs, self.console_rx_bytes)?;
         writeln!(f, "  entropy   {} ({} bytes)", self.entropy_inputs, self.entropy_bytes)?;
         writeln!(f, "  disk      {} ({} bytes)", self.disk_inputs, self.disk_bytes)?;
+        writeln!(f, "  other     {}", self.other_inputs)?;
         writeln!(f, "checks      {}", self.checks)?;
         writeln!(f, "slices      {} ({} bytes)", self.slices, self.slice_bytes)?;
         writeln!(f, "snapshots   {}", self.snapshots)?;

@@ -21,6 +21,7 @@ pub(crate) fn records() -> Vec<Record> {
         at(9, Event::Input(Input::Entropy { bytes: vec![7; 64] })),
         at(10, disk_done(1, DiskOutcome::Done { data: vec![5; 512] })),
         at(10, disk_done(2, DiskOutcome::Failed)),
+        at(11, Event::Input(Input::PowerButton)),
         at(12, Event::Snapshot(SnapshotMark { path: "/s".into(), memory_digest: 1 })),
         at(12, Event::Input(Input::Time { now_ns: 2_000_000_000 })),
         at(20, Event::End(End { state_digest: [0xab; 32], reason: EndReason::PowerOff })),
@@ -65,6 +66,7 @@ fn everything_is_counted() {
         entropy_bytes: 64,
         disk_inputs: 2,
         disk_bytes: 512,
+        other_inputs: 1,
         checks: 1,
         slices: 0,
         slice_bytes: 0,
@@ -75,7 +77,7 @@ fn everything_is_counted() {
     };
     assert_eq!(stat, expected);
     let text = stat.to_string();
-    assert!(text.contains("inputs      7\n"), "{text}");
+    assert!(text.contains("inputs      8\n"), "{text}");
     assert!(text.contains("guest time  2.000 s\n"), "{text}");
     assert!(text.contains("end         power-off\n"), "{text}");
 }

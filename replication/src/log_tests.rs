@@ -59,10 +59,10 @@ fn the_version_is_readable_from_the_first_bytes_alone() {
     let (bytes, _) = file(0);
     assert_eq!(bytes[..8], LOG_MAGIC);
     assert_eq!(bytes[8..12], LOG_VERSION.to_le_bytes());
-    let mut newer = bytes[..12].to_vec();
-    newer[8] = 4;
-    let error = LogReader::new(&newer[..]).unwrap_err();
-    assert_eq!(error.to_string(), "log has version 4, this program reads version 3");
+    let mut older = bytes[..12].to_vec();
+    older[8] = 3;
+    let error = LogReader::new(&older[..]).unwrap_err();
+    assert_eq!(error.to_string(), "log has version 3, this program reads version 4");
 }
 
 #[test]

@@ -116,11 +116,14 @@ pub enum EndReason {
     Shutdown = 3,
     /// The host ended the recording: a limit or the operator.
     HostRequest = 4,
+    /// The guest's kernel panicked.
+    Panic = 5,
 }
 
 impl EndReason {
     /// Every reason, for the decoder and for the tests.
-    pub const ALL: [Self; 4] = [Self::PowerOff, Self::Reset, Self::Shutdown, Self::HostRequest];
+    pub const ALL: [Self; 5] =
+        [Self::PowerOff, Self::Reset, Self::Shutdown, Self::HostRequest, Self::Panic];
 
     /// The reason with this number in the log.
     pub(crate) fn from_number(number: u8) -> Option<Self> {
@@ -135,6 +138,7 @@ impl fmt::Display for EndReason {
             Self::Reset => "reset",
             Self::Shutdown => "shutdown",
             Self::HostRequest => "host-request",
+            Self::Panic => "panic",
         })
     }
 }
@@ -163,6 +167,14 @@ impl fmt::Display for Record {
             }
             Event::Input(Input::DiskDone { id, outcome: DiskOutcome::Failed }) => {
                 write!(f, "disk-done {id} failed")
+            }
+            Event::Input(Input::PowerButton) => f.write_str("power-button"),
+            Event::Input(Input::Nmi) => f.write_str("nmi"),
+            Event::Input(Input::ConsoleBreak) => f.write_str("console-break"),
+            Event::Input(Input::NetAnnounce) => f.write_str("net-announce"),
+            // The guest's random numbers depend on the identifier, so it is as secret as they are.
+            Event::Input(Input::NewIdentity { generation_id, unix_s }) => {
+                write!(f, "new-identity xxh3 {:016x} unix {unix_s} s", xxh3_64(generation_id))
             }
             Event::DiskAnswer(DiskAnswer { id, data_xxh3: Some(data_xxh3) }) => {
                 write!(f, "disk-answer {id} xxh3 {data_xxh3:016x}")
@@ -220,6 +232,14 @@ mod tests {
                 "7 disk-done 3 60 bytes xxh3 543396b68d640202",
             ),
             (done(DiskOutcome::Failed), "7 disk-done 3 failed"),
+            (Event::Input(Input::PowerButton), "7 power-button"),
+            (Event::Input(Input::Nmi), "7 nmi"),
+            (Event::Input(Input::ConsoleBreak), "7 console-break"),
+            (Event::Input(Input::NetAnnounce), "7 net-announce"),
+            (
+                Event::Input(Input::NewIdentity { generation_id: [7; 16], unix_s: 1_700_000_000 }),
+                "7 new-identity xxh3 fe8a7fec7d80ca73 unix 1700000000 s",
+            ),
             (
                 Event::DiskAnswer(DiskAnswer { id: 3, data_xxh3: Some(0xabc) }),
                 "7 disk-answer 3 xxh3 0000000000000abc",
@@ -250,8 +270,8 @@ mod tests {
     #[test]
     fn end_reasons_have_these_numbers_and_zero_has_none() {
         let numbers: Vec<u8> = EndReason::ALL.iter().map(|reason| *reason as u8).collect();
-        assert_eq!(numbers, [1, 2, 3, 4]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5]);
         assert_eq!(EndReason::from_number(0), None);
-        assert_eq!(EndReason::from_number(5), None);
+        assert_eq!(EndReason::from_number(6), None);
     }
 }

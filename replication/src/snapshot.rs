@@ -23,7 +23,7 @@ use crate::state::StatePart;
 pub const SNAPSHOT_MAGIC: [u8; 8] = *b"FTVMMSNP";
 /// Version of the file format written here, and the only one read. The machine's own encoding has
 /// a version besides.
-pub const SNAPSHOT_VERSION: u32 = 1;
+pub const SNAPSHOT_VERSION: u32 = 2;
 /// Largest part. The sender's are a fraction of it; the bound is there so that a damaged length
 /// cannot ask for all memory.
 pub const PART_BYTES_MAX: u32 = 16 << 20;
@@ -297,7 +297,7 @@ mod tests {
         );
         let mut newer = file(&parts());
         newer[8] = 7;
-        assert_eq!(error(&newer), "snapshot has version 7, this program reads version 1");
+        assert_eq!(error(&newer), "snapshot has version 7, this program reads version 2");
     }
 
     #[test]

@@ -30,10 +30,38 @@ pub(crate) enum Tag {
     DiskFailedAnswer = 13,
     /// varint length, a [`crate::SnapshotMark`] encoded with postcard.
     Snapshot = 14,
+    /// The next byte is a [`Kind`]; what follows depends on it.
+    Extended = 15,
+}
+
+/// The byte after [`Tag::Extended`]. Part of the log format; zero is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// Nothing.
+    PowerButton = 1,
+    /// Nothing.
+    Nmi = 2,
+    /// Nothing.
+    ConsoleBreak = 3,
+    /// Nothing.
+    NetAnnounce = 4,
+    /// 16 bytes of generation identifier; varint: Unix time in seconds.
+    NewIdentity = 5,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::PowerButton, Self::Nmi, Self::ConsoleBreak, Self::NetAnnounce, Self::NewIdentity];
+
+    /// The kind with this number in the log.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 impl Tag {
-    pub(crate) const ALL: [Self; 13] = {
+    pub(crate) const ALL: [Self; 14] = {
         use Tag::*;
         [
             TimeNs,
@@ -49,6 +77,7 @@ impl Tag {
             DiskFailed,
             DiskFailedAnswer,
             Snapshot,
+            Extended,
         ]
     };
     /// Numbers that had a meaning once. They are given no other, and decode as an error for ever.

@@ -21,7 +21,7 @@ use crate::message::Message;
 /// First bytes of every stream.
 pub const MAGIC: [u8; 6] = *b"FTVMM\0";
 /// Version of the framing and of the message table.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 /// What each side sends before its first message, and before it has read anything.
 pub const PREAMBLE: [u8; 8] = {
     let [m0, m1, m2, m3, m4, m5] = MAGIC;

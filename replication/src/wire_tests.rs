@@ -158,7 +158,7 @@ fn another_version_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(b"FTVMM\0\x02\x01");
     let error = decoder.next_message().unwrap_err();
-    assert_eq!(error.to_string(), "wire version differs: ours is 2, theirs is 258");
+    assert_eq!(error.to_string(), "wire version differs: ours is 3, theirs is 258");
 }
 
 #[test]

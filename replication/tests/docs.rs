@@ -7,12 +7,12 @@ use ftvmm_devices::{DiskOutcome, Input};
 use ftvmm_replication::session::decision::DECISIONS;
 use ftvmm_replication::{
     Check, CpuCheck, DiskAnswer, End, EndReason, Event, Fingerprint, Group, GroupEncoder,
-    LogHeader, LogReader, LogWriter, Message, Ordinal, Record, SnapshotMark, SnapshotReader,
-    SnapshotWriter, StatePart, Tail, TscMode, decode_group,
+    LogHeader, LogReader, LogWriter, Message, OnPanic, OnReset, Ordinal, Record, SnapshotMark,
+    SnapshotReader, SnapshotWriter, StatePart, Tail, TscMode, decode_group,
 };
 
-const GOLDEN: &[u8] = include_bytes!("golden/log-v3.bin");
-const GOLDEN_SNAPSHOT: &[u8] = include_bytes!("golden/snapshot-v1.bin");
+const GOLDEN: &[u8] = include_bytes!("golden/log-v4.bin");
+const GOLDEN_SNAPSHOT: &[u8] = include_bytes!("golden/snapshot-v2.bin");
 /// A compressed group as version 1 wrote it. What an encoder makes of the same records may change
 /// with the lz4 library; that this decodes may not.
 const GOLDEN_LZ4: &str =
@@ -83,7 +83,7 @@ fn every_state_is_in_the_diagram() {
 fn header() -> LogHeader {
     LogHeader {
         fingerprint: Fingerprint {
-            protocol_version: 3,
+            protocol_version: 4,
             kernel_sha256: [0x11; 32],
             initramfs_sha256: Some([0x22; 32]),
             disk_bytes: Some(1 << 20),
@@ -94,6 +94,8 @@ fn header() -> LogHeader {
             tsc: TscMode::Trap,
             memory_mib: 128,
             net_mac: Some([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]),
+            on_reset: OnReset::Restart,
+            on_panic: OnPanic::End,
         },
         rtc_epoch_s: 1_700_000_000,
         kernel_path: "bzImage".into(),
@@ -110,6 +112,7 @@ fn groups() -> Vec<Group> {
     let cpu = CpuCheck { digest: 5, registers: [1; 18], code: vec![0x90] };
     let check = Check { chain: 6, cpu, memory: None };
     let read = DiskOutcome::Done { data: vec![0xdd, 0xdd] };
+    let new_identity = Input::NewIdentity { generation_id: [0x99; 16], unix_s: 1_700_000_000 };
     let end = End { state_digest: [0xee; 32], reason: EndReason::PowerOff };
     vec![
         Group {
@@ -132,6 +135,11 @@ fn groups() -> Vec<Group> {
                 at(1210, Event::Input(Input::DiskDone { id: 6, outcome: DiskOutcome::Failed })),
                 at(1211, Event::DiskAnswer(DiskAnswer { id: 7, data_xxh3: Some(0x0102) })),
                 at(1211, Event::DiskAnswer(DiskAnswer { id: 8, data_xxh3: None })),
+                at(1212, Event::Input(Input::PowerButton)),
+                at(1212, Event::Input(Input::Nmi)),
+                at(1212, Event::Input(Input::ConsoleBreak)),
+                at(1212, Event::Input(Input::NetAnnounce)),
+                at(1229, Event::Input(new_identity)),
                 at(1300, Event::End(end)),
             ],
         },

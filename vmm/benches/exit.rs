@@ -16,7 +16,8 @@ use ftvmm::exit_chain::ExitChain;
 use ftvmm::input::{FileLog, LogSink};
 use ftvmm_devices::{Input, Output, VIRTIO_NET_SLOT};
 use ftvmm_replication::{
-    Event, Fingerprint, LogHeader, LogWriter, Ordinal, PROTOCOL_VERSION, Record, TscMode,
+    Event, Fingerprint, LogHeader, LogWriter, OnPanic, OnReset, Ordinal, PROTOCOL_VERSION, Record,
+    TscMode,
 };
 
 use common::{Driver, FEATURES, QUEUE_SIZE, RX, TX, buffer};
@@ -56,6 +57,8 @@ impl Bench {
                 tsc: TscMode::Trap,
                 memory_mib: 128,
                 net_mac: None,
+                on_reset: OnReset::default(),
+                on_panic: OnPanic::default(),
             },
             rtc_epoch_s: 0,
             kernel_path: String::new(),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ftvmm_devices::{Board, BoardConfig, virtio_slots};
-use ftvmm_replication::{Fingerprint, LogHeader, PROTOCOL_VERSION, TscMode};
+use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -48,6 +48,10 @@ pub struct GuestConfig {
     pub disk: Option<DiskFacts>,
     /// What user mode's RDTSC does.
     pub tsc: TscMode,
+    /// What a reset by the guest leads to.
+    pub on_reset: OnReset,
+    /// What a panic of the guest's kernel leads to.
+    pub on_panic: OnPanic,
     /// Unix time of power-on in seconds.
     pub rtc_epoch_s: u64,
     /// The guest has a log, written or read: its memory is tracked.
@@ -166,6 +170,8 @@ impl Guest {
             tsc: *tsc,
             memory_mib: *memory_mib,
             net_mac: *net_mac,
+            on_reset: config.on_reset,
+            on_panic: config.on_panic,
         };
         let plan = BootPlan {
             kernel: image,

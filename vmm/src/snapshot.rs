@@ -121,7 +121,9 @@ impl Snapshot {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use ftvmm_replication::{Fingerprint, PROTOCOL_VERSION, SnapshotWriter, TscMode};
+    use ftvmm_replication::{
+        Fingerprint, OnPanic, OnReset, PROTOCOL_VERSION, SnapshotWriter, TscMode,
+    };
 
     use super::*;
 
@@ -138,6 +140,8 @@ pub(crate) mod tests {
             tsc: TscMode::Trap,
             memory_mib: 64,
             net_mac: None,
+            on_reset: OnReset::default(),
+            on_panic: OnPanic::default(),
         };
         FileHeader {
             fingerprint,

@@ -101,11 +101,40 @@ fn sleep_enable_reads_as_zero_and_sci_enable_as_one() {
     assert_eq!(u16::from_le_bytes(control), SLEEP_TYPE_MASK | SCI_ENABLED);
 }
 
+/// acpi_ev_fixed_event_detect(): the bit of both registers, then a one written to the status clears it.
+#[test]
+fn the_power_button_asks_for_its_interrupt_until_its_status_is_cleared() {
+    const STATUS: usize = 0;
+    const ENABLE: usize = 2;
+    let mut registers = AcpiPm::new();
+    assert!(!registers.hears_power_button());
+    registers.write(ENABLE, &POWER_BUTTON.to_le_bytes());
+    assert!(registers.hears_power_button() && !registers.interrupt_line());
+    registers.press_power_button();
+    assert!(registers.interrupt_line());
+    let mut status = [0; 2];
+    registers.read(STATUS, 0, &mut status);
+    assert_eq!(u16::from_le_bytes(status), POWER_BUTTON);
+    registers.write(STATUS, &(!POWER_BUTTON).to_le_bytes());
+    assert!(registers.interrupt_line(), "ones elsewhere clear nothing");
+    registers.write(STATUS, &POWER_BUTTON.to_le_bytes());
+    assert!(!registers.interrupt_line());
+    registers.write(ENABLE, &[0, 0]);
+    registers.press_power_button();
+    assert!(!registers.interrupt_line(), "nobody listens");
+}
+
 #[test]
 fn saved_state_is_checked() {
-    let state = AcpiPmState { enable: ENABLE_WRITABLE, control: 0x1c03, powered_off: true };
+    let state = AcpiPmState {
+        status: POWER_BUTTON,
+        enable: ENABLE_WRITABLE,
+        control: 0x1c03,
+        powered_off: true,
+    };
     assert_eq!(AcpiPm::try_from(state.clone()).unwrap().save(), state);
     for (bad, field) in [
+        (AcpiPmState { status: 1, ..state.clone() }, "acpi.status"),
         (AcpiPmState { enable: 2, ..state.clone() }, "acpi.enable"),
         (AcpiPmState { control: 0x2001, ..state.clone() }, "acpi.control"),
         (AcpiPmState { control: 0, ..state }, "acpi.control"),

@@ -70,6 +70,11 @@ impl Guest {
             | Input::Entropy { bytes } => {
                 bytes.iter().fold(self.state, |state, byte| mix(state, u64::from(*byte) + 1))
             }
+            Input::PowerButton => mix(self.state, 1),
+            Input::Nmi => mix(self.state, 2),
+            Input::ConsoleBreak => mix(self.state, 3),
+            Input::NetAnnounce => mix(self.state, 4),
+            Input::NewIdentity { unix_s, .. } => mix(self.state, *unix_s),
             Input::DiskDone { .. } => unreachable!("this guest has no disk"),
         };
     }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use ftvmm_replication::wire::Decoder;
 use ftvmm_replication::{
-    Fingerprint, GroupEncoder, Limits, PROTOCOL_VERSION, ReplayCursor, Role, Session,
-    SessionConfig, StopReason, Term, TscMode,
+    Fingerprint, GroupEncoder, Limits, OnPanic, OnReset, PROTOCOL_VERSION, ReplayCursor, Role,
+    Session, SessionConfig, StopReason, Term, TscMode,
 };
 
 use crate::guest::Guest;
@@ -72,6 +72,8 @@ impl Host {
             tsc: TscMode::Trap,
             memory_mib: 1,
             net_mac: None,
+            on_reset: OnReset::default(),
+            on_panic: OnPanic::default(),
         };
         let config = SessionConfig {
             release: options.release,

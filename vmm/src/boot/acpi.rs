@@ -41,11 +41,10 @@ const IAPC_BOOT_ARCH: u16 = 1 | 1 << 2 | 1 << 3;
 const NO_C2_LATENCY_US: u16 = 101;
 const NO_C3_LATENCY_US: u16 = 1001;
 
-/// The flags of §5.2.9: power button, sleep button and RTC wake-up are no fixed hardware.
-const FADT_FLAGS: [Flags; 7] = [
+/// The flags of §5.2.9: sleep button and RTC wake-up are no fixed hardware; the power button is.
+const FADT_FLAGS: [Flags; 6] = [
     Flags::Wbinvd,
     Flags::ProcC1,
-    Flags::PwrButton,
     Flags::SlpButton,
     Flags::FixRtc,
     Flags::TmrValExt,
@@ -187,6 +186,7 @@ mod tests {
         assert_eq!(u32::from_le_bytes(at(&fadt, 76)), 0x608, "PM_TMR_BLK");
         assert_eq!(fadt[88..92], [4, 2, 0, 4], "lengths");
         let flags = u32::from_le_bytes(at(&fadt, 112));
+        assert_eq!(flags & (1 << 4), 0, "the power button is fixed hardware");
         assert_eq!(flags & (1 << 8), 1 << 8, "TMR_VAL_EXT");
         assert_eq!(flags & (1 << 10), 1 << 10, "RESET_REG_SUP");
         assert_eq!(flags & (1 << 20), 0, "not hardware-reduced");

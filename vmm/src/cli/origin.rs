@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ftvmm_devices::BoardConfig;
-use ftvmm_replication::{FileHeader, Fingerprint, Start};
+use ftvmm_replication::{FileHeader, Fingerprint, OnPanic, OnReset, Start};
 
 use super::CommandError;
 use super::args::{Role, RunArgs};
@@ -98,6 +98,8 @@ fn guest_config(args: &RunArgs, rtc_epoch_s: u64, disk: Option<DiskFacts>) -> Gu
         net_mac,
         disk,
         tsc: args.tsc.into(),
+        on_reset: OnReset::End,
+        on_panic: OnPanic::Ignore,
         rtc_epoch_s,
         logged: args.record.is_some() || args.role != Role::Solo || args.control.is_some(),
     }
@@ -116,7 +118,8 @@ pub struct Elsewhere<'a> {
 
 /// The guest that a file's header describes.
 pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
-    let Fingerprint { cmdline, cpu_template, memory_mib, net_mac, tsc, .. } = &header.fingerprint;
+    let Fingerprint { cmdline, cpu_template, memory_mib, net_mac, tsc, on_reset, on_panic, .. } =
+        &header.fingerprint;
     let or = |given: Option<&Path>, recorded: &str| {
         given.map_or_else(|| recorded.into(), Path::to_path_buf)
     };
@@ -133,6 +136,8 @@ pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
             .disk_bytes
             .map(|size_bytes| DiskFacts { size_bytes, sha256: header.fingerprint.disk_sha256 }),
         tsc: *tsc,
+        on_reset: *on_reset,
+        on_panic: *on_panic,
         rtc_epoch_s: header.rtc_epoch_s,
         logged: true,
     }
