@@ -54,6 +54,8 @@ pub struct RunOptions {
     pub under: Vec<String>,
     /// Further arguments for the backup's.
     pub backup_arguments: Vec<String>,
+    /// File name of the `ftvmm` in the shared directory's `bin`, where another one is to run.
+    pub program: &'static str,
 }
 
 impl Default for RunOptions {
@@ -65,6 +67,7 @@ impl Default for RunOptions {
             arguments: Vec::new(),
             under: Vec::new(),
             backup_arguments: Vec::new(),
+            program: "ftvmm",
         }
     }
 }
@@ -112,7 +115,7 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
     let mac = options.mac.as_ref().map(|mac| format!(",mac={mac}")).unwrap_or_default();
     let mut argv = options.under.clone();
     argv.extend([
-        path(&host.share().join("bin/ftvmm")),
+        path(&host.share().join("bin").join(options.program)),
         "--kernel".into(),
         path(&files.kernel),
         "--initrd".into(),

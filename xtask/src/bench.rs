@@ -4,6 +4,7 @@
 //! the machine does falls on all of them. Absolute numbers belong to the machine; the ratios to
 //! solo are what carries over.
 
+mod against;
 mod computing;
 mod plot;
 mod summary;
@@ -40,6 +41,8 @@ const HTTP_PORT: u16 = 80;
 const CHANNEL_PORT: u16 = 7007;
 /// Body of the small HTTP request.
 const SMALL_BYTES: usize = 1000;
+/// File name of the `ftvmm` that was built.
+const BUILT: &str = "ftvmm";
 const ADVICE: &str = "on a busy machine raise --failure-timeout-ms";
 /// Where `--save` puts its files.
 const SAVED: &str = "docs/bench";
@@ -90,6 +93,9 @@ pub struct BenchArguments {
     /// Measure a guest that computes instead
     #[arg(long)]
     computing: bool,
+    /// Measure this `ftvmm` too, in turn with the built one, and print how the two compare
+    #[arg(long, value_name = "FILE", conflicts_with = "computing")]
+    against: Option<PathBuf>,
     /// Also write the result to docs/bench/lockstep.{json,svg,md}
     #[arg(long)]
     save: bool,
@@ -121,8 +127,10 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
     let conditions = conditions(backend, arguments.failure_timeout_ms, amounts);
     start_channel_echo(&lab)?;
 
+    let earlier =
+        arguments.against.as_deref().map(|file| against::install(&lab, file)).transpose()?;
     let mut channel = Vec::new();
-    let mut samples = Vec::new();
+    let (mut samples, mut samples_of_earlier) = (Vec::new(), Vec::new());
     for round in 1..=amounts.rounds {
         let of_all = format!("round {round} of {}", amounts.rounds);
         let step = Step::start(format!("{of_all}: the channel alone"));
@@ -131,12 +139,26 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
         for mode in &MODES {
             let what = format!("{of_all}: {}", mode.title);
             let bench = Bench { lab: &lab, files: &files, amounts, what };
-            let sample = bench.measure(mode, arguments.failure_timeout_ms);
-            samples.push(sample.map_err(|error| format!("{}: {error}", bench.what))?);
+            let measure = |program| {
+                let sample = bench.measure(mode, program, arguments.failure_timeout_ms);
+                sample.map_err(|error| format!("{}, {program}: {error}", bench.what))
+            };
+            if let Some(earlier) = earlier {
+                samples_of_earlier.push(measure(earlier)?);
+            }
+            samples.push(measure(BUILT)?);
         }
     }
     let result = Summary::new(conditions, &channel, &samples);
     println!("\n{}", result.table());
+    if let Some(file) = &arguments.against {
+        let table = against::table(
+            &result,
+            &Summary::new(result.conditions.clone(), &channel, &samples_of_earlier),
+        );
+        println!("The built ftvmm beside {}:\n\n{table}", file.display());
+        fs::write(lab.folder().join("against.md"), table)?;
+    }
     write_result(&result, lab.folder(), "bench")?;
     if arguments.save {
         write_result(&result, Path::new(SAVED), "lockstep")?;
@@ -241,15 +263,14 @@ impl Running {
     }
 }
 
-/// Starts a guest in `mode`, with more words on its kernel command line.
+/// Starts a guest in `mode`, with further options for all modes.
 fn start(
     lab: &Lab,
     files: &GuestFiles,
     mode: &Mode,
     failure_timeout_ms: Option<u64>,
-    cmdline: String,
+    mut options: RunOptions,
 ) -> Result<Running, Box<dyn Error>> {
-    let mut options = RunOptions { cmdline, ..RunOptions::default() };
     let Some(release) = mode.release else {
         return Ok(Running::Solo(start_solo(lab, 0, files, &options, SOLO_REPORT)?));
     };
@@ -276,10 +297,12 @@ impl Bench<'_> {
     fn measure(
         &self,
         mode: &'static Mode,
+        program: &'static str,
         failure_timeout_ms: Option<u64>,
     ) -> Result<Sample, Box<dyn Error>> {
         let step = self.step("boot");
-        let running = start(self.lab, self.files, mode, failure_timeout_ms, String::new())?;
+        let options = RunOptions { program, ..RunOptions::default() };
+        let running = start(self.lab, self.files, mode, failure_timeout_ms, options)?;
         let Some(boot) = boot_time(running.primary())? else {
             let ended = running.primary().ended();
             let tails = self.lab.tails();

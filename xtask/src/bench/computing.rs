@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ftvmm_guest_programs::compute::{line_after, spin_line};
 use ftvmm_tests::clock;
-use ftvmm_tests::pair::{GUEST_ADDRESS, READY};
+use ftvmm_tests::pair::{GUEST_ADDRESS, READY, RunOptions};
 use ftvmm_tests::ping::Ping;
 use ftvmm_tests::progress::Step;
 use serde::Serialize;
@@ -63,8 +63,9 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
             for mode in &MODES {
                 let step = Step::start(format!("round {round}: {program}, {}", mode.title));
                 let cmdline = format!("ftguest.run=\"echo BEGIN; {script}\"");
+                let options = RunOptions { cmdline, ..RunOptions::default() };
                 let limit = arguments.failure_timeout_ms;
-                let running = start(&lab, &files, mode, limit, cmdline)?;
+                let running = start(&lab, &files, mode, limit, options)?;
                 let console = running.primary();
                 console.wait_for_stdout(READY)?;
                 lab.run_client(&["ip", "neigh", "flush", "all"])?;

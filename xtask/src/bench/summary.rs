@@ -266,7 +266,7 @@ pub fn significant(value: f64, digits: i32) -> String {
 }
 
 /// A Markdown table with columns of equal width; numbers stand to the right.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub fn aligned(rows: &[Vec<String>]) -> String {
     /// Columns with words.
     const LEFT: usize = 2;
     let columns = rows.first().map_or(0, Vec::len);
