@@ -23,6 +23,7 @@ pub enum Backend {
 #[derive(Debug, Deserialize)]
 struct Diagnosis {
     suitable: bool,
+    interpreted: bool,
     summary: String,
 }
 
@@ -54,7 +55,9 @@ fn diagnosed(ftvmm: &Path) -> Result<(Backend, String), LabError> {
         let reason = format!("`{} doctor --json`: {error}; {errors}", ftvmm.display());
         LabError::NoDiagnosis { reason }
     })?;
-    let backend = if diagnosis.suitable { Backend::Local } else { Backend::Lab };
+    // A host that interprets its guests is slower than an emulated one, which translates them.
+    let local = diagnosis.suitable && !diagnosis.interpreted;
+    let backend = if local { Backend::Local } else { Backend::Lab };
     Ok((backend, diagnosis.summary))
 }
 
@@ -74,10 +77,14 @@ mod tests {
 
     #[test]
     fn the_doctor_decides_and_gives_the_reason() {
-        let unfit = doctor(r#"{"suitable": false, "summary": "no svm", "more": 1}"#).unwrap();
+        let unfit =
+            doctor(r#"{"suitable": false, "interpreted": false, "summary": "no svm", "more": 1}"#)
+                .unwrap();
         assert_eq!(unfit, (Backend::Lab, "no svm".to_owned()));
-        let fit = doctor(r#"{"suitable": true, "summary": "fine"}"#).unwrap();
+        let fit = doctor(r#"{"suitable": true, "interpreted": false, "summary": "fine"}"#).unwrap();
         assert_eq!(fit, (Backend::Local, "fine".to_owned()));
+        let slow = doctor(r#"{"suitable": true, "interpreted": true, "summary": "slow"}"#).unwrap();
+        assert_eq!(slow, (Backend::Lab, "slow".to_owned()));
         assert!(matches!(doctor("hello"), Err(LabError::NoDiagnosis { .. })));
     }
 

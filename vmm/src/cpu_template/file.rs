@@ -43,6 +43,14 @@ const FORBIDDEN: [(u32, u32, usize, u32, &str); 17] = [
     (0x8000_0007, 0, 3, 1 << 8, "an invariant TSC"),
 ];
 
+/// Makers of CPUs whose model-specific registers differ, as leaf 0 of CPUID spells them in EBX, EDX, ECX (AMD APM vol. 3,
+/// appendix E; Intel SDM vol. 2A, CPUID). Hygon's CPUs are AMD's under another name.
+const VENDORS: [(&[u8; 12], Vendor); 3] = [
+    (b"GenuineIntel", Vendor::Intel),
+    (b"AuthenticAMD", Vendor::Amd),
+    (b"HygonGenuine", Vendor::Amd),
+];
+
 /// Why a template file is refused.
 #[derive(Debug, Error)]
 pub enum TemplateFileError {
@@ -176,8 +184,28 @@ pub struct Msr {
     pub index: u32,
     /// What manuals call it.
     pub name: String,
+    /// Whose CPUs have it; every CPU when nothing is said.
+    pub vendor: Option<Vendor>,
     /// Who answers.
     pub answer: MsrAnswer,
+}
+
+/// Whose CPU it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vendor {
+    /// Intel.
+    Intel,
+    /// AMD, and Hygon.
+    Amd,
+}
+
+impl Vendor {
+    /// The maker that EBX, ECX and EDX of CPUID leaf 0 name, if its registers are known here.
+    pub fn named([ebx, ecx, edx]: [u32; 3]) -> Option<Self> {
+        let name = [ebx, edx, ecx].map(u32::to_le_bytes).concat();
+        VENDORS.iter().find(|(known, _)| name == *known).map(|(_, vendor)| *vendor)
+    }
 }
 
 /// Who answers a guest's access to a model-specific register.
@@ -248,8 +276,12 @@ impl TemplateFile {
                 }
             }
         }
-        for (number, Msr { index, answer, .. }) in self.msr.iter().enumerate() {
-            if self.msr[..number].iter().any(|other| other.index == *index) {
+        for (number, Msr { index, vendor, answer, .. }) in self.msr.iter().enumerate() {
+            let same = |other: &Msr| {
+                other.index == *index
+                    && (vendor.is_none() || other.vendor.is_none() || other.vendor == *vendor)
+            };
+            if self.msr[..number].iter().any(same) {
                 return Some(TemplateProblem::MsrTwice { index: *index });
             }
             if *answer == MsrAnswer::Kvm && !STATE_MSRS.contains(index) {
@@ -322,5 +354,27 @@ mod tests {
     fn an_msr_is_named_once() {
         let msr = "[[msr]]\nindex = 0x10\nname = \"TSC\"\nanswer = \"clock\"\n";
         assert!(refused(&format!("{msr}{msr}")).contains("MSR 0x10 is there twice"));
+        let (intel, amd) =
+            (format!("{msr}vendor = \"intel\"\n"), format!("{msr}vendor = \"amd\"\n"));
+        for twice in [format!("{intel}{intel}"), format!("{msr}{amd}"), format!("{amd}{msr}")] {
+            assert!(refused(&twice).contains("MSR 0x10 is there twice"));
+        }
+        assert!(TemplateFile::parse("t.toml", &format!("{HEAD}{intel}{amd}")).is_ok());
+        assert!(refused(&format!("{msr}vendor = \"via\"\n")).contains("unknown variant `via`"));
+    }
+
+    #[test]
+    fn a_vendor_is_known_by_the_words_of_leaf_0() {
+        let words = |name: &[u8; 12]| {
+            let word = |at: usize| {
+                u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]])
+            };
+            [word(0), word(8), word(4)]
+        };
+        assert_eq!(Vendor::named(words(b"GenuineIntel")), Some(Vendor::Intel));
+        assert_eq!(Vendor::named([0x756e_6547, 0x6c65_746e, 0x4965_6e69]), Some(Vendor::Intel));
+        assert_eq!(Vendor::named(words(b"AuthenticAMD")), Some(Vendor::Amd));
+        assert_eq!(Vendor::named(words(b"HygonGenuine")), Some(Vendor::Amd));
+        assert_eq!(Vendor::named(words(b"CentaurHauls")), None);
     }
 }

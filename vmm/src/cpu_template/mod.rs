@@ -12,7 +12,7 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-pub use file::{MsrAnswer, TemplateFile, TemplateFileError};
+pub use file::{MsrAnswer, TemplateFile, TemplateFileError, Vendor};
 
 use crate::kvm::{KvmError, Vcpu, Vm, call};
 
@@ -99,9 +99,9 @@ impl CpuTemplate {
         self.cpuid.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & XSAVE != 0)
     }
 
-    /// The MSRs that exist for the guest.
+    /// The MSRs that exist for the guest: those of every CPU, and those of the maker whose CPU it sees.
     pub fn msrs(&self) -> impl Iterator<Item = (u32, MsrAnswer)> {
-        self.file.msr.iter().map(|msr| (msr.index, msr.answer))
+        msrs(&self.file, self.cpuid.as_slice())
     }
 
     /// Gives the vCPU this CPUID table.
@@ -111,6 +111,13 @@ impl CpuTemplate {
     pub fn apply(&self, vcpu: &Vcpu) -> Result<(), KvmError> {
         vcpu.fd().set_cpuid2(&self.cpuid).map_err(call("KVM_SET_CPUID2"))
     }
+}
+
+fn msrs(file: &TemplateFile, shown: &[kvm_cpuid_entry2]) -> impl Iterator<Item = (u32, MsrAnswer)> {
+    let leaf_0 = shown.iter().find(|leaf| leaf.function == 0);
+    let vendor = leaf_0.and_then(|leaf| Vendor::named([leaf.ebx, leaf.ecx, leaf.edx]));
+    let exists = move |msr: &&file::Msr| msr.vendor.is_none() || msr.vendor == vendor;
+    file.msr.iter().filter(exists).map(|msr| (msr.index, msr.answer))
 }
 
 fn reduce(
@@ -199,6 +206,43 @@ mod tests {
         assert_eq!(leaf(7, 0), [0, 1 << 3 | 1 << 5 | 1 << 8, 0, 0]);
         assert_eq!(leaf(1, 0)[2] & (1 << 30 | 1 << 31 | 1 << 21), 0, "RDRAND, hypervisor, x2APIC");
         assert_ne!(leaf(1, 0)[2] & 1 << 28, 0, "AVX");
+    }
+
+    /// What a guest on a host with this name in leaf 0 reads from an MSR.
+    fn msr(template_name: &str, host_name: &[u8; 12], index: u32) -> Option<MsrAnswer> {
+        let word =
+            |at: usize| host_name[at..at + 4].iter().rev().fold(0, |w, b| w << 8 | u32::from(*b));
+        let mut host = host(ALL);
+        (host[0].ebx, host[0].edx, host[0].ecx) = (word(0), word(4), word(8));
+        let file = template(template_name);
+        let shown = reduce(&file, &host).unwrap();
+        msrs(&file, &shown).find(|(known, _)| *known == index).map(|(_, answer)| answer)
+    }
+
+    #[test]
+    fn registers_a_kernel_reads_without_a_fix_up_exist_on_the_cpus_of_their_maker() {
+        const MISC_ENABLE: u32 = 0x1a0;
+        const PLATFORM_ID: u32 = 0x17;
+        const NB_CFG: u32 = 0xc001_001f;
+        for name in ["minimal", "sse4", "avx"] {
+            // Fast strings on (Linux would not use them otherwise), XD not disabled (bit 34: the stub of a kernel
+            // clears it before there is an IDT), no branch trace and no PEBS.
+            let misc_enable = msr(name, b"GenuineIntel", MISC_ENABLE);
+            assert_eq!(misc_enable, Some(MsrAnswer::Value(0x1801)), "{name}");
+            assert_eq!(
+                msr(name, b"GenuineIntel", PLATFORM_ID),
+                Some(MsrAnswer::Value(0)),
+                "{name}"
+            );
+            assert_eq!(msr(name, b"GenuineIntel", NB_CFG), None, "{name}");
+            for amd in [b"AuthenticAMD", b"HygonGenuine"] {
+                assert_eq!(msr(name, amd, MISC_ENABLE), None, "{name}");
+                assert_eq!(msr(name, amd, NB_CFG), Some(MsrAnswer::Value(0)), "{name}");
+            }
+            // An unknown maker's CPU has what every CPU has.
+            assert_eq!(msr(name, b"CentaurHauls", MISC_ENABLE), None, "{name}");
+            assert_eq!(msr(name, b"CentaurHauls", 0x10), Some(MsrAnswer::Clock), "{name}");
+        }
     }
 
     #[test]

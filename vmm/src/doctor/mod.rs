@@ -29,13 +29,15 @@ use std::time::Duration;
 use serde::Serialize;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
-use probes::{Findings, Host, PROBES};
+use probes::{Findings, Host, PROBES, Weight};
 
 /// What the examination found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
     /// True when ftvmm can run guests here.
     pub suitable: bool,
+    /// True when guest code runs so slowly that somebody must be interpreting it.
+    pub interpreted: bool,
     /// One line: the verdict, and what to do.
     pub summary: String,
     /// Every check made, in order.
@@ -59,8 +61,10 @@ pub struct Check {
 pub enum Verdict {
     /// It does.
     Pass,
-    /// It does not, and ftvmm needs it.
+    /// It does not, and every guest needs it.
     Fail,
+    /// It does not, and the detail says what would not work.
+    Warn,
     /// Nothing depends on it.
     Info,
 }
@@ -139,24 +143,30 @@ fn supervise(
 
 /// Makes every check and hands each to `found` as soon as it is made.
 fn examine_host(found: &mut dyn FnMut(Check)) {
-    let mut report = |name, verdict, findings| found(Check::new(name, verdict, findings));
+    let mut report = |name, weight, findings| found(Check::new(name, weight, findings));
     match Host::open() {
         Ok(host) => {
-            report(OPEN, Verdict::Pass, Ok(host.describe()));
+            report(OPEN, Weight::Needed, Ok(host.describe()));
             for probe in PROBES {
-                report(probe.name, probe.verdict, (probe.examine)(&host));
+                report(probe.name, probe.weight, (probe.examine)(&host));
             }
         }
-        Err(failure) => report(OPEN, Verdict::Pass, Err(failure)),
+        Err(failure) => report(OPEN, Weight::Needed, Err(failure)),
     }
 }
 
 impl Check {
-    fn new(name: &'static str, when_it_holds: Verdict, findings: Findings) -> Self {
-        match findings {
-            Ok(detail) => Self { name, verdict: when_it_holds, detail },
-            Err(failure) => Self { name, verdict: Verdict::Fail, detail: failure.to_string() },
-        }
+    fn new(name: &'static str, weight: Weight, findings: Findings) -> Self {
+        let (verdict, detail) = match (findings, weight) {
+            (Ok(detail), Weight::Informational) => (Verdict::Info, detail),
+            (Ok(detail), _) => (Verdict::Pass, detail),
+            (Err(failure), Weight::Needed) => (Verdict::Fail, failure.to_string()),
+            (Err(failure), Weight::Informational) => (Verdict::Info, failure.to_string()),
+            (Err(failure), Weight::Useful { without_it }) => {
+                (Verdict::Warn, format!("{failure}; would not work: {without_it}"))
+            }
+        };
+        Self { name, verdict, detail }
     }
 }
 
@@ -166,18 +176,21 @@ impl Diagnosis {
             checks.iter().filter(move |c| c.verdict == verdict).map(|c| c.name).collect::<Vec<_>>()
         };
         let (failed, passed) = (named(Verdict::Fail), named(Verdict::Pass));
+        let warned = named(Verdict::Warn);
         let suitable = failed.is_empty();
-        let summary = if suitable {
+        let interpreted =
+            [&failed, &warned].iter().any(|names| names.iter().any(|n| speed::NAMES.contains(n)));
+        let slowly = if interpreted { ", but guest code is interpreted" } else { "" };
+        let summary = if !suitable {
+            let names = failed.join(", ");
+            format!("unsuitable: {names}; use the lab (cargo xtask does this by itself)")
+        } else if warned.is_empty() {
             format!("suitable: all {} checks hold", passed.len())
         } else {
-            let only_slow = failed.iter().all(|name| speed::NAMES.contains(name));
-            let reason = if only_slow { "correct but interpreted: " } else { "" };
-            format!(
-                "unsuitable: {reason}{}; use the lab (cargo xtask does this by itself)",
-                failed.join(", ")
-            )
+            let (held, names) = (passed.len(), warned.join(", "));
+            format!("suitable{slowly}: {held} checks hold; not needed by most guests: {names}")
         };
-        Self { suitable, summary, checks }
+        Self { suitable, interpreted, summary, checks }
     }
 }
 
@@ -188,6 +201,7 @@ impl fmt::Display for Diagnosis {
             let verdict = match verdict {
                 Verdict::Pass => "pass",
                 Verdict::Fail => "FAIL",
+                Verdict::Warn => "warn",
                 Verdict::Info => "info",
             };
             writeln!(f, "{verdict}  {name:width$}  {detail}")?;
@@ -222,9 +236,30 @@ mod tests {
     fn slowness_alone_says_so() {
         let diagnosis = Diagnosis::new(vec![
             check("HLT exit", Verdict::Pass),
-            check(speed::NAMES[0], Verdict::Fail),
+            check(speed::NAMES[0], Verdict::Warn),
         ]);
-        assert!(diagnosis.summary.starts_with("unsuitable: correct but interpreted: speed"));
+        assert!(diagnosis.suitable && diagnosis.interpreted);
+        let begins = "suitable, but guest code is interpreted: 1 checks hold; not needed by most guests: speed";
+        assert!(diagnosis.summary.starts_with(begins), "{}", diagnosis.summary);
+    }
+
+    #[test]
+    fn what_no_guest_needs_fails_no_host_and_says_what_would_not_work() {
+        let failure = || ProbeFailure::Missing { names: "x".into() };
+        let useful = Weight::Useful { without_it: "the template avx" };
+        let check = Check::new("single step", useful, Err(failure()));
+        assert_eq!(check.verdict, Verdict::Warn);
+        assert!(check.detail.ends_with("; would not work: the template avx"), "{}", check.detail);
+        let diagnosis =
+            Diagnosis::new(vec![check, Check::new("a", Weight::Needed, Ok("b".into()))]);
+        assert!(diagnosis.suitable && !diagnosis.interpreted);
+        assert_eq!(
+            diagnosis.summary,
+            "suitable: 1 checks hold; not needed by most guests: single step"
+        );
+        let information = Check::new("c", Weight::Informational, Err(failure()));
+        assert_eq!(information.verdict, Verdict::Info);
+        assert_eq!(Check::new("d", Weight::Needed, Err(failure())).verdict, Verdict::Fail);
     }
 
     #[test]
@@ -290,7 +325,7 @@ mod tests {
         let failed =
             |name| diagnosis.checks.iter().any(|c| c.name == name && c.verdict == Verdict::Fail);
         if diagnosis.checks[0].detail.contains("kvm_pvm") {
-            for name in ["CPUID mask (ring 0)", "RDTSC with CR4.TSD", "INT3", "POPCNT"] {
+            for name in ["CPUID mask (ring 0)", "RDTSC with CR4.TSD", "INT3"] {
                 assert!(failed(name), "{name} holds under kvm_pvm? {diagnosis}");
             }
             assert!(!diagnosis.suitable);

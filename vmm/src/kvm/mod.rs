@@ -27,6 +27,8 @@ pub use snapshot::VcpuState;
 pub use state::{CpuState, STATE_MSRS};
 pub use vcpu::{Kicker, Vcpu, install_kick_handler};
 
+use vcpu::VcpuCaps;
+
 /// Guest memory as ftvmm maps it. The bitmap has the pages this program wrote; those the guest wrote are in
 /// KVM's [`DirtyLog`].
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -80,6 +82,23 @@ pub enum KvmError {
         /// The cause.
         source: kvm_ioctls::Error,
     },
+    /// KVM keeps shadows of the guest's page tables.
+    #[error(
+        "nested paging is off ({parameter} is N) or this CPU has none: a guest with a log, in lockstep or recorded, \
+         needs EPT or NPT"
+    )]
+    NoNestedPaging {
+        /// The parameter of the KVM module.
+        parameter: &'static str,
+    },
+    /// The state is of a guest that uses XSAVE.
+    #[error(
+        "the guest's state has XCR0 {xcr0:#x}, but this host's CPU has no XSAVE: it can go on only on a host whose CPU has"
+    )]
+    NoXsave {
+        /// What the guest had set.
+        xcr0: u64,
+    },
     /// KVM stopped for a reason this program does not know; no guest can be carried on past it.
     #[error(
         "KVM stopped the guest with exit reason {reason} (sub-error {suberror}) at rip {rip:#x}"
@@ -97,6 +116,19 @@ pub enum KvmError {
 /// Names the ioctl that failed.
 pub(crate) fn call(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |source| KvmError::Call { call: name, source }
+}
+
+/// Where the KVM modules say whether they use nested paging.
+const NESTED_PAGING: [&str; 2] =
+    ["/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt"];
+
+/// The parameter that says that KVM works without nested paging, on a host that tells. KVM then keeps shadows of the
+/// guest's page tables, and does not see when a slice or a state changes those behind the guest's back.
+pub fn nested_paging_is_off() -> Option<&'static str> {
+    let is_off = |parameter: &&str| {
+        std::fs::read(parameter).is_ok_and(|said| matches!(said.first(), Some(b'N' | b'0')))
+    };
+    NESTED_PAGING.into_iter().find(is_off)
 }
 
 /// A virtual machine: its memory and what makes vCPUs.
@@ -137,6 +169,9 @@ impl Vm {
         fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
         let memory = map_memory(memory_bytes)?;
         if logs_writes {
+            if let Some(parameter) = nested_paging_is_off() {
+                return Err(KvmError::NoNestedPaging { parameter });
+            }
             DirtyLog::enable(&fd)?;
         }
         for (slot, region) in memory.iter().enumerate() {
@@ -166,7 +201,11 @@ impl Vm {
     /// When KVM refuses.
     pub fn create_vcpu(&self) -> Result<Vcpu, KvmError> {
         let fd = self.fd.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
-        Ok(Vcpu::new(fd, self.kvm.check_extension(Cap::SyncRegs)))
+        let has = VcpuCaps {
+            sync_regs: self.kvm.check_extension(Cap::SyncRegs),
+            xcrs: self.kvm.check_extension(Cap::Xcrs),
+        };
+        Ok(Vcpu::new(fd, has))
     }
 
     /// Has KVM serve these MSRs; an access to any other is an exit. For all guests of a user.

@@ -5,7 +5,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::state::{MSRS, read_msrs};
+use super::state::{MSRS, read_msrs, read_xcrs, write_xcrs};
 use super::{KvmError, Vcpu, call};
 
 /// RFLAGS.IF.
@@ -37,7 +37,7 @@ impl VcpuState {
             regs: vcpu.regs()?,
             sregs: vcpu.sregs()?,
             xsave: Box::new(fd.get_xsave().map_err(call("KVM_GET_XSAVE"))?),
-            xcrs: fd.get_xcrs().map_err(call("KVM_GET_XCRS"))?,
+            xcrs: read_xcrs(vcpu)?,
             debug: fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?,
             msrs: read_msrs(vcpu)?,
             events: fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?,
@@ -53,7 +53,7 @@ impl VcpuState {
         let fd = vcpu.fd();
         vcpu.set_sregs(&self.sregs)?;
         vcpu.set_regs(&self.regs)?;
-        fd.set_xcrs(&self.xcrs).map_err(call("KVM_SET_XCRS"))?;
+        write_xcrs(vcpu, &self.xcrs)?;
         // SAFETY: without dynamically enabled features KVM reads the 4096 bytes of a kvm_xsave
         // (api.rst 4.43), and no such feature is ever asked for.
         unsafe { fd.set_xsave(&self.xsave) }.map_err(call("KVM_SET_XSAVE"))?;

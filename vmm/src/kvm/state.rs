@@ -1,6 +1,6 @@
 //! The whole architectural state of the vCPU, for digests and incident reports.
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_xcr, kvm_xcrs};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{KvmError, Vcpu, call};
@@ -35,7 +35,7 @@ const FPU_AND_SSE: [std::ops::Range<usize>; 3] = [0..5, 24..28, 32..416];
 /// Where it has XSTATE_BV, and the upper halves of the YMM registers (SDM vol. 1, 13.4).
 const XSTATE_BV: std::ops::Range<usize> = 512..520;
 const YMM_HIGH: std::ops::Range<usize> = 576..832;
-/// XCR0 of a CPU without XSAVE: x87 state.
+/// XCR0 at reset, and as good as that of a CPU without XSAVE: x87 state (SDM vol. 1, 13.3).
 const XCR0_RESET: u64 = 1;
 
 /// Registers as bytes in a fixed order, each part under its name.
@@ -125,8 +125,54 @@ pub(super) fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
 /// What XSAVE keeps beyond FXSAVE; nothing while the guest has not set XCR0. XSTATE_BV belongs to it: the
 /// guest's next XSAVE shows it.
 fn read_extended(vcpu: &Vcpu, image: &[u8]) -> Result<Vec<u8>, KvmError> {
-    let xcrs = vcpu.fd().get_xcrs().map_err(call("KVM_GET_XCRS"))?;
-    let xcr0 = xcrs.xcrs[..xcrs.nr_xcrs as usize].iter().find(|x| x.xcr == 0).map(|x| x.value);
-    let Some(xcr0) = xcr0.filter(|xcr0| *xcr0 != XCR0_RESET) else { return Ok(Vec::new()) };
+    let xcr0 = xcr0(&read_xcrs(vcpu)?);
+    if xcr0 == XCR0_RESET {
+        return Ok(Vec::new());
+    }
     Ok([&xcr0.to_le_bytes(), &image[XSTATE_BV], &image[YMM_HIGH]].concat())
+}
+
+/// The extended control registers: none where the host's CPU has no XSAVE.
+pub(super) fn read_xcrs(vcpu: &Vcpu) -> Result<kvm_xcrs, KvmError> {
+    if !vcpu.has_xcrs {
+        return Ok(kvm_xcrs::default());
+    }
+    vcpu.fd().get_xcrs().map_err(call("KVM_GET_XCRS"))
+}
+
+/// Gives the vCPU its extended control registers. A CPU without XSAVE has none and KVM refuses the call there, so what a
+/// CPU with XSAVE has at reset is not told to one without.
+pub(super) fn write_xcrs(vcpu: &Vcpu, xcrs: &kvm_xcrs) -> Result<(), KvmError> {
+    match (vcpu.has_xcrs, xcr0(xcrs)) {
+        (true, value) => {
+            let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            xcrs.xcrs[0] = kvm_xcr { xcr: 0, value, ..Default::default() };
+            vcpu.fd().set_xcrs(&xcrs).map_err(call("KVM_SET_XCRS"))
+        }
+        (false, XCR0_RESET) => Ok(()),
+        (false, xcr0) => Err(KvmError::NoXsave { xcr0 }),
+    }
+}
+
+/// XCR0; that of a CPU at reset where none is named.
+fn xcr0(xcrs: &kvm_xcrs) -> u64 {
+    let named = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|xcr| xcr.xcr == 0);
+    named.map_or(XCR0_RESET, |xcr| xcr.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_names_no_xcr0_is_that_of_a_cpu_at_reset() {
+        let mut xcrs = kvm_xcrs::default();
+        xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: 7, ..Default::default() };
+        assert_eq!(xcr0(&xcrs), XCR0_RESET);
+        xcrs.nr_xcrs = 1;
+        assert_eq!(xcr0(&xcrs), 7);
+        // A count no KVM gives.
+        xcrs.nr_xcrs = u32::MAX;
+        assert_eq!(xcr0(&xcrs), 7);
+    }
 }

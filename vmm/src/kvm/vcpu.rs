@@ -30,9 +30,20 @@ const KICK_SIGNAL_OFFSET: i32 = 0;
 /// Longest instruction (AMD APM vol. 3, section 1.1).
 const INSTRUCTION_BYTES_MAX: u64 = 15;
 
+/// What the host's KVM can do with the vCPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct VcpuCaps {
+    /// KVM_CAP_SYNC_REGS.
+    pub(super) sync_regs: bool,
+    /// KVM_CAP_XCRS: the host's CPU has XSAVE.
+    pub(super) xcrs: bool,
+}
+
 /// The one virtual CPU.
 pub struct Vcpu {
     fd: VcpuFd,
+    /// The host's CPU has XSAVE, so that the vCPU has an XCR0.
+    pub(super) has_xcrs: bool,
     /// A kick came that no return from `KVM_RUN` has answered yet.
     kicked: Arc<AtomicBool>,
     /// The segments and control registers in `kvm_run` are those of the stopped guest.
@@ -46,12 +57,13 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(mut fd: VcpuFd, sync_regs: bool) -> Self {
-        if sync_regs {
+    pub(super) fn new(mut fd: VcpuFd, has: VcpuCaps) -> Self {
+        if has.sync_regs {
             fd.set_sync_valid_reg(SyncReg::SystemRegister);
         }
         Self {
             fd,
+            has_xcrs: has.xcrs,
             kicked: Arc::default(),
             sregs_synced: Cell::new(false),
             placed: None,

@@ -119,6 +119,13 @@ impl Entry {
         }
     }
 
+    /// The handler's first bytes as the guest believes them to be.
+    pub fn handler_bytes(&self, space: &AddressSpace<'_>) -> Option<[u8; HANDLER_BYTES]> {
+        let mut code: [u8; HANDLER_BYTES] = space.read(self.handler)?;
+        code[..GP_ENTRY.len()].copy_from_slice(&self.original);
+        Some(code)
+    }
+
     /// Whether an instruction at `rip` lies in the displaced bytes.
     pub fn holds(&self, rip: u64) -> bool {
         rip.wrapping_sub(self.handler) < GP_ENTRY.len() as u64
@@ -204,6 +211,8 @@ mod tests {
         assert_eq!([world.read(0x6fff)[0], world.read(0x9000)[0]], GP_ENTRY);
         let entry = world.entry.as_ref().unwrap();
         assert_eq!(entry.original, NOP3[..2]);
+        let space = AddressSpace::new(&world.memory, &world.sregs);
+        assert_eq!(entry.handler_bytes(&space).unwrap()[..4], [NOP3[0], NOP3[1], NOP3[2], 0x90]);
         assert!(entry.holds(TEXT + 0x1000) && !entry.holds(TEXT + 0x1001) && !entry.holds(TEXT));
         entry.put_back(&world.memory);
         assert_eq!([world.read(0x6fff)[0], world.read(0x9000)[0]], NOP3[..2]);

@@ -4,8 +4,8 @@
 //!   ([`kernel`]) and where code appears later ([`late`]).
 //! - **User mode**: CR4.TSD is kept set, so the instruction is a #GP. The first bytes of the guest's #GP handler
 //!   are a port read ([`entry`]); there the exception frame is looked at and the instruction emulated
-//!   ([`user`]). Any other #GP goes on as if the handler's own bytes stood there: they are put back, stepped
-//!   over and displaced again, while the guest stands at the exit.
+//!   ([`user`]). Any other #GP goes on as if the handler's own bytes stood there: what they do is done ([`displaced`]),
+//!   or they are put back, stepped over and displaced again, while the guest stands at the exit.
 //! - **CR4**: the guest's moves from and to CR4 are port accesses too, so that it sees the TSD bit it wrote
 //!   itself ([`cr4`]). When it set that bit (`prctl(PR_SET_TSC)`), the #GP is genuine.
 //!
@@ -21,6 +21,7 @@
 
 mod code;
 mod cr4;
+mod displaced;
 mod entry;
 mod kernel;
 mod late;
@@ -229,7 +230,7 @@ impl TscTrap {
             }
             None => {
                 self.counters.passed_gps += 1;
-                pass_on(vcpu, memory, entry)?;
+                pass_on(vcpu, sregs, memory, entry)?;
                 0
             }
         };
@@ -281,11 +282,23 @@ fn resume_user(vcpu: &mut Vcpu, done: &user::Emulated) -> Result<(), KvmError> {
 }
 
 /// Lets the handler run as if its own first bytes stood there.
-fn pass_on(vcpu: &mut Vcpu, memory: &Memory, entry: &Entry) -> Result<(), KvmError> {
-    let regs = vcpu.regs()?;
+fn pass_on(
+    vcpu: &mut Vcpu,
+    sregs: &kvm_sregs,
+    memory: &Memory,
+    entry: &Entry,
+) -> Result<(), KvmError> {
+    let mut regs = vcpu.regs()?;
     vcpu.pio_data()[0] = regs.rax as u8;
     // The port read must be over before RIP is set to where it stood.
     vcpu.settle()?;
+    let space = AddressSpace::new(memory, sregs);
+    let handler = entry.handler_bytes(&space);
+    if handler.is_some_and(|bytes| displaced::execute(&bytes, &mut regs, &space, memory)) {
+        vcpu.set_regs(&regs)?;
+        // What is wanted is the state of IF.
+        return vcpu.settle();
+    }
     vcpu.set_regs(&regs)?;
     entry.put_back(memory);
     for _ in 0..DISPLACED_INSTRUCTIONS_MAX {
