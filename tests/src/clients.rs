@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
+use crate::Program;
 use crate::lab::Lab;
 
 /// How long a client waits for one answer. Only a guest that is dead makes it pass.
@@ -97,7 +98,8 @@ pub fn echo_stream(server: SocketAddr, payload: &[u8]) -> io::Result<bool> {
 /// curl's message when it fails; `HostUnreachable` when there was no connection.
 pub fn fetch(lab: &Lab, url: &str) -> io::Result<Vec<u8>> {
     let timeout = ANSWER_TIMEOUT.as_secs().to_string();
-    let said = lab.client(&["curl", "-sS", "--fail", "--max-time", &timeout, url]).output()?;
+    let arguments = ["-sS", "--fail", "--max-time", &timeout, url];
+    let said = lab.client(Program::Curl, &arguments).map_err(io::Error::other)?.output()?;
     let kind = match said.status.code() {
         Some(0) => return Ok(said.stdout),
         Some(CURL_NOT_CONNECTED) => io::ErrorKind::HostUnreachable,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use crate::Program;
 use crate::clock;
 use crate::lab::{Lab, LabError, at};
 
@@ -42,19 +43,8 @@ impl Download {
     /// When curl cannot be started.
     pub fn start(lab: &Lab, url: &str) -> Result<Self, LabError> {
         let curl = lab
-            .client(&[
-                "curl",
-                "--silent",
-                "--show-error",
-                "--no-buffer",
-                "--speed-limit",
-                "1",
-                "--speed-time",
-                "60",
-                "--connect-timeout",
-                "30",
-                url,
-            ])
+            .client(Program::Curl, &["--silent", "--show-error", "--no-buffer"])?
+            .args(["--speed-limit", "1", "--speed-time", "60", "--connect-timeout", "30", url])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

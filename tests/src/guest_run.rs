@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ftvmm_guest_images::{Guest, GuestKernel};
 use serde::Deserialize;
 
+use crate::Program;
 use crate::lab::{Ended, Lab, LabConfig, LabError, LabProcess, choose_backend};
 
 /// Names the folder of a finished guest and so spares the look into the cache.
@@ -131,8 +132,9 @@ pub fn guest_images() -> Result<Guest, GuestRunError> {
 }
 
 fn ask_xtask() -> Result<PathBuf, GuestRunError> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let said = Command::new(cargo)
+    let said = Program::Cargo
+        .command()
+        .map_err(LabError::from)?
         .args(["xtask", "guest"])
         .stderr(Stdio::inherit())
         .output()

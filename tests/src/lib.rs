@@ -1,7 +1,7 @@
 //! The lab and what the end-to-end tests share.
 //!
 //! [`lab`] gives a test one or two hosts with a working KVM, a network to real clients and a
-//! hard stop. [`packages`] brings what that needs from Debian. The product is
+//! hard stop. [`Program`] brings what that needs from Debian. The product is
 //! a program that is carried into a host and run there: [`guest_run`]. [`clients`] talk to its guest.
 
 pub mod clients;
@@ -11,10 +11,10 @@ pub mod group;
 pub mod guest_run;
 pub mod lab;
 pub mod measure;
-pub mod packages;
 pub mod pair;
 pub mod ping;
-pub mod progress;
 pub mod replayed;
 pub mod site;
 pub mod stress;
+
+pub use ftvmm_host_programs::{Program, built, packages, progress};

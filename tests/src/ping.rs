@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use crate::Program;
 use crate::lab::{Lab, LabError, at};
 
 /// A client that has waited so long for its answers gives up. Only a guest that is dead makes it pass.
@@ -36,7 +37,7 @@ impl Ping {
     ) -> Result<Self, LabError> {
         let interval = interval.as_secs_f64().to_string();
         let child = lab
-            .client(&["ping", "-n", "-c", &count.to_string(), "-i", &interval])
+            .client(Program::Ping, &["-n", "-c", &count.to_string(), "-i", &interval])?
             // Without it `ping` waits for the last answer only twice as long as for the others.
             .args(["-w", GIVE_UP_AFTER_S, address])
             .stdout(Stdio::piped())

@@ -11,10 +11,10 @@ use ftvmm_guest_images::GuestKernel;
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, stream_sha256};
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use crate::Program;
 use crate::download::{Download, Downloaded};
 use crate::guest_run::GuestLab;
 use crate::lab::{Ended, Lab, LabProcess};
-use crate::packages;
 use crate::pair::{GUEST_ADDRESS, GuestFiles, Pair, READY, Report, RunOptions, read_report};
 
 /// A busy build machine must not look like a dead peer.
@@ -106,19 +106,22 @@ impl Site {
 
     /// A client that tries until it is answered. A guest says nothing of itself when it starts, so the switch
     /// may still know its address behind the host where the last guest was, and the client may have given up.
-    pub fn asking(&self) -> std::process::Command {
+    ///
+    /// # Errors
+    /// When there is no curl.
+    pub fn asking(&self) -> Result<std::process::Command, Failed> {
         let url = format!("http://{GUEST_ADDRESS}/bytes/1");
         let retry = ["--retry", "60", "--retry-all-errors", "--retry-delay", "1"];
-        let head = ["curl", "--silent", "--output", "/dev/null", "--connect-timeout", "2"];
-        self.lab.client(&[&head[..], &retry, &[&url]].concat())
+        let head = ["--silent", "--output", "/dev/null", "--connect-timeout", "2"];
+        Ok(self.lab.client(Program::Curl, &[&head[..], &retry, &[&url]].concat())?)
     }
 
     /// Waits until the guest on this console is up and a client gets an answer.
     pub fn answers(&self, process: &LabProcess) -> Result<(), Failed> {
         wait_for(process, READY)?;
         // The guest's address may be in the client's memory as unreachable.
-        self.lab.run_client(&["ip", "neigh", "flush", "all"])?;
-        require(self.asking().status()?.success(), "the guest does not answer")
+        self.lab.run_client(Program::Ip, &["neigh", "flush", "all"])?;
+        require(self.asking()?.status()?.success(), "the guest does not answer")
     }
 
     /// A download from the guest, under way.
@@ -224,10 +227,6 @@ pub type Case<S = Site> = Box<dyn FnOnce(&S) -> Result<(), Failed> + Send>;
 pub fn run_cases<S: Stage>(folder: &Path, cases: Vec<(String, Case<S>)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    if let Err(error) = packages::ensure(packages::CLIENTS) {
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
-    }
     let shared: Arc<Mutex<Option<S>>> = Arc::default();
     let trial = |(name, case): (String, Case<S>)| {
         let (shared, folder, title) = (Arc::clone(&shared), folder.to_owned(), name.clone());

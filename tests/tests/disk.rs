@@ -7,20 +7,20 @@
 //! how many hosts are killed, each in the middle of transactions; the survivor's file is the next pair's.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::ExitCode;
 
 use fastrand::Rng;
 use ftvmm_guest_images::Guest;
 use ftvmm_tests::group::Group;
 use ftvmm_tests::guest_run::{GuestLab, cmdline};
 use ftvmm_tests::lab::{Ended, Lab, LabProcess};
-use ftvmm_tests::packages::{self, Package};
 use ftvmm_tests::pair::{GuestFiles, Pair, PairNames, RunOptions};
 use ftvmm_tests::replayed::Replayed;
 use ftvmm_tests::site::{
     Case, Stage, ends_with, equal, require, run_cases, running, setting, wait_for,
 };
+use ftvmm_tests::{Program, built};
 use libtest_mimic::Failed;
 use nix::libc::SIGTERM;
 use serde_json::Value;
@@ -28,8 +28,6 @@ use serde_json::Value;
 #[path = "disk/restored.rs"]
 mod restored;
 
-const TOOLS: &[Package] =
-    &[Package { name: "e2fsprogs", why: "makes and checks the guest's disk" }];
 const KILLS: u64 = 2;
 /// Room for a journal and some megabytes of files.
 const DISK_BYTES: u64 = 16 << 20;
@@ -69,7 +67,7 @@ impl Site {
         let path = self.lab.outside(name);
         let _ = fs::remove_file(&path);
         fs::File::create(&path)?.set_len(DISK_BYTES)?;
-        tool("mkfs.ext4", &["-q", "-F"], &path).map(drop)
+        tool(Program::MkfsExt4, &["-q", "-F"], &path).map(drop)
     }
 
     /// One disk for each host, equal.
@@ -121,20 +119,20 @@ impl Site {
         let copy = self.lab.outside("checked.img");
         fs::copy(self.lab.outside(disk), &copy)?;
         // Status 1: the journal was replayed.
-        tool("e2fsck", &["-p"], &copy)?;
-        tool("e2fsck", &["-f", "-n"], &copy)?;
+        tool(Program::E2fsck, &["-p"], &copy)?;
+        tool(Program::E2fsck, &["-f", "-n"], &copy)?;
         let database = self.lab.outside("checked.db");
         for (from, to) in [("ledger.db", ""), ("ledger.db-journal", "-journal")] {
             let to = format!("{}{to}", database.display());
             let _ = fs::remove_file(&to);
             let request = format!("dump /{from} {to}");
-            tool("debugfs", &["-R", &request], &copy)?;
+            tool(Program::Debugfs, &["-R", &request], &copy)?;
             // debugfs leaves an empty file where there is none.
             if fs::metadata(&to).is_ok_and(|facts| facts.len() == 0) {
                 fs::remove_file(&to)?;
             }
         }
-        let checked = Command::new(&self.guest().programs)
+        let checked = built(&self.guest().programs)
             .args(["ledger", &database.display().to_string(), "--check"])
             .output()?;
         let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
@@ -147,18 +145,12 @@ impl Site {
 }
 
 /// Runs a tool of e2fsprogs on an image.
-fn tool(name: &str, words: &[&str], image: &Path) -> Result<String, Failed> {
-    // They lie where not every user looks.
-    let path = format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap_or_default());
-    let program: PathBuf = std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|program| program.is_file())
-        .unwrap_or_else(|| name.into());
-    let output = Command::new(program).args(words).arg(image).output()?;
+fn tool(program: Program, words: &[&str], image: &Path) -> Result<String, Failed> {
+    let output = program.command()?.args(words).arg(image).output()?;
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     match output.status.code() {
         Some(0 | 1) => Ok(said),
-        status => Err(format!("{name} {}: {status:?}\n{said}", image.display()).into()),
+        status => Err(format!("{} {}: {status:?}\n{said}", program.file(), image.display()).into()),
     }
 }
 
@@ -204,7 +196,7 @@ fn files_on_a_disk(site: &Site) -> Result<(), Failed> {
     equal("failed", site.reported("files.json", "/disk/failed")?, 0.into())?;
     equal("guest faults", site.reported("files.json", "/guest_faults")?, 0.into())?;
     let image = site.lab.outside("disk-0.img");
-    tool("e2fsck", &["-f", "-n"], &image)?;
+    tool(Program::E2fsck, &["-f", "-n"], &image)?;
     let content = fs::read(&image)?;
     require(!content.windows(6).any(|window| window == b"SECRET"), "not discarded")
 }
@@ -408,10 +400,6 @@ fn main() -> ExitCode {
     let clock = ftvmm_tests::clock::since_epoch().as_millis() as u64;
     let (seed, count) = (setting("FTVMM_SEED").unwrap_or(clock), setting("FTVMM_KILLS"));
     println!("disk: FTVMM_SEED={seed}");
-    if let Err(error) = packages::ensure(TOOLS) {
-        eprintln!("disk: {error}");
-        return ExitCode::FAILURE;
-    }
     let cases: Vec<(&str, Case<Site>)> = vec![
         ("files_on_a_disk", Box::new(files_on_a_disk)),
         ("a_replay_needs_no_disk", Box::new(a_replay_needs_no_disk)),

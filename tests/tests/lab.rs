@@ -11,12 +11,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use ftvmm_tests::lab::{Backend, Ended, Lab, LabConfig, LabError};
-use ftvmm_tests::packages;
+use ftvmm_tests::{Program, built};
 
 fn start(backend: Backend, name: &str, hosts: usize) -> Lab {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lab").join(name);
@@ -142,7 +142,6 @@ fn hosts_reach_each_other(lab: &Lab) {
 }
 
 fn a_client_reaches_a_server_through_br0(lab: &Lab) {
-    packages::ensure(packages::CLIENTS).unwrap();
     let host = lab.host(0);
     fs::write(lab.share().join("page"), "served\n").unwrap();
     host.tap("ftvm0").unwrap();
@@ -150,8 +149,8 @@ fn a_client_reaches_a_server_through_br0(lab: &Lab) {
     let home = host.share().display().to_string();
     let _server = host.spawn(&["busybox", "httpd", "-f", "-p", "80", "-h", &home]).unwrap();
     let url = format!("http://{}/page", host.outer_address());
-    let curl = ["curl", "-sS", "--retry", "30", "--retry-connrefused", "--retry-delay", "1", &url];
-    let answer = lab.run_client(&curl).unwrap();
+    let curl = ["-sS", "--retry", "30", "--retry-connrefused", "--retry-delay", "1", &url];
+    let answer = lab.run_client(Program::Curl, &curl).unwrap();
     assert_eq!(answer.stdout, b"served\n", "{answer:?}");
 }
 
@@ -207,8 +206,11 @@ fn hosts_are_replaced_one_after_the_other(lab: &Lab) {
         for address in [fresh.link_address(), fresh.outer_address()] {
             assert!((0..10).any(|_| ping(lab, stays, &address)), "{address} from the other");
         }
-        let outside = ["ping", "-c", "1", "-w", "30", &fresh.outer_address()];
-        assert!(lab.run_client(&outside).unwrap().ended.success(), "a client reaches it");
+        let outside = ["-c", "1", "-w", "30", &fresh.outer_address()];
+        assert!(
+            lab.run_client(Program::Ping, &outside).unwrap().ended.success(),
+            "a client reaches it"
+        );
         witness.write_stdin(b"together\n");
         assert_eq!(witness.finish().unwrap().text(), format!("up\nalone {round}\ntogether"));
     }
@@ -266,8 +268,10 @@ fn a_hard_stop_of_a_local_host_ends_even_what_detached_itself() {
     let hold =
         format!("setsid flock {} sleep 1000 </dev/null >/dev/null 2>&1 & exit 0", lock.display());
     sh(&lab, 0, &hold);
-    let free =
-        || Command::new("flock").arg("-n").arg(&lock).arg("true").status().unwrap().success();
+    let free = || {
+        let mut flock = Program::Flock.command().unwrap();
+        flock.arg("-n").arg(&lock).arg("true").status().unwrap().success()
+    };
     while free() {
         std::thread::yield_now();
     }
@@ -309,7 +313,7 @@ fn abandons_a_lab() {
 #[test]
 fn the_next_lab_removes_what_a_killed_one_left() {
     use std::io::{BufRead, BufReader};
-    let mut maker = Command::new(std::env::current_exe().unwrap())
+    let mut maker = built(std::env::current_exe().unwrap())
         .args(["--exact", "abandons_a_lab", "--ignored", "--nocapture"])
         .env(ABANDON, "1")
         .stdout(Stdio::piped())

@@ -25,7 +25,7 @@ use ftvmm_tests::guest_run::{
     GUEST_ADDRESS, GuestLab, GuestRun, LabPool, PROMPT, READY, TAP, cmdline,
 };
 use ftvmm_tests::replayed::{Replayed, keep};
-use ftvmm_tests::{clients, clock, packages};
+use ftvmm_tests::{clients, clock};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const PAIRS: usize = 12;
@@ -287,7 +287,6 @@ fn main() -> ExitCode {
     // Each lab has one emulated CPU.
     arguments.test_threads.get_or_insert(LABS);
     println!("record_replay: {pairs} pairs, FTVMM_SEED={seed}");
-    packages::ensure(packages::CLIENTS).unwrap();
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("record_replay");
     let kept = folder.join("failed");

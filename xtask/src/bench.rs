@@ -13,7 +13,7 @@ use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
@@ -29,9 +29,11 @@ use ftvmm_tests::pair::{
 };
 use ftvmm_tests::progress::Step;
 
-use self::summary::{Conditions, Sample, Summary};
+pub use self::summary::Summary;
+use self::summary::{Conditions, Sample};
 use crate::cargo;
 use crate::hosts::Hosts;
+use crate::report::{self, MachineReport};
 
 const MIB: u64 = 1 << 20;
 /// Where the guest echoes (RFC 862) and serves.
@@ -165,6 +167,7 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
         println!("saved: {SAVED}");
     }
     println!("result: {}", lab.folder().display());
+    MachineReport::new("bench", &cargo::build("ftvmm", "ftvmm")?)?.with_bench(&result).write()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -182,11 +185,9 @@ fn conditions(backend: Backend, failure_timeout_ms: Option<u64>, amounts: Amount
     let cpu = file("/proc/cpuinfo");
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let load = file("/proc/loadavg");
-    let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    let commit = commit.map(|said| String::from_utf8_lossy(&said.stdout).trim().to_owned());
     Conditions {
         unix_seconds: clock::since_epoch().as_secs(),
-        commit: commit.unwrap_or_default(),
+        commit: report::commit(),
         hosts: match backend {
             Backend::Lab => "emulated machines",
             Backend::Local => "network namespaces on KVM",

@@ -2,11 +2,14 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
+
+use ftvmm_tests::Program;
 
 /// Builds one program in the release profile; returns its path.
 pub fn build(package: &str, program: &str) -> Result<PathBuf, Box<dyn Error>> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = Program::Cargo
+        .command()?
         .args(["build", "--quiet", "--release", "--package", package, "--bin", program])
         .args(["--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())

@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use ftvmm_guest_images::{BUSYBOX, Guest, Inputs, KERNEL_SOURCE, PACKAGES, StockKernel};
-use ftvmm_tests::packages::{self, DebianKernel, Package};
+use ftvmm_guest_images::{Guest, Inputs, StockKernel};
+use ftvmm_tests::packages::{self, DebianKernel};
 
 /// Names the folder of a finished guest and so spares the look into the cache.
 const GUEST_FOLDER: &str = "FTVMM_GUEST";
@@ -27,8 +27,6 @@ pub fn ensure() -> Result<Guest, Box<dyn Error>> {
     if let Some(folder) = std::env::var_os(GUEST_FOLDER) {
         return Ok(Guest::in_folder(folder.as_ref()));
     }
-    let wanted: Vec<Package> = PACKAGES.iter().map(|&(name, why)| Package { name, why }).collect();
-    packages::ensure(&wanted)?;
     let stock = |kernel: DebianKernel| StockKernel {
         bzimage: kernel.bzimage,
         modules: kernel.modules,
@@ -36,8 +34,7 @@ pub fn ensure() -> Result<Guest, Box<dyn Error>> {
     };
     let inputs = Inputs {
         cache: packages::cache_directory()?,
-        kernel_source: KERNEL_SOURCE.into(),
-        busybox: BUSYBOX.into(),
+        kernel_source: packages::kernel_source()?,
         cloud: stock(packages::cloud_kernel()?),
         generic: stock(packages::generic_kernel()?),
     };

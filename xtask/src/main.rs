@@ -6,9 +6,11 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fresh;
 mod guest;
 mod hosts;
 mod lab;
+mod report;
 mod stress;
 mod test;
 
@@ -30,6 +32,8 @@ enum Task {
     Bench(bench::BenchArguments),
     /// Kill a guest's host under a download that does not stop
     Demo(demo::DemoArguments),
+    /// Show that a machine with nothing installed is enough
+    Fresh(fresh::FreshArguments),
     /// Run a command on a host with a working KVM, emulated where this machine has none
     Lab(lab::LabArguments),
     /// Make the guest images: kernels and initramfs
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let outcome: Result<ExitCode, Box<dyn Error>> = match Arguments::parse().command {
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Fresh(arguments) => fresh::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
         Task::Stress(arguments) => stress::run(&arguments),

@@ -11,21 +11,22 @@ use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ftvmm_tests::guest_run::GUEST_FOLDER;
-use ftvmm_tests::{clock, packages};
+use ftvmm_tests::{Program, clock};
 
-use crate::guest;
+use crate::report::{MachineReport, Step};
+use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct TestArguments {
-    /// Run only these steps, and what they need
-    #[arg(long, value_name = "STEP")]
+    /// Run only these steps, and what they need: `--only format,unit`
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
     only: Vec<String>,
     /// Fewer repetitions, and no tests of the test machinery
     #[arg(long)]
@@ -41,6 +42,7 @@ const CHECKS: &[CargoStep] = &[
     (BUILD, &["build", "--release", "--workspace", "--bins", "--tests"]),
     ("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ("unit", &["test", "--release", "--no-fail-fast"]),
+    ("packages", &["xtask", "fresh", "--packages-only"]),
     ("lab-unit", &["test", "--release", "--package", "ftvmm-tests", "--lib", "--bins"]),
 ];
 const BUILD: &str = "build";
@@ -92,7 +94,6 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(unknown) = arguments.only.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(format!("there is no step {unknown:?}; there are: {}", known.join(", ")).into());
     }
-    packages::ensure(&[packages::LAB, packages::CLIENTS].concat())?;
 
     let mut session = Session::new(arguments);
     let end_to_end: Vec<&String> = programs
@@ -117,6 +118,12 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
     }
     let is_wanted = |name: &&&str| end_to_end.iter().any(|wanted| wanted == *name);
     session.steps_at_once(OF_ONE_GUEST.iter().filter(is_wanted).copied())?;
+    if !end_to_end.is_empty() {
+        // Without it the tests have said what they had to say.
+        if let Err(error) = session.write_report() {
+            eprintln!("no report to send in: {error}");
+        }
+    }
     Ok(session.finish())
 }
 
@@ -205,6 +212,19 @@ impl Session {
         self.summary.push(outcome);
     }
 
+    /// Writes what was run so far, for whoever wants to send it in.
+    fn write_report(&self) -> Result<(), Box<dyn Error>> {
+        let step = |Outcome { name, took, counts }: &Outcome| Step {
+            name: name.clone(),
+            seconds: took.as_secs_f64(),
+            passed: counts.passed,
+            failed: counts.failed,
+        };
+        let steps = self.summary.iter().map(step).collect();
+        let ftvmm = cargo::build("ftvmm", "ftvmm")?;
+        MachineReport::new("test", &ftvmm)?.with_steps(steps).write()
+    }
+
     fn finish(self) -> ExitCode {
         let mut total = Counts::default();
         println!("\n{:>7}  {:<16} result", "seconds", "step");
@@ -228,7 +248,9 @@ fn run_step(
     writeln!(shown, "\n=== {name}: cargo {}", words.join(" "))?;
     let began = clock::now();
     let (output, input) = io::pipe()?;
-    let mut running = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut running = Program::Cargo
+        .command()
+        .map_err(io::Error::other)?
         .args(words)
         .envs(settings.iter().map(|(name, value)| (name, value)))
         .current_dir(workspace())

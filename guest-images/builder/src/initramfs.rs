@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::Command;
 
 use cpio::newc::{Builder, trailer};
+use ftvmm_host_programs::Program;
 
 use crate::store::{not_started, succeeded};
 use crate::{GuestBuildError, at};
@@ -72,7 +72,7 @@ impl Userland {
 }
 
 fn busybox_applets(busybox: &Path) -> Result<Vec<String>, GuestBuildError> {
-    let mut command = Command::new(busybox);
+    let mut command = Program::Busybox.command()?;
     command.arg("--list");
     let output = command.output().map_err(not_started(&command))?;
     succeeded(&command, output.status, busybox)?;

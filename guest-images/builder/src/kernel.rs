@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ftvmm_guest_programs::stream::reader_sha256;
+use ftvmm_host_programs::Program;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::store::{Store, digest, not_started, succeeded};
@@ -70,32 +71,33 @@ pub(crate) fn build(store: &Store, source: &Path) -> Result<PathBuf, GuestBuildE
 
 fn compile(source: &Path, work: &Path, log: &Path) -> Result<PathBuf, GuestBuildError> {
     File::create(log).map_err(at(log))?;
+    let (tree, output) = (work.join("source"), work.join("build"));
+    let make = |target: &str| -> Result<Command, GuestBuildError> {
+        let mut command = Program::Make.command()?;
+        command.env_clear().envs(ENVIRONMENT.iter().copied());
+        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        command.arg("-C").arg(&tree).arg(format!("O={}", output.display())).arg(target);
+        Ok(command)
+    };
+    // What these lack is installed now, before there is a bar on the terminal.
+    let (mut unpack, mut configure) = (Program::Tar.command()?, make("allnoconfig")?);
+
     let progress = Progress::new();
     progress.bar.set_message("unpacking the source");
-    let (tree, output) = (work.join("source"), work.join("build"));
     let configuration = work.join("kernel.config");
     [&tree, &output].into_iter().try_for_each(|path| fs::create_dir(path).map_err(at(path)))?;
     fs::write(&configuration, CONFIGURATION).map_err(at(&configuration))?;
-
-    let mut unpack = Command::new("tar");
     unpack.args(["--extract", "--strip-components=1", "--file"]).arg(source).arg("-C").arg(&tree);
     unpack.args(NOT_UNPACKED.iter().map(|pattern| format!("--exclude={pattern}")));
     progress.run(&mut unpack, log)?;
 
-    let make = |target: &str| {
-        let mut command = Command::new("make");
-        command.env_clear().envs(ENVIRONMENT.iter().copied());
-        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-        command.arg("-C").arg(&tree).arg(format!("O={}", output.display())).arg(target);
-        command
-    };
     progress.bar.set_message("configuring");
-    progress.run(make("allnoconfig").env("KCONFIG_ALLCONFIG", &configuration), log)?;
+    progress.run(configure.env("KCONFIG_ALLCONFIG", &configuration), log)?;
     let written = output.join(".config");
     check_configuration(&fs::read_to_string(&written).map_err(at(&written))?)?;
 
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    progress.run(make(BZIMAGE).arg(format!("-j{jobs}")), log)?;
+    progress.run(make(BZIMAGE)?.arg(format!("-j{jobs}")), log)?;
     Ok(output.join("arch/x86/boot").join(BZIMAGE))
 }
 

@@ -2,8 +2,8 @@
 //! initramfs with busybox and our programs, and beside them Debian's stock kernels, each with an
 //! initramfs that also holds its own modules.
 //!
-//! Nothing is fetched here: the caller says where Debian's files are ([`Inputs`]), [`PACKAGES`]
-//! says which packages bring them and the tools.
+//! The caller says where Debian's files are ([`Inputs`]); the tools are [`Program`]s, which come when they are
+//! started.
 //!
 //! Invariants: a finished folder in the cache is named by a digest of all that went into it,
 //! appears by one rename and never changes. Equal inputs give equal bytes: no time, name or path of
@@ -20,36 +20,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ftvmm_host_programs::{PackageError, Program};
 use store::Store;
-
-/// Packages the build needs, each with the reason.
-pub const PACKAGES: &[(&str, &str)] = &[
-    ("linux-source-6.1", "the source of the tiny guest kernel"),
-    ("gcc", "compiles the guest kernel"),
-    ("make", "drives the guest kernel's build"),
-    ("flex", "part of the guest kernel's build"),
-    ("bison", "part of the guest kernel's build"),
-    ("bc", "part of the guest kernel's build"),
-    ("libelf-dev", "objtool of the guest kernel's build"),
-    ("lz4", "compresses the guest kernel"),
-    ("xz-utils", "unpacks the guest kernel's source"),
-    ("busybox-static", "the guest's userland"),
-];
-
-/// Where [`PACKAGES`] put the kernel source when they are installed.
-pub const KERNEL_SOURCE: &str = "/usr/src/linux-source-6.1.tar.xz";
-/// Where [`PACKAGES`] put busybox when they are installed.
-pub const BUSYBOX: &str = "/bin/busybox";
 
 /// What the guest is made from.
 #[derive(Debug, Clone)]
 pub struct Inputs {
     /// The folder of this project in the user's cache.
     pub cache: PathBuf,
-    /// The archive of Debian's kernel source, `linux-source-6.1.tar.xz`.
+    /// The archive of Debian's kernel source, such as `linux-source-6.1.tar.xz`.
     pub kernel_source: PathBuf,
-    /// A static busybox.
-    pub busybox: PathBuf,
     /// Debian's stock kernel for clouds.
     pub cloud: StockKernel,
     /// Debian's stock kernel for everything.
@@ -150,6 +130,9 @@ pub enum GuestBuildError {
         /// What the system said.
         source: io::Error,
     },
+    /// A program could not be had.
+    #[error(transparent)]
+    Package(#[from] PackageError),
     /// A program could not be started.
     #[error("{program}: {source}")]
     NotStarted {
@@ -202,7 +185,7 @@ pub fn build(inputs: &Inputs) -> Result<Guest, GuestBuildError> {
     let store = Store::lock(&inputs.cache)?;
     let kernel = kernel::build(&store, &inputs.kernel_source)?;
     let programs = programs::build(&store)?;
-    let userland = initramfs::Userland::read(&inputs.busybox, &programs)?;
+    let userland = initramfs::Userland::read(&Program::Busybox.path()?, &programs)?;
     let stock = |kernel: &StockKernel| userland.archive(modules::files(kernel)?);
     let kernels = [
         (GuestKernel::Tiny, &kernel, userland.archive(BTreeMap::new())?),

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use liblzma::read::XzDecoder;
 
 use crate::{GuestBuildError, StockKernel, at};
 
@@ -28,11 +32,10 @@ pub struct MissingModule {
 pub fn load_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>, MissingModule> {
     let mut order: Vec<String> = Vec::new();
     for name in wanted {
-        let file = format!("{name}.ko");
         let line = dependencies
             .lines()
             .filter_map(|line| line.split_once(':'))
-            .find(|(module, _)| module.rsplit('/').next() == Some(&file));
+            .find(|(module, _)| is_named(module, name));
         let (module, needed) = line.ok_or_else(|| MissingModule { module: (*name).to_owned() })?;
         for path in needed.split_whitespace().rev().chain([module]) {
             if !order.iter().any(|known| known == path) {
@@ -43,10 +46,47 @@ pub fn load_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>, Mi
     Ok(order)
 }
 
-/// Whether modules.builtin, a list of paths, names the module: then the kernel image has it.
-fn is_built_in(built_in: &str, name: &str) -> bool {
-    let file = format!("{name}.ko");
-    built_in.lines().any(|path| path.rsplit('/').next() == Some(&file))
+/// Debian compresses modules from release 13 on.
+const COMPRESSED: &str = ".xz";
+/// Debian's largest, with debug information split off, has 8 MiB.
+const MODULE_BYTES_MAX: u64 = 64 << 20;
+
+/// Whether the path is that of the module with this name.
+fn is_named(path: &str, name: &str) -> bool {
+    let file = path.rsplit('/').next().unwrap_or_default();
+    plain_path(file).strip_suffix(".ko") == Some(name)
+}
+
+/// The path that a module has when it is not compressed.
+pub fn plain_path(path: &str) -> &str {
+    path.strip_suffix(COMPRESSED).unwrap_or(path)
+}
+
+/// A module's own bytes, whether its file is compressed or not.
+///
+/// # Errors
+/// What the file system or the decompressor said.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = fs::read(path)?;
+    if !path.to_string_lossy().ends_with(COMPRESSED) {
+        return Ok(file);
+    }
+    let mut module = Vec::new();
+    let plain = XzDecoder::new_multi_decoder(&file[..]);
+    plain.take(MODULE_BYTES_MAX + 1).read_to_end(&mut module)?;
+    if module.len() as u64 > MODULE_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "unpacked it has more than {MODULE_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(module)
+}
+
+/// Those of the modules that the kernel image does not have itself; modules.builtin is a list of the paths of
+/// those it has.
+pub fn not_built_in<'a>(built_in: &str, names: &[&'a str]) -> Vec<&'a str> {
+    let has = |name: &str| built_in.lines().any(|path| is_named(path, name));
+    names.iter().copied().filter(|name| !has(name)).collect()
 }
 
 /// The files of an initramfs that `modprobe` needs, by their paths in it.
@@ -56,14 +96,13 @@ pub(crate) fn files(kernel: &StockKernel) -> Result<BTreeMap<String, Vec<u8>>, G
     let dependencies = fs::read_to_string(&path).map_err(at(&path))?;
     let path = kernel.modules.join("modules.builtin");
     let built_in = fs::read_to_string(&path).map_err(at(&path))?;
-    let loaded: Vec<&str> =
-        LOADED.iter().copied().filter(|name| !is_built_in(&built_in, name)).collect();
+    let loaded = not_built_in(&built_in, LOADED);
     let order = load_order(&dependencies, &loaded)?;
     let is_kept = |line: &&str| {
         line.split_once(':').is_some_and(|(module, _)| order.iter().any(|kept| kept == module))
     };
-    let kept: String =
-        dependencies.lines().filter(is_kept).map(|line| format!("{line}\n")).collect();
+    let plain_line = |line: &str| line.replace(".ko.xz", ".ko") + "\n";
+    let kept: String = dependencies.lines().filter(is_kept).map(plain_line).collect();
     let place = |path: &str| format!("lib/modules/{}/{path}", kernel.release);
     let mut files = BTreeMap::from([
         (place(DEPENDENCIES), kept.into_bytes()),
@@ -71,7 +110,7 @@ pub(crate) fn files(kernel: &StockKernel) -> Result<BTreeMap<String, Vec<u8>>, G
     ]);
     for module in &order {
         let path = kernel.modules.join(module);
-        files.insert(place(module), fs::read(&path).map_err(at(&path))?);
+        files.insert(place(plain_path(module)), read(&path).map_err(at(&path))?);
     }
     Ok(files)
 }
@@ -92,6 +131,24 @@ mod tests {
         );
         let missing = load_order(dep, &["d"]).unwrap_err().to_string();
         assert!(missing.contains('d'), "{missing}");
+    }
+
+    #[test]
+    fn compressed_modules_have_the_names_of_plain_ones_and_are_unpacked() {
+        let dep = "k/b.ko.xz: k/a.ko.xz\nk/a.ko.xz:\n";
+        assert_eq!(load_order(dep, &["b"]).unwrap(), ["k/a.ko.xz", "k/b.ko.xz"]);
+        assert_eq!(plain_path("k/a.ko.xz"), "k/a.ko");
+        assert_eq!(not_built_in("k/a.ko\n", &["a", "b"]), ["b"]);
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.ko.xz");
+        let mut packed = Vec::new();
+        let mut packer = liblzma::read::XzEncoder::new(&b"a module"[..], 1);
+        packer.read_to_end(&mut packed).unwrap();
+        fs::write(&path, packed).unwrap();
+        assert_eq!(read(&path).unwrap(), b"a module");
+        fs::write(&path, "no archive").unwrap();
+        assert!(read(&path).is_err());
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use ftvmm_host_programs::Program;
 use serde_json::Value;
 
 use crate::store::{Store, not_started, succeeded};
@@ -16,8 +17,7 @@ const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 pub(crate) fn build(store: &Store) -> Result<PathBuf, GuestBuildError> {
     let log = store.path("guest-programs.log");
     let errors = File::create(&log).map_err(at(&log))?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = Program::Cargo.command()?;
     command
         .args([
             "build",

@@ -109,6 +109,8 @@ pub(crate) fn not_started(command: &Command) -> impl FnOnce(io::Error) -> GuestB
 
 #[cfg(test)]
 mod tests {
+    use ftvmm_host_programs::Program;
+
     use super::*;
 
     #[test]
@@ -151,8 +153,8 @@ mod tests {
     fn a_failed_command_shows_the_end_of_its_log() {
         let log = tempfile::NamedTempFile::new().unwrap();
         fs::write(log.path(), "first\nlast words\n").unwrap();
-        let mut command = Command::new("false");
-        let status = command.status().unwrap();
+        let mut command = Program::Sh.command().unwrap();
+        let status = command.args(["-c", "exit 1"]).status().unwrap();
         let text = succeeded(&command, status, log.path()).unwrap_err().to_string();
         assert!(text.contains("last words"), "{text}");
     }

@@ -8,13 +8,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use ftvmm_guest_images::{Guest, GuestKernel};
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, reader_sha256, stream_sha256};
+use ftvmm_host_programs::{Program, built};
 
 /// No guest of this test is silent nearly so long unless it hangs.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -22,7 +23,9 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=t mitigations=off lpj=
 
 /// The guest as a user gets it.
 fn guest() -> Guest {
-    let output = Command::new(env!("CARGO"))
+    let output = Program::Cargo
+        .command()
+        .unwrap()
         .args(["xtask", "guest"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
         .stderr(Stdio::inherit())
@@ -39,7 +42,9 @@ struct Machine {
 
 impl Machine {
     fn boot(kernel: &Path, initramfs: &Path, parameters: &str, network: &[String]) -> Self {
-        let mut qemu = Command::new("qemu-system-x86_64")
+        let mut qemu = Program::Qemu
+            .command()
+            .unwrap()
             .args(["-accel", "tcg", "-cpu", "qemu64,-apic,-tsc", "-m", "192", "-no-reboot"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
             .args(["-M", "microvm,pit=on,pic=on,rtc=on,isa-serial=on,x-option-roms=off,acpi=off"])
@@ -162,7 +167,7 @@ fn the_tiny_guest_serves_the_network_and_its_console() {
 #[ignore = "builds a kernel and boots it; `cargo xtask test` runs it"]
 fn both_kernels_pass_the_same_selfcheck_and_no_two_boots_are_alike() {
     let guest = guest();
-    let here = Command::new(&guest.programs).args(["selfcheck", "2"]).output().unwrap();
+    let here = built(&guest.programs).args(["selfcheck", "2"]).output().unwrap();
     let (_, work) = hashes(&String::from_utf8(here.stdout).unwrap());
     let script = "ftguest.run=selfcheck:2,reboot:-f";
     let mut runs = Vec::new();

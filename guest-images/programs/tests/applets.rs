@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output};
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, hex, reader_sha256, stream_sha256};
 
 fn ftguest(arguments: &[&str]) -> Command {
+    #[allow(clippy::disallowed_methods, reason = "the program under test")]
     let mut command = Command::new(env!("CARGO_BIN_EXE_ftguest"));
     command.args(arguments);
     command

@@ -1,11 +1,11 @@
 //! Which kind of host this machine needs.
 
 use std::path::Path;
-use std::process::Command;
 
 use serde::Deserialize;
 
 use super::error::{LabError, at};
+use crate::built;
 
 /// Overrides the choice: `lab` or `local`.
 const OVERRIDE: &str = "FTVMM_BACKEND";
@@ -49,7 +49,7 @@ fn backend_named(name: &str) -> Result<Backend, LabError> {
 
 fn diagnosed(ftvmm: &Path) -> Result<(Backend, String), LabError> {
     // Exit status 1 only repeats `"suitable": false`.
-    let said = Command::new(ftvmm).args(["doctor", "--json"]).output().map_err(at(ftvmm))?;
+    let said = built(ftvmm).args(["doctor", "--json"]).output().map_err(at(ftvmm))?;
     let diagnosis: Diagnosis = serde_json::from_slice(&said.stdout).map_err(|error| {
         let errors = String::from_utf8_lossy(&said.stderr);
         let reason = format!("`{} doctor --json`: {error}; {errors}", ftvmm.display());

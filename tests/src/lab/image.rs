@@ -7,16 +7,14 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-use ftvmm_guest_images::modules::load_order;
+use ftvmm_guest_images::modules::{self, load_order, not_built_in};
 
 use super::error::{LabError, at};
+use crate::Program;
 use crate::packages::{self, DebianKernel};
-
-const BUSYBOX: &str = "/bin/busybox";
 
 /// The modules a lab host is made for; what they need comes along.
 const MODULES: &[&str] = &[
@@ -59,8 +57,8 @@ fn archive(kernel: &DebianKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
         archive.add(directory, ModeFileType::Directory, 0o755, &[])?;
     }
     archive.add("init", ModeFileType::Regular, 0o755, &read(agent)?)?;
-    archive.add("bin/busybox", ModeFileType::Regular, 0o755, &read(Path::new(BUSYBOX))?)?;
-    let applets = Command::new(BUSYBOX).arg("--list").output().map_err(at(BUSYBOX))?;
+    archive.add("bin/busybox", ModeFileType::Regular, 0o755, &read(&Program::Busybox.path()?)?)?;
+    let applets = Program::Busybox.command()?.arg("--list").output().map_err(at("busybox"))?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines() {
         if applet != "busybox" {
             archive.add(&format!("bin/{applet}"), ModeFileType::Symlink, 0o777, b"busybox")?;
@@ -68,11 +66,14 @@ fn archive(kernel: &DebianKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
     }
     let dependencies = kernel.modules.join("modules.dep");
     let dependencies = fs::read_to_string(&dependencies).map_err(at(&dependencies))?;
-    let order = load_order(&dependencies, MODULES)
+    let built_in = kernel.modules.join("modules.builtin");
+    let built_in = fs::read_to_string(&built_in).map_err(at(&built_in))?;
+    let order = load_order(&dependencies, &not_built_in(&built_in, MODULES))
         .map_err(|missing| LabError::NoModule { module: missing.module })?;
     for (number, module) in order.iter().enumerate() {
-        let name = Path::new(module).file_name().unwrap_or_default().to_string_lossy();
-        let content = read(&kernel.modules.join(module))?;
+        let name = modules::plain_path(module).rsplit('/').next().unwrap_or_default();
+        let path = kernel.modules.join(module);
+        let content = modules::read(&path).map_err(at(&path))?;
         archive.add(
             &format!("modules/{number:02}-{name}"),
             ModeFileType::Regular,

@@ -15,6 +15,7 @@ use std::process::{Child, Stdio};
 use super::error::{LabError, at};
 use super::net::{Namespace, Nic, add_veth};
 use super::qemu::console;
+use crate::Program;
 
 /// A host that is a pair of namespaces; dropping it is the hard stop.
 pub(crate) struct LocalHost {
@@ -40,7 +41,7 @@ impl LocalHost {
         let (ours, theirs) = UnixStream::pair().map_err(at("agent stream"))?;
         let (input, output) = (theirs.try_clone().map_err(at("agent stream"))?, theirs);
         let child = namespace
-            .command("unshare")
+            .command(Program::Unshare)?
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
             .arg(agent)
             .arg("supervise")

@@ -40,7 +40,7 @@ pub use host::Host;
 pub use link::{LabProcess, Output};
 pub use protocol::Ended;
 
-use crate::packages;
+use crate::Program;
 
 use host::Shared;
 use net::Namespace;
@@ -110,7 +110,6 @@ impl Lab {
         if !nix::unistd::geteuid().is_root() {
             return Err(LabError::NeedsRoot);
         }
-        packages::ensure(packages::LAB)?;
         net::remove_leftovers();
         let share = config.folder.join("share");
         let programs = share.join("bin");
@@ -118,7 +117,11 @@ impl Lab {
         let folder = config.folder.canonicalize().map_err(at(&config.folder))?;
         let image = match config.backend {
             Backend::Lab => Some(image::build(&folder, &config.agent)?),
-            Backend::Local => None,
+            Backend::Local => {
+                // Such a host sets its network up with it, as an emulated one does.
+                Program::Busybox.path()?;
+                None
+            }
         };
         let outer = Namespace::create(net::unique_name())?;
         net::build_outer(&outer)?;
@@ -172,11 +175,13 @@ impl Lab {
 
     /// A command for a real client: on this machine, in the network the hosts are plugged into.
     /// Waiting for it is the caller's; [`Self::run_client`] bounds the wait.
-    pub fn client(&self, argv: &[&str]) -> Command {
-        let (program, arguments) = argv.split_first().unwrap_or((&"true", &[]));
-        let mut command = self.shared.outer.command(program);
+    ///
+    /// # Errors
+    /// When the program cannot be had.
+    pub fn client(&self, program: Program, arguments: &[&str]) -> Result<Command, LabError> {
+        let mut command = self.shared.outer.command(program)?;
         command.args(arguments);
-        command
+        Ok(command)
     }
 
     /// Runs a client to its end. What it writes counts as a sign of life and is kept in the
@@ -184,10 +189,10 @@ impl Lab {
     ///
     /// # Errors
     /// [`LabError::Silent`] when client and lab were silent for too long; the client is killed.
-    pub fn run_client(&self, argv: &[&str]) -> Result<Output, LabError> {
+    pub fn run_client(&self, program: Program, arguments: &[&str]) -> Result<Output, LabError> {
         let LabConfig { folder, silence, .. } = &self.shared.config;
-        let program = argv.first().copied().unwrap_or_default();
-        client::run(self.client(argv), program, folder, &self.shared.watch, *silence)
+        let command = self.client(program, arguments)?;
+        client::run(command, program.file(), folder, &self.shared.watch, *silence)
     }
 
     /// Last lines of every log, for a failure message.

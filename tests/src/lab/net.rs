@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::error::{LabError, at};
+use crate::Program;
 
 /// Where `ip netns` keeps its namespaces.
 const NAMESPACES: &str = "/run/netns";
@@ -87,10 +88,10 @@ impl Namespace {
     }
 
     /// A command that will run inside.
-    pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name, program]);
-        command
+    pub(crate) fn command(&self, program: Program) -> Result<Command, LabError> {
+        let mut command = Program::Ip.command()?;
+        command.args(["netns", "exec", &self.name]).arg(program.path()?);
+        Ok(command)
     }
 
     /// Ends every process inside; none is left when this returns.
@@ -106,7 +107,7 @@ impl Drop for Namespace {
 }
 
 fn ip(arguments: &[&str]) -> Result<(), LabError> {
-    run(Command::new("ip").args(arguments))
+    run(Program::Ip.command()?.args(arguments))
 }
 
 /// Runs a program that is silent when all is well.
@@ -123,7 +124,10 @@ pub(crate) fn run(command: &mut Command) -> Result<(), LabError> {
 /// is left, giving up on processes that the kernel does not let die.
 fn kill_processes_of(namespace: &str) {
     for _ in 0..KILL_ROUNDS_MAX {
-        let Ok(pids) = Command::new("ip").args(["netns", "pids", namespace]).output() else {
+        let Ok(mut ask) = Program::Ip.command() else {
+            return;
+        };
+        let Ok(pids) = ask.args(["netns", "pids", namespace]).output() else {
             return;
         };
         let pids = String::from_utf8_lossy(&pids.stdout);

@@ -14,6 +14,7 @@ use super::error::{LabError, at};
 use super::image::Image;
 use super::net::{Namespace, Nic};
 use super::protocol::{PORT_NAME, SHARE_TAG};
+use crate::Program;
 
 /// Kernel command line of a lab host. Mitigations cost emulated time and change no semantics; a
 /// panic ends QEMU; the emulated TSC is the outer machine's and better than any watchdog that
@@ -21,9 +22,6 @@ use super::protocol::{PORT_NAME, SHARE_TAG};
 /// says nothing during a boot would look stuck.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable \
                             no_timer_check ipv6.disable=1 net.ifnames=0 random.trust_cpu=on";
-
-/// Where Debian's QEMU packages put the daemon, by release.
-const VIRTIOFSD: &[&str] = &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 
 /// What one host needs to start.
 pub(crate) struct Plan<'a> {
@@ -63,10 +61,10 @@ impl QemuHost {
         let source = format!("source={source}");
         let mut virtiofsd = plan
             .outer
-            .command(virtiofsd_program())
+            .command(Program::Virtiofsd)?
             // It takes its listening socket as descriptor 0, so nobody waits for a file to appear.
             // In its own mount namespace it would be two processes; a hard stop wants one.
-            .args(["--fd=0", "-f", "-o", "sandbox=chroot,cache=none,log_level=warn", "-o"])
+            .args(["--fd=0", "-f", "-o", "sandbox=chroot,cache=none", "-o"])
             .arg(source)
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stdout(log()?)
@@ -75,7 +73,7 @@ impl QemuHost {
             .map_err(at("virtiofsd"))?;
 
         let (ours, theirs) = UnixStream::pair().map_err(at("agent stream"))?;
-        let mut command = plan.outer.command("qemu-system-x86_64");
+        let mut command = plan.outer.command(Program::Qemu)?;
         add_arguments(&mut command, plan, &socket);
         record(&command, plan)?;
         let qemu = command
@@ -121,10 +119,6 @@ fn stop(child: &mut Child) {
     // Both fail only when the child has ended already.
     let _ = child.kill();
     let _ = child.wait();
-}
-
-fn virtiofsd_program() -> &'static str {
-    VIRTIOFSD.iter().find(|path| Path::new(path).is_file()).unwrap_or(&"virtiofsd")
 }
 
 fn add_arguments(command: &mut Command, plan: &Plan<'_>, socket: &str) {

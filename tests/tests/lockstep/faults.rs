@@ -127,7 +127,7 @@ fn halts(site: &Site, fault: &str, wanted: Wanted) -> Result<(), Failed> {
     let pair = flipped(site, fault, "halt")?;
     // A frame that shows the flip leaves only when it is asked for.
     let asking = match pair.primary.wait_for_stdout(READY)? {
-        true => Some(site.asking().spawn()?),
+        true => Some(site.asking()?.spawn()?),
         false => None,
     };
     let ended = [pair.primary.wait(), pair.backup.wait()];

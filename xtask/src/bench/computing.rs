@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ftvmm_guest_programs::compute::{line_after, spin_line};
+use ftvmm_tests::Program;
 use ftvmm_tests::clock;
 use ftvmm_tests::pair::{GUEST_ADDRESS, READY, RunOptions};
 use ftvmm_tests::ping::Ping;
@@ -68,7 +69,7 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
                 let running = start(&lab, &files, mode, limit, options)?;
                 let console = running.primary();
                 console.wait_for_stdout(READY)?;
-                lab.run_client(&["ip", "neigh", "flush", "all"])?;
+                lab.run_client(Program::Ip, &["neigh", "flush", "all"])?;
                 console.wait_for_stdout("BEGIN")?;
                 let began = clock::now();
                 let ping = Ping::start(&lab, GUEST_ADDRESS, PING_EVERY, PINGS)?;

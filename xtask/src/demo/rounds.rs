@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ftvmm_tests::Program;
 use ftvmm_tests::clock;
 use ftvmm_tests::download::{Download, Downloaded};
 use ftvmm_tests::group::{Group, Member, Status};
@@ -72,7 +73,7 @@ pub fn run(
     let url = format!("http://{GUEST_ADDRESS}/bytes/{bytes}");
     println!("curl:  {url}");
     let bar = download_bar(bytes);
-    lab.run_client(&["sh", "-c", SMALL_BUFFERS])?;
+    lab.run_client(Program::Sh, &["-c", SMALL_BUFFERS])?;
     let client = Client::start(Download::start(lab, &url)?, bar.clone());
     for number in 1..=rounds {
         let round;

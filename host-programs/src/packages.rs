@@ -1,45 +1,26 @@
-//! What the project needs from Debian, and how it gets it.
+//! How packages of Debian are had.
 //!
-//! Two ways: programs are installed with apt-get ([`ensure`]), kernels are only downloaded and
+//! Two ways: packages with programs are installed with apt-get ([`ensure`]), kernels are only downloaded and
 //! unpacked into the user's cache ([`fetch_extracted`]), because installing a kernel would touch
 //! the boot loader of the machine. Both keep a log and say what they do.
 //!
-//! Invariants: a machine that has everything pays one `dpkg-query`; a directory in the cache is
+//! Invariants: a process whose machine has a package asks dpkg about it once; a directory in the cache is
 //! complete or absent (made aside, then renamed, under a lock); its name carries the version.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::User;
 
+use crate::Program;
 use crate::progress::Step;
-
-/// A Debian package and the reason this project wants it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Package {
-    /// Name as apt knows it.
-    pub name: &'static str,
-    /// What it is for, shown when it is missing.
-    pub why: &'static str,
-}
-
-/// What the lab needs on the outer machine.
-pub const LAB: &[Package] = &[
-    Package { name: "qemu-system-x86", why: "emulates a machine with AMD-V, carries virtiofsd" },
-    Package { name: "busybox-static", why: "the userland of a lab host" },
-    Package { name: "iproute2", why: "private networks between hosts and clients" },
-    Package { name: "kmod", why: "depmod: the load order of the lab kernel's modules" },
-];
-
-/// What real clients on the outer machine are made of.
-pub const CLIENTS: &[Package] =
-    &[Package { name: "curl", why: "the client that must not notice a failover" }];
-
-/// Packages that always depend on Debian's newest kernel of a kind.
-const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
-const GENERIC_KERNEL: &str = "linux-image-amd64";
+use crate::release::Release;
+use crate::table::{CLOUD_KERNEL, GENERIC_KERNEL, KERNEL_SOURCE, Package};
 
 /// apt changes this directory with every update.
 const APT_LISTS: &str = "/var/lib/apt/lists";
@@ -77,9 +58,17 @@ pub enum PackageError {
         /// What was looked for.
         wanted: &'static str,
     },
-    /// Neither XDG_CACHE_HOME nor HOME is set.
+    /// The environment names no place for a cache, and the user has no home.
     #[error("no cache directory: set XDG_CACHE_HOME or HOME")]
     NoCacheDirectory,
+    /// It is nowhere on this machine, whatever apt was asked to install.
+    #[error("this machine has no program {program:?}{}", from_package(packages))]
+    NoProgram {
+        /// Its file's name.
+        program: &'static str,
+        /// The packages that bring it; empty for a program that every Debian has.
+        packages: String,
+    },
     /// The file system refused.
     #[error("{}", path.display())]
     Io {
@@ -90,6 +79,13 @@ pub enum PackageError {
     },
 }
 
+fn from_package(packages: &str) -> String {
+    match packages {
+        "" => String::new(),
+        packages => format!("; in Debian these packages bring it: {packages}"),
+    }
+}
+
 fn at(path: &Path) -> impl FnOnce(io::Error) -> PackageError {
     let path = path.to_owned();
     move |source| PackageError::Io { path, source }
@@ -97,15 +93,33 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> PackageError {
 
 /// The user's cache directory of this project (`$XDG_CACHE_HOME/ftvmm` or `~/.cache/ftvmm`),
 /// created when absent.
+///
+/// # Errors
+/// [`PackageError::NoCacheDirectory`], or what the file system said.
 pub fn cache_directory() -> Result<PathBuf, PackageError> {
-    let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
-        (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
-        (_, Some(home)) => PathBuf::from(home).join(".cache"),
-        _ => return Err(PackageError::NoCacheDirectory),
+    // Service managers and bare chroots start programs without HOME.
+    let home = || match std::env::var_os("HOME") {
+        Some(home) if !home.is_empty() => Some(PathBuf::from(home)),
+        _ => User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.dir),
+    };
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(cache) if !cache.is_empty() => PathBuf::from(cache),
+        _ => home().ok_or(PackageError::NoCacheDirectory)?.join(".cache"),
     };
     let directory = base.join("ftvmm");
     fs::create_dir_all(&directory).map_err(at(&directory))?;
     Ok(directory)
+}
+
+/// Whether this machine is one where packages can be asked for: it has dpkg.
+pub(crate) fn can_install() -> bool {
+    Program::DpkgQuery.find().is_some()
+}
+
+/// What these packages are called on this machine.
+pub(crate) fn names(packages: &[Package]) -> Vec<&'static str> {
+    let release = Release::of_this_machine();
+    packages.iter().map(|package| package.name(release)).collect()
 }
 
 /// Makes sure every package is installed, installing what is missing when root.
@@ -113,27 +127,56 @@ pub fn cache_directory() -> Result<PathBuf, PackageError> {
 /// # Errors
 /// [`PackageError::NeedsRoot`] carries the command to type; otherwise what apt-get answered.
 pub fn ensure(packages: &[Package]) -> Result<(), PackageError> {
-    let missing: Vec<&Package> = packages.iter().filter(|p| !is_installed(p.name)).collect();
+    // What was there once stays; and two threads must not both install.
+    static INSTALLED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    let release = Release::of_this_machine();
+    let unknown = |package: &&Package| !installed.contains(package.name(release));
+    let asked: Vec<Package> = packages.iter().filter(unknown).copied().collect();
+    if !missing(&asked)?.is_empty() {
+        let _held = lock(&cache_directory()?.join("packages.lock"))?;
+        // Another process may have installed them meanwhile.
+        install(&missing(&asked)?)?;
+    }
+    installed.extend(names(&asked));
+    Ok(())
+}
+
+/// Those of the packages that are not installed.
+fn missing(packages: &[Package]) -> Result<Vec<Package>, PackageError> {
+    let release = Release::of_this_machine();
+    let mut missing = Vec::new();
+    for package in packages {
+        if !is_installed(package.name(release))? {
+            missing.push(*package);
+        }
+    }
+    Ok(missing)
+}
+
+fn install(missing: &[Package]) -> Result<(), PackageError> {
     if missing.is_empty() {
         return Ok(());
     }
-    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let names = names(missing);
     let install = ["install", "--yes", "--no-install-recommends"];
     if !nix::unistd::geteuid().is_root() {
         let command = format!("sudo apt-get {} {}", install.join(" "), names.join(" "));
         return Err(PackageError::NeedsRoot { command });
     }
-    for package in &missing {
-        eprintln!("missing {}: {}", package.name, package.why);
+    for (package, name) in missing.iter().zip(&names) {
+        eprintln!("missing {name}: {}", package.why);
     }
     update()?;
     let _step = Step::start(format!("apt-get install {}", names.join(" ")));
     apt_get(Path::new("/"), &[&install[..], &names[..]].concat())
 }
 
-fn is_installed(name: &str) -> bool {
-    let query = Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", name]).output();
-    query.is_ok_and(|answer| answer.stdout == b"installed")
+fn is_installed(name: &str) -> Result<bool, PackageError> {
+    let mut query = Program::DpkgQuery.command()?;
+    query.args(["-W", "-f=${db:Status-Status}", name]);
+    let answer = query.output().map_err(at(Path::new(query.get_program())))?;
+    Ok(answer.stdout == b"installed")
 }
 
 fn update() -> Result<(), PackageError> {
@@ -142,7 +185,26 @@ fn update() -> Result<(), PackageError> {
 }
 
 fn apt_get(directory: &Path, arguments: &[&str]) -> Result<(), PackageError> {
-    run_logged(Command::new("apt-get").args(arguments).current_dir(directory))
+    // Somebody else's apt, such as a daily upgrade, ends by itself.
+    let patience = ["-o", "DPkg::Lock::Timeout=300"];
+    run_logged(Program::AptGet.command()?.args(patience).args(arguments).current_dir(directory))
+}
+
+/// Waits for the lock that this file is, and holds it.
+fn lock(path: &Path) -> Result<Flock<File>, PackageError> {
+    let file = File::create(path).map_err(at(path))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| at(path)(io::Error::from(errno)))
+}
+
+/// Where Debian puts the source of the kernel that guests get; installs it.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn kernel_source() -> Result<PathBuf, PackageError> {
+    ensure(&[KERNEL_SOURCE])?;
+    let name = KERNEL_SOURCE.name(Release::of_this_machine());
+    Ok(Path::new("/usr/src").join(name).with_added_extension("tar.xz"))
 }
 
 /// Runs a program of the package system, its output appended to the log in the cache.
@@ -170,7 +232,7 @@ fn run_logged(command: &mut Command) -> Result<(), PackageError> {
 /// What apt would install for `name`, if anything.
 fn candidate_version(name: &str) -> Option<String> {
     let show = ["show", "--no-all-versions", name];
-    field(&Command::new("apt-cache").args(show).output().ok()?.stdout, "Version")
+    field(&Program::AptCache.command().ok()?.args(show).output().ok()?.stdout, "Version")
 }
 
 fn field(control: &[u8], name: &str) -> Option<String> {
@@ -200,10 +262,7 @@ pub fn fetch_extracted(
         return Ok(finished);
     }
 
-    let lock = store.join(".lock");
-    let file = File::create(&lock).map_err(at(&lock))?;
-    let _held = Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| at(&lock)(io::Error::from(errno)))?;
+    let _held = lock(&store.join(".lock"))?;
     if finished.is_dir() {
         return Ok(finished);
     }
@@ -219,7 +278,7 @@ pub fn fetch_extracted(
         .find_map(|entry| entry.ok().map(|e| e.path()).filter(|p| has_extension(p, "deb")))
         .ok_or_else(unknown)?;
     let tree = aside.path().join("tree");
-    run_logged(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&tree))?;
+    run_logged(Program::DpkgDeb.command()?.arg("-x").arg(&archive).arg(&tree))?;
     prepare(&tree)?;
     fs::rename(&tree, &finished).map_err(at(&finished))?;
     Ok(finished)
@@ -297,7 +356,12 @@ fn resolve(newest: &str) -> Result<(String, PathBuf), PackageError> {
     let versioned = kernel_package(newest)?;
     let release = versioned.trim_start_matches("linux-image-");
     let tree = fetch_extracted(&versioned, |tree| {
-        run_logged(Command::new("depmod").arg("-b").arg(tree).arg(release))
+        // Since Debian 13 the modules are in /usr/lib, and depmod still looks into /lib.
+        let lib = tree.join("lib");
+        if !lib.exists() {
+            std::os::unix::fs::symlink("usr/lib", &lib).map_err(at(&lib))?;
+        }
+        run_logged(Program::Depmod.command()?.arg("-b").arg(tree).arg(release))
     })?;
     if let Some(file) = resolved_file(newest) {
         let aside = file.with_extension(std::process::id().to_string());
@@ -309,7 +373,7 @@ fn resolve(newest: &str) -> Result<(String, PathBuf), PackageError> {
 
 fn kernel_package(newest: &str) -> Result<String, PackageError> {
     let ask = || {
-        let depends = Command::new("apt-cache").args(["depends", newest]).output().ok()?;
+        let depends = Program::AptCache.command().ok()?.args(["depends", newest]).output().ok()?;
         let text = String::from_utf8_lossy(&depends.stdout).into_owned();
         let name = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "))?.to_owned();
         name.starts_with("linux-image-").then_some(name)
@@ -328,8 +392,8 @@ mod tests {
 
     #[test]
     fn an_installed_package_is_seen_and_an_absent_one_is_not() {
-        assert!(is_installed("dpkg"));
-        assert!(!is_installed("no-such-package-anywhere"));
+        assert!(is_installed("dpkg").unwrap());
+        assert!(!is_installed("no-such-package-anywhere").unwrap());
     }
 
     #[test]
@@ -341,7 +405,8 @@ mod tests {
 
     #[test]
     fn a_failed_command_reports_itself_and_its_last_words() {
-        let failed = run_logged(Command::new("sh").args(["-c", "echo last words; exit 3"]));
+        let failed =
+            run_logged(Program::Sh.command().unwrap().args(["-c", "echo last words; exit 3"]));
         let text = failed.expect_err("exit status 3 is a failure").to_string();
         assert!(text.contains("last words"), "{text}");
     }
