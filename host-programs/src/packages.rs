@@ -204,7 +204,7 @@ fn lock(path: &Path) -> Result<Flock<File>, PackageError> {
 pub fn kernel_source() -> Result<PathBuf, PackageError> {
     ensure(&[KERNEL_SOURCE])?;
     let name = KERNEL_SOURCE.name(Release::of_this_machine());
-    Ok(Path::new("/usr/src").join(name).with_added_extension("tar.xz"))
+    Ok(Path::new("/usr/src").join(format!("{name}.tar.xz")))
 }
 
 /// Runs a program of the package system, its output appended to the log in the cache.

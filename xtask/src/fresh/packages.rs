@@ -3,11 +3,10 @@
 //! apt works on a state of its own in which nothing is installed; packages with programs are downloaded and looked
 //! into, none is installed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 
 use ftvmm_host_programs::{Origin, Program, Release, all_packages};
 use ftvmm_tests::progress::Step;
@@ -21,22 +20,25 @@ use super::apt::{Settings, said_by};
 pub fn check(release: Release, settings: &Settings, folder: &Path) -> Result<bool, Box<dyn Error>> {
     let apt = Apt::new(release, settings, &folder.join("packages"))?;
     let step = Step::start(format!("{}: apt-get update", release.name()));
-    said_by(apt.get()?.arg("update"))?;
+    apt.ask(Program::AptGet, &["update"])?;
     drop(step);
 
     let _step = Step::start(format!("{}: looking into packages", release.name()));
     let names = all_packages(release);
     let install = ["install", "--simulate", "--no-install-recommends"];
-    let plan = said_by(apt.get()?.args(install).args(&names))?;
+    let plan = apt.ask(Program::AptGet, &[&install[..], &names].concat())?;
     let installed = plan.lines().filter(|line| line.starts_with("Inst ")).count();
 
-    let mut faults = Vec::new();
+    let rows = Program::ALL.iter().filter_map(|&p| Some((p, package_of(p, release)?)));
+    let packages: BTreeSet<&str> = rows.clone().map(|(_, package)| package).collect();
+    let download: Vec<&str> = ["download"].into_iter().chain(packages.iter().copied()).collect();
+    apt.ask(Program::AptGet, &download)?;
     let mut contents = BTreeMap::new();
-    for program in Program::ALL {
-        let Some(package) = package_of(*program, release) else { continue };
-        if !contents.contains_key(package) {
-            contents.insert(package, apt.contents(package)?);
-        }
+    for &package in &packages {
+        contents.insert(package, apt.contents(package)?);
+    }
+    let mut faults = Vec::new();
+    for (program, package) in rows {
         if !contents[package].lines().any(|line| is_program(line, program.file())) {
             faults.push(format!("{package} brings no {}", program.file()));
         }
@@ -49,7 +51,7 @@ pub fn check(release: Release, settings: &Settings, folder: &Path) -> Result<boo
          what those need",
         release.name(),
         Program::ALL.len(),
-        contents.len(),
+        packages.len(),
         names.len(),
     );
     faults.iter().for_each(|fault| println!("{}: {fault}", release.name()));
@@ -77,8 +79,9 @@ fn is_program(line: &str, file: &str) -> bool {
 
 /// apt with lists, archives and an empty list of installed packages in a folder.
 struct Apt {
-    options: Vec<String>,
-    archives: std::path::PathBuf,
+    /// An apt.conf, read before this machine's, which it puts out of force: its hooks have no business there.
+    conf: PathBuf,
+    archives: PathBuf,
 }
 
 impl Apt {
@@ -87,46 +90,47 @@ impl Apt {
         for below in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(folder.join(below))?;
         }
-        let (status, sources, conf) =
-            (folder.join("status"), folder.join("sources.list"), folder.join("apt.conf"));
+        let [conf, status, sources] =
+            ["apt.conf", "status", "sources.list"].map(|name| folder.join(name));
         fs::write(&status, "")?;
         fs::write(&sources, settings.sources(release))?;
-        fs::write(&conf, settings.acquire())?;
+        let nothing = Path::new("/dev/null");
         let places = [
+            ("Dir::Etc::Main", nothing),
+            ("Dir::Etc::Parts", nothing),
+            ("Dir::Etc::SourceList", &sources),
+            ("Dir::Etc::SourceParts", nothing),
+            ("Dir::Etc::Preferences", nothing),
+            ("Dir::Etc::PreferencesParts", nothing),
             ("Dir::State", folder),
             ("Dir::State::Lists", &folder.join("lists")),
             ("Dir::State::status", &status),
             ("Dir::Cache", folder),
             ("Dir::Cache::Archives", &archives),
-            ("Dir::Etc::SourceList", &sources),
-            ("Dir::Etc::SourceParts", Path::new("/dev/null")),
-            ("Dir::Etc::Preferences", Path::new("/dev/null")),
-            ("Dir::Etc::PreferencesParts", Path::new("/dev/null")),
-            // This machine's own hooks have no business there.
-            ("Dir::Etc::Parts", Path::new("/dev/null")),
-            ("Dir::Etc::Main", &conf),
         ];
-        let fixed = ["APT::Architecture=amd64", "APT::Sandbox::User=root"].map(str::to_owned);
-        let places = places.map(|(name, place)| format!("{name}={}", place.display()));
-        let options = places.into_iter().chain(fixed).flat_map(|option| ["-o".to_owned(), option]);
-        Ok(Self { options: options.collect(), archives })
+        let line = |(name, place): (&str, &Path)| format!("{name} \"{}\";\n", place.display());
+        let fixed = "APT::Architecture \"amd64\";\nAPT::Sandbox::User \"root\";\n";
+        let places: String = places.into_iter().map(line).collect();
+        fs::write(&conf, format!("{}{fixed}{places}", settings.acquire()))?;
+        Ok(Self { conf, archives })
     }
 
-    fn get(&self) -> Result<Command, Box<dyn Error>> {
-        let mut command = Program::AptGet.command()?;
-        command.args(&self.options).env("LC_ALL", "C.UTF-8").current_dir(&self.archives);
-        Ok(command)
+    /// What one of apt's programs says.
+    fn ask(&self, program: Program, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
+        let mut command = program.command()?;
+        command.env("APT_CONFIG", &self.conf).env("LC_ALL", "C.UTF-8");
+        said_by(command.args(arguments).current_dir(&self.archives))
     }
 
-    /// What is in a package, which is downloaded unless it is here already.
+    /// What is in a package that was downloaded.
     fn contents(&self, package: &str) -> Result<String, Box<dyn Error>> {
-        said_by(self.get()?.args(["download", package]))?;
         let prefix = format!("{package}_");
+        let is_its = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+        };
         let newest = fs::read_dir(&self.archives)?
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix))
-            })
+            .filter(is_its)
             .max_by_key(|path| fs::metadata(path).and_then(|facts| facts.modified()).ok())
             .ok_or_else(|| format!("apt-get download {package} left no file"))?;
         said_by(Program::DpkgDeb.command()?.arg("--contents").arg(newest))
@@ -134,8 +138,7 @@ impl Apt {
 
     /// Whether debootstrap's minbase has it: what is essential, what that needs, and apt.
     fn is_base(&self, package: &str) -> Result<bool, Box<dyn Error>> {
-        let mut show = Program::AptCache.command()?;
-        let said = said_by(show.args(&self.options).args(["show", "--no-all-versions", package]))?;
+        let said = self.ask(Program::AptCache, &["show", "--no-all-versions", package])?;
         Ok(package == "apt" || said.lines().any(|line| line == "Essential: yes"))
     }
 }
