@@ -25,6 +25,9 @@ use crate::kvm::Memory;
 const LOOK_EVERY_EXITS: u64 = 4096;
 /// How often to look whether there is a user program.
 const USER_EVERY_EXITS: u64 = 16;
+/// A look decodes at most so much code, so that a guest that makes all its memory executable does not stop its host for
+/// the time that takes; the rest waits for the next look. Of a page that is larger only so much is decoded at all.
+const DECODED_BYTES_MAX: u64 = 64 << 20;
 /// Kernels map their text in pages of this size; what shares one with a section is no module.
 const KERNEL_PAGE_BYTES: u64 = 2 << 20;
 
@@ -76,13 +79,28 @@ impl Seen {
             })
         };
         let elsewhere: Vec<Page> = fresh.into_iter().filter(|page| !in_kernel(page)).collect();
+        let mut left_bytes = DECODED_BYTES_MAX;
         for run in elsewhere.chunk_by(|a, b| a.address + a.bytes == b.address) {
-            let bytes = run.iter().map(|page| page.bytes as usize).sum();
-            let mut code = vec![0; bytes];
-            let got = space.read_where(run[0].address, &mut code, |page| page.executable);
-            patched.extend(patch_sites(space, memory, run[0].address, &code[..got], find));
+            let start = run[0].address;
+            let bytes = run.iter().map(|page| page.bytes).sum::<u64>().min(left_bytes);
+            left_bytes -= bytes;
+            let mut code = vec![0; bytes as usize];
+            let got = space.read_where(start, &mut code, |page| page.executable);
+            patched.extend(patch_sites(space, memory, start, &code[..got], find));
+            let is_done = |page: &Page| {
+                bytes > 0 && page.bytes > DECODED_BYTES_MAX
+                    || page.address - start + page.bytes <= bytes
+            };
+            run.iter().filter(|page| !is_done(page)).for_each(|page| self.forget(page));
         }
         patched
+    }
+
+    /// Leaves a page for the next look.
+    fn forget(&mut self, page: &Page) {
+        if let Some(pages) = &mut self.pages {
+            pages.remove(&page.address);
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 //! KVM_TRANSLATE would do, but it costs a system call, tells nothing of the no-execute bit and cannot list
 //! what is mapped. A walk changes nothing: accessed and dirty bits stay as they are.
 
+use std::collections::BTreeSet;
+
 use kvm_bindings::kvm_sregs;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::kvm::Memory;
 
@@ -17,6 +19,7 @@ const CR4_LA57: u64 = 1 << 12;
 const PAGE_BITS: u32 = 12;
 const INDEX_BITS: u32 = 9;
 const ENTRIES: u64 = 1 << INDEX_BITS;
+const TABLE_BYTES: usize = 8 * ENTRIES as usize;
 
 /// A mapped page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,35 +124,69 @@ impl<'a> AddressSpace<'a> {
         readable && half.chunks_exact(8).any(|entry| entry[0] & flags == flags)
     }
 
-    /// Every page of the upper half the supervisor may execute, in ascending order.
+    /// Every page of the upper half the supervisor may execute, in ascending order; of several mappings of the same
+    /// memory in pages of one size only the highest, which for Linux is where its code was linked to run.
+    ///
+    /// A guest can make any number of mappings of the little memory it has, so the search is bounded by that memory: a
+    /// table is visited once at each level, and a table or page that lies outside is none.
     pub fn kernel_code(&self) -> Vec<Page> {
-        let mut found = Vec::new();
         let top = PAGE_BITS + INDEX_BITS * (self.levels - 1);
         let sign = u64::MAX << (top + INDEX_BITS - 1);
-        self.collect(self.root, self.levels, sign, ENTRIES / 2, &mut found);
-        found
+        let mut search = Search {
+            memory: self.memory,
+            tables: BTreeSet::new(),
+            pages: BTreeSet::new(),
+            found: Vec::new(),
+        };
+        search.table(self.root, self.levels, sign, ENTRIES as usize / 2);
+        search.found.reverse();
+        search.found
     }
+}
 
-    fn collect(&self, table: u64, level: u32, base: u64, first: u64, found: &mut Vec<Page>) {
+/// A walk through tables that may lead anywhere, to themselves too, from the highest address down.
+struct Search<'a> {
+    memory: &'a Memory,
+    /// Tables that were visited, with their level.
+    tables: BTreeSet<(u32, u64)>,
+    /// Pages that were found, with the level of their entry.
+    pages: BTreeSet<(u32, u64)>,
+    found: Vec<Page>,
+}
+
+impl Search<'_> {
+    /// Visits the entries of a table from `first` on; its first address is `base`.
+    fn table(&mut self, table: u64, level: u32, base: u64, first: usize) {
+        let mut entries = [0; TABLE_BYTES];
+        if self.memory.read_slice(&mut entries, GuestAddress(table)).is_err() {
+            return;
+        }
         let shift = PAGE_BITS + INDEX_BITS * (level - 1);
-        for index in first..ENTRIES {
-            let entry = self.entry(table, index);
+        for (index, bytes) in entries.as_chunks().0.iter().enumerate().skip(first).rev() {
+            let entry = u64::from_le_bytes(*bytes);
             if entry & PRESENT == 0 || entry & NO_EXECUTE != 0 {
                 continue;
             }
-            let address = base | (index << shift);
+            let address = base | ((index as u64) << shift);
             match leaf(entry, level) {
                 // A page user mode may execute is none the kernel does (SMEP, and there is none up here).
                 Some(_) if entry & USER != 0 => {}
-                Some(gpa) => found.push(Page {
-                    address,
-                    gpa,
-                    bytes: 1 << shift,
-                    user: false,
-                    executable: true,
-                }),
-                None => self.collect(entry & ADDRESS, level - 1, address, 0, found),
+                Some(gpa) => self.page(address, gpa, level),
+                None => {
+                    let below = (level - 1, entry & ADDRESS);
+                    if self.tables.insert(below) {
+                        self.table(below.1, below.0, address, 0);
+                    }
+                }
             }
+        }
+    }
+
+    fn page(&mut self, address: u64, gpa: u64, level: u32) {
+        let bytes = 1 << (PAGE_BITS + INDEX_BITS * (level - 1));
+        let is_memory = self.memory.check_range(GuestAddress(gpa), bytes as usize);
+        if is_memory && self.pages.insert((level, gpa)) {
+            self.found.push(Page { address, gpa, bytes, user: false, executable: true });
         }
     }
 }
@@ -231,6 +268,41 @@ pub(super) mod tests {
         assert_eq!(space.translate(KERNEL + 0x12_3456), Some(0x32_3456));
         assert_eq!(space.kernel_code()[0].bytes, 2 << 20);
         assert!(!space.has_user_half());
+    }
+
+    #[test]
+    fn tables_that_lead_to_themselves_are_searched_once() {
+        let (memory, sregs) = guest();
+        map(&memory, KERNEL, 0x6000, PRESENT);
+        // Every entry of the upper half leads back to the table it is in.
+        for index in 256..511 {
+            memory.write_obj(TABLES | 3, GuestAddress(TABLES + 8 * index)).unwrap();
+        }
+        let code = AddressSpace::new(&memory, &sregs).kernel_code();
+        let frames: BTreeSet<u64> = code.iter().map(|page| page.gpa).collect();
+        assert_eq!(code.len(), frames.len(), "no frame twice");
+        assert!(frames.contains(&0x6000) && code.len() <= 1024, "{}", code.len());
+        assert!(code.is_sorted_by_key(|page| page.address));
+    }
+
+    #[test]
+    fn memory_that_is_mapped_many_times_is_found_once() {
+        let (memory, sregs) = guest();
+        map(&memory, KERNEL, 0x6000, PRESENT);
+        // 512 mappings of the first 2 MiB, and as many of memory that is not there.
+        for index in 0..512 {
+            memory.write_obj(LARGE | 3, GuestAddress(0x30_0000 + 8 * index)).unwrap();
+            memory.write_obj(1 << 40 | LARGE | 3, GuestAddress(0x30_1000 + 8 * index)).unwrap();
+        }
+        for (index, table) in [(300, 0x30_0000u64), (301, 0x30_1000)] {
+            memory.write_obj(table | 3, GuestAddress(TABLES + 0x1000 + 8 * (index - 256))).unwrap();
+        }
+        let large: Vec<Page> = AddressSpace::new(&memory, &sregs)
+            .kernel_code()
+            .into_iter()
+            .filter(|page| page.bytes == 2 << 20)
+            .collect();
+        assert_eq!(large.len(), 1, "{large:x?}");
     }
 
     #[test]
