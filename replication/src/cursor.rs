@@ -233,7 +233,8 @@ mod tests {
 
     #[test]
     fn checks_and_the_end_are_handed_out() {
-        let end = End { state_digest: [1; 32], reason: EndReason::PowerOff };
+        let reason = EndReason::PowerOff;
+        let end = End { state_digest: [1; 32], chain: 2, outputs: 3, reason };
         let check = Box::new(Check { chain: 5, ..Check::default() });
         let mut cursor = ReplayCursor::new();
         let records = vec![

@@ -145,10 +145,12 @@ impl GroupEncoder {
             Event::Check(check) => self.push_encoded(Tag::Check, delta, check.as_ref()),
             Event::Slice(slice) => self.push_encoded(Tag::Slice, delta, slice),
             Event::Snapshot(mark) => self.push_encoded(Tag::Snapshot, delta, mark),
-            Event::End(End { state_digest, reason }) => {
+            Event::End(End { state_digest, chain, outputs, reason }) => {
                 self.push_head(Tag::End, delta);
                 self.body.push(*reason as u8);
                 self.body.extend_from_slice(state_digest);
+                self.body.extend_from_slice(&chain.to_le_bytes());
+                self.body.extend_from_slice(&outputs.to_le_bytes());
             }
         }
         self.last_at = record.at;
@@ -424,7 +426,10 @@ impl RecordReader<'_> {
                 let [number] = self.array(index)?;
                 let reason = EndReason::from_number(number)
                     .ok_or(CodecError::EndReasonNumber { reason: number })?;
-                Event::End(End { state_digest: self.array(index)?, reason })
+                let state_digest = self.array(index)?;
+                let chain = u64::from_le_bytes(self.array(index)?);
+                let outputs = u64::from_le_bytes(self.array(index)?);
+                Event::End(End { state_digest, chain, outputs, reason })
             }
         };
         Ok(Some(Record { at: Ordinal(at), event }))

@@ -45,9 +45,12 @@ fn events() -> impl Strategy<Value = Event> {
         1 => ("[a-z/]{0,40}", any::<u64>()).prop_map(|(path, memory_digest)| {
             Event::Snapshot(SnapshotMark { path, memory_digest })
         }),
-        1 => (any::<[u8; 32]>(), 0..EndReason::ALL.len()).prop_map(|(state_digest, reason)| {
-            Event::End(End { state_digest, reason: EndReason::ALL[reason] })
-        }),
+        1 => (any::<[u8; 32]>(), any::<[u64; 2]>(), 0..EndReason::ALL.len()).prop_map(
+            |(state_digest, [chain, outputs], reason)| {
+                let reason = EndReason::ALL[reason];
+                Event::End(End { state_digest, chain, outputs, reason })
+            }
+        ),
     ]
 }
 

@@ -31,16 +31,16 @@ const SCANNED_GROUP_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug, Error)]
 pub enum LogError {
     /// The writer failed.
-    #[error("cannot write the log")]
-    Write(#[source] io::Error),
+    #[error("cannot write the log: {0}")]
+    Write(io::Error),
     /// The reader failed.
-    #[error("cannot read the log")]
-    Read(#[source] io::Error),
+    #[error("cannot read the log: {0}")]
+    Read(io::Error),
     /// The header is none, or cannot be written.
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// A group in the middle of the file is damaged.
-    #[error("log group at offset {offset_bytes} is damaged")]
+    #[error("log group at offset {offset_bytes} is damaged: {source}")]
     GroupDamaged {
         /// Where the group begins in the file.
         offset_bytes: u64,
@@ -84,12 +84,20 @@ impl<W: Write> LogWriter<W> {
         self.written_bytes
     }
 
+    /// Hands what was written on to the host.
+    ///
+    /// # Errors
+    /// [`LogError::Write`].
+    pub fn flush(&mut self) -> Result<(), LogError> {
+        self.writer.flush().map_err(LogError::Write)
+    }
+
     /// Flushes and gives the writer back, for the caller to sync or close.
     ///
     /// # Errors
     /// [`LogError::Write`].
     pub fn finish(mut self) -> Result<W, LogError> {
-        self.writer.flush().map_err(LogError::Write)?;
+        self.flush()?;
         Ok(self.writer)
     }
 }

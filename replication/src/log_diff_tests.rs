@@ -48,7 +48,8 @@ fn log(every: u64, memory_every: u64, bad_register: u64, bad_page: u64) -> Vec<u
             records.push(Record { at: Ordinal(at), event: Event::Check(Box::new(check)) });
         }
     }
-    let end = End { state_digest: [7; 32], reason: EndReason::PowerOff };
+    let reason = EndReason::PowerOff;
+    let end = End { state_digest: [7; 32], chain: 2, outputs: 3, reason };
     records.push(Record { at: Ordinal(41), event: Event::End(end) });
     file(&records, 5, 0)
 }

@@ -135,7 +135,7 @@ impl LogStat {
                 self.slice_bytes += slice.pages.len() as u64;
             }
             Event::Snapshot(_) => self.snapshots += 1,
-            Event::End(End { state_digest, reason }) => {
+            Event::End(End { state_digest, reason, .. }) => {
                 self.end_reason = Some(reason.to_string());
                 self.state_digest = Some(crate::record::Hex(state_digest).to_string());
             }

@@ -13,6 +13,8 @@ fn disk_done(id: u64, outcome: DiskOutcome) -> Event {
 
 pub(crate) fn records() -> Vec<Record> {
     let at = |at, event| Record { at: Ordinal(at), event };
+    let reason = EndReason::PowerOff;
+    let end = End { state_digest: [0xab; 32], chain: 1, outputs: 2, reason };
     vec![
         at(3, Event::Input(Input::Time { now_ns: 10_000_000 })),
         at(3, Event::Input(Input::NetRx { frame: vec![1; 72] })),
@@ -24,7 +26,7 @@ pub(crate) fn records() -> Vec<Record> {
         at(11, Event::Input(Input::PowerButton)),
         at(12, Event::Snapshot(SnapshotMark { path: "/s".into(), memory_digest: 1 })),
         at(12, Event::Input(Input::Time { now_ns: 2_000_000_000 })),
-        at(20, Event::End(End { state_digest: [0xab; 32], reason: EndReason::PowerOff })),
+        at(20, Event::End(end)),
     ]
 }
 

@@ -98,8 +98,13 @@ pub struct SnapshotMark {
 /// How the guest ended and what it left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
-    /// Digest of registers, all memory and device state at the end.
+    /// Digest of all there is to compare at the end: registers, all memory, device state, and the
+    /// two below.
     pub state_digest: [u8; 32],
+    /// Running digest of the exit stream up to here, as in [`Check::chain`].
+    pub chain: u64,
+    /// Running digest of everything the guest sent: frames, console, requests to the disk.
+    pub outputs: u64,
     /// Why it ended.
     pub reason: EndReason,
 }
@@ -118,6 +123,26 @@ pub enum EndReason {
     HostRequest = 4,
     /// The guest's kernel panicked.
     Panic = 5,
+}
+
+impl End {
+    /// What is not the same here as in the end that was `recorded`, in words.
+    #[must_use]
+    pub fn difference(&self, recorded: &Self) -> Option<String> {
+        if self.reason != recorded.reason {
+            return Some(format!("the end is {}, recorded is {}", self.reason, recorded.reason));
+        }
+        for (what, own, theirs) in [
+            ("exits since the last check", self.chain, recorded.chain),
+            ("what the guest sent", self.outputs, recorded.outputs),
+        ] {
+            if own != theirs {
+                return Some(format!("{what} has digest {own:016x}, recorded is {theirs:016x}"));
+            }
+        }
+        let [own, theirs] = [&self.state_digest, &recorded.state_digest].map(|digest| Hex(digest));
+        (self != recorded).then(|| format!("the state has digest {own}, recorded is {theirs}"))
+    }
 }
 
 impl EndReason {
@@ -190,8 +215,9 @@ impl fmt::Display for Record {
             Event::Snapshot(SnapshotMark { path, memory_digest }) => {
                 write!(f, "snapshot {path:?} memory {memory_digest:016x}")
             }
-            Event::End(End { state_digest, reason }) => {
-                write!(f, "end {reason} state {}", Hex(state_digest))
+            Event::End(End { state_digest, chain, outputs, reason }) => {
+                let state = Hex(state_digest);
+                write!(f, "end {reason} state {state} exits {chain:016x} outputs {outputs:016x}")
             }
         }
     }
@@ -262,9 +288,27 @@ mod tests {
             let line = Record { at: Ordinal(7), event }.to_string();
             assert_eq!(line, expected);
         }
-        let end = End { state_digest: [0xee; 32], reason: EndReason::PowerOff };
+        let reason = EndReason::PowerOff;
+        let end = End { state_digest: [0xee; 32], chain: 0xabc, outputs: 0xdef, reason };
         let line = Record { at: Ordinal(9), event: Event::End(end) }.to_string();
-        assert_eq!(line, format!("9 end power-off state {}", "ee".repeat(32)));
+        let rest = "exits 0000000000000abc outputs 0000000000000def";
+        assert_eq!(line, format!("9 end power-off state {} {rest}", "ee".repeat(32)));
+    }
+
+    #[test]
+    fn every_part_of_an_end_that_differs_is_named() {
+        let reason = EndReason::PowerOff;
+        let end = End { state_digest: [1; 32], chain: 2, outputs: 3, reason };
+        assert_eq!(end.difference(&end), None);
+        for (other, wanted) in [
+            (End { reason: EndReason::Reset, ..end }, "the end is reset, recorded is power-off"),
+            (End { chain: 9, ..end }, "exits since the last check"),
+            (End { outputs: 9, ..end }, "what the guest sent has digest 0000000000000009"),
+            (End { state_digest: [9; 32], ..end }, "the state has digest 0909"),
+        ] {
+            let difference = other.difference(&end).unwrap();
+            assert!(difference.contains(wanted), "{difference}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) enum Tag {
     NetRx = 3,
     /// varint length, bytes.
     ConsoleRx = 4,
-    /// Reason byte, 32 bytes of state digest.
+    /// Reason byte, 32 bytes of state digest, eight of the exits, eight of the outputs.
     End = 6,
     /// varint length, bytes.
     Entropy = 7,

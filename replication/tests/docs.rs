@@ -113,7 +113,8 @@ fn groups() -> Vec<Group> {
     let check = Check { chain: 6, cpu, memory: None };
     let read = DiskOutcome::Done { data: vec![0xdd, 0xdd] };
     let new_identity = Input::NewIdentity { generation_id: [0x99; 16], unix_s: 1_700_000_000 };
-    let end = End { state_digest: [0xee; 32], reason: EndReason::PowerOff };
+    let reason = EndReason::PowerOff;
+    let end = End { state_digest: [0xee; 32], chain: 10, outputs: 11, reason };
     vec![
         Group {
             horizon: Ordinal(1000),

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use fastrand::Rng;
 use ftvmm_replication::check::{Check as StateCheck, RIP};
-use ftvmm_replication::{Event, LogReader, Record};
+use ftvmm_replication::{End, EndReason, Event, GroupEncoder, LogReader, LogWriter, Record};
 use ftvmm_tests::clock;
 use ftvmm_tests::guest_run::{Finished, GuestLab, LabPool, TAP, cmdline};
 use ftvmm_tests::lab::Ended;
@@ -17,6 +17,7 @@ use object::build::elf::{Builder, SectionData};
 use object::elf;
 
 const BAD_USAGE: Ended = Ended::Status(2);
+const FAILED: Ended = Ended::Status(1);
 const DIVERGENCE: Ended = Ended::Status(3);
 /// Positions at which the recording is cut, and at which a bit of it flips.
 const CUTS: usize = 4;
@@ -30,6 +31,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_cut_recording_replays_up_to_the_cut", a_cut_recording_replays_up_to_the_cut),
     ("a_cut_header_is_refused", a_cut_header_is_refused),
     ("a_flipped_bit_never_goes_unnoticed", a_flipped_bit_never_goes_unnoticed),
+    ("what_only_the_end_shows_is_found", what_only_the_end_shows_is_found),
     ("what_is_no_recording_is_refused", what_is_no_recording_is_refused),
     ("another_guest_is_refused_by_name", another_guest_is_refused_by_name),
     ("until_stops_before_the_exit", until_stops_before_the_exit),
@@ -113,7 +115,8 @@ fn a_cut_recording_replays_up_to_the_cut(site: &GuestLab, whole: &Recording) {
     for _ in 0..CUTS {
         let cut = rng.usize(whole.header_bytes()..whole.log.len());
         let replayed = whole.replay(site, &whole.log[..cut], &[]);
-        assert_eq!(replayed.ended, Ended::Status(0), "cut at {cut}: {}", replayed.errors);
+        assert_eq!(replayed.ended, FAILED, "cut at {cut}: {}", replayed.errors);
+        assert!(replayed.errors.contains("is not complete"), "{}", replayed.errors);
         whole.assert_begins_like_this(&replayed);
         let exits = replayed.report.as_ref().unwrap().exits;
         println!("logs: cut at byte {cut}: replayed {exits} exits of {}", whole.exits());
@@ -142,11 +145,47 @@ fn a_flipped_bit_never_goes_unnoticed(site: &GuestLab, whole: &Recording) {
             assert_refused(&answer, BAD_USAGE, "is damaged");
         } else {
             // Nothing readable follows, so it looks like a tear.
-            assert_eq!(answer.ended, Ended::Status(0), "{}", answer.errors);
+            assert_eq!(answer.ended, FAILED, "{}", answer.errors);
             assert!(answer.errors.contains("tail is damaged"), "{}", answer.errors);
             whole.assert_begins_like_this(&answer);
         }
     }
+}
+
+/// The recording with another end.
+fn with_end(whole: &Recording, change: impl Fn(&mut End)) -> Vec<u8> {
+    let mut reader = LogReader::new(Cursor::new(&whole.log)).unwrap();
+    let mut writer = LogWriter::new(Vec::new(), reader.header()).unwrap();
+    let mut encoder = GroupEncoder::new();
+    while let Some(group) = reader.next_group().unwrap() {
+        for mut record in group.records {
+            if let Event::End(end) = &mut record.event {
+                change(end);
+            }
+            encoder.push(&record);
+        }
+        writer.write_group(&encoder.finish(group.horizon)).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+fn what_only_the_end_shows_is_found(site: &GuestLab, whole: &Recording) {
+    type Change = fn(&mut End);
+    let cases: [(Change, &str); 4] = [
+        (|end| end.chain ^= 1, "exits since the last check"),
+        (|end| end.outputs ^= 1, "what the guest sent"),
+        (|end| end.state_digest[0] ^= 1, "the state has digest"),
+        (|end| end.reason = EndReason::PowerOff, "the end is reset, recorded is power-off"),
+    ];
+    let beyond = (whole.exits() + 1000).to_string();
+    for (change, says) in cases {
+        let log = with_end(whole, change);
+        for more in [&[][..], &["--until", &beyond]] {
+            assert_refused(&whole.replay(site, &log, more), DIVERGENCE, says);
+        }
+    }
+    let same = whole.replay(site, &with_end(whole, |_| {}), &[]);
+    assert_eq!(same.ended, Ended::Status(0), "{}", same.errors);
 }
 
 fn what_is_no_recording_is_refused(site: &GuestLab, whole: &Recording) {

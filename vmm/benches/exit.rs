@@ -10,10 +10,11 @@
 mod common;
 
 use std::io::Sink;
+use std::path::Path;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ftvmm::exit_chain::ExitChain;
-use ftvmm::input::{FileLog, LogSink};
+use ftvmm::input::{FileLog, LogSink, OnRecordError};
 use ftvmm_devices::{Input, Output, VIRTIO_NET_SLOT};
 use ftvmm_replication::{
     Event, Fingerprint, LogHeader, LogWriter, OnPanic, OnReset, Ordinal, PROTOCOL_VERSION, Record,
@@ -74,7 +75,13 @@ impl Bench {
         driver.board.pio_write(PIT_COUNTER_0, &[0]);
         driver.board.pio_write(PIT_COUNTER_0, &[0]);
         let chain = ExitChain::default();
-        Self { driver, chain, log: FileLog::new(writer, Ordinal(0)), at: Ordinal(0), now_ns: 0 }
+        Self {
+            driver,
+            chain,
+            log: FileLog::new(writer, Ordinal(0), Path::new(""), OnRecordError::Stop),
+            at: Ordinal(0),
+            now_ns: 0,
+        }
     }
 
     fn apply(&mut self, input: Input) {

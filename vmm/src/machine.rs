@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ftvmm_devices::{Board, Input, Output, PowerEvent};
 use ftvmm_replication::state::unpack_pages;
-use ftvmm_replication::{Check, CpuCheck, MemoryLook, Ordinal, Slice, StatePart};
+use ftvmm_replication::{Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, Slice, StatePart};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -30,6 +30,9 @@ const SLICE_ADDRESS: u64 = u64::MAX;
 
 /// What the exit chain takes for the address of a request to the disk: what is written is compared like what is sent.
 const DISK_ADDRESS: u64 = u64::MAX - 1;
+/// What the digest of outputs takes for the address of a frame and of the console.
+const FRAME_OUTPUT: u64 = 1;
+const CONSOLE_OUTPUT: u64 = 2;
 
 /// What a slice holds besides pages.
 #[derive(Serialize, Deserialize)]
@@ -46,6 +49,8 @@ pub struct Machine {
     tsc: TscTrap,
     msrs: MsrBank,
     chain: ExitChain,
+    /// The same of all that was sent.
+    outputs: ExitChain,
     inputs: u64,
     slices: u64,
     pages: Option<Arc<Mutex<PageTracker>>>,
@@ -64,8 +69,19 @@ impl Machine {
         pages: Option<PageTracker>,
     ) -> Self {
         let pages = pages.map(|pages| Arc::new(Mutex::new(pages)));
-        let chain = ExitChain::default();
-        Self { vcpu, memory, board, tsc, msrs, chain, inputs: 0, slices: 0, pages, fault: None }
+        Self {
+            vcpu,
+            memory,
+            board,
+            tsc,
+            msrs,
+            chain: ExitChain::default(),
+            outputs: ExitChain::default(),
+            inputs: 0,
+            slices: 0,
+            pages,
+            fault: None,
+        }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
@@ -274,6 +290,7 @@ impl Machine {
             board: self.board.save(),
             tsc: self.tsc.save(),
             chain: self.chain.digest(),
+            outputs: self.outputs.digest(),
             inputs: self.inputs,
             slices: self.slices,
             memory_digest,
@@ -310,6 +327,7 @@ impl Machine {
                 self.board = Board::restore(state.board)?;
                 self.tsc.restore(state.tsc);
                 self.chain = ExitChain::resumed(state.chain);
+                self.outputs = ExitChain::resumed(state.outputs);
                 (self.inputs, self.slices) = (state.inputs, state.slices);
                 return Ok(Some((state.at, state.standing.exit())));
             }
@@ -331,8 +349,14 @@ impl Machine {
     pub fn take_outputs(&mut self, at: Ordinal) -> Vec<Output> {
         let outputs = self.board.take_outputs();
         for output in &outputs {
-            if let Output::Disk(request) = output {
-                self.chain.link(at, DISK_ADDRESS, &encoded(request));
+            match output {
+                Output::Frame(frame) => self.outputs.link(at, FRAME_OUTPUT, frame),
+                Output::Console(bytes) => self.outputs.link(at, CONSOLE_OUTPUT, bytes),
+                Output::Disk(request) => {
+                    let request = encoded(request);
+                    self.chain.link(at, DISK_ADDRESS, &request);
+                    self.outputs.link(at, DISK_ADDRESS, &request);
+                }
             }
         }
         outputs
@@ -362,7 +386,17 @@ impl Machine {
         self.chain.digest()
     }
 
-    /// Digest of the whole guest: every register, all memory, all device state.
+    /// How the guest ends where it stands, for `reason`.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn end(&self, reason: EndReason) -> Result<End, KvmError> {
+        let state_digest = self.state_digest()?;
+        let [chain, outputs] = [self.chain, self.outputs].map(ExitChain::digest);
+        Ok(End { state_digest, chain, outputs, reason })
+    }
+
+    /// Digest of the whole guest: every register, all memory, all device state, every exit and output before.
     ///
     /// # Errors
     /// When KVM fails.
@@ -375,6 +409,8 @@ impl Machine {
         hash.update(memory_digest(&self.memory));
         hash.update(encoded(&self.board.save()));
         hash.update(encoded(&self.tsc.save()));
+        hash.update(self.chain.digest().to_le_bytes());
+        hash.update(self.outputs.digest().to_le_bytes());
         Ok(hash.finalize().into())
     }
 

@@ -57,6 +57,8 @@ pub struct MachineState {
     pub tsc: TscTrapState,
     /// Digest of all exits so far.
     pub chain: u64,
+    /// Digest of all outputs so far.
+    pub outputs: u64,
     /// Inputs so far.
     pub inputs: u64,
     /// Slices so far.

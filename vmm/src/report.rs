@@ -7,6 +7,21 @@ use serde::Serialize;
 
 use crate::run_loop::StopCause;
 
+/// How much of a run a recording has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extent {
+    /// All of it, and how it ended.
+    Complete,
+    /// It ends between two groups and does not say how the run ended: its recorder was killed, or it is of a part of a
+    /// run.
+    Unfinished,
+    /// It ends within a group, or its last group is damaged.
+    Torn,
+    /// The replay was not to run to its end.
+    NotReached,
+}
+
 /// The report, one JSON object.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -22,6 +37,10 @@ pub struct Report {
     pub outputs: u64,
     /// Bytes of log written or read.
     pub log_bytes: u64,
+    /// Why a recording has less than the guest did, if it could not be written.
+    pub recording_error: Option<String>,
+    /// Of a replay: how much of a run the recording has.
+    pub recording: Option<Extent>,
     /// Slices shipped.
     pub slices: u64,
     /// Divergences found.

@@ -80,7 +80,9 @@ impl World {
         }
         if self.options.ends_at == Some(at) {
             let state_digest = self.hosts[host].guest.digest();
-            self.log(host, at, Event::End(End { state_digest, reason: EndReason::PowerOff }));
+            let (chain, outputs) = (self.hosts[host].guest.state, 0);
+            let end = End { state_digest, chain, outputs, reason: EndReason::PowerOff };
+            self.log(host, at, Event::End(end));
             self.finish_group(host, at);
             return self.end(host);
         }

@@ -12,7 +12,8 @@ use ftvmm_replication::{End, LogHeader, SessionEvent};
 use super::args::{Believe, OnDiskError, OnDivergence, Release, Role, RunArgs};
 use super::origin::Origin;
 use super::run::{
-    check_plan, control, create_log, digest_at, input_delays, live_queue, report, verdict,
+    check_plan, complete, control, create_log, end_at, input_delays, live_queue, recording_error,
+    report, verdict,
 };
 use super::{CommandError, host, write_report};
 use crate::disk::{Disk, Telling};
@@ -22,7 +23,7 @@ use crate::host::{
     BlockedSignals, EventLoop, FileWitness, RawTerminal, Subscriber, Tap, TapReader, Ticker,
     read_console,
 };
-use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorded, Restored};
+use crate::input::{Alarm, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded, Restored};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairInputs, Peer, PeerConfig, PeerLog, PeerOperator,
@@ -254,16 +255,15 @@ impl Parts {
         kicker.retire();
         drop(terminal);
         let seconds = (peer.clock().host_now_ns() - started_ns) as f64 / 1e9;
-        let (ending, digest, reason) = conclude(&peer, &machine, result, went_on)?;
-        if let Some(recording) = log.into_recording() {
-            let end = digest.map(|state_digest| End { state_digest, reason: ending.reason() });
-            recording.finish(ending.first_incomplete(), end)?;
-        }
+        let (ending, end, reason) = conclude(&peer, &machine, result, went_on)?;
+        let finish = |recording: FileLog<_>| recording.finish(ending.first_incomplete(), end);
+        let recording = log.into_recording().map(finish);
         machine.tsc().warn_of_late_sites();
         let counters = peer.counters();
         let report = Report {
             outputs: counters.outputs,
             log_bytes: counters.log_bytes,
+            recording_error: recording_error(recording.as_ref()),
             divergences: counters.divergences,
             takeovers: counters.takeovers,
             attaches: counters.attaches,
@@ -271,11 +271,12 @@ impl Parts {
             switches: counters.switches,
             takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
             frames_compared: counters.digests,
-            ..report(role, &machine, &ending, digest, seconds)
+            ..report(role, &machine, &ending, end, seconds)
         };
         write_report(args.report.as_deref(), &report)?;
         stopped_by(&reason)?;
-        verdict(&ending)
+        verdict(&ending)?;
+        complete(recording)
     }
 }
 
@@ -285,7 +286,7 @@ fn conclude(
     machine: &Machine,
     result: Result<Ending, RunError>,
     went_on: Option<String>,
-) -> Result<(Ending, Option<[u8; 32]>, StopReason), CommandError> {
+) -> Result<(Ending, Option<End>, StopReason), CommandError> {
     let ending = match result {
         Ok(ending) => ending,
         // A backup whose CPU or inputs fail has left the path of the primary.
@@ -296,17 +297,14 @@ fn conclude(
         }
         Err(error) => return Err(error.into()),
     };
-    let digest = digest_at(machine, &ending)?;
-    let reason = match (went_on, digest, ending.cause) {
+    let end = end_at(machine, &ending)?;
+    let reason = match (went_on, end, ending.cause) {
         (Some(description), ..) => peer.fault(description),
         (None, _, StopCause::Protocol) => peer.stopped().unwrap_or(StopReason::HostRequest),
-        (None, Some(state_digest), _) => {
-            let end = End { state_digest, reason: ending.reason() };
-            peer.guest_ended(ending.first_incomplete(), end)
-        }
+        (None, Some(end), _) => peer.guest_ended(ending.first_incomplete(), end),
         (None, None, _) => peer.stop_now(),
     };
-    Ok((ending, digest, reason))
+    Ok((ending, end, reason))
 }
 
 /// The exit status of the protocol's reason to stop.

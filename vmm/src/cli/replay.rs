@@ -5,20 +5,20 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use ftvmm_devices::Output;
-use ftvmm_replication::{End, LogHeader, LogReader, MemoryLook, Ordinal};
+use ftvmm_replication::{LogHeader, LogReader, MemoryLook, Ordinal};
 
 use super::args::ReplayArgs;
 use super::beginning::Beginning;
 use super::origin::{Elsewhere, described};
-use super::run::{create_log, digest_at, report, verdict};
+use super::run::{complete, create_log, end_at, recording_error, report, verdict};
 use super::{CommandError, write_report};
 use crate::guest::Guest;
 use crate::host::clock::HostClock;
 use crate::host::print_console;
 use crate::input::{CheckPlan, InputError, LogInputs, Recorded, Restored};
 use crate::kvm::install_kick_handler;
-use crate::report::{Report, hex};
-use crate::run_loop::{self, OutputSink, StopCause};
+use crate::report::{Extent, Report};
+use crate::run_loop::{self, OutputSink, RunError};
 use crate::snapshot::Snapshot;
 
 /// Opens a recording and reads its header.
@@ -91,48 +91,61 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     };
     let ending = match result {
         Ok(ending) => ending,
-        Err(error) => {
-            // What the recording is wanted for: it ends with the check that differs.
-            log.map_or(Ok(0), |log| log.finish(Ordinal(0), None))?;
-            return Err(error.into());
-        }
+        // What a recording of it is wanted for: it ends with the check that differs.
+        Err(error) => return Err(unreadable(error, args)),
     };
     let seconds = clock.host_now_ns() as f64 / 1e9;
-    let digest = digest_at(&machine, &ending)?;
+    let end = end_at(&machine, &ending)?;
+    let recorded = match inputs.was_stopped() {
+        true => Ok(None),
+        false => inputs.recorded_end(ending.first_incomplete()),
+    };
+    let extent = match (&recorded, inputs.torn()) {
+        _ if inputs.was_stopped() => Extent::NotReached,
+        (Ok(Some(_)) | Err(_), _) => Extent::Complete,
+        (Ok(None), Some(_)) => Extent::Torn,
+        (Ok(None), None) => Extent::Unfinished,
+    };
+    // A replay that was stopped, or had no more log, is no guest that ended.
+    let has_ended = ending.by_guest() || matches!(recorded, Ok(Some(_)));
+    let copy = log.map(|log| log.finish(ending.first_incomplete(), end.filter(|_| has_ended)));
     let report = Report {
         outputs: outputs.frames,
         log_bytes: inputs.bytes_read(),
-        ..report("replay", &machine, &ending, digest, seconds)
+        recording: Some(extent),
+        recording_error: recording_error(copy.as_ref()),
+        ..report("replay", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
-    if let Some(torn) = inputs.torn() {
-        eprintln!(
-            "ftvmm: the recording's tail is damaged ({torn}); replayed up to exit {}",
-            ending.at
-        );
-    }
-    let recorded = match ending.cause {
-        StopCause::EndOfLog if args.until.is_some() => Ok(None),
-        _ => inputs.recorded_end(ending.first_incomplete()),
-    };
-    if let Some(log) = log {
-        // A replay that was stopped, or had no more log, is no guest that ended.
-        let has_ended = ending.by_guest() || matches!(recorded, Ok(Some(_)));
-        let end = digest.filter(|_| has_ended);
-        let end = end.map(|state_digest| End { state_digest, reason: ending.reason() });
-        log.finish(ending.first_incomplete(), end)?;
-    }
-    if let (Some(recorded), Some(digest)) = (recorded?, digest)
-        && recorded.state_digest != digest
+    if let (Some(recorded), Some(end)) = (recorded?, &end)
+        && let Some(difference) = end.difference(&recorded)
     {
-        return Err(CommandError::Divergence(format!(
-            "the state at exit {} has digest {}, recorded is {}",
-            ending.at,
-            hex(&digest),
-            hex(&recorded.state_digest)
-        )));
+        return Err(CommandError::Divergence(format!("at exit {}: {difference}", ending.at)));
     }
-    verdict(&ending)
+    verdict(&ending)?;
+    complete(copy)?;
+    let why = match (extent, inputs.torn()) {
+        (Extent::Torn, Some(torn)) => format!("its tail is damaged ({torn})"),
+        (Extent::Unfinished, _) => "it does not say how the run ended".into(),
+        _ => return Ok(()),
+    };
+    Err(CommandError::GuestFailed(format!(
+        "recording '{}' is not complete: {why}; what it has was replayed, up to exit {}",
+        args.file.display(),
+        ending.at
+    )))
+}
+
+/// A run that failed because of a file, by the file's name.
+fn unreadable(error: RunError, args: &ReplayArgs) -> CommandError {
+    match error {
+        RunError::Input(
+            source @ (InputError::LogRead { .. }
+            | InputError::LogOrder { .. }
+            | InputError::SnapshotRead { .. }),
+        ) => CommandError::Recording { path: args.file.clone(), why: source.to_string() },
+        error => error.into(),
+    }
 }
 
 /// Slices refer to the copies of memory the recorder took, so a check of our own takes none.

@@ -21,7 +21,8 @@ use crate::host::{
     read_console, resting_timer,
 };
 use crate::input::{
-    Alarm, CheckPlan, FileLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Recorded, Restored,
+    Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue,
+    OnRecordError, Recorded, Restored,
 };
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
@@ -85,7 +86,7 @@ pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, Comm
     let writer = LogWriter::new(file, header)
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
     let left = header.start.as_ref().map_or(0, |start| start.at.0.saturating_sub(1));
-    Ok(FileLog::new(writer, Ordinal(left)))
+    Ok(FileLog::new(writer, Ordinal(left), path, OnRecordError::Continue))
 }
 
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
@@ -169,24 +170,35 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let seconds = (host_clock.host_now_ns() - started) as f64 / 1e9;
     let ending = result?;
     machine.tsc().warn_of_late_sites();
-    let digest = digest_at(&machine, &ending)?;
-    let mut log_bytes = 0;
-    if let Some(log) = log {
-        let end = digest.map(|state_digest| End { state_digest, reason: ending.reason() });
-        log_bytes = log.finish(ending.first_incomplete(), end)?;
-    }
+    let end = end_at(&machine, &ending)?;
+    let recording = log.map(|log| log.finish(ending.first_incomplete(), end));
     let report = Report {
-        log_bytes,
+        log_bytes: recording.as_ref().map_or(0, |recording| recording.bytes),
+        recording_error: recording_error(recording.as_ref()),
         outputs: outputs.frames().load(Ordering::Relaxed),
-        ..report("solo", &machine, &ending, digest, seconds)
+        ..report("solo", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
-    verdict(&ending)
+    verdict(&ending)?;
+    complete(recording)
 }
 
-/// The state digest, when the run ended where a replay can end too.
-pub fn digest_at(machine: &Machine, ending: &Ending) -> Result<Option<[u8; 32]>, CommandError> {
-    Ok(if ending.at_exit { Some(machine.state_digest()?) } else { None })
+/// Why there is less in the recording than the guest did.
+pub fn recording_error(recording: Option<&FinishedLog>) -> Option<String> {
+    recording.and_then(|recording| recording.broken.as_ref()).map(ToString::to_string)
+}
+
+/// A recording that was wanted and is not there as a whole is a failure, however well the guest ended.
+///
+/// # Errors
+/// What the host said when it was written.
+pub fn complete(recording: Option<FinishedLog>) -> Result<(), CommandError> {
+    recording.and_then(|recording| recording.broken).map_or(Ok(()), |broken| Err(broken.into()))
+}
+
+/// What a replay must agree with at the end, when the run ended where a replay can end too.
+pub fn end_at(machine: &Machine, ending: &Ending) -> Result<Option<End>, CommandError> {
+    Ok(if ending.at_exit { Some(machine.end(ending.reason())?) } else { None })
 }
 
 /// The part of the report every role has.
@@ -194,7 +206,7 @@ pub fn report(
     role: &'static str,
     machine: &Machine,
     ending: &Ending,
-    digest: Option<[u8; 32]>,
+    end: Option<End>,
     seconds: f64,
 ) -> Report {
     let tsc = machine.tsc().counters();
@@ -204,7 +216,7 @@ pub fn report(
         exits: ending.at.0,
         inputs: machine.inputs(),
         slices: machine.slices(),
-        state_digest: digest.map(|d| hex(&d)),
+        state_digest: end.map(|end| hex(&end.state_digest)),
         guest_faults: machine.board().guest_faults().count,
         disk: machine.board().disk_counters(),
         rdtsc_sites: tsc.sites,

@@ -9,10 +9,12 @@ mod recorded;
 mod replay;
 mod restored;
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
 pub use alarm::Alarm;
-pub use file_log::{FileLog, SLICE_GROUP_BYTES};
+pub use file_log::{FileLog, FinishedLog, OnRecordError, SLICE_GROUP_BYTES};
 pub use live::{GuestClock, LiveInputs};
 pub use live_queue::LiveQueue;
 pub use patience::InputDelays;
@@ -32,8 +34,12 @@ pub enum InputError {
         what: String,
     },
     /// The log cannot be written.
-    #[error("{source}")]
+    #[error("recording '{path}' cannot be written on after exit {at}: {source}", path = path.display())]
     LogWrite {
+        /// The file.
+        path: PathBuf,
+        /// The last exit the guest has left.
+        at: u64,
         /// The cause.
         source: ftvmm_replication::LogError,
     },

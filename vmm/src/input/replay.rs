@@ -15,6 +15,7 @@ pub struct LogInputs<R> {
     cursor: ReplayCursor,
     until: Option<Ordinal>,
     end: Option<End>,
+    stopped: bool,
     torn: Option<String>,
     expected: Option<Box<Check>>,
     /// So many records are part of what the guest was restored from.
@@ -26,7 +27,7 @@ impl<R: Read> LogInputs<R> {
     /// The guest stands where the log's first `skip` records have been applied.
     pub fn new(reader: LogReader<R>, until: Option<Ordinal>, skip: u64) -> Self {
         let cursor = ReplayCursor::new();
-        Self { reader, cursor, until, end: None, torn: None, expected: None, skip }
+        Self { reader, cursor, until, end: None, stopped: false, torn: None, expected: None, skip }
     }
 
     /// How the recorded guest ended; `at` is the first exit this guest did not get past.
@@ -40,6 +41,11 @@ impl<R: Read> LogInputs<R> {
             return Err(InputError::Divergence { at: at.0, what });
         }
         Ok(self.end)
+    }
+
+    /// Whether the replay has come to the exit up to which it was to go.
+    pub fn was_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Bytes of the recording read so far.
@@ -88,6 +94,7 @@ impl<R: Read> InputSource for LogInputs<R> {
             });
         };
         if self.until.is_some_and(|until| at >= until) {
+            self.stopped = true;
             return Ok(Step::Stop(StopCause::EndOfLog));
         }
         loop {
