@@ -52,6 +52,9 @@ const KMOD: Package = Package::new("kmod", "depmod: the load order of a kernel's
 const CURL: Package = Package::new("curl", "the client that must not notice a failover");
 const PING: Package = Package::new("iputils-ping", "the client that measures stalls");
 const E2FSPROGS: Package = Package::new("e2fsprogs", "makes and checks the disks of guests");
+const BOCHS: Package = Package::new("bochs", "emulates a machine with VMX and EPT");
+const GRUB: Package = Package::new("grub-common", "makes the disc an Intel host boots from");
+const BINUTILS: Package = Package::new("binutils", "strip: the programs on that disc");
 const DEBOOTSTRAP: Package = Package::new("debootstrap", "makes a fresh Debian in a folder");
 const GIT: Package = Package::new("git", "names the commit that was measured");
 const XZ: Package = Package::new("xz-utils", "unpacks the guest kernel's source");
@@ -66,6 +69,19 @@ const KERNEL_BUILD: &[Package] = &[
     Package::new("bc", "part of the guest kernel's build"),
     Package::new("libelf-dev", "objtool of the guest kernel's build"),
     Package::new("lz4", "compresses the guest kernel"),
+];
+
+/// What Bochs loads beside itself.
+const BOCHS_PARTS: &[Package] = &[
+    Package::new("bochs-term", "the emulator's screen"),
+    Package::new("bochsbios", "the emulated machine's firmware"),
+    Package::new("vgabios", "the firmware of its graphics card"),
+];
+
+/// What grub-mkrescue starts and reads.
+const GRUB_PARTS: &[Package] = &[
+    Package::new("grub-pc-bin", "the boot loader on the disc of an Intel host"),
+    Package::new("xorriso", "writes that disc"),
 ];
 
 /// The source of the tiny guest kernel.
@@ -88,6 +104,8 @@ pub enum Program {
     AptConfig,
     /// Installs and downloads packages.
     AptGet,
+    /// Emulates an Intel host.
+    Bochs,
     /// The userland of guests and lab hosts, statically linked.
     Busybox,
     /// Builds Rust.
@@ -110,6 +128,8 @@ pub enum Program {
     Flock,
     /// Tells which commit is checked out.
     Git,
+    /// Makes a disc that boots.
+    GrubMkrescue,
     /// Makes networks, and starts other programs in them.
     Ip,
     /// Builds the guest kernel.
@@ -120,8 +140,12 @@ pub enum Program {
     Ping,
     /// Emulates a host.
     Qemu,
+    /// Starts a program that ends with the one that started it.
+    Setpriv,
     /// A shell for what it has built in.
     Sh,
+    /// Takes from a program what only a debugger reads.
+    Strip,
     /// Unpacks the kernel's source.
     Tar,
     /// Starts a program in namespaces of its own.
@@ -136,6 +160,7 @@ impl Program {
         Self::AptCache,
         Self::AptConfig,
         Self::AptGet,
+        Self::Bochs,
         Self::Busybox,
         Self::Cargo,
         Self::Curl,
@@ -147,12 +172,15 @@ impl Program {
         Self::E2fsck,
         Self::Flock,
         Self::Git,
+        Self::GrubMkrescue,
         Self::Ip,
         Self::Make,
         Self::MkfsExt4,
         Self::Ping,
         Self::Qemu,
+        Self::Setpriv,
         Self::Sh,
+        Self::Strip,
         Self::Tar,
         Self::Unshare,
         Self::Virtiofsd,
@@ -165,6 +193,7 @@ impl Program {
             Self::AptCache => ("apt-cache", Base("apt"), &[]),
             Self::AptConfig => ("apt-config", Base("apt"), &[]),
             Self::AptGet => ("apt-get", Base("apt"), &[]),
+            Self::Bochs => ("bochs", From(BOCHS), BOCHS_PARTS),
             Self::Busybox => ("busybox", From(BUSYBOX), &[]),
             Self::Cargo => ("cargo", Toolchain, &[]),
             Self::Curl => ("curl", From(CURL), &[]),
@@ -176,12 +205,15 @@ impl Program {
             Self::E2fsck => ("e2fsck", From(E2FSPROGS), &[]),
             Self::Flock => ("flock", Base("util-linux"), &[]),
             Self::Git => ("git", From(GIT), &[]),
+            Self::GrubMkrescue => ("grub-mkrescue", From(GRUB), GRUB_PARTS),
             Self::Ip => ("ip", From(IPROUTE), &[]),
             Self::Make => ("make", From(MAKE), KERNEL_BUILD),
             Self::MkfsExt4 => ("mkfs.ext4", From(E2FSPROGS), &[]),
             Self::Ping => ("ping", From(PING), &[]),
             Self::Qemu => ("qemu-system-x86_64", From(QEMU), &[]),
+            Self::Setpriv => ("setpriv", Base("util-linux"), &[]),
             Self::Sh => ("sh", Base("dash"), &[]),
+            Self::Strip => ("strip", From(BINUTILS), &[]),
             Self::Tar => ("tar", Base("tar"), &[XZ]),
             Self::Unshare => ("unshare", Base("util-linux"), &[]),
             Self::Virtiofsd => ("virtiofsd", From(VIRTIOFSD), &[]),

@@ -34,6 +34,9 @@ impl Settings {
         }
         let acquire = ["dump", "--no-empty", "--format", "%F \"%v\";%n", "Acquire"];
         let acquire = said_by(Program::AptConfig.command()?.args(acquire))?;
+        // How to reach a mirror, not what else to fetch from it.
+        let reach = acquire.lines().filter(|line| !line.starts_with("Acquire::IndexTargets"));
+        let acquire = reach.map(|line| format!("{line}\n")).collect();
         Ok(Self { archives, acquire })
     }
 
