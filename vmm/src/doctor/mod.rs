@@ -16,6 +16,7 @@ mod guest;
 mod probes;
 mod programs;
 mod speed;
+mod x87;
 mod xsave;
 
 pub use failure::ProbeFailure;

@@ -7,7 +7,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::failure::ProbeFailure;
 use super::guest::{MicroGuest, Ring, template_cpuid};
-use super::{cpu, determinism, dirty_log, exits, speed, xsave};
+use super::{cpu, determinism, dirty_log, exits, speed, x87, xsave};
 use crate::kvm::{KvmError, call, nested_paging_is_off};
 
 /// What a probe found, in words, or what does not hold.
@@ -87,6 +87,7 @@ pub const PROBES: &[Probe] = &[
     needed("FXRSTOR", cpu::fxrstor),
     useful("XRSTOR", cpu::xrstor, "the CPU template avx"),
     informational("XSAVE images", xsave::repeats),
+    informational("FNSTENV addresses", x87::addresses_kept),
     needed("determinism (ring 0)", |host| determinism::repeats(host, Ring::Kernel)),
     needed("determinism (ring 3)", |host| determinism::repeats(host, Ring::User)),
     useful(speed::NAMES[0], |host| speed::instructions(host, Ring::Kernel), WITHOUT_SPEED),

@@ -190,6 +190,22 @@ program!(
 );
 
 program!(
+    /// Loads an integer into an x87 register, stores the x87 environment, reports; stores it again behind the
+    /// first and reports.
+    x87_environments:
+    "fninit"
+    "mov edi, {data}"
+    "fild dword ptr [rdi]"
+    "fnstenv [rdi + 0x40]"
+    "out {report}, al"
+    "mov edi, {data}"
+    "fnstenv [rdi + 0x80]"
+    "out {report}, al";
+    data = layout::DATA,
+    report = layout::REPORT
+);
+
+program!(
     /// Asks for a value, mixes it into a state in RBX and scatters the state over 256 KiB at DATA,
     /// reports; for ever.
     mix:
