@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::boot::{BootError, BootPlan, ImageError, KernelImage, prepare};
 use crate::cpu_template::{CpuTemplate, MsrAnswer, TemplateError};
 use crate::doctor::{ProbeFailure, xsave_is_deterministic};
+use crate::efer::EFER;
 use crate::kvm::{KvmError, Memory, Vcpu, Vm};
 use crate::machine::Machine;
 use crate::msr::MsrBank;
@@ -153,7 +154,8 @@ impl Guest {
             xsave_is_deterministic(template.cpuid())
                 .map_err(|source| GuestError::Xsave { template: template.name().into(), source })?;
         }
-        let kept = template.msrs().filter(|(_, answer)| *answer == MsrAnswer::Kvm);
+        let is_kept = |index, answer| answer == MsrAnswer::Kvm && index != EFER;
+        let kept = template.msrs().filter(|(index, answer)| is_kept(*index, *answer));
         vm.serve_only_msrs(&kept.map(|(index, _)| index).collect::<Vec<_>>())?;
         let vcpu = vm.create_vcpu()?;
         template.apply(&vcpu)?;

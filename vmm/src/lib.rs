@@ -8,6 +8,7 @@ pub mod control;
 pub mod cpu_template;
 pub mod disk;
 pub mod doctor;
+mod efer;
 pub mod exit_chain;
 pub mod fault;
 pub mod guest;

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::efer::{self, EFER};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
@@ -119,7 +120,12 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn run(&mut self, mode: RunMode) -> Result<Exit, KvmError> {
+        // To a point a few instructions on, before which no interrupt may come.
+        let through_a_hook = self.tsc.holds_interrupts();
         match mode {
+            RunMode::UntilInterruptible | RunMode::Unrecorded if through_a_hook => {
+                self.vcpu.run(false)
+            }
             RunMode::Free => self.vcpu.run(false),
             RunMode::UntilInterruptible => self.vcpu.run(true),
             RunMode::Unrecorded => self.vcpu.run(self.board.interrupt_pending()),
@@ -140,6 +146,7 @@ impl Machine {
             last: at,
             chain: self.chain.digest(),
             reads_clock: self.reads_clock(exit),
+            reads_counter: TscTrap::reads_clock(exit),
             deadline_ns: self.board.next_deadline_ns(),
             owes_ticks: self.board.owes_ticks(),
             halted: exit == Exit::Hlt
@@ -194,7 +201,12 @@ impl Machine {
                 self.chain.link(at, addr, data);
             }
             Exit::Msr(access) => {
-                let answer = self.msrs.answer(access, self.board.now_ns());
+                let answer = if access.index == EFER {
+                    self.tsc.at_efer(&mut self.vcpu, &self.memory)?;
+                    efer::answer(access, &self.vcpu)?
+                } else {
+                    self.msrs.answer(access, self.board.now_ns())
+                };
                 self.vcpu.answer_msr(answer);
                 let data = [access.written.unwrap_or(0), answer.unwrap_or(0)].map(u64::to_le_bytes);
                 let fault = [u8::from(answer.is_none())];
@@ -368,6 +380,7 @@ impl Machine {
     /// When KVM fails.
     pub fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
         if self.board.interrupt_pending()
+            && !self.tsc.holds_interrupts()
             && self.vcpu.accepts_interrupt()?
             && let Some(vector) = self.board.acknowledge_interrupt()
         {

@@ -62,6 +62,10 @@ pub struct Report {
     pub state_digest: Option<String>,
     /// Kernel RDTSC and RDTSCP instructions that were turned into port reads.
     pub rdtsc_sites: usize,
+    /// Such instructions, and moves from and to CR4, in modules and other code that came later, trapped before it ran.
+    pub rdtsc_new_sites: usize,
+    /// Kernels the guest started itself (kexec), trapped before they ran on.
+    pub other_kernels: u64,
     /// Such instructions, and moves from and to CR4, found while the guest ran: they may have been executed
     /// before.
     pub rdtsc_late_sites: usize,

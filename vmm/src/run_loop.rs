@@ -30,6 +30,8 @@ pub struct Situation {
     pub chain: u64,
     /// The guest is about to read a clock.
     pub reads_clock: bool,
+    /// The clock is the time stamp counter.
+    pub reads_counter: bool,
     /// Guest time at which the next timer event is due, in nanoseconds since power-on.
     pub deadline_ns: Option<u64>,
     /// The guest's timer owes it ticks: they come one at a time, so it falls behind while they wait.

@@ -220,6 +220,8 @@ pub fn report(
         guest_faults: machine.board().guest_faults().count,
         disk: machine.board().disk_counters(),
         rdtsc_sites: tsc.sites,
+        rdtsc_new_sites: tsc.new_sites,
+        other_kernels: tsc.other_kernels,
         rdtsc_late_sites: tsc.late_sites.len(),
         rdtsc_user_reads: tsc.user_reads,
         gp_passed: tsc.passed_gps,

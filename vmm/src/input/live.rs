@@ -119,11 +119,17 @@ impl LiveInputs {
         logged_ns(self.clock.host_now_ns()).max(self.last_ns)
     }
 
-    /// Guest time for a sample, when the guest's next timer is due at `deadline_ns`.
-    fn sample_ns(&self, deadline_ns: Option<u64>) -> u64 {
+    /// Guest time for a sample, when the guest's next timer is due at `deadline_ns`; for the time stamp counter to
+    /// the nanosecond: there are drivers that refuse a coarse one (Linux, `jent_entropy_init`).
+    fn sample_ns(&self, deadline_ns: Option<u64>, for_counter: bool) -> u64 {
         // A guest at its tick has no timer for some exits: the old one is over, the next one not yet set.
         let due_ns = deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
-        self.now_ns().min(logged_ns(due_ns.saturating_add(LATE_NS_MAX)))
+        let latest_ns = logged_ns(due_ns.saturating_add(LATE_NS_MAX));
+        if for_counter {
+            self.clock.host_now_ns().max(self.last_ns).min(latest_ns)
+        } else {
+            self.now_ns().min(latest_ns)
+        }
     }
 
     fn sample(&mut self, now_ns: u64) -> Step {
@@ -203,7 +209,7 @@ impl LiveInputs {
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
             }
-            let now_ns = self.sample_ns(situation.deadline_ns);
+            let now_ns = self.sample_ns(situation.deadline_ns, situation.reads_counter);
             if situation.reads_clock && self.sampled_at != situation.at {
                 self.sampled_at = situation.at;
                 return Ok(self.sample(now_ns));

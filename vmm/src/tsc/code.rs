@@ -8,6 +8,7 @@
 //! | `RDTSC` | `IN EAX, imm8` | 0x55, 4 bytes |
 //! | `RDTSCP` | `IN EAX, imm8`; `NOP` | 0x56, 4 bytes |
 //! | first two bytes of the #GP handler | `IN AL, imm8` | 0x57, 1 byte |
+//! | an instruction of a function that makes memory executable ([`super::hook`]) | `IN AL, imm8` | 0x58, 1 byte |
 //! | `MOV reg, CR4` | `IN AL, imm8`; `NOP`s | 0x10 + reg, 1 byte |
 //! | `MOV CR4, reg` | `OUT imm8, AL`; `NOP`s | 0x10 + reg, 1 byte |
 //!
@@ -25,6 +26,8 @@ pub const RDTSC_PORT: u16 = 0x55;
 pub const RDTSCP_PORT: u16 = 0x56;
 /// A 1-byte read here is the start of the guest's #GP handler.
 pub const GP_PORT: u16 = 0x57;
+/// A 1-byte read here is the call of a function that makes memory executable.
+pub const HOOK_PORT: u16 = 0x58;
 /// Accesses of one byte from here on, one port for each register, were `MOV` from or to CR4.
 pub const CR4_PORTS: std::ops::Range<u16> = 0x10..0x20;
 
@@ -36,6 +39,9 @@ const NOP: u8 = 0x90;
 
 /// What the first two bytes of the #GP handler become.
 pub const GP_ENTRY: [u8; 2] = [IN_AL_IMM8, GP_PORT as u8];
+
+/// What the first two bytes of a hooked instruction become.
+pub const HOOK: [u8; 2] = [IN_AL_IMM8, HOOK_PORT as u8];
 
 /// An instruction that traps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

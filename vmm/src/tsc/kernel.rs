@@ -1,9 +1,16 @@
-//! The kernel's own code, patched before it is loaded.
+//! The kernel's own code, patched before it runs: in its file before it is loaded, or in memory when the guest
+//! starts another kernel (kexec).
+//!
+//! Of a file the section headers say where code is. A kernel in memory has none any more; its symbols say it.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::code::{candidates, find};
+use serde::{Deserialize, Serialize};
+
+use super::code::{HOOK, candidates, find};
+use super::hook::{FUNCTIONS, Hook, PROLOGUE_BYTES};
+use super::symbols::Symbols;
 
 /// Section flags of the ELF specification: occupies memory, is executable.
 const SHF_ALLOC: u64 = 2;
@@ -11,19 +18,26 @@ const SHF_EXECINSTR: u64 = 4;
 const SHT_NOBITS: u32 = 8;
 /// Replacements for alternatives are code, though their section is not marked executable in every kernel.
 const ALTERNATIVES: &str = ".altinstr_replacement";
+/// A kernel is the one that was patched while so small a part of its patches is in place: alternatives and the end
+/// of the init sections take some away.
+const KNOWN_SHARE: usize = 8;
 
 /// What is known of a kernel's code.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelCode {
     /// RDTSC and RDTSCP instructions that were replaced.
     pub rdtsc_sites: usize,
     /// Moves from and to CR4 that were replaced.
     pub cr4_sites: usize,
     pub(super) sections: Vec<Section>,
+    /// The functions that make memory executable.
+    pub(super) hooks: Vec<Hook>,
+    /// Where instructions were replaced that nobody executes while a kernel starts, and with what.
+    pub(super) marks: Vec<(u64, [u8; 2])>,
 }
 
 /// A section with code.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Section {
     /// Virtual addresses.
     pub addresses: Range<u64>,
@@ -31,27 +45,90 @@ pub(super) struct Section {
     pub decoys: BTreeSet<usize>,
 }
 
-/// Replaces every trapped instruction in the executable sections of the kernel `elf`, in place.
+/// Whether an address is in the half that kernels have.
+pub fn is_kernel_address(address: u64) -> bool {
+    address >> 63 == 1
+}
+
+/// Replaces every trapped instruction in the executable sections of the kernel `elf`, in place, and hooks the
+/// functions that make memory executable.
 pub fn patch(elf: &mut [u8]) -> KernelCode {
-    let mut kernel = KernelCode::default();
     let sections: Vec<_> = executable_sections(elf).collect();
+    let functions = Symbols::find(elf).map(|symbols| symbols.addresses(FUNCTIONS));
+    patch_sections(elf, &sections, functions.as_ref().map_or(&[], |functions| functions))
+}
+
+/// Likewise for the kernel whose `image` starts at the virtual address `base`; `None` when it has no symbols.
+pub fn patch_image(image: &mut [u8], base: u64) -> Option<KernelCode> {
+    let symbols = Symbols::find(image)?;
+    let names = ["_text", "_etext", "_sinittext", "_einittext", "__alt_instructions_end"];
+    let [text, text_end, init, init_end, alternatives] = symbols.addresses(names);
+    let functions = symbols.addresses(FUNCTIONS);
+    // What replaces alternatives follows the list of them and has no symbol of its own.
+    let alternatives_end = alternatives.and_then(|start| symbols.next_after(start));
+    let ranges = [(text, text_end), (init, init_end), (alternatives, alternatives_end)];
+    let sections: Vec<_> = ranges
+        .into_iter()
+        .filter_map(|(start, end)| {
+            let (start, end) = (start?, end?);
+            let offset = |address: u64| usize::try_from(address.checked_sub(base)?).ok();
+            let range = offset(start)?..offset(end)?;
+            (range.start < range.end && range.end <= image.len()).then_some((start, range))
+        })
+        .collect();
+    let kernel = patch_sections(image, &sections, &functions);
+    (!kernel.sections.is_empty()).then_some(kernel)
+}
+
+fn patch_sections(
+    image: &mut [u8],
+    sections: &[(u64, Range<usize>)],
+    functions: &[Option<u64>],
+) -> KernelCode {
+    let mut kernel = KernelCode::default();
     for (address, range) in sections {
-        let Some(code) = elf.get_mut(range) else {
+        let Some(code) = image.get_mut(range.clone()) else {
             continue;
         };
         for site in find(code) {
-            let counter = if site.trapped.reads_counter() {
-                &mut kernel.rdtsc_sites
+            if site.trapped.reads_counter() {
+                kernel.rdtsc_sites += 1;
+                let at = address.saturating_add(site.range.start as u64);
+                kernel.marks.push((at, site.trapped.replacement()));
             } else {
-                &mut kernel.cr4_sites
-            };
-            *counter += 1;
+                kernel.cr4_sites += 1;
+            }
             site.trapped.replace(&mut code[site.range]);
         }
-        let addresses = address..address.saturating_add(code.len() as u64);
+        for &function in functions.iter().flatten() {
+            let at = function.checked_sub(*address).and_then(|at| usize::try_from(at).ok());
+            let Some(prologue) = at.and_then(|at| code.get_mut(at..at + PROLOGUE_BYTES)) else {
+                continue;
+            };
+            if let Some(hook) = Hook::choose(function, prologue) {
+                let at = (hook.address() - function) as usize;
+                prologue[at..at + HOOK.len()].copy_from_slice(&HOOK);
+                kernel.marks.push((hook.address(), HOOK));
+                kernel.hooks.push(hook);
+            }
+        }
+        let addresses = *address..address.saturating_add(code.len() as u64);
         kernel.sections.push(Section { addresses, decoys: candidates(code).collect() });
     }
     kernel
+}
+
+impl KernelCode {
+    /// Whether anything of it was patched, so that it can be told from another.
+    pub fn is_marked(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
+    /// Whether the kernel in memory is this one: `read` gives the two bytes at an address.
+    pub fn is_there(&self, read: impl Fn(u64) -> Option<[u8; 2]>) -> bool {
+        let in_place = self.marks.iter().filter(|(at, bytes)| read(*at) == Some(*bytes)).count();
+        in_place > self.marks.len() / KNOWN_SHARE
+    }
 }
 
 /// Address and file range of each section with code, straight from the section header table.

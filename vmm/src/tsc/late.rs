@@ -1,4 +1,7 @@
-//! Kernel code that was not in the kernel's file: modules, alternatives applied at boot.
+//! Kernel code that was not in the kernel's file: modules, alternatives applied at boot, another kernel.
+//!
+//! What is about to become executable is searched before it runs ([`search`], [`patch_kernel`]). The rest of this
+//! module is the net below, for kernels whose functions are not known and for code that comes in another way.
 //!
 //! When the guest starts its first user program, and every [`LOOK_EVERY_EXITS`] exits from then on, the
 //! guest's page tables are searched for kernel pages that may be executed and were not seen before. What is
@@ -7,6 +10,7 @@
 //! A section of the kernel's file is decoded again only when bytes have come into it that look like a trapped
 //! instruction. Pages elsewhere are decoded from the start of each contiguous run of new ones, which is where
 //! a module's text starts, and a site is believed only when the decoding is in step ([`super::code::find`]).
+//! A page elsewhere counts as seen by its content.
 //! What remains: code that comes and goes between two looks, a section whose pages were only in part
 //! executable, and data in executable memory that decodes into a trapped instruction after sixteen others.
 
@@ -15,9 +19,11 @@ use std::collections::BTreeMap;
 use ftvmm_replication::Ordinal;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::code::{Site, candidates, find};
-use super::kernel::{KernelCode, Section};
+use super::hook::NewCode;
+use super::kernel::{self, KernelCode, Section};
 use super::paging::{AddressSpace, Page};
 use crate::kvm::Memory;
 
@@ -31,10 +37,23 @@ const DECODED_BYTES_MAX: u64 = 64 << 20;
 /// Kernels map their text in pages of this size; what shares one with a section is no module.
 const KERNEL_PAGE_BYTES: u64 = 2 << 20;
 
-/// Kernel pages seen before: address, and where and how long.
+/// The largest image of a kernel that is looked at in memory.
+const IMAGE_BYTES_MAX: usize = 256 << 20;
+/// What is written back of an image at once.
+const PART_BYTES: usize = 4096;
+
+/// Kernel pages seen before, by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    pages: Option<BTreeMap<u64, (u64, u64)>>,
+    pages: Option<BTreeMap<u64, SeenPage>>,
+}
+
+/// Where a page was, how long, and what it held; the last is 0 for the kernel's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SeenPage {
+    gpa: u64,
+    bytes: u64,
+    hash: u64,
 }
 
 impl Seen {
@@ -54,13 +73,25 @@ impl Seen {
         kernel: &KernelCode,
     ) -> Vec<u64> {
         let pages = space.kernel_code();
-        let now: BTreeMap<u64, (u64, u64)> =
-            pages.iter().map(|page| (page.address, (page.gpa, page.bytes))).collect();
-        let before = self.pages.replace(now).unwrap_or_default();
+        let in_kernel = |page: &Page| {
+            kernel.sections.iter().any(|section| {
+                let start = section.addresses.start / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
+                let end = section.addresses.end.next_multiple_of(KERNEL_PAGE_BYTES);
+                overlaps(page, &(start..end))
+            })
+        };
+        let seen = |page: &Page| {
+            let hash = if in_kernel(page) { 0 } else { content(space, page) };
+            SeenPage { gpa: page.gpa, bytes: page.bytes, hash }
+        };
+        let now: BTreeMap<u64, SeenPage> =
+            pages.iter().map(|page| (page.address, seen(page))).collect();
+        let before = self.pages.take().unwrap_or_default();
         let fresh: Vec<Page> = pages
             .into_iter()
-            .filter(|page| before.get(&page.address) != Some(&(page.gpa, page.bytes)))
+            .filter(|page| before.get(&page.address) != now.get(&page.address))
             .collect();
+        let pages = self.pages.insert(now);
         if fresh.is_empty() {
             return Vec::new();
         }
@@ -71,13 +102,6 @@ impl Seen {
                 patched.extend(patch_section(space, memory, section));
             }
         }
-        let in_kernel = |page: &Page| {
-            kernel.sections.iter().any(|section| {
-                let start = section.addresses.start / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
-                let end = section.addresses.end.next_multiple_of(KERNEL_PAGE_BYTES);
-                overlaps(page, &(start..end))
-            })
-        };
         let elsewhere: Vec<Page> = fresh.into_iter().filter(|page| !in_kernel(page)).collect();
         let mut left_bytes = DECODED_BYTES_MAX;
         for run in elsewhere.chunk_by(|a, b| a.address + a.bytes == b.address) {
@@ -86,22 +110,82 @@ impl Seen {
             left_bytes -= bytes;
             let mut code = vec![0; bytes as usize];
             let got = space.read_where(start, &mut code, |page| page.executable);
-            patched.extend(patch_sites(space, memory, start, &code[..got], find));
+            let found = patch_sites(space, memory, start, &code[..got]);
             let is_done = |page: &Page| {
                 bytes > 0 && page.bytes > DECODED_BYTES_MAX
                     || page.address - start + page.bytes <= bytes
             };
-            run.iter().filter(|page| !is_done(page)).for_each(|page| self.forget(page));
+            for page in run {
+                if !is_done(page) {
+                    // Left for the next look.
+                    pages.remove(&page.address);
+                } else if !found.is_empty() {
+                    pages.insert(page.address, seen(page));
+                }
+            }
+            patched.extend(found);
         }
         patched
     }
+}
 
-    /// Leaves a page for the next look.
-    fn forget(&mut self, page: &Page) {
-        if let Some(pages) = &mut self.pages {
-            pages.remove(&page.address);
+/// Patches what the guest is about to make executable; returns the addresses of what was patched.
+pub fn search(space: &AddressSpace<'_>, memory: &Memory, new: NewCode) -> Vec<u64> {
+    if !kernel::is_kernel_address(new.address) {
+        return Vec::new();
+    }
+    let mut code = Vec::new();
+    while (code.len() as u64) < new.bytes {
+        let address = new.address.wrapping_add(code.len() as u64);
+        let Some(page) = space.page(address) else { break };
+        let left = (page.bytes - (address - page.address)).min(new.bytes - code.len() as u64);
+        let start = code.len();
+        code.resize(start + left as usize, 0);
+        if space.read_where(address, &mut code[start..], |_| true) as u64 != left {
+            code.truncate(start);
+            break;
         }
     }
+    patch_sites(space, memory, new.address, &code)
+}
+
+/// Patches the kernel that is executed at `rip` and starts: all of its image may be executed then. `None` when it has no
+/// symbols.
+pub fn patch_kernel(space: &AddressSpace<'_>, memory: &Memory, rip: u64) -> Option<KernelCode> {
+    let pages = space.kernel_code();
+    let mut runs = pages.chunk_by(|a, b| a.address + a.bytes == b.address);
+    let run = runs.find(|run| {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        (first.address..=last.address + (last.bytes - 1)).contains(&rip)
+    })?;
+    let base = run[0].address;
+    let bytes = run.iter().map(|page| page.bytes as usize).sum::<usize>().min(IMAGE_BYTES_MAX);
+    let mut image = vec![0; bytes];
+    let got = space.read_where(base, &mut image, |page| page.executable);
+    image.truncate(got);
+    let before = image.clone();
+    let kernel = kernel::patch_image(&mut image, base)?;
+    for (number, (new, old)) in image.chunks(PART_BYTES).zip(before.chunks(PART_BYTES)).enumerate()
+    {
+        if new != old
+            && let Some(gpa) = space.translate(base + (number * PART_BYTES) as u64)
+        {
+            // It was read from there.
+            let _ = memory.write_slice(new, GuestAddress(gpa));
+        }
+    }
+    Some(kernel)
+}
+
+/// A hash of what is on a page.
+fn content(space: &AddressSpace<'_>, page: &Page) -> u64 {
+    let mut hash = Xxh3::new();
+    let mut part = [0; PART_BYTES];
+    for address in (page.address..page.address.saturating_add(page.bytes)).step_by(PART_BYTES) {
+        let got = space.read_where(address, &mut part, |_| true);
+        hash.update(&part[..got]);
+    }
+    hash.digest()
 }
 
 fn overlaps(page: &Page, addresses: &std::ops::Range<u64>) -> bool {
@@ -115,16 +199,10 @@ fn patch_section(space: &AddressSpace<'_>, memory: &Memory, section: &Section) -
     if got < code.len() || candidates(&code).all(|at| section.decoys.contains(&at)) {
         return Vec::new();
     }
-    patch_sites(space, memory, start, &code, find)
+    patch_sites(space, memory, start, &code)
 }
 
-fn patch_sites(
-    space: &AddressSpace<'_>,
-    memory: &Memory,
-    start: u64,
-    code: &[u8],
-    find: fn(&[u8]) -> Vec<Site>,
-) -> Vec<u64> {
+fn patch_sites(space: &AddressSpace<'_>, memory: &Memory, start: u64, code: &[u8]) -> Vec<u64> {
     let mut patched = Vec::new();
     for Site { range, trapped } in find(code) {
         let mut instruction = code[range.clone()].to_vec();

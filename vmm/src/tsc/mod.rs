@@ -1,7 +1,8 @@
 //! The time stamp counter, which no KVM hands over by itself: RDTSC and RDTSCP wherever they are executed.
 //!
 //! - **Kernel**: the instructions are port accesses ([`code`]), patched before the kernel is loaded
-//!   ([`kernel`]) and where code appears later ([`late`]).
+//!   ([`kernel`]), when the guest makes other code executable ([`hook`]), when it starts another kernel
+//!   ([`Self::at_efer`](TscTrap::at_efer)), and, for what comes in no such way, where code appears later ([`late`]).
 //! - **User mode**: CR4.TSD is kept set, so the instruction is a #GP. The first bytes of the guest's #GP handler
 //!   are a port read ([`entry`]); there the exception frame is looked at and the instruction emulated
 //!   ([`user`]). Any other #GP goes on as if the handler's own bytes stood there: what they do is done ([`displaced`]),
@@ -23,10 +24,12 @@ mod code;
 mod cr4;
 mod displaced;
 mod entry;
+mod hook;
 mod kernel;
 mod late;
 mod paging;
 mod segment;
+mod symbols;
 mod user;
 
 use ftvmm_replication::{Ordinal, TscMode};
@@ -34,8 +37,9 @@ use kvm_bindings::kvm_sregs;
 use serde::{Deserialize, Serialize};
 
 use crate::kvm::{Direction, Exit, KvmError, Memory, Vcpu};
-use code::{CR4_PORTS, GP_PORT, RDTSC_PORT, RDTSCP_PORT, Trapped};
+use code::{CR4_PORTS, GP_PORT, HOOK_PORT, RDTSC_PORT, RDTSCP_PORT, Trapped};
 use entry::Entry;
+use hook::Hook;
 use paging::AddressSpace;
 
 pub use cr4::at_power_on;
@@ -45,6 +49,7 @@ const DB_VECTOR: u8 = 1;
 /// DR6: the trap of a single step, and the hit breakpoints (AMD APM vol. 2, 13.1.1.3).
 const DR6_BS: u64 = 1 << 14;
 const DR6_BREAKPOINTS: u64 = 0xf;
+const EFER_LMA: u64 = 1 << 10;
 /// How often to look at the #GP handler's page tables, beside its bytes.
 const THOROUGH_EVERY_EXITS: u64 = 256;
 /// No two bytes hold more instructions.
@@ -57,6 +62,10 @@ pub struct TscTrapState {
     guest_tsd: bool,
     entry: Option<Entry>,
     seen: late::Seen,
+    /// The functions that make memory executable, in the kernel that runs.
+    hooks: Vec<Hook>,
+    /// The kernel that runs, where it is not the one the guest was started with.
+    other_kernel: Option<KernelCode>,
 }
 
 /// What was trapped so far.
@@ -64,6 +73,10 @@ pub struct TscTrapState {
 pub struct TscCounters {
     /// RDTSC and RDTSCP replaced in the kernel's file.
     pub sites: usize,
+    /// Instructions trapped in code that came later, before it ran.
+    pub new_sites: usize,
+    /// Kernels the guest started itself, and that were patched before they ran on.
+    pub other_kernels: u64,
     /// Addresses of trapped instructions that were found after they may have run.
     pub late_sites: Vec<u64>,
     /// RDTSC and RDTSCP answered in user mode.
@@ -93,7 +106,8 @@ impl TscTrap {
     /// The traps of a guest whose kernel was patched as `kernel` says.
     pub fn new(mode: TscMode, kernel: KernelCode) -> Self {
         let counters = TscCounters { sites: kernel.rdtsc_sites, ..Default::default() };
-        Self { mode, kernel, state: TscTrapState::default(), counters }
+        let state = TscTrapState { hooks: kernel.hooks.clone(), ..Default::default() };
+        Self { mode, kernel, state, counters }
     }
 
     /// What was trapped so far.
@@ -148,6 +162,9 @@ impl TscTrap {
             Exit::Pio { port: GP_PORT, direction: Direction::Read, size_bytes: 1, count: 1 } => {
                 return self.at_gp_port(tsc, &sregs, vcpu, memory);
             }
+            Exit::Pio { port: HOOK_PORT, direction: Direction::Read, size_bytes: 1, count: 1 } => {
+                return self.at_hook(&sregs, vcpu, memory);
+            }
             Exit::Pio { port, direction, size_bytes, count: 1 } => {
                 self.look_for_code(at, &sregs, memory);
                 self.replaced_instruction(port, direction, size_bytes, tsc, &sregs, vcpu, memory)?
@@ -160,12 +177,77 @@ impl TscTrap {
         Ok(data)
     }
 
+    /// Whether the guest stands between two instructions of which the second is there only for it: until it has
+    /// executed that, no interrupt may lead it elsewhere.
+    pub fn holds_interrupts(&self) -> bool {
+        self.state.hooks.iter().any(Hook::is_halfway)
+    }
+
+    /// To be called at an access to EFER, which every Linux makes when its own page tables are in use and
+    /// before it could read the counter. A kernel that is not the one that was patched is patched now.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn at_efer(&mut self, vcpu: &mut Vcpu, memory: &Memory) -> Result<(), KvmError> {
+        let mut sregs = vcpu.sregs()?;
+        if sregs.cr4 & cr4::TSD == 0 {
+            // Whoever wrote CR4 was not patched.
+            self.state.guest_tsd = false;
+            sregs.cr4 |= cr4::TSD;
+            vcpu.set_sregs(&sregs)?;
+        }
+        let rip = vcpu.regs()?.rip;
+        if privilege(&sregs) != 0 || !kernel::is_kernel_address(rip) || sregs.efer & EFER_LMA == 0 {
+            return Ok(());
+        }
+        let space = AddressSpace::new(memory, &sregs);
+        let known = self.state.other_kernel.as_ref().unwrap_or(&self.kernel);
+        if known.is_there(|address| space.read(address)) {
+            return Ok(());
+        }
+        let found = late::patch_kernel(&space, memory, rip);
+        if found.is_none() && !known.is_marked() {
+            return Ok(());
+        }
+        let kernel = found.unwrap_or_default();
+        self.counters.other_kernels += 1;
+        self.state.hooks = kernel.hooks.clone();
+        self.state.seen = late::Seen::default();
+        self.state.other_kernel = Some(kernel);
+        Ok(())
+    }
+
     fn look_for_code(&mut self, at: Ordinal, sregs: &kvm_sregs, memory: &Memory) {
         let space = AddressSpace::new(memory, sregs);
         if self.state.seen.due(at, &space) {
-            let found = self.state.seen.look(&space, memory, &self.kernel);
+            let kernel = self.state.other_kernel.as_ref().unwrap_or(&self.kernel);
+            let found = self.state.seen.look(&space, memory, kernel);
             self.counters.late_sites.extend(found);
+            self.state.hooks.iter_mut().for_each(|hook| hook.keep(&space, memory));
         }
+    }
+
+    /// The guest stands at a hook: searches what it is about to make executable, and lets it go on as if nothing had been there.
+    fn at_hook(
+        &mut self,
+        sregs: &kvm_sregs,
+        vcpu: &mut Vcpu,
+        memory: &Memory,
+    ) -> Result<Option<Trap>, KvmError> {
+        let regs = vcpu.regs()?;
+        let is_there = |hook: &&mut Hook| hook.stands_at(regs.rip) && privilege(sregs) == 0;
+        let Some(hook) = self.state.hooks.iter_mut().find(is_there) else { return Ok(None) };
+        let space = AddressSpace::new(memory, sregs);
+        if !hook.is_halfway() {
+            let code = hook::new_code(regs.rdi, regs.rsi);
+            self.counters.new_sites += late::search(&space, memory, code).len();
+        }
+        vcpu.pio_data()[0] = regs.rax as u8;
+        // The port read must be over before RIP is set to where it stood.
+        vcpu.settle()?;
+        vcpu.set_regs(&regs)?;
+        hook.hop(&space, memory);
+        Ok(Some(Trap { port: HOOK_PORT, data: regs.rip }))
     }
 
     #[expect(clippy::too_many_arguments, reason = "one exit and the machine it belongs to")]
