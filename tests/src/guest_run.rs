@@ -56,6 +56,9 @@ pub enum GuestRunError {
         /// The last it said.
         tail: String,
     },
+    /// An image could not be made.
+    #[error(transparent)]
+    Image(#[from] ftvmm_guest_images::GuestBuildError),
     /// There is no report, or none that can be read.
     #[error("{}: {reason}", path.display())]
     BadReport {
@@ -94,6 +97,10 @@ pub struct Report {
     pub unknown_msrs: BTreeMap<String, u64>,
     /// RDTSC and RDTSCP answered in user mode.
     pub rdtsc_user_reads: u64,
+    /// Kernel instructions trapped in code that came later, before it ran.
+    pub rdtsc_new_sites: u64,
+    /// Kernels the guest started itself.
+    pub other_kernels: u64,
     /// Kernel instructions that were trapped while the guest ran.
     pub rdtsc_late_sites: u64,
     /// #GPs handed on to the guest.
@@ -196,8 +203,10 @@ impl GuestLab {
     pub fn boot_kernel(&self, kernel: GuestKernel, more: &[&str]) -> Vec<String> {
         let files = self.guest.boot_files(kernel);
         let [kernel, initramfs] = files.map(|path| self.inside(name_of(&path)));
-        let fixed = ["ftvmm", "--kernel", &kernel, "--initrd", &initramfs];
-        fixed.iter().chain(more).map(|&word| word.to_owned()).collect()
+        // An initramfs of the caller's stands for the kernel's own.
+        let own = if more.contains(&"--initrd") { &[][..] } else { &["--initrd", &initramfs] };
+        let words = ["ftvmm", "--kernel", &kernel].into_iter().chain(own.iter().copied());
+        words.chain(more.iter().copied()).map(str::to_owned).collect()
     }
 
     /// Starts `command` on the first host; its report goes to `<name>.json` in the shared folder.
@@ -229,6 +238,18 @@ impl GuestLab {
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), GuestRunError> {
         let place = self.outside(name);
         fs::write(&place, content).map_err(at(&place))
+    }
+
+    /// The cloud kernel's initramfs with kernels for `kexec`, as every host sees it. Made at the first call.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn kexec_initramfs(&self) -> Result<String, GuestRunError> {
+        const NAME: &str = "kexec-initramfs.cpio";
+        if !self.outside(NAME).exists() {
+            self.write(NAME, &self.guest.kexec_initramfs()?)?;
+        }
+        Ok(self.inside(NAME))
     }
 
     fn images(&self) -> impl Iterator<Item = PathBuf> {

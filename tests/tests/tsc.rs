@@ -1,12 +1,16 @@
 //! RDTSC everywhere, on the tiny kernel and on Debian's: user mode's in every shape the guest's `tsccheck` knows,
-//! the #GPs that are none of it, and `--tsc hide`. Each run is recorded and replayed.
+//! the #GPs that are none of it, and `--tsc hide`. Modules that read the counter, loaded at random moments; a second
+//! kernel. Each run is recorded and replayed.
+//!
+//! `FTVMM_MODULE_RUNS` and `FTVMM_KEXECS` say how many recordings there are with modules and with a second kernel.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
 
 use ftvmm_guest_images::GuestKernel;
-use ftvmm_tests::guest_run::{GuestLab, PROMPT};
+use ftvmm_tests::guest_run::{GuestLab, PROMPT, Report, cmdline};
 use ftvmm_tests::replayed::Replayed;
+use ftvmm_tests::stress::cloud::kexec;
 
 /// #GPs `tsccheck` takes beside the counter.
 const FAULTS: u64 = 1000;
@@ -44,6 +48,70 @@ fn recorded_and_replayed(site: &GuestLab, kernel: GuestKernel, tsc: &str, wanted
         assert!(recorded.gp_passed >= FAULTS, "{name}: {facts:?}");
     }
     assert_eq!(recorded.rdtsc_late_sites, 0, "{name}: {}", outcome.recorded.errors);
+}
+
+/// Records a script on the cloud kernel and replays it; what both report.
+fn scripted(site: &GuestLab, name: &str, script: &str, more: &[&str]) -> (Report, String) {
+    let (line, log) = (cmdline(script), site.inside(format!("{name}.log")));
+    let words = [&["--cmdline", &line, "--record", &log], more].concat();
+    let run = site.run(&format!("{name}-recorded"), site.boot_kernel(GuestKernel::Cloud, &words));
+    let outcome = Replayed::after(site, name, run.unwrap().finish().unwrap()).unwrap();
+    let console = String::from_utf8_lossy(&outcome.recorded.console).into_owned();
+    assert_eq!(outcome.difference(), None, "{name}: {script}\n{console}");
+    let report = outcome.recorded.report.clone().unwrap();
+    println!(
+        "{name}: {outcome}; sites of new code {}, late {}, kernels {}",
+        report.rdtsc_new_sites, report.rdtsc_late_sites, report.other_kernels
+    );
+    assert_eq!(report.rdtsc_late_sites, 0, "{name}: {}", outcome.recorded.errors);
+    std::fs::remove_file(site.outside(format!("{name}.log"))).unwrap();
+    (report, console)
+}
+
+fn runs(variable: &str) -> u64 {
+    std::env::var(variable).map_or(1, |text| text.parse().unwrap())
+}
+
+/// The jitter entropy generator is a module made of RDTSCs: each value it reads is printed in the end.
+fn modules_read_guest_time(site: &GuestLab) {
+    let mut rng = fastrand::Rng::new();
+    for run in 0..runs("FTVMM_MODULE_RUNS") {
+        let pause = |rng: &mut fastrand::Rng| format!("usleep {}", rng.u32(1..40_000));
+        let (one, two) = (pause(&mut rng), pause(&mut rng));
+        let script = format!(
+            "{one}; modprobe -a sha3_generic algif_rng jitterentropy_rng; jitter; rmmod jitterentropy_rng; \
+             {two}; modprobe jitterentropy_rng; jitter; reboot -f"
+        );
+        let memory = GuestKernel::Cloud.memory_mib().to_string();
+        let (report, console) =
+            scripted(site, &format!("modules-{run}"), &script, &["--mem", &memory]);
+        assert_eq!(console.matches("JITTER ok").count(), 2, "{console}");
+        // One RDTSC at least, each of the two times.
+        assert!(report.rdtsc_new_sites >= 2, "{report:?}");
+    }
+}
+
+fn a_second_kernel_reads_guest_time(site: &GuestLab) {
+    const SCRIPT: &str =
+        "modprobe:-a:sha3_generic:algif_rng:jitterentropy_rng,jitter,rdtsc:200,reboot:-f";
+    let initramfs = site.kexec_initramfs().unwrap();
+    for run in 0..runs("FTVMM_KEXECS") {
+        let more = ["--mem", "512", "--initrd", &initramfs];
+        let (report, console) = scripted(site, &format!("kexec-{run}"), &kexec(SCRIPT), &more);
+        assert_eq!(report.other_kernels, 1, "{console}");
+        for said in ["JITTER ok", "RDTSC ok"] {
+            assert_eq!(console.matches(said).count(), 1, "{said}: {console}");
+        }
+        assert!(report.rdtsc_new_sites >= 1 && report.rdtsc_user_reads >= 200, "{report:?}");
+    }
+}
+
+#[test]
+fn later_code_reads_guest_time() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tsc-later");
+    let site = GuestLab::start(&folder, 1).unwrap();
+    modules_read_guest_time(&site);
+    a_second_kernel_reads_guest_time(&site);
 }
 
 #[test]

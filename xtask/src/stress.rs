@@ -46,6 +46,7 @@ pub struct StressArguments {
 enum OnlyKind {
     Bare,
     Linux,
+    Cloud,
 }
 
 /// Runs the cases; fails when one of them did.
@@ -66,6 +67,7 @@ pub fn run(arguments: &StressArguments) -> Result<ExitCode, Box<dyn Error>> {
         only: arguments.only.map(|only| match only {
             OnlyKind::Bare => Kind::Bare,
             OnlyKind::Linux => Kind::Linux,
+            OnlyKind::Cloud => Kind::Cloud,
         }),
         features: Features { kernel_rdtsc: true, user_rdtsc: !arguments.no_user_rdtsc },
         parts: arguments.parts.clone(),

@@ -61,14 +61,25 @@ impl Userland {
         &self,
         more: BTreeMap<String, Vec<u8>>,
     ) -> Result<Vec<u8>, GuestBuildError> {
-        let mut entries = self.entries.clone();
-        for (path, content) in more {
-            let folders = path.match_indices('/').map(|(end, _)| path[..end].to_owned());
-            entries.extend(folders.map(|folder| (folder, Entry::new(MODE_DIRECTORY, []))));
-            entries.insert(path, Entry::new(MODE_FILE, content));
-        }
-        write(&entries).map_err(at(Path::new("initramfs")))
+        write(&with_files(self.entries.clone(), more)).map_err(at(Path::new("initramfs")))
     }
+}
+
+/// An archive of these files by their paths, to stand behind an initramfs: a kernel unpacks both.
+pub(crate) fn overlay(files: BTreeMap<String, Vec<u8>>) -> io::Result<Vec<u8>> {
+    write(&with_files(BTreeMap::new(), files))
+}
+
+fn with_files(
+    mut entries: BTreeMap<String, Entry>,
+    files: BTreeMap<String, Vec<u8>>,
+) -> BTreeMap<String, Entry> {
+    for (path, content) in files {
+        let folders = path.match_indices('/').map(|(end, _)| path[..end].to_owned());
+        entries.extend(folders.map(|folder| (folder, Entry::new(MODE_DIRECTORY, []))));
+        entries.insert(path, Entry::new(MODE_FILE, content));
+    }
+    entries
 }
 
 fn busybox_applets(busybox: &Path) -> Result<Vec<String>, GuestBuildError> {

@@ -113,6 +113,23 @@ impl Guest {
         }
     }
 
+    /// An initramfs for the cloud kernel whose folder `boot` has that kernel and its initramfs, as `vmlinuz` and
+    /// `initramfs`: for `kexec`. The tiny kernel cannot be moved, so it cannot be started like that.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn kexec_initramfs(&self) -> Result<Vec<u8>, GuestBuildError> {
+        let [kernel, initramfs] = self.boot_files(GuestKernel::Cloud);
+        let kernel = fs::read(&kernel).map_err(at(&kernel))?;
+        let mut archive = fs::read(&initramfs).map_err(at(&initramfs))?;
+        let files = BTreeMap::from([
+            ("boot/vmlinuz".to_owned(), kernel),
+            ("boot/initramfs".to_owned(), archive.clone()),
+        ]);
+        archive.extend(initramfs::overlay(files).map_err(at(&initramfs))?);
+        Ok(archive)
+    }
+
     /// Kernel and initramfs of one of the kernels.
     pub fn boot_files(&self, kernel: GuestKernel) -> [PathBuf; 2] {
         kernel.files().map(|name| self.folder.join(name))

@@ -14,6 +14,10 @@ use crate::{GuestBuildError, StockKernel, at};
 const LOADED: &[&str] =
     &["virtio_mmio", "virtio_net", "virtio-rng", "virtio_blk", "crc32c_generic", "ext4"];
 
+/// Modules that are there and that init leaves alone: the jitter entropy generator, which reads the time stamp
+/// counter, the socket it is reached through, and the hash it asks for.
+const LOADABLE: &[&str] = &["sha3_generic", "af_alg", "algif_rng", "jitterentropy_rng"];
+
 /// No line of modules.dep is about this module.
 #[derive(Debug, thiserror::Error)]
 #[error("modules.dep names no module {module:?}")]
@@ -97,7 +101,8 @@ pub(crate) fn files(kernel: &StockKernel) -> Result<BTreeMap<String, Vec<u8>>, G
     let path = kernel.modules.join("modules.builtin");
     let built_in = fs::read_to_string(&path).map_err(at(&path))?;
     let loaded = not_built_in(&built_in, LOADED);
-    let order = load_order(&dependencies, &loaded)?;
+    let kept_modules = not_built_in(&built_in, &[LOADED, LOADABLE].concat());
+    let order = load_order(&dependencies, &kept_modules)?;
     let is_kept = |line: &&str| {
         line.split_once(':').is_some_and(|(module, _)| order.iter().any(|kept| kept == module))
     };
@@ -156,7 +161,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let lines = "k/virtio_mmio.ko: k/virtio.ko\nk/virtio_net.ko: k/failover.ko k/virtio.ko\n\
                      k/virtio-rng.ko: k/virtio.ko\nk/virtio_blk.ko: k/virtio.ko\n\
-                     k/crc32c_generic.ko:\nk/failover.ko:\nk/virtio.ko:\nk/sound.ko:\n";
+                     k/crc32c_generic.ko:\nk/failover.ko:\nk/virtio.ko:\nk/sound.ko:\n\
+                     k/sha3_generic.ko:\nk/af_alg.ko:\nk/algif_rng.ko: k/af_alg.ko\n\
+                     k/jitterentropy_rng.ko:\n";
         fs::create_dir(folder.path().join("k")).unwrap();
         fs::write(folder.path().join("modules.dep"), lines).unwrap();
         fs::write(folder.path().join("modules.builtin"), "k/fs/ext4.ko\nk/loop.ko\n").unwrap();
@@ -177,6 +184,6 @@ mod tests {
         assert_eq!(files["lib/modules/6.1/k/failover.ko"], b"k/failover.ko");
         let dep = lines.replace("k/sound.ko:\n", "");
         assert_eq!(files["lib/modules/6.1/modules.dep"], dep.as_bytes());
-        assert_eq!(files.len(), 9, "{:?}", files.keys());
+        assert_eq!(files.len(), 13, "{:?}", files.keys());
     }
 }

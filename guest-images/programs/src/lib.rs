@@ -10,12 +10,15 @@ pub mod compute;
 pub mod echo;
 pub mod http;
 pub mod httpd;
+mod jitter;
+mod kexec;
 pub mod ledger;
 pub mod options;
 pub mod param;
 mod rdtsc;
 pub mod selfcheck;
 pub mod serve;
+mod sigfpe;
 pub mod stream;
 pub mod tsccheck;
 
@@ -55,6 +58,16 @@ pub const APPLETS: &[Applet] = &[
         run: httpd::main,
     },
     Applet {
+        name: "jitter",
+        usage: "[COUNT]   numbers of the kernel's jitter entropy generator, which is a module",
+        run: jitter::main,
+    },
+    Applet {
+        name: "kexec",
+        usage: "KERNEL INITRAMFS CMDLINE   start another kernel at once",
+        run: kexec::main,
+    },
+    Applet {
         name: "ledger",
         usage: "FILE [--check] [--count N] [--journal delete]   a database: transactions for ever",
         run: ledger::main,
@@ -73,6 +86,11 @@ pub const APPLETS: &[Applet] = &[
         name: "selfcheck",
         usage: "[ROUNDS]   varied work, checked; prints `SELFCHECK ok HASH …`",
         run: selfcheck::main,
+    },
+    Applet {
+        name: "sigfpe",
+        usage: "[COUNT]   take COUNT faults of each kind of division by zero",
+        run: sigfpe::main,
     },
     Applet {
         name: "spin",
@@ -129,6 +147,14 @@ pub enum AppletError {
         before: u64,
         /// The later reading.
         after: u64,
+    },
+    /// A fault did not come, or came too often.
+    #[error("{faults} faults came, not {wanted}")]
+    Faults {
+        /// How many signals there were.
+        faults: u64,
+        /// How many there should be.
+        wanted: u64,
     },
     /// The guest computed something wrong.
     #[error("SELFCHECK failed: {0}")]

@@ -1,11 +1,12 @@
 //! The determinism stress: random guests, each recorded once and replayed twice.
 //!
 //! A case follows from a seed and a number. It is a list of parts: blocks of a bare guest ([`bare`]) or
-//! commands of a Linux guest ([`linux`]). A replay must end with the same digest of registers, memory and
+//! commands of a Linux guest ([`linux`]), sometimes with Debian's kernel ([`cloud`]). A replay must end with the same digest of registers, memory and
 //! devices, after the same exits, inputs and outputs, and have printed the same. When it does not, parts are left out
 //! as long as the failure stays ([`minimise`]), and what is left is kept with its recording.
 
 pub mod bare;
+pub mod cloud;
 pub mod linux;
 mod minimise;
 mod session;
@@ -14,6 +15,7 @@ mod trial;
 use fastrand::Rng;
 
 use bare::{BareGuest, Features};
+use cloud::CloudGuest;
 use linux::LinuxGuest;
 
 pub use minimise::minimise;
@@ -23,6 +25,9 @@ pub use trial::Trial;
 /// One case in so many is a Linux guest, which takes some ten times as long.
 const LINUX_SHARE: u64 = 10;
 
+/// One in so many boots Debian's cloud kernel, which takes ten times as long again.
+const CLOUD_SHARE: u64 = 40;
+
 /// What kind of guest a case runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -30,11 +35,14 @@ pub enum Kind {
     Bare,
     /// The tiny Linux guest with a random script.
     Linux,
+    /// Debian's cloud kernel: modules, another kernel, floating-point faults.
+    Cloud,
 }
 
 enum Plan {
     Bare { guest: BareGuest, typing_pause_us: u32 },
     Linux(LinuxGuest),
+    Cloud(CloudGuest),
 }
 
 /// A case: what is run, before it is.
@@ -49,7 +57,13 @@ impl Case {
     pub fn random(seed: u64, number: u64, only: Option<Kind>, features: Features) -> Self {
         let own = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number);
         let mut rng = Rng::with_seed(own);
-        let drawn = if number % LINUX_SHARE == LINUX_SHARE - 1 { Kind::Linux } else { Kind::Bare };
+        let drawn = if number % CLOUD_SHARE == CLOUD_SHARE - 1 {
+            Kind::Cloud
+        } else if number % LINUX_SHARE == LINUX_SHARE - 1 {
+            Kind::Linux
+        } else {
+            Kind::Bare
+        };
         let plan = match only.unwrap_or(drawn) {
             Kind::Bare => {
                 let guest = BareGuest::random(rng.u64(..), features);
@@ -57,6 +71,7 @@ impl Case {
                 Plan::Bare { guest, typing_pause_us }
             }
             Kind::Linux => Plan::Linux(LinuxGuest::random(&mut rng)),
+            Kind::Cloud => Plan::Cloud(CloudGuest::random(&mut rng)),
         };
         Self { number, plan }
     }
@@ -66,6 +81,7 @@ impl Case {
         match self.plan {
             Plan::Bare { .. } => Kind::Bare,
             Plan::Linux(_) => Kind::Linux,
+            Plan::Cloud(_) => Kind::Cloud,
         }
     }
 
@@ -74,6 +90,7 @@ impl Case {
         match &self.plan {
             Plan::Bare { guest, .. } => guest.parts(),
             Plan::Linux(guest) => guest.parts(),
+            Plan::Cloud(guest) => guest.parts(),
         }
     }
 

@@ -179,6 +179,7 @@ fn command(settings: &Settings, case: &Case, parts: &[usize]) -> String {
     match settings.only {
         Some(Kind::Bare) => words += " --only bare",
         Some(Kind::Linux) => words += " --only linux",
+        Some(Kind::Cloud) => words += " --only cloud",
         None => {}
     }
     if !settings.features.user_rdtsc {

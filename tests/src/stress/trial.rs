@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use ftvmm_guest_images::GuestKernel;
+
 use super::{Case, Plan, StressError};
 use crate::guest_run::{Finished, GUEST_ADDRESS, GuestLab, GuestRunError, TAP, cmdline};
 use crate::lab::Ended;
@@ -12,6 +14,8 @@ use crate::replayed::difference;
 /// Memory of a bare guest, the least `ftvmm` takes.
 const BARE_MIB: &str = "32";
 const LINUX_MIB: &str = "96";
+/// Enough to unpack two kernels.
+const CLOUD_MIB: &str = "512";
 /// `--max-input-delay` of a run without slices.
 const NO_SLICES_MS: &str = "10000";
 /// A run that has not ended by itself is asked to, and later made to.
@@ -145,6 +149,15 @@ fn prepare(
             let fixed = ["--cmdline", &line, "--mem", LINUX_MIB];
             let net = if guest.pinged { &net[..] } else { &[] };
             (site.boot(&[&fixed, net].concat()), 0, guest.pinged)
+        }
+        Plan::Cloud(guest) => {
+            let line = cmdline(&guest.script(kept));
+            let initramfs = guest.starts_another().then(|| site.kexec_initramfs()).transpose()?;
+            let mut words = vec!["--cmdline", &line, "--mem", CLOUD_MIB];
+            if let Some(initramfs) = &initramfs {
+                words.extend(["--initrd", initramfs]);
+            }
+            (site.boot_kernel(GuestKernel::Cloud, &words), 0, false)
         }
     })
 }
