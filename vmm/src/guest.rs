@@ -8,15 +8,17 @@ use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSI
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::boot::{BootError, BootPlan, ImageError, KernelImage, prepare};
+use crate::boot::{BootError, BootPlan, ImageError, KernelImage, UNPACKED_BYTES_MAX, prepare};
 use crate::cpu_template::{CpuTemplate, MsrAnswer, TemplateError};
 use crate::doctor::{ProbeFailure, xsave_is_deterministic};
 use crate::efer::EFER;
+use crate::host::memory::{self, TooLittleMemory};
 use crate::kvm::{KvmError, Memory, Vcpu, Vm};
 use crate::machine::Machine;
 use crate::msr::MsrBank;
 use crate::page_tracker::PageTracker;
 use crate::tsc::{KernelCode, TscTrap};
+use crate::user_file::{self, FileError};
 
 /// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE says), no
 /// delay-loop calibration (it would wait for a timer without making exits), reset on a panic.
@@ -79,15 +81,11 @@ impl GuestConfig {
 #[derive(Debug, Error)]
 pub enum GuestError {
     /// A file cannot be read.
-    #[error("{what} '{path}' cannot be read: {source}", path = path.display())]
-    File {
-        /// Kernel or initramfs.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The host has not the memory.
+    #[error(transparent)]
+    Memory(#[from] TooLittleMemory),
     /// The kernel file is no kernel.
     #[error("'{path}' {source}", path = path.display())]
     Image {
@@ -123,7 +121,8 @@ pub enum GuestError {
 
 /// A guest that is loaded but not switched on.
 pub struct Guest {
-    vm: Vm,
+    /// Of a guest with a log.
+    pages: Option<PageTracker>,
     vcpu: Vcpu,
     memory: Arc<Memory>,
     msrs: MsrBank,
@@ -142,13 +141,20 @@ impl Guest {
         if !MEMORY_MIB.contains(memory_mib) {
             return Err(GuestError::MemorySize { got: *memory_mib });
         }
-        let kernel_file = read("kernel", kernel)?;
-        let initramfs_file = initramfs.as_ref().map(|path| read("initramfs", path)).transpose()?;
+        let memory_bytes = u64::from(*memory_mib) << 20;
+        check_memory(*memory_mib, config.logged)?;
+        let kernel_file =
+            user_file::read("kernel", kernel, UNPACKED_BYTES_MAX, "no kernel is so long")?;
+        let read_initramfs = |path: &PathBuf| {
+            let limit = "the guest has not so much memory; give more with --mem";
+            user_file::read("initramfs", path, memory_bytes, limit)
+        };
+        let initramfs_file = initramfs.as_ref().map(read_initramfs).transpose()?;
         let kernel_sha256: [u8; 32] = Sha256::digest(&kernel_file).into();
         let image = KernelImage::parse(kernel_file)
             .map_err(|source| GuestError::Image { path: kernel.clone(), source })?;
 
-        let vm = Vm::new(u64::from(*memory_mib) << 20, config.logged)?;
+        let vm = Vm::new(memory_bytes, config.logged)?;
         let template = CpuTemplate::for_host(&vm, &config.cpu_template)?;
         if template.shows_xsave() {
             xsave_is_deterministic(template.cpuid())
@@ -184,7 +190,10 @@ impl Guest {
         let loaded = prepare(plan, vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
         let msrs = MsrBank::new(template.msrs());
-        Ok(Self { vm, vcpu, memory, msrs, fingerprint, code: loaded.code })
+        // Here, where a host without the memory is told so before anything has begun.
+        let tracker = |vm: Vm| PageTracker::new(vm.into_dirty_log(), memory.clone());
+        let pages = config.logged.then(|| tracker(vm)).transpose()?;
+        Ok(Self { pages, vcpu, memory, msrs, fingerprint, code: loaded.code })
     }
 
     /// Switches the guest on, at the time of day the configuration says.
@@ -194,9 +203,7 @@ impl Guest {
             board.pio_write(port, &[value]);
         }
         let tsc = TscTrap::new(self.fingerprint.tsc, self.code);
-        let tracker = |vm: Vm| PageTracker::new(vm.into_dirty_log(), self.memory.clone());
-        let pages = config.logged.then(|| tracker(self.vm));
-        Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, pages)
+        Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, self.pages)
     }
 }
 
@@ -216,8 +223,14 @@ impl Guest {
     }
 }
 
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, GuestError> {
-    std::fs::read(path).map_err(|source| GuestError::File { what, path: path.into(), source })
+/// A logged guest may come to need as much again for the copy that slices and checks refer to.
+fn check_memory(memory_mib: u32, logged: bool) -> Result<(), TooLittleMemory> {
+    let (times, why) = match logged {
+        true => (2, ", logged (--record, --control, a pair or a replay: twice its memory),"),
+        false => (1, ""),
+    };
+    let what = format!("a guest of {memory_mib} MiB{why}");
+    memory::check(&what, (u64::from(memory_mib) << 20) * times)
 }
 
 /// The user's kernel command line with what the machine needs in front, so that the user's parameters win

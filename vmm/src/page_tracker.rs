@@ -9,6 +9,7 @@
 //! bitmap. Bits may be set for pages that do not differ; they cost a comparison, a fraction of the fault that a
 //! write to a protected page costs. So a page is protected again only when it has not changed for long.
 
+mod copy;
 mod transfer;
 
 pub use transfer::PageImage;
@@ -16,6 +17,7 @@ pub use transfer::PageImage;
 use std::ops::Range;
 use std::sync::Arc;
 
+use copy::Copy;
 use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
 use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
 use thiserror::Error;
@@ -80,7 +82,7 @@ enum Flush {
 struct Region {
     first_page: u64,
     bytes: usize,
-    copy: Vec<u8>,
+    copy: Copy,
     /// For a page whose bit is set: how many times in a row it was found unchanged.
     idle: Vec<u8>,
     /// While a state is shipped: the pages whose copy has not been sent as it is now.
@@ -97,7 +99,10 @@ pub struct PageTracker {
 
 impl PageTracker {
     /// A tracker whose copy is of memory as it was loaded; the guest has not run yet.
-    pub fn new(log: DirtyLog, memory: Arc<Memory>) -> Self {
+    ///
+    /// # Errors
+    /// When the host has no memory for the copy.
+    pub fn new(log: DirtyLog, memory: Arc<Memory>) -> Result<Self, KvmError> {
         let mut digest = 0u64;
         let mut regions = Vec::new();
         for (slot, loaded) in memory.iter().enumerate() {
@@ -105,7 +110,8 @@ impl PageTracker {
             let mut region = Region {
                 first_page: loaded.start_addr().raw_value() / PAGE_BYTES as u64,
                 bytes,
-                copy: vec![0; bytes],
+                copy: Copy::zeroed(bytes)
+                    .map_err(|source| KvmError::Copy { bytes: bytes as u64, source })?,
                 idle: vec![0; bytes / PAGE_BYTES],
                 unsent: None,
             };
@@ -117,7 +123,7 @@ impl PageTracker {
             }
             regions.push(region);
         }
-        Self { log, memory, regions, digest }
+        Ok(Self { log, memory, regions, digest })
     }
 
     /// The digest of memory and the pages that differ from the copy, which is renewed if `look` says so.

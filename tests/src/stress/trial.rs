@@ -43,9 +43,9 @@ if [ "$address" ]; then
     busybox ping -i 0.2 "$address" >/dev/null 2>&1 & pinging=$!
 fi
 if [ "$pause" = 0 ]; then
-    run "$name-recorded" "$@" --record "$name.log" </dev/null
+    run "$name-recorded" "$@" --record "$name.log" --overwrite </dev/null
 else
-    keys | run "$name-recorded" "$@" --record "$name.log"
+    keys | run "$name-recorded" "$@" --record "$name.log" --overwrite
 fi
 [ -z "$pinging" ] || kill "$pinging"
 for again in first second; do

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ftvmm_replication::TscMode;
 
+use crate::input::OnRecordError;
+
 /// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or runs it on
 /// two hosts in lockstep so that one may die.
 #[derive(Debug, Parser)]
@@ -128,12 +130,18 @@ pub struct RunArgs {
     /// Exits between two checks of all memory in the log; 0 for none
     #[arg(long, value_name = "EXITS", default_value_t = 1024)]
     pub check_memory_every: u64,
-    /// Write a recording
+    /// Write a recording, into a new file; the guest then needs twice its memory
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// What a recording that cannot be written on leads to
+    #[arg(long, value_enum, default_value_t = RecordError::Continue, requires = "record")]
+    pub record_error: RecordError,
     /// Write a report at the end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Replace the files of --record and --report if they are there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, stop
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
@@ -183,6 +191,9 @@ pub struct ReplayArgs {
     /// Write a report at the end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Replace the files of --record and --report if they are there
+    #[arg(long)]
+    pub overwrite: bool,
     /// For tests: as without `replay`
     #[arg(long, value_name = "FAULT", hide = true)]
     pub inject_fault: Option<crate::fault::Fault>,
@@ -321,6 +332,24 @@ pub enum Believe {
     Primary,
     /// For a primary whose host is the more suspect one
     Backup,
+}
+
+/// What a recording that cannot be written on leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecordError {
+    /// The guest goes on, unrecorded; the run ends with status 1
+    Continue,
+    /// The guest stops
+    Stop,
+}
+
+impl From<RecordError> for OnRecordError {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Continue => Self::Continue,
+            RecordError::Stop => Self::Stop,
+        }
+    }
 }
 
 /// What a failure of the primary's disk leads to.

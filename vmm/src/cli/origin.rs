@@ -9,7 +9,6 @@ use ftvmm_replication::{FileHeader, Fingerprint, OnPanic, OnReset, Start};
 use super::CommandError;
 use super::args::{Role, RunArgs};
 use super::disk::open_disk;
-use super::replay::refuse_same_file;
 use crate::cpu_template::DEFAULT_TEMPLATE;
 use crate::disk::{Disk, Telling};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
@@ -61,17 +60,17 @@ impl Origin {
         Ok(Some(Snapshot::open(path)?))
     }
 
-    /// Refuses a snapshot of another guest, and a recording in its place.
+    /// Refuses a snapshot of another guest.
     ///
     /// # Errors
     /// Names the first difference.
-    pub fn check(&self, guest: &Guest, record: Option<&Path>) -> Result<(), CommandError> {
+    pub fn check(&self, guest: &Guest) -> Result<(), CommandError> {
         let Some(snapshot) = &self.snapshot else { return Ok(()) };
         if let Some(difference) = snapshot.header().fingerprint.first_difference(&guest.fingerprint)
         {
             return Err(snapshot.unusable(format!("is of another guest: {difference}")).into());
         }
-        record.map_or(Ok(()), |written| refuse_same_file(snapshot.path(), written))
+        Ok(())
     }
 
     /// Where a recording of the run begins.

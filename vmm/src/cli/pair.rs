@@ -54,7 +54,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::WhenAllowed)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
-    origin.check(&guest, args.record.as_deref())?;
+    origin.check(&guest)?;
 
     let peer = make_peer(args, &guest, &config, tap, disk.clone(), queue.clone())?;
     if let Some(disk) = disk {
@@ -214,7 +214,9 @@ impl Parts {
     ) -> Result<(), CommandError> {
         let header = guest.log_header(config);
         let log_header = LogHeader { start: origin.start(), ..header.clone() };
-        let create = |path: &PathBuf| create_log(path, &log_header);
+        let create = |path: &PathBuf| {
+            create_log(path, args.overwrite, args.record_error.into(), &log_header)
+        };
         let recording = args.record.as_ref().map(create).transpose()?;
         let mut machine = guest.power_on(config);
         tracing::info!("the guest is switched on");

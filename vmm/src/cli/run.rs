@@ -1,7 +1,6 @@
 //! `ftvmm --kernel …`: chooses where inputs come from and where outputs go, then enters the run loop.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -11,7 +10,7 @@ use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
 use super::args::{Role, RunArgs};
 use super::origin::Origin;
-use super::{CommandError, host, write_report};
+use super::{CommandError, check_report, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
 use crate::disk::Telling;
 use crate::guest::Guest;
@@ -29,12 +28,14 @@ use crate::machine::Machine;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
+use crate::user_file::{self, Named, Written};
 
 /// Runs a guest in the role the arguments name.
 ///
 /// # Errors
 /// Anything that ends the run badly.
 pub fn run(args: &RunArgs) -> Result<(), CommandError> {
+    check_files(args)?;
     install_kick_handler()?;
     match args.role {
         Role::Solo => solo(args),
@@ -77,16 +78,33 @@ pub fn control<O: Operator + 'static>(
 }
 
 /// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
-pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, CommandError> {
-    let file = File::create(path).map_err(|source| CommandError::File {
-        what: "recording",
-        path: path.into(),
-        source,
-    })?;
+pub fn create_log(
+    path: &Path,
+    overwrite: bool,
+    on_error: OnRecordError,
+    header: &LogHeader,
+) -> Result<FileLog<Written>, CommandError> {
+    let file = user_file::create("recording", path, overwrite)?;
     let writer = LogWriter::new(file, header)
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
     let left = header.start.as_ref().map_or(0, |start| start.at.0.saturating_sub(1));
-    Ok(FileLog::new(writer, Ordinal(left), path, OnRecordError::Continue))
+    Ok(FileLog::new(writer, Ordinal(left), path, on_error))
+}
+
+/// Refuses files that would be lost, and reports that could not be written.
+fn check_files(args: &RunArgs) -> Result<(), CommandError> {
+    let disk = args.disk.as_ref().map(|disk| disk.0.as_path());
+    let named = Named::default()
+        .read("--kernel", args.kernel.as_deref())
+        .read("--initrd", args.initrd.as_deref())
+        .read("--cpu-template", args.cpu_template.as_deref())
+        .read("--restore", args.restore.as_deref())
+        .written("--disk", disk)
+        .written("--control", args.control.as_deref())
+        .written("--record", args.record.as_deref())
+        .written("--report", args.report.as_deref());
+    named.check()?;
+    check_report(args.report.as_deref(), args.overwrite)
 }
 
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
@@ -98,7 +116,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
-    origin.check(&guest, args.record.as_deref())?;
+    origin.check(&guest)?;
     let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
@@ -120,7 +138,8 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     }
     let header = guest.log_header(&config);
     let log_header = LogHeader { start: origin.start(), ..header.clone() };
-    let create = |path: &PathBuf| create_log(path, &log_header);
+    let create =
+        |path: &PathBuf| create_log(path, args.overwrite, args.record_error.into(), &log_header);
     let mut log = args.record.as_ref().map(create).transpose()?;
     let kicked = queue.clone();
     let ticker = Ticker::new(move || kicked.alarm())?;

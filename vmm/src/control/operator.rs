@@ -79,7 +79,9 @@ impl From<SaveError> for Refused {
     fn from(error: SaveError) -> Self {
         let why = error.to_string();
         match error {
-            SaveError::Exists { .. } | SaveError::Create { .. } => Self::BadArgument { why },
+            SaveError::Exists { .. } | SaveError::Open(_) | SaveError::Create { .. } => {
+                Self::BadArgument { why }
+            }
             SaveError::Busy => Self::NotNow { why },
             SaveError::NotStopped | SaveError::Write { .. } => Self::Failed { why },
         }

@@ -127,17 +127,27 @@ impl MutEventSubscriber for TapReader {
     }
 }
 
-/// SIGINT and SIGTERM, taken over.
+/// Whether who started this process had the signal ignored.
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: sigaction is plain data for which all zeroes is valid; without a new action the call only writes the old one.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        let answer = libc::sigaction(signal as i32, std::ptr::null(), &mut old);
+        answer == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// SIGINT, SIGTERM and SIGHUP, taken over.
 pub struct BlockedSignals(SignalFd);
 
-/// Calls a function at SIGINT and SIGTERM.
+/// Calls a function at one of the signals.
 pub struct Signals<F> {
     fd: SignalFd,
     on_signal: F,
 }
 
 impl BlockedSignals {
-    /// Takes the two signals over; to be called before the first thread starts, which inherits the mask.
+    /// Takes the signals over; to be called before the first thread starts, which inherits the mask.
     ///
     /// # Errors
     /// When the host refuses.
@@ -145,6 +155,10 @@ impl BlockedSignals {
         let mut set = SigSet::empty();
         set.add(Signal::SIGINT);
         set.add(Signal::SIGTERM);
+        // A run under nohup goes on when its terminal is gone.
+        if !is_ignored(Signal::SIGHUP) {
+            set.add(Signal::SIGHUP);
+        }
         set.thread_block().map_err(std::io::Error::from)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let fd = SignalFd::with_flags(&set, flags).map_err(std::io::Error::from)?;

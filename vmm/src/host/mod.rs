@@ -4,6 +4,7 @@ pub mod clock;
 mod console;
 pub mod entropy;
 mod events;
+pub mod memory;
 mod outputs;
 mod tap;
 mod witness_file;

@@ -74,6 +74,14 @@ pub enum KvmError {
         /// The cause.
         source: vm_memory::mmap::FromRangesError,
     },
+    /// The host has not enough memory for the copy of a logged guest's.
+    #[error("cannot map {bytes} bytes for the copy of a logged guest's memory: {source}")]
+    Copy {
+        /// Size asked for.
+        bytes: u64,
+        /// The cause.
+        source: vm_memory::mmap::MmapRegionError,
+    },
     /// A call to KVM failed.
     #[error("{call} failed: {source}")]
     Call {
