@@ -53,9 +53,26 @@ const CURL: Package = Package::new("curl", "the client that must not notice a fa
 const PING: Package = Package::new("iputils-ping", "the client that measures stalls");
 const E2FSPROGS: Package = Package::new("e2fsprogs", "makes and checks the disks of guests");
 const DEBOOTSTRAP: Package = Package::new("debootstrap", "makes a fresh Debian in a folder");
+const BOCHS: Package = Package::new("bochs", "emulates a machine with VMX and EPT");
+const BINUTILS: Package = Package::new("binutils", "strip: the programs an Intel host is given");
+const GRUB: Package =
+    Package::new("grub-common", "grub-mkrescue: the disc an emulated Intel host boots from");
 const GIT: Package = Package::new("git", "names the commit that was measured");
 const XZ: Package = Package::new("xz-utils", "unpacks the guest kernel's source");
 const MAKE: Package = Package::new("make", "drives the guest kernel's build");
+
+/// What the emulator of an Intel host reads.
+const BOCHS_PARTS: &[Package] = &[
+    Package::new("bochs-term", "the screen of an emulated Intel host"),
+    Package::new("bochsbios", "the firmware of an emulated Intel host"),
+    Package::new("vgabios", "the firmware of its graphics card"),
+];
+
+/// What the disc of an Intel host is made with.
+const GRUB_PARTS: &[Package] = &[
+    Package::new("grub-pc-bin", "the boot loader of an emulated Intel host"),
+    Package::new("xorriso", "writes the disc of an emulated Intel host"),
+];
 
 /// What a build of the guest kernel starts or reads, make aside.
 const KERNEL_BUILD: &[Package] = &[
@@ -88,6 +105,8 @@ pub enum Program {
     AptConfig,
     /// Installs and downloads packages.
     AptGet,
+    /// Emulates a host with an Intel CPU.
+    Bochs,
     /// The userland of guests and lab hosts, statically linked.
     Busybox,
     /// Builds Rust.
@@ -110,6 +129,8 @@ pub enum Program {
     Flock,
     /// Tells which commit is checked out.
     Git,
+    /// Makes a disc to boot from.
+    GrubMkrescue,
     /// Makes networks, and starts other programs in them.
     Ip,
     /// Builds the guest kernel.
@@ -120,8 +141,12 @@ pub enum Program {
     Ping,
     /// Emulates a host.
     Qemu,
+    /// Starts a program that ends with the one that started it.
+    Setpriv,
     /// A shell for what it has built in.
     Sh,
+    /// Takes out of a program what only a debugger reads.
+    Strip,
     /// Unpacks the kernel's source.
     Tar,
     /// Starts a program in namespaces of its own.
@@ -136,6 +161,7 @@ impl Program {
         Self::AptCache,
         Self::AptConfig,
         Self::AptGet,
+        Self::Bochs,
         Self::Busybox,
         Self::Cargo,
         Self::Curl,
@@ -147,12 +173,15 @@ impl Program {
         Self::E2fsck,
         Self::Flock,
         Self::Git,
+        Self::GrubMkrescue,
         Self::Ip,
         Self::Make,
         Self::MkfsExt4,
         Self::Ping,
         Self::Qemu,
+        Self::Setpriv,
         Self::Sh,
+        Self::Strip,
         Self::Tar,
         Self::Unshare,
         Self::Virtiofsd,
@@ -165,6 +194,7 @@ impl Program {
             Self::AptCache => ("apt-cache", Base("apt"), &[]),
             Self::AptConfig => ("apt-config", Base("apt"), &[]),
             Self::AptGet => ("apt-get", Base("apt"), &[]),
+            Self::Bochs => ("bochs", From(BOCHS), BOCHS_PARTS),
             Self::Busybox => ("busybox", From(BUSYBOX), &[]),
             Self::Cargo => ("cargo", Toolchain, &[]),
             Self::Curl => ("curl", From(CURL), &[]),
@@ -176,12 +206,15 @@ impl Program {
             Self::E2fsck => ("e2fsck", From(E2FSPROGS), &[]),
             Self::Flock => ("flock", Base("util-linux"), &[]),
             Self::Git => ("git", From(GIT), &[]),
+            Self::GrubMkrescue => ("grub-mkrescue", From(GRUB), GRUB_PARTS),
             Self::Ip => ("ip", From(IPROUTE), &[]),
             Self::Make => ("make", From(MAKE), KERNEL_BUILD),
             Self::MkfsExt4 => ("mkfs.ext4", From(E2FSPROGS), &[]),
             Self::Ping => ("ping", From(PING), &[]),
             Self::Qemu => ("qemu-system-x86_64", From(QEMU), &[]),
+            Self::Setpriv => ("setpriv", Base("util-linux"), &[]),
             Self::Sh => ("sh", Base("dash"), &[]),
+            Self::Strip => ("strip", From(BINUTILS), &[]),
             Self::Tar => ("tar", Base("tar"), &[XZ]),
             Self::Unshare => ("unshare", Base("util-linux"), &[]),
             Self::Virtiofsd => ("virtiofsd", From(VIRTIOFSD), &[]),
