@@ -22,6 +22,7 @@ mod client;
 mod error;
 mod host;
 mod image;
+mod intel;
 mod link;
 mod local;
 mod net;
@@ -37,6 +38,7 @@ use std::time::Duration;
 pub use choice::{Backend, choose_backend};
 pub use error::{LabError, at};
 pub use host::Host;
+pub use intel::{IntelConfig, IntelHost};
 pub use link::{LabProcess, Output};
 pub use protocol::Ended;
 
