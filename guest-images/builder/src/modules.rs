@@ -14,6 +14,9 @@ use crate::{GuestBuildError, StockKernel, at};
 const LOADED: &[&str] =
     &["virtio_mmio", "virtio_net", "virtio-rng", "virtio_blk", "crc32c_generic", "ext4"];
 
+/// Modules a test loads when it wants them: the power button and its events, and who tells of a panic.
+const AT_HAND: &[&str] = &["button", "evdev", "pvpanic-mmio"];
+
 /// No line of modules.dep is about this module.
 #[derive(Debug, thiserror::Error)]
 #[error("modules.dep names no module {module:?}")]
@@ -97,7 +100,8 @@ pub(crate) fn files(kernel: &StockKernel) -> Result<BTreeMap<String, Vec<u8>>, G
     let path = kernel.modules.join("modules.builtin");
     let built_in = fs::read_to_string(&path).map_err(at(&path))?;
     let loaded = not_built_in(&built_in, LOADED);
-    let order = load_order(&dependencies, &loaded)?;
+    let at_hand = not_built_in(&built_in, AT_HAND);
+    let order = load_order(&dependencies, &[&loaded[..], &at_hand].concat())?;
     let is_kept = |line: &&str| {
         line.split_once(':').is_some_and(|(module, _)| order.iter().any(|kept| kept == module))
     };

@@ -216,7 +216,7 @@ impl Parts {
         let log_header = LogHeader { start: origin.start(), ..header.clone() };
         let create = |path: &PathBuf| create_log(path, &log_header);
         let recording = args.record.as_ref().map(create).transpose()?;
-        let mut machine = guest.power_on(config);
+        let mut machine = guest.power_on(config)?;
         tracing::info!("the guest is switched on");
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
@@ -236,7 +236,10 @@ impl Parts {
         if let Some(shipment) = &shipment {
             peer.ship_with(shipment.clone());
         }
-        let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+        let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+        if origin.start().is_some() {
+            live.renew_identity();
+        }
         let mut outputs = PeerOutputs::new(peer.clone());
         let mut log = PeerLog::new(peer.clone(), tail, recording);
         let recorded = Recorded::new(live, &mut log, check_plan(args));
@@ -275,7 +278,7 @@ impl Parts {
         };
         write_report(args.report.as_deref(), &report)?;
         stopped_by(&reason)?;
-        verdict(&ending)?;
+        verdict(&machine, &ending)?;
         complete(recording)
     }
 }

@@ -14,7 +14,7 @@ use super::origin::Origin;
 use super::{CommandError, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
 use crate::disk::Telling;
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
     BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
@@ -63,6 +63,7 @@ pub fn input_delays(args: &RunArgs) -> InputDelays {
 pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
     let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
+    queue.give_grace(Duration::from_secs(args.stop_grace));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }
@@ -92,12 +93,11 @@ pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, Comm
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let (queue, patience) = live_queue(args)?;
     let stopped = queue.clone();
-    let signals = BlockedSignals::block()?.on_signal(move || stopped.stop(StopCause::Requested));
+    let signals = BlockedSignals::block()?.on_signal(move || stopped.shut_down());
     let mut waited: Vec<Subscriber> = vec![Box::new(signals), patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
-    let config = origin.config.clone();
-    let guest = Guest::assemble(&config)?;
+    let guest = Guest::assemble(&origin.config)?;
     origin.check(&guest, args.record.as_deref())?;
     let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
     if let Some(disk) = &disk {
@@ -118,6 +118,8 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(tap) = tap {
         waited.push(Box::new(TapReader { tap, queue: queue.clone(), strays: Box::new(drop) }));
     }
+    // Files were read and hashed meanwhile.
+    let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
     let header = guest.log_header(&config);
     let log_header = LogHeader { start: origin.start(), ..header.clone() };
     let create = |path: &PathBuf| create_log(path, &log_header);
@@ -127,7 +129,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let alarm = Alarm::new(ticker.timer());
     waited.push(Box::new(ticker));
     queue.set_unrecorded(log.is_none());
-    let mut machine = guest.power_on(&config);
+    let mut machine = guest.power_on(&config)?;
     tracing::info!("the guest is switched on");
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
@@ -144,7 +146,10 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let own_disk = disk.clone();
     let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
-    let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+    let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+    if origin.start().is_some() {
+        live.renew_identity();
+    }
     if let Some(shipment) = &shipment {
         let _ = means.set(shipment.clone());
     }
@@ -179,7 +184,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         ..report("solo", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
-    verdict(&ending)?;
+    verdict(&machine, &ending)?;
     complete(recording)
 }
 
@@ -214,6 +219,7 @@ pub fn report(
         role,
         end: Some(ending.cause),
         exits: ending.at.0,
+        resets: machine.board().resets(),
         inputs: machine.inputs(),
         slices: machine.slices(),
         state_digest: end.map(|end| hex(&end.state_digest)),
@@ -234,8 +240,12 @@ fn unknown_msrs(machine: &Machine) -> BTreeMap<String, u64> {
 }
 
 /// A guest that crashed is a failure; every other end is clean.
-pub fn verdict(ending: &Ending) -> Result<(), CommandError> {
+pub fn verdict(machine: &Machine, ending: &Ending) -> Result<(), CommandError> {
     match ending.cause {
+        StopCause::GuestPanic => Err(CommandError::GuestFailed(format!(
+            "the guest's kernel panicked{}; see its console",
+            machine.board().panic_reason().escape_ascii()
+        ))),
         StopCause::GuestTripleFault => Err(CommandError::GuestFailed(
             "the guest's CPU shut down (triple fault); see its console".into(),
         )),

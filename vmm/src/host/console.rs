@@ -3,14 +3,16 @@
 use std::io::{IsTerminal, Read};
 use std::sync::Arc;
 
+use ftvmm_devices::Input;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
 
-/// Ctrl-A, then x, ends the run, as in QEMU.
+/// Ctrl-A, then x ends the run, b sends a break, as in QEMU.
 const ESCAPE: u8 = 0x01;
 const ESCAPE_QUIT: u8 = b'x';
+const ESCAPE_BREAK: u8 = b'b';
 
 /// Standard input switched to raw mode if it is a terminal; switched back on drop.
 pub struct RawTerminal {
@@ -59,6 +61,11 @@ pub fn read_console(queue: Arc<LiveQueue>, terminal: &RawTerminal) -> std::io::R
             for &byte in &buffer[..count] {
                 match (escapes && escaped, byte) {
                     (true, ESCAPE_QUIT) => queue.stop(StopCause::Requested),
+                    (true, ESCAPE_BREAK) => {
+                        queue.push_console(&std::mem::take(&mut typed));
+                        queue.push_signal(Input::ConsoleBreak);
+                        escaped = false;
+                    }
                     (false, ESCAPE) if escapes => escaped = true,
                     _ => {
                         typed.push(byte);

@@ -12,12 +12,12 @@ use ftvmm_replication::{Ordinal, StatePart};
 
 use super::InputError;
 use super::alarm::Alarm;
-use super::live_queue::{LiveQueue, Waiting};
+use super::live_queue::{LiveQueue, Shutdown, Waiting};
 use super::patience::{For, InputDelays, Patience};
 use crate::disk::Answer;
-use crate::host::clock::HostClock;
+use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::entropy::host_random_bytes;
-use crate::run_loop::{InputSource, RunMode, Situation, Step};
+use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
@@ -25,6 +25,9 @@ const ENTROPY_BYTES_MAX: u64 = 256;
 /// stall (a take-over, a host that slept) the guest catches up sample by sample: its kernel takes the ACPI timer's 24
 /// bits for a clock that went back when it jumps by more than half of them, 2.3 s (Linux, `clocksource_delta`).
 const LATE_NS_MAX: u64 = 100_000_000;
+/// How many times as fast as the host's clock guest time may go while a guest that computes is behind it: its threads
+/// must get on with its ticks, or it reports one that did not (Linux' watchdog, after 20 s).
+const CATCH_UP: u64 = 4;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -62,6 +65,10 @@ pub struct LiveInputs {
     queue: Arc<LiveQueue>,
     clock: GuestClock,
     last_ns: u64,
+    /// The host's clock at that sample.
+    sampled_host_ns: u64,
+    /// The guest was restored and is to learn that it is another one.
+    identity_wanted: bool,
     sampled_at: Option<Ordinal>,
     entropy_at: Option<Ordinal>,
     alarm: Alarm,
@@ -95,6 +102,8 @@ impl LiveInputs {
             queue,
             clock,
             last_ns,
+            sampled_host_ns: 0,
+            identity_wanted: false,
             sampled_at: None,
             entropy_at: None,
             alarm,
@@ -109,6 +118,20 @@ impl LiveInputs {
         }
     }
 
+    /// The guest was restored from a snapshot, as others may have been: its first input says so.
+    pub fn renew_identity(&mut self) {
+        self.identity_wanted = true;
+    }
+
+    fn new_identity(&mut self) -> Result<Step, InputError> {
+        self.identity_wanted = false;
+        let mut generation_id = [0; 16];
+        let bytes = host_random_bytes(generation_id.len() as u64)
+            .map_err(|source| InputError::Entropy { source })?;
+        generation_id.copy_from_slice(&bytes);
+        Ok(Step::Apply(Input::NewIdentity { generation_id, unix_s: host_unix_seconds() }))
+    }
+
     /// Goes on with another clock, after the guest has seen guest time up to `last_ns`.
     pub fn resume(&mut self, clock: GuestClock, last_ns: u64) {
         self.clock = clock;
@@ -119,15 +142,23 @@ impl LiveInputs {
         logged_ns(self.clock.host_now_ns()).max(self.last_ns)
     }
 
-    /// Guest time for a sample, when the guest's next timer is due at `deadline_ns`.
-    fn sample_ns(&self, deadline_ns: Option<u64>) -> u64 {
+    /// Guest time for a sample.
+    fn sample_ns(&self, situation: &Situation) -> u64 {
         // A guest at its tick has no timer for some exits: the old one is over, the next one not yet set.
-        let due_ns = deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
-        self.now_ns().min(logged_ns(due_ns.saturating_add(LATE_NS_MAX)))
+        let due_ns = situation.deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
+        let (now_ns, latest_ns) = (self.now_ns(), logged_ns(due_ns.saturating_add(LATE_NS_MAX)));
+        if now_ns <= latest_ns || situation.halted {
+            // All its threads have had their turn when it halts.
+            return now_ns.min(latest_ns);
+        }
+        let passed_ns = self.host_now_ns().saturating_sub(self.sampled_host_ns);
+        let step_ns = passed_ns.saturating_mul(CATCH_UP).min(LATE_NS_MAX);
+        logged_ns(self.last_ns.saturating_add(step_ns))
     }
 
     fn sample(&mut self, now_ns: u64) -> Step {
         self.last_ns = now_ns;
+        self.sampled_host_ns = self.host_now_ns();
         Step::Apply(Input::Time { now_ns })
     }
 
@@ -140,6 +171,8 @@ impl LiveInputs {
             && (waiting.stop.is_some()
                 || waiting.disk_answered()
                 || !waiting.console.is_empty()
+                || !waiting.signals.is_empty()
+                || waiting.shutdown == Shutdown::Wanted
                 || (situation.takes_frames && !waiting.frames.is_empty()));
         let now_ns = self.now_ns();
         let rested_ns = arrived.then(|| self.patience.rests_until_ns(For::Input));
@@ -164,6 +197,43 @@ impl LiveInputs {
         let until_ns = since_ns + self.patience.inputs_ns() / 2;
         self.set_alarm(Some(until_ns), now_ns);
         until_ns <= now_ns
+    }
+
+    /// Presses the power button when the run is to end, and ends it when nobody listens or the guest has had its time.
+    fn mind_shutdown(&self, waiting: &mut Waiting, heard: bool) {
+        match waiting.shutdown {
+            Shutdown::No => {}
+            Shutdown::Wanted if heard => {
+                let grace_ns = u64::try_from(self.queue.grace().as_nanos()).unwrap_or(u64::MAX);
+                let until_host_ns = self.host_now_ns().saturating_add(grace_ns);
+                waiting.shutdown = Shutdown::Grace { until_host_ns };
+                waiting.signals.push_back(Input::PowerButton);
+                tracing::info!(
+                    seconds = grace_ns / 1_000_000_000,
+                    "the guest's power button is pressed"
+                );
+            }
+            Shutdown::Wanted => waiting.stop = waiting.stop.or(Some(StopCause::Requested)),
+            Shutdown::Grace { until_host_ns } => {
+                if self.host_now_ns() >= until_host_ns && waiting.stop.is_none() {
+                    tracing::warn!("the guest did not switch itself off; the run ends");
+                    waiting.stop = Some(StopCause::Requested);
+                }
+            }
+        }
+    }
+
+    fn grace_left(&self, waiting: &Waiting) -> Option<Duration> {
+        match waiting.shutdown {
+            Shutdown::Grace { until_host_ns } => {
+                Some(Duration::from_nanos(until_host_ns.saturating_sub(self.host_now_ns()).max(1)))
+            }
+            _ => None,
+        }
+    }
+
+    fn host_now_ns(&self) -> u64 {
+        self.clock.host().host_now_ns()
     }
 
     /// When the guest has had its time to make an exit for its timer, and to take the interrupt that waits.
@@ -199,11 +269,15 @@ impl LiveInputs {
         mut waiting: MutexGuard<'_, Waiting>,
     ) -> Result<Step, InputError> {
         let queue = Arc::clone(&self.queue);
+        if self.identity_wanted {
+            return self.new_identity();
+        }
         loop {
+            self.mind_shutdown(&mut waiting, situation.hears_power_button);
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
             }
-            let now_ns = self.sample_ns(situation.deadline_ns);
+            let now_ns = self.sample_ns(situation);
             if situation.reads_clock && self.sampled_at != situation.at {
                 self.sampled_at = situation.at;
                 return Ok(self.sample(now_ns));
@@ -219,6 +293,10 @@ impl LiveInputs {
                     host_random_bytes(ENTROPY_BYTES_MAX.min(situation.entropy_wanted_bytes))
                         .map_err(|source| InputError::Entropy { source })?;
                 return Ok(Step::Apply(Input::Entropy { bytes }));
+            }
+            if let Some(signal) = waiting.signals.pop_front() {
+                self.gave_input = true;
+                return Ok(Step::Apply(signal));
             }
             if let Some(Answer { id, outcome, .. }) = waiting.take_disk_answer() {
                 self.gave_input = true;
@@ -250,7 +328,9 @@ impl LiveInputs {
                 return Ok(Step::Again);
             }
             let until_due = |at: u64| Duration::from_nanos(at.saturating_sub(now_ns).max(1));
-            waiting = queue.sleep(waiting, situation.deadline_ns.map(until_due));
+            let due = situation.deadline_ns.map(until_due);
+            let grace = self.grace_left(&waiting);
+            waiting = queue.sleep(waiting, due.into_iter().chain(grace).min());
             if situation.deadline_ns.is_none() {
                 self.rested_ns = self.now_ns();
             }
@@ -426,7 +506,9 @@ mod tests {
                 Ok(Step::Apply(Input::Time { now_ns })) => now_ns,
                 other => panic!("{other:?}"),
             };
-            readings_ns.push(told_ns);
+            if readings_ns.last() != Some(&told_ns) {
+                readings_ns.push(told_ns);
+            }
             if told_ns + LATE_NS_MAX > live.now_ns() {
                 break;
             }

@@ -42,7 +42,6 @@ use crate::disk::Disk;
 use crate::host::Tap;
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
-use crate::run_loop::StopCause;
 use crate::shipment::{Gauge, Shipment, Shipped};
 
 /// Pause between two questions to a witness that does not answer.
@@ -334,7 +333,7 @@ impl Peer {
         let mut state = self.lock();
         if state.begin.is_some() && !state.follows() {
             drop(state);
-            self.queue.stop(StopCause::Requested);
+            self.queue.shut_down();
         } else {
             self.step_locked(&mut state, SessionEvent::HostStop);
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, TryLockError};
 
+use ftvmm_devices::Input;
 use ftvmm_replication::SessionEvent;
 
 use super::state::State;
@@ -103,6 +104,14 @@ impl Operator for PeerOperator {
             return Err(Refused::not_now("this host is the backup; ask the primary"));
         }
         Ok(save(shipment, &self.0.gauge, path)?.into())
+    }
+
+    fn nmi(&self) -> Result<(), Refused> {
+        if self.0.follows() {
+            return Err(Refused::not_now("this host is the backup; ask the primary"));
+        }
+        self.0.queue.push_signal(Input::Nmi);
+        Ok(())
     }
 
     fn stop(&self) -> Result<(), Refused> {
