@@ -9,7 +9,6 @@ use std::time::Duration;
 use ftvmm_guest_images::GuestKernel;
 use ftvmm_tests::guest_run::{GuestLab, GuestRun, READY, cmdline};
 use ftvmm_tests::lab::Ended;
-use ftvmm_tests::packages;
 use ftvmm_tests::replayed::Replayed;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -174,7 +173,6 @@ fn is_restored(site: &GuestLab) {
 
 #[test]
 fn a_machine_that_is_switched_on_and_off_is_the_same_in_its_replay() {
-    packages::ensure(packages::CLIENTS).unwrap();
     let site = GuestLab::start(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("power"), 1).unwrap();
     resets(&site);
     panics_on_its_console(&site);

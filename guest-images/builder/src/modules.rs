@@ -163,7 +163,11 @@ mod tests {
                      k/crc32c_generic.ko:\nk/failover.ko:\nk/virtio.ko:\nk/sound.ko:\n";
         fs::create_dir(folder.path().join("k")).unwrap();
         fs::write(folder.path().join("modules.dep"), lines).unwrap();
-        fs::write(folder.path().join("modules.builtin"), "k/fs/ext4.ko\nk/loop.ko\nk/button.ko\nk/evdev.ko\nk/pvpanic-mmio.ko\n").unwrap();
+        fs::write(
+            folder.path().join("modules.builtin"),
+            "k/fs/ext4.ko\nk/loop.ko\nk/button.ko\nk/evdev.ko\nk/pvpanic-mmio.ko\n",
+        )
+        .unwrap();
         for line in lines.lines() {
             let (module, _) = line.split_once(':').unwrap();
             fs::write(folder.path().join(module), module).unwrap();
