@@ -354,7 +354,7 @@ impl Transport {
     }
 
     /// Everything but the count of faults starts over.
-    fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.status = 0;
         self.interrupt_status = 0;
         self.device_features_select = 0;

@@ -120,6 +120,12 @@ impl VirtioNet {
         }
     }
 
+    /// The card as at power-on; its counters go on.
+    pub(crate) fn power_on(&mut self) {
+        self.transport.reset();
+        self.backlog.clear();
+    }
+
     pub(crate) fn save(&self) -> VirtioNetState {
         let VirtioNet { mac, transport, backlog, counters, gathered: _ } = self;
         VirtioNetState {

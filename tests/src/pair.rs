@@ -129,6 +129,9 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
         "--net".into(),
         format!("tap={TAP}{mac}"),
     ]);
+    if !options.arguments.iter().any(|argument| argument == "--on-reset") {
+        argv.extend(["--on-reset", "end", "--stop-grace", "0"].map(str::to_owned));
+    }
     argv.extend(options.arguments.iter().cloned());
     argv
 }

@@ -8,16 +8,16 @@ use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSI
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::boot::{BootError, BootPlan, ImageError, KernelImage, UNPACKED_BYTES_MAX, prepare};
+use crate::boot::{BootError, BootImage, BootPlan, ImageError, KernelImage, UNPACKED_BYTES_MAX};
 use crate::cpu_template::{CpuTemplate, MsrAnswer, TemplateError};
 use crate::doctor::{ProbeFailure, xsave_is_deterministic};
 use crate::efer::EFER;
 use crate::host::memory::{self, TooLittleMemory};
-use crate::kvm::{KvmError, Memory, Vcpu, Vm};
-use crate::machine::Machine;
+use crate::kvm::{KvmError, Memory, Vcpu, VcpuState, Vm};
+use crate::machine::{Machine, Start};
 use crate::msr::MsrBank;
 use crate::page_tracker::PageTracker;
-use crate::tsc::{KernelCode, TscTrap};
+use crate::tsc::TscTrap;
 use crate::user_file::{self, FileError};
 
 /// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE says), no
@@ -128,7 +128,7 @@ pub struct Guest {
     msrs: MsrBank,
     /// What two hosts, or a recording and its replay, must agree on.
     pub fingerprint: Fingerprint,
-    code: KernelCode,
+    image: BootImage,
 }
 
 impl Guest {
@@ -183,27 +183,39 @@ impl Guest {
         };
         let plan = BootPlan {
             kernel: image,
-            initramfs: initramfs_file.as_deref(),
-            cmdline,
-            virtio_slots: &virtio_slots(&config.board()),
+            initramfs: initramfs_file,
+            cmdline: cmdline.clone(),
+            virtio_slots: virtio_slots(&config.board()),
         };
-        let loaded = prepare(plan, vm.memory(), &vcpu)?;
+        let image = BootImage::new(plan);
+        image.load(vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
         let msrs = MsrBank::new(template.msrs());
         // Here, where a host without the memory is told so before anything has begun.
         let tracker = |vm: Vm| PageTracker::new(vm.into_dirty_log(), memory.clone());
         let pages = config.logged.then(|| tracker(vm)).transpose()?;
-        Ok(Self { pages, vcpu, memory, msrs, fingerprint, code: loaded.code })
+        Ok(Self { pages, vcpu, memory, msrs, fingerprint, image })
     }
 
     /// Switches the guest on, at the time of day the configuration says.
-    pub fn power_on(self, config: &GuestConfig) -> Machine {
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn power_on(self, config: &GuestConfig) -> Result<Machine, KvmError> {
         let mut board = Board::new(&config.board());
-        for (port, value) in FIRMWARE_WRITES {
-            board.pio_write(port, &[value]);
-        }
-        let tsc = TscTrap::new(self.fingerprint.tsc, self.code);
-        Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, self.pages)
+        act_as_firmware(&mut board);
+        let tsc = TscTrap::new(self.fingerprint.tsc, self.image.code().clone());
+        let Fingerprint { on_reset, on_panic, .. } = self.fingerprint;
+        let start =
+            Start { image: self.image, vcpu: VcpuState::save(&self.vcpu)?, on_reset, on_panic };
+        Ok(Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, self.pages, start))
+    }
+}
+
+/// Leaves the devices as a PC's firmware does.
+pub(crate) fn act_as_firmware(board: &mut Board) {
+    for (port, value) in FIRMWARE_WRITES {
+        board.pio_write(port, &[value]);
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Report {
     pub role: &'static str,
     /// Why the run ended.
     pub end: Option<StopCause>,
+    /// How often the guest reset the machine and was started again.
+    pub resets: u64,
     /// Synchronous exits.
     pub exits: u64,
     /// Inputs applied.

@@ -265,6 +265,14 @@ impl Session {
         (self.client_links.own_up(), peer_up)
     }
 
+    /// What time it is. It becomes the guest's time of day at power-on: a primary offers it to its
+    /// first backup, or goes alone with it.
+    pub fn tell_time_of_day(&mut self, unix_s: u64) {
+        if matches!(&self.state, State::Primary(primary) if primary.has_not_begun()) {
+            self.config.rtc_epoch_s = unix_s;
+        }
+    }
+
     /// The part this host plays now.
     #[must_use]
     pub fn role(&self) -> Role {

@@ -138,8 +138,17 @@ fn prepare(
                 _ => NO_SLICES_MS,
             };
             let elf = site.inside(&file);
-            let words =
-                ["ftvmm", "--kernel", &elf, "--mem", BARE_MIB, "--max-input-delay", delay_ms];
+            let words = [
+                "ftvmm",
+                "--kernel",
+                &elf,
+                "--mem",
+                BARE_MIB,
+                "--max-input-delay",
+                delay_ms,
+                "--on-reset",
+                "end",
+            ];
             (words.map(str::to_owned).to_vec(), *typing_pause_us, false)
         }
         Plan::Linux(guest) => {

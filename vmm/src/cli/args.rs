@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ftvmm_replication::TscMode;
+use ftvmm_replication::{OnPanic, OnReset, TscMode};
 
 use crate::input::OnRecordError;
 
@@ -47,8 +47,10 @@ pub enum Command {
     Switch(ControlArgs),
     /// Have a running ftvmm write its guest's state to a file; the guest goes on
     Snapshot(SnapshotArgs),
-    /// End a running ftvmm in good order
+    /// Press the guest's power button; a guest that does not listen, or takes too long, ends at its next exit
     Stop(ControlArgs),
+    /// Send the guest of a running ftvmm a non-maskable interrupt, for a crash dump
+    Nmi(ControlArgs),
 }
 
 /// `ftvmm …`: run a guest.
@@ -58,7 +60,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "restore")]
     pub kernel: Option<PathBuf>,
     /// Go on from a snapshot, with its guest: memory, command line and the rest are as they were
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["mem", "cmdline", "tsc", "connect"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mem", "cmdline", "tsc", "on_reset", "on_panic", "connect"])]
     pub restore: Option<PathBuf>,
     /// Initramfs
     #[arg(long, value_name = "FILE")]
@@ -85,6 +87,15 @@ pub struct RunArgs {
     /// What user mode's RDTSC and RDTSCP do
     #[arg(long, value_enum, default_value_t = Tsc::Trap)]
     pub tsc: Tsc,
+    /// When the guest resets the machine: it goes back to power-on in the same run, or the run ends
+    #[arg(long, value_enum, default_value_t = ResetPolicy::Restart)]
+    pub on_reset: ResetPolicy,
+    /// When the guest's kernel panics: the run ends with status 1, the machine goes back to power-on, or nothing
+    #[arg(long, value_enum, default_value_t = PanicPolicy::End)]
+    pub on_panic: PanicPolicy,
+    /// Seconds a guest that listens to its power button has to switch itself off when the run is to end; 0: none
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub stop_grace: u64,
     /// Part this host plays
     #[arg(long, value_enum, default_value_t = Role::Solo)]
     pub role: Role,
@@ -147,7 +158,7 @@ pub struct RunArgs {
     /// Replace the files of --record and --report if they are there
     #[arg(long)]
     pub overwrite: bool,
-    /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, stop
+    /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, nmi, stop
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Folder for incident reports
@@ -307,6 +318,45 @@ impl From<Tsc> for TscMode {
         match tsc {
             Tsc::Trap => Self::Trap,
             Tsc::Hide => Self::Hide,
+        }
+    }
+}
+
+/// What a reset by the guest leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResetPolicy {
+    /// The machine goes back to power-on; the run goes on, protected and recorded as before
+    Restart,
+    /// The run ends
+    End,
+}
+
+impl From<ResetPolicy> for OnReset {
+    fn from(policy: ResetPolicy) -> Self {
+        match policy {
+            ResetPolicy::Restart => Self::Restart,
+            ResetPolicy::End => Self::End,
+        }
+    }
+}
+
+/// What a panic of the guest's kernel leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PanicPolicy {
+    /// The run ends with status 1
+    End,
+    /// The machine goes back to power-on
+    Restart,
+    /// It is the guest's own affair
+    Ignore,
+}
+
+impl From<PanicPolicy> for OnPanic {
+    fn from(policy: PanicPolicy) -> Self {
+        match policy {
+            PanicPolicy::End => Self::End,
+            PanicPolicy::Restart => Self::Restart,
+            PanicPolicy::Ignore => Self::Ignore,
         }
     }
 }
@@ -499,7 +549,9 @@ mod tests {
         assert!(parse("ftvmm").is_err());
         assert!(parse("ftvmm --restore s").is_ok());
         assert!(parse("ftvmm --restore s --kernel k --cpu-template t").is_ok());
-        for contradiction in ["--mem 64", "--cmdline x", "--tsc hide"] {
+        for contradiction in
+            ["--mem 64", "--cmdline x", "--tsc hide", "--on-reset end", "--on-panic end"]
+        {
             assert!(parse(&format!("ftvmm --restore s {contradiction}")).is_err());
         }
         assert!(parse("ftvmm doctor --json").is_ok());

@@ -196,6 +196,7 @@ pub fn main() -> ExitCode {
         Some(Command::Detach(args)) => control::bare(&args, "/detach"),
         Some(Command::Switch(args)) => control::bare(&args, "/switch"),
         Some(Command::Snapshot(args)) => control::snapshot(&args),
+        Some(Command::Nmi(args)) => control::bare(&args, "/nmi"),
         Some(Command::Stop(args)) => control::bare(&args, "/stop"),
     };
     let status = match result {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ftvmm_devices::BoardConfig;
-use ftvmm_replication::{FileHeader, Fingerprint, OnPanic, OnReset, Start};
+use ftvmm_replication::{FileHeader, Fingerprint, Start};
 
 use super::CommandError;
 use super::args::{Role, RunArgs};
@@ -97,8 +97,8 @@ fn guest_config(args: &RunArgs, rtc_epoch_s: u64, disk: Option<DiskFacts>) -> Gu
         net_mac,
         disk,
         tsc: args.tsc.into(),
-        on_reset: OnReset::End,
-        on_panic: OnPanic::Ignore,
+        on_reset: args.on_reset.into(),
+        on_panic: args.on_panic.into(),
         rtc_epoch_s,
         logged: args.record.is_some() || args.role != Role::Solo || args.control.is_some(),
     }

@@ -51,7 +51,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let (queue, patience) = live_queue(args)?;
     let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
     let (asked, early) = (made.clone(), queue.clone());
-    let stop_limit = heed_signals(&queue, move || match asked.get() {
+    let stop_limit = heed_signals(&queue, args, move || match asked.get() {
         Some(peer) => peer.host_stop(),
         None => early.stop(StopCause::Requested),
     })?;
@@ -241,7 +241,7 @@ impl Parts {
             create_log(path, args.overwrite, args.record_error.into(), &log_header)
         };
         let recording = args.record.as_ref().map(create).transpose()?;
-        let mut machine = guest.power_on(config);
+        let mut machine = guest.power_on(config)?;
         tracing::info!("the guest is switched on");
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
@@ -262,7 +262,10 @@ impl Parts {
             peer.ship_with(shipment.clone());
         }
         let pulsing = queue.clone();
-        let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+        let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+        if origin.start().is_some() {
+            live.renew_identity();
+        }
         let mut outputs = PeerOutputs::new(peer.clone(), console.clone());
         let mut log = PeerLog::new(peer.clone(), tail, recording);
         let recorded = Recorded::new(live, &mut log, check_plan(args));
@@ -308,7 +311,7 @@ impl Parts {
         };
         write_report(args.report.as_deref(), &report)?;
         stopped_by(&reason)?;
-        verdict(&ending)?;
+        verdict(&machine, &ending)?;
         complete(recording)
     }
 }

@@ -61,7 +61,7 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         create_log(path, args.overwrite, OnRecordError::Stop, &header)
     };
     let mut log = args.record.as_ref().map(create).transpose()?;
-    let mut machine = guest.power_on(&config);
+    let mut machine = guest.power_on(&config)?;
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
@@ -117,7 +117,7 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     {
         return Err(CommandError::Divergence(format!("at exit {}: {difference}", ending.at)));
     }
-    verdict(&ending)?;
+    verdict(&machine, &ending)?;
     complete(copy)?;
     let why = match (extent, inputs.torn()) {
         (Extent::Torn, Some(torn)) => format!("its tail is damaged ({torn})"),

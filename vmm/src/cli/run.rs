@@ -13,11 +13,11 @@ use super::origin::Origin;
 use super::{CommandError, check_report, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
 use crate::disk::Telling;
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
-    BlockedSignals, Console, EventLoop, HostOutputs, RawTerminal, StopLimit, Subscriber, Tap,
-    TapReader, Ticker, read_console, resting_timer, stderr_dropped_bytes,
+    BlockedSignals, Console, EventLoop, HostOutputs, RawTerminal, STOP_LONGEST, StopLimit,
+    Subscriber, Tap, TapReader, Ticker, read_console, resting_timer, stderr_dropped_bytes,
 };
 use crate::input::{
     Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue,
@@ -64,6 +64,7 @@ pub fn input_delays(args: &RunArgs) -> InputDelays {
 pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
     let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
+    queue.give_grace(Duration::from_secs(args.stop_grace));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }
@@ -72,12 +73,14 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
 /// starts.
 pub fn heed_signals(
     queue: &LiveQueue,
+    args: &RunArgs,
     stop: impl Fn() + Send + Sync + 'static,
 ) -> Result<Arc<StopLimit>, CommandError> {
     let signals = BlockedSignals::block()?;
     let limit = StopLimit::start().map_err(host("thread for the end of the run"))?;
     queue.limit_stops_with(limit.clone());
-    signals.on_signal(limit.clone(), stop)?;
+    let longest = STOP_LONGEST + Duration::from_secs(args.stop_grace);
+    signals.on_signal(limit.clone(), longest, stop)?;
     Ok(limit)
 }
 
@@ -133,13 +136,12 @@ fn check_files(args: &RunArgs) -> Result<(), CommandError> {
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let (queue, patience) = live_queue(args)?;
     let (stopped, watched) = (queue.clone(), queue.clone());
-    let stop_limit = heed_signals(&queue, move || stopped.stop(StopCause::Requested))?;
+    let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let mut waited: Vec<Subscriber> = vec![patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
-    let config = origin.config.clone();
-    let guest = Guest::assemble(&config)?;
+    let guest = Guest::assemble(&origin.config)?;
     origin.check(&guest)?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
@@ -163,6 +165,8 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         let (strays, on_link) = (Box::new(drop), Box::new(drop));
         waited.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
     }
+    // Files were read and hashed meanwhile.
+    let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
     let header = guest.log_header(&config);
     let log_header = LogHeader { start: origin.start(), ..header.clone() };
     let create =
@@ -173,7 +177,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let alarm = Alarm::new(ticker.timer());
     waited.push(Box::new(ticker));
     queue.set_unrecorded(log.is_none());
-    let mut machine = guest.power_on(&config);
+    let mut machine = guest.power_on(&config)?;
     tracing::info!("the guest is switched on");
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
@@ -190,7 +194,10 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let own_disk = disk.clone();
     let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
-    let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+    let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+    if origin.start().is_some() {
+        live.renew_identity();
+    }
     if let Some(shipment) = &shipment {
         let _ = means.set(shipment.clone());
     }
@@ -230,7 +237,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         ..report("solo", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
-    verdict(&ending)?;
+    verdict(&machine, &ending)?;
     complete(recording)
 }
 
@@ -265,6 +272,7 @@ pub fn report(
         role,
         end: Some(ending.cause),
         exits: ending.at.0,
+        resets: machine.board().resets(),
         inputs: machine.inputs(),
         slices: machine.slices(),
         state_digest: end.map(|end| hex(&end.state_digest)),
@@ -288,8 +296,12 @@ fn unknown_msrs(machine: &Machine) -> BTreeMap<String, u64> {
 }
 
 /// A guest that crashed is a failure; every other end is clean.
-pub fn verdict(ending: &Ending) -> Result<(), CommandError> {
+pub fn verdict(machine: &Machine, ending: &Ending) -> Result<(), CommandError> {
     match ending.cause {
+        StopCause::GuestPanic => Err(CommandError::GuestFailed(format!(
+            "the guest's kernel panicked{}; see its console",
+            machine.board().panic_reason().escape_ascii()
+        ))),
         StopCause::GuestTripleFault => Err(CommandError::GuestFailed(
             "the guest's CPU shut down (triple fault); see its console".into(),
         )),

@@ -45,7 +45,16 @@ pub trait Operator: Send + Sync {
         Err(Refused::not_now("this guest's state cannot be saved"))
     }
 
-    /// Ends the run in good order, as SIGTERM does. Answers at once; the guest ends at its next exit.
+    /// Sends the guest a non-maskable interrupt. Answers at once.
+    ///
+    /// # Errors
+    /// [`Refused`] where another host speaks for the guest.
+    fn nmi(&self) -> Result<(), Refused> {
+        Err(Refused::not_now("this guest takes no interrupt"))
+    }
+
+    /// Ends the run in good order, as SIGTERM does: a guest that listens to its power button has its grace. Asked again,
+    /// the guest ends at its next exit. Answers at once.
     ///
     /// # Errors
     /// [`Refused`] where the run cannot be ended.

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use ftvmm_devices::Input;
+
 use super::operator::{Operator, Refused, Role, SnapshotSummary, Status};
 use crate::host::clock::HostClock;
 use crate::host::{Console, Tap};
 use crate::input::LiveQueue;
-use crate::run_loop::StopCause;
 use crate::shipment::{Gauge, Shipment, save};
 
 /// Answers for a guest without another host.
@@ -61,7 +62,12 @@ impl Operator for SoloOperator {
     }
 
     fn stop(&self) -> Result<(), Refused> {
-        self.queue.stop(StopCause::Requested);
+        self.queue.shut_down();
+        Ok(())
+    }
+
+    fn nmi(&self) -> Result<(), Refused> {
+        self.queue.push_signal(Input::Nmi);
         Ok(())
     }
 }

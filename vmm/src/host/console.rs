@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ftvmm_devices::Input;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
@@ -14,9 +15,10 @@ use super::spool::{Spool, Taken};
 use crate::input::LiveQueue;
 use crate::run_loop::StopCause;
 
-/// Ctrl-A, then x, ends the run, as in QEMU.
+/// Ctrl-A, then x ends the run, b sends a break, as in QEMU.
 const ESCAPE: u8 = 0x01;
 const ESCAPE_QUIT: u8 = b'x';
+const ESCAPE_BREAK: u8 = b'b';
 /// What a guest may print ahead of its reader: many boots of a talkative kernel.
 const PRINTED_BYTES_MAX: usize = 1 << 20;
 /// How long the end of a run waits for a reader that has stopped.
@@ -131,6 +133,11 @@ pub fn read_console(queue: Arc<LiveQueue>, terminal: &RawTerminal) -> io::Result
             for &byte in &buffer[..count] {
                 match (escapes && escaped, byte) {
                     (true, ESCAPE_QUIT) => queue.stop(StopCause::Requested),
+                    (true, ESCAPE_BREAK) => {
+                        queue.push_console(&std::mem::take(&mut typed));
+                        queue.push_signal(Input::ConsoleBreak);
+                        escaped = false;
+                    }
                     (false, ESCAPE) if escapes => escaped = true,
                     _ => {
                         typed.push(byte);

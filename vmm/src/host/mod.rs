@@ -20,7 +20,7 @@ pub use events::{EventLoop, HostEventsError, Subscriber, Ticker, resting_timer, 
 pub use outputs::{HostOutputs, print_console};
 pub use signals::BlockedSignals;
 pub use stderr::{StandardError, finish_stderr, say, spool_stderr, stderr_dropped_bytes};
-pub use stop_limit::StopLimit;
+pub use stop_limit::{STOP_LONGEST, StopLimit};
 
 pub use tap::{Tap, TapError, VNET_HEADER_BYTES};
 pub use tap_reader::TapReader;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::StopLimit;
 use super::events::HostEventsError;
-use super::stop_limit::STOP_LONGEST;
 
 /// Whether who started this process had the signal ignored.
 fn is_ignored(signal: Signal) -> bool {
@@ -44,7 +44,7 @@ impl BlockedSignals {
         Ok(Self(ours))
     }
 
-    /// Calls `stop` when one comes, on a thread of its own, for it may wait for a lock whose holder hangs. One that comes
+    /// Calls `stop` when one comes, after which the run may take `longest`, on a thread of its own, for it may wait for a lock whose holder hangs. One that comes
     /// when the run has been told to end, or while `stop` hangs, ends the process at once.
     ///
     /// # Errors
@@ -52,6 +52,7 @@ impl BlockedSignals {
     pub fn on_signal(
         self,
         limit: Arc<StopLimit>,
+        longest: Duration,
         stop: impl Fn() + Send + Sync + 'static,
     ) -> Result<(), HostEventsError> {
         let (stop, hangs) = (Arc::new(stop), Arc::new(AtomicBool::new(false)));
@@ -61,7 +62,7 @@ impl BlockedSignals {
                     limit.now(&format!("{signal} came once more"));
                 }
                 tracing::info!(%signal, "the run is told to end");
-                limit.within(STOP_LONGEST, "the stop");
+                limit.within(longest, "the stop");
                 let (stop, hangs) = (Arc::clone(&stop), Arc::clone(&hangs));
                 let called = move || {
                     stop();

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ftvmm_devices::Input;
 use ftvmm_replication::Ordinal;
 use nix::sys::timerfd::TimerFd;
 
 use super::{GuestClock, Pulse};
 use crate::disk::{Answer, Disk};
-use crate::host::{StopLimit, set_timer};
+use crate::host::{STOP_LONGEST, StopLimit, set_timer};
 use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
 
@@ -19,10 +20,23 @@ use crate::run_loop::StopCause;
 const FRAMES_MAX: usize = 1024;
 /// Typed bytes kept for a guest that does not take them.
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
+/// Events of the machine's lines kept for a guest.
+const SIGNALS_MAX: usize = 16;
 /// A guest whose last exit is so many times as long ago as an input waits for the next is not about to make one.
 const COMPUTES_AFTER: u32 = 4;
 /// What follows at once comes along.
 const SHORTEST_WAIT: Duration = Duration::from_micros(100);
+
+/// How far the end of the run is that the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Shutdown {
+    #[default]
+    No,
+    /// The power button is to be pressed, if the guest listens.
+    Wanted,
+    /// The guest has until then.
+    Grace { until_host_ns: u64 },
+}
 
 #[derive(Default)]
 pub(super) struct Waiting {
@@ -31,6 +45,9 @@ pub(super) struct Waiting {
     /// The guest's disk, and whether it may have an answer for the guest.
     disk: Option<Arc<Disk>>,
     disk_answered: bool,
+    /// Events of the machine's own lines: interrupts, breaks.
+    pub(super) signals: VecDeque<Input>,
+    pub(super) shutdown: Shutdown,
     pub(super) stop: Option<StopCause>,
     /// Asked to stop twice: do not wait for the guest's next exit.
     pub(super) stop_at_once: bool,
@@ -52,6 +69,8 @@ impl Waiting {
         self.frames.is_empty()
             && self.console.is_empty()
             && !self.disk_answered
+            && self.signals.is_empty()
+            && self.shutdown != Shutdown::Wanted
             && self.stop.is_none()
     }
 
@@ -88,6 +107,8 @@ pub struct LiveQueue {
     pulse: Pulse,
     /// Sees to it that a stop does end the process.
     stop_limit: OnceLock<Arc<StopLimit>>,
+    /// What a guest that is to switch itself off has for it.
+    grace: Mutex<Duration>,
 }
 
 impl LiveQueue {
@@ -103,6 +124,7 @@ impl LiveQueue {
             patience_lasts,
             pulse: Pulse::default(),
             stop_limit: OnceLock::new(),
+            grace: Mutex::default(),
         }
     }
 
@@ -120,6 +142,11 @@ impl LiveQueue {
     pub fn set_closed(&self, closed: bool) {
         let mut waiting = self.lock();
         waiting.closed = closed;
+        if closed {
+            // What was asked of this host while it spoke for the guest is the other's now.
+            waiting.shutdown = Shutdown::No;
+            waiting.signals.clear();
+        }
         // The disk's answers are this host's to give from now on.
         if !closed && waiting.disk_answered {
             self.wake(waiting, true);
@@ -197,6 +224,41 @@ impl LiveQueue {
         let was_empty = waiting.is_empty();
         let room = CONSOLE_BYTES_MAX - waiting.console.len();
         waiting.console.extend(&bytes[..bytes.len().min(room)]);
+        self.wake(waiting, was_empty);
+    }
+
+    /// Sets how long a guest that listens to its power button may take to switch itself off.
+    pub fn give_grace(&self, grace: Duration) {
+        *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = grace;
+    }
+
+    pub(super) fn grace(&self) -> Duration {
+        *self.grace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the run as a computer is switched off: the power button is pressed, and a guest that listens to it has its
+    /// time. Without grace, for a guest that does not listen, and when called again this is [`Self::stop`].
+    pub fn shut_down(&self) {
+        let mut waiting = self.lock();
+        if waiting.shutdown != Shutdown::No || waiting.stop.is_some() || self.grace().is_zero() {
+            drop(waiting);
+            return self.stop(StopCause::Requested);
+        }
+        waiting.shutdown = Shutdown::Wanted;
+        if let Some(limit) = self.stop_limit.get() {
+            limit.within(self.grace() + STOP_LONGEST, "the guest's shutdown");
+        }
+        self.wake(waiting, true);
+    }
+
+    /// Hands over an event of one of the machine's lines; more than [`SIGNALS_MAX`] at a time are dropped.
+    pub fn push_signal(&self, signal: Input) {
+        let mut waiting = self.lock();
+        if waiting.closed || waiting.signals.len() == SIGNALS_MAX {
+            return;
+        }
+        let was_empty = waiting.is_empty();
+        waiting.signals.push_back(signal);
         self.wake(waiting, was_empty);
     }
 

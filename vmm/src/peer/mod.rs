@@ -43,7 +43,6 @@ use crate::disk::Disk;
 use crate::host::Tap;
 use crate::host::clock::HostClock;
 use crate::input::{LiveQueue, PulseWatch};
-use crate::run_loop::StopCause;
 use crate::shipment::{Gauge, Shipment, Shipped};
 
 /// How long the end of a run waits for incident reports.
@@ -379,7 +378,7 @@ impl Peer {
         let mut state = self.lock();
         if state.begin.is_some() && !state.follows() {
             drop(state);
-            self.queue.stop(StopCause::Requested);
+            self.queue.shut_down();
         } else {
             self.step_locked(&mut state, SessionEvent::HostStop);
         }

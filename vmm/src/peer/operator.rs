@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, TryLockError};
 
+use ftvmm_devices::Input;
 use ftvmm_replication::SessionEvent;
 
 use super::state::State;
@@ -114,6 +115,14 @@ impl Operator for PeerOperator {
             return Err(Refused::not_now("this host is the backup; ask the primary"));
         }
         Ok(save(shipment, &self.peer.gauge, path)?.into())
+    }
+
+    fn nmi(&self) -> Result<(), Refused> {
+        if self.peer.follows() {
+            return Err(Refused::not_now("this host is the backup; ask the primary"));
+        }
+        self.peer.queue.push_signal(Input::Nmi);
+        Ok(())
     }
 
     fn stop(&self) -> Result<(), Refused> {

@@ -16,6 +16,7 @@ use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
 use super::channel::Channel;
 use super::{Begin, PeerCounters};
 use crate::disk::Disk;
+use crate::host::clock::host_unix_seconds;
 use crate::host::{Tap, VNET_HEADER_BYTES};
 use crate::input::{LiveQueue, PulseWatch};
 use crate::run_loop::StopCause;
@@ -258,6 +259,9 @@ impl State {
         self.now_ns = now_ns;
         if let SessionEvent::Output { .. } = event {
             self.counters.outputs += 1;
+        }
+        if self.begin.is_none() {
+            self.session.tell_time_of_day(host_unix_seconds());
         }
         let mut actions = Vec::new();
         self.session.step(now_ns, event, &mut actions);
