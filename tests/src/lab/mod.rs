@@ -22,6 +22,7 @@ mod client;
 mod error;
 mod host;
 mod image;
+mod intel;
 mod link;
 mod local;
 mod net;
@@ -37,6 +38,7 @@ use std::time::Duration;
 pub use choice::{Backend, choose_backend};
 pub use error::{LabError, at};
 pub use host::Host;
+pub use intel::{IntelConfig, IntelHost};
 pub use link::{LabProcess, Output};
 pub use protocol::Ended;
 
@@ -85,7 +87,7 @@ impl LabConfig {
 }
 
 /// Cargo puts `xtask` and `lab-agent` into one directory and tests into `deps` below it.
-fn find_agent() -> Result<PathBuf, LabError> {
+pub(crate) fn find_agent() -> Result<PathBuf, LabError> {
     let own = std::env::current_exe().map_err(at("current_exe"))?;
     let candidates = || own.ancestors().skip(1).take(2).map(|place| place.join("lab-agent"));
     candidates().find(|path| path.is_file()).ok_or_else(|| LabError::NotBuilt {
