@@ -85,8 +85,9 @@ impl IntelHost {
         watch.follow(&folder.join("bochs.log"));
         let screen = File::create(folder.join("screen.log")).map_err(at(&folder))?;
         let errors = screen.try_clone().map_err(at(&folder))?;
-        let mut bochs = Command::new("bochs")
-            .args(["-q", "-f", "bochsrc", "-rc", "debugger"])
+        // It ends with the thread that started it, however that ends.
+        let mut bochs = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "bochs", "-q", "-f", "bochsrc", "-rc", "debugger"])
             .current_dir(&folder)
             .env("TERM", "vt100")
             .stdin(Stdio::null())
