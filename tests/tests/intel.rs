@@ -26,6 +26,7 @@ const ROUNDS: u64 = 40;
 /// User mode's RDTSCs that the guest's `rdtsc` makes at least.
 const USER_READS_MIN: u64 = 1000;
 const SOCKET: &str = "/run/vm.sock";
+const SNAPSHOT: &str = "/tmp/tiny.snapshot";
 
 type Case = fn(&IntelHost);
 
@@ -34,6 +35,7 @@ const DAILY: &[(&str, Case)] = &[
     ("a_computing_guest_is_replayed", a_computing_guest_is_replayed),
 ];
 const OTHERS: &[(&str, Case)] = &[
+    ("a_saved_guest_goes_on", a_saved_guest_goes_on),
     ("a_pair_ends_alike", a_pair_ends_alike),
     ("a_stock_kernel_is_replayed", a_stock_kernel_is_replayed),
     ("parameters_of_the_module_have_no_say", parameters_of_the_module_have_no_say),
@@ -136,9 +138,9 @@ fn the_doctor_finds_the_host_suitable(host: &IntelHost) {
     assert!(answer.text().contains("would not work: "), "a step of Bochs is one instruction?");
 }
 
-/// A guest that makes user RDTSCs and #GPs, computes while a line is typed, and is saved meanwhile.
+/// A guest that makes user RDTSCs and #GPs, computes while a line is typed, and is saved.
 fn a_computing_guest_is_replayed(host: &IntelHost) {
-    let (log, snapshot) = ("/tmp/tiny.log", "/tmp/tiny.snapshot");
+    let log = "/tmp/tiny.log";
     let words = guest(GuestKernel::Tiny, "64", "");
     let recorder = start(host, "tiny", &words, &["--record", log, "--control", SOCKET]);
     wait_for(&recorder, PROMPT);
@@ -148,7 +150,7 @@ fn a_computing_guest_is_replayed(host: &IntelHost) {
     wait_for(&recorder, "\nBEGIN");
     // It comes while the guest computes.
     recorder.write_stdin(b"echo typed$((40 + 2))\n");
-    let taken = host.run(&["ftvmm", "snapshot", snapshot, "--control", SOCKET]).unwrap();
+    let taken = host.run(&["ftvmm", "snapshot", SNAPSHOT, "--control", SOCKET]).unwrap();
     assert_eq!(taken.ended, GOOD, "{}", String::from_utf8_lossy(&taken.stderr));
     let exit = taken.text();
     let exit = exit.split(": exit ").nth(1).unwrap().split(',').next().unwrap();
@@ -166,7 +168,11 @@ fn a_computing_guest_is_replayed(host: &IntelHost) {
     let later = replay(host, "tiny-later", log, &["--from", exit]);
     assert_eq!(later.ended, GOOD, "{}", later.errors);
     assert_eq!(report(&later).state_digest, told.state_digest, "replayed from exit {exit}");
-    let restored = start(host, "restored", &["--restore".to_owned(), snapshot.to_owned()], &[]);
+}
+
+/// Goes on from the snapshot that [`a_computing_guest_is_replayed`] took.
+fn a_saved_guest_goes_on(host: &IntelHost) {
+    let restored = start(host, "restored", &["--restore".to_owned(), SNAPSHOT.to_owned()], &[]);
     // Wherever the snapshot was taken: before or after the guest had done with computing.
     restored.write_stdin(b"echo back$((40 + 2))\n");
     wait_for(&restored, "\nback42");
