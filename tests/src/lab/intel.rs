@@ -21,6 +21,7 @@ use super::image::{self, Content};
 use super::link::{LabProcess, Link, Output};
 use super::protocol::{SERIAL_MARK, SHARE, Start};
 use super::watch::Watch;
+use crate::Program;
 use crate::packages::{self, DebianKernel};
 
 /// The modules of the host, in an order of loading that [`image::archive`] completes.
@@ -68,7 +69,6 @@ impl IntelHost {
     /// # Errors
     /// What was missing or failed.
     pub fn start(config: &IntelConfig) -> Result<Self, LabError> {
-        packages::ensure(packages::INTEL_LAB)?;
         fs::create_dir_all(&config.folder).map_err(at(&config.folder))?;
         let folder = config.folder.canonicalize().map_err(at(&config.folder))?;
         let kernel = packages::cloud_kernel()?;
@@ -86,8 +86,11 @@ impl IntelHost {
         let screen = File::create(folder.join("screen.log")).map_err(at(&folder))?;
         let errors = screen.try_clone().map_err(at(&folder))?;
         // It ends with the thread that started it, however that ends.
-        let mut bochs = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "bochs", "-q", "-f", "bochsrc", "-rc", "debugger"])
+        let mut bochs = Program::Setpriv
+            .command()?
+            .args(["--pdeathsig", "KILL"])
+            .arg(Program::Bochs.path()?)
+            .args(["-q", "-f", "bochsrc", "-rc", "debugger"])
             .current_dir(&folder)
             .env("TERM", "vt100")
             .stdin(Stdio::null())
@@ -231,7 +234,7 @@ fn make_disc(folder: &Path, kernel: &DebianKernel, config: &IntelConfig) -> Resu
         .collect();
     let archive = image::archive(kernel, &agent, MODULES, &content)?;
     write(&disc, "initramfs.cpio", &archive)?;
-    let mut command = Command::new("grub-mkrescue");
+    let mut command = Program::GrubMkrescue.command()?;
     command
         .args(["-d", GRUB_MODULES, "--install-modules=normal linux iso9660 biosdisk"])
         .args(["--fonts=", "--themes=", "--locales=", "-o"])
@@ -249,7 +252,7 @@ fn strip(program: &Path, folder: &Path) -> Result<PathBuf, LabError> {
         fs::write(&copy, content).map_err(at(&copy))?;
         return Ok(copy);
     }
-    let mut command = Command::new("strip");
+    let mut command = Program::Strip.command()?;
     command.arg("--strip-debug").arg("-o").args([copy.as_path(), program]);
     succeed(command)?;
     Ok(copy)

@@ -87,7 +87,7 @@ impl LabConfig {
 }
 
 /// Cargo puts `xtask` and `lab-agent` into one directory and tests into `deps` below it.
-pub(crate) fn find_agent() -> Result<PathBuf, LabError> {
+fn find_agent() -> Result<PathBuf, LabError> {
     let own = std::env::current_exe().map_err(at("current_exe"))?;
     let candidates = || own.ancestors().skip(1).take(2).map(|place| place.join("lab-agent"));
     candidates().find(|path| path.is_file()).ok_or_else(|| LabError::NotBuilt {
