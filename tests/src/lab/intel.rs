@@ -109,7 +109,16 @@ impl IntelHost {
         };
         let host = Self { bochs, link, silence: config.silence };
         host.link.wait_ready(config.silence)?;
-        Ok(host)
+        // Two guests in lockstep on this one host meet there.
+        let up = host.run(&["ip", "link", "set", "lo", "up"])?;
+        if up.ended.success() {
+            return Ok(host);
+        }
+        Err(LabError::HostCommandFailed {
+            host: "intel".to_owned(),
+            doing: "setting up the network".to_owned(),
+            said: String::from_utf8_lossy(&up.stderr).into_owned(),
+        })
     }
 
     /// Where the host has the files it was given.

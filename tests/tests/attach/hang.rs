@@ -20,7 +20,7 @@ fn nobody_reads(site: &Site) -> Result<(), Failed> {
     let primary = group.start_primary(0, &[])?;
     let backup = group.join(1, 0, &[])?;
     primary.wait_protected()?;
-    require(site.asking().status()?.success(), "the guest does not answer")?;
+    require(site.asking()?.status()?.success(), "the guest does not answer")?;
     site.download_all(MIB)?;
     equal("protected", primary.status()?.ok_or("no status")?.protected, true)?;
     primary.process.signal(SIGTERM);
