@@ -358,3 +358,22 @@ fn a_panic_the_guest_tells_its_device_of_is_an_event() {
     assert_eq!(pc.board.power_event(), None);
     assert!(!pc.board.panic_was_printed());
 }
+
+/// The button of a machine whose driver listens: the SCI, until the driver has cleared the status.
+#[test]
+fn the_power_button_is_the_sci_until_it_is_served() {
+    let mut pc = Pc::new();
+    pc.init_pic();
+    let slave = pc.inb(0xa1) & !2;
+    pc.outb(slave, 0xa1);
+    pc.outb(0x02, 0x4d1);
+    pc.board.apply(&pc.mem, Input::PowerButton);
+    assert!(!pc.board.interrupt_pending() && !pc.board.hears_power_button());
+    pc.board.pio_write(0x602, &0x0100u16.to_le_bytes());
+    assert!(pc.board.hears_power_button());
+    assert_eq!(pc.board.acknowledge_interrupt(), Some(VECTOR_BASE + 9));
+    pc.board.pio_write(0x600, &0x0100u16.to_le_bytes());
+    pc.outb(0x20, 0xa0);
+    pc.outb(0x20, 0x20);
+    assert!(!pc.board.interrupt_pending());
+}

@@ -411,12 +411,13 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
-        if self.board.nmi_pending() && self.vcpu.accepts_nmi()? {
+        let held = self.tsc.holds_interrupts();
+        if self.board.nmi_pending() && !held && self.vcpu.accepts_nmi()? {
             self.board.nmi_taken();
             return self.vcpu.inject_nmi();
         }
         if self.board.interrupt_pending()
-            && !self.tsc.holds_interrupts()
+            && !held
             && self.vcpu.accepts_interrupt()?
             && let Some(vector) = self.board.acknowledge_interrupt()
         {

@@ -83,7 +83,7 @@ impl Machine {
         self.start.image.load(&self.memory, &self.vcpu)?;
         self.board.reset();
         act_as_firmware(&mut self.board);
-        self.tsc.restore(Default::default());
+        self.tsc.reset();
         self.chain.link(at, RESET_ADDRESS, &[]);
         let (now_ns, resets) = (self.board.now_ns(), self.board.resets());
         if self.told_ns.is_none_or(|told_ns| now_ns - told_ns >= TELL_EVERY_NS) {

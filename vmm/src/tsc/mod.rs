@@ -110,6 +110,11 @@ impl TscTrap {
         Self { mode, kernel, state, counters }
     }
 
+    /// The kernel the guest was started with is in memory again, as it was at first. What was counted stays.
+    pub fn reset(&mut self) {
+        self.state = TscTrapState { hooks: self.kernel.hooks.clone(), ..Default::default() };
+    }
+
     /// What was trapped so far.
     pub fn counters(&self) -> &TscCounters {
         &self.counters
