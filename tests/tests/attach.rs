@@ -26,6 +26,8 @@ mod commands;
 mod cycles;
 #[path = "attach/live.rs"]
 mod live;
+#[path = "attach/network.rs"]
+mod network;
 #[path = "attach/switch.rs"]
 mod switch;
 
@@ -97,7 +99,13 @@ fn end_alike(
 fn main() -> ExitCode {
     let seed = setting("FTVMM_SEED").unwrap_or_else(|| clock::since_epoch().as_millis() as u64);
     println!("attach: FTVMM_SEED={seed}");
-    let cases = [commands::cases(), live::cases(seed), cycles::cases(seed), switch::cases()];
+    let cases = [
+        commands::cases(),
+        live::cases(seed),
+        cycles::cases(seed),
+        switch::cases(),
+        network::cases(),
+    ];
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
     run_cases(&folder, cases.into_iter().flatten().collect())
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ftvmm_devices::{Board, Input, Output, PowerEvent};
+use ftvmm_devices::{Board, Input, NetCounters, Output, PowerEvent};
 use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::{Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, Slice, StatePart};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::efer::{self, EFER};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
+use crate::host::NetWatch;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
 use crate::machine_state::{MachineState, Standing, StateError};
 use crate::msr::MsrBank;
@@ -56,6 +57,8 @@ pub struct Machine {
     slices: u64,
     pages: Option<Arc<Mutex<PageTracker>>>,
     fault: Option<Fault>,
+    network: Option<Arc<NetWatch>>,
+    published: NetCounters,
 }
 
 impl Machine {
@@ -82,12 +85,30 @@ impl Machine {
             slices: 0,
             pages,
             fault: None,
+            network: None,
+            published: NetCounters::default(),
         }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
     pub fn schedule(&mut self, fault: Fault) {
         self.fault = Some(fault);
+    }
+
+    /// Keeps `network` up to date with the guest's card.
+    pub fn show_network(&mut self, network: Arc<NetWatch>) {
+        self.network = Some(network);
+    }
+
+    /// Where the guest sends from changes only when it has sent, so the counters tell.
+    fn publish_network(&mut self) {
+        let counters = self.board.net_counters();
+        if let (Some(network), Some(sources)) = (&self.network, self.board.net_sources())
+            && counters != self.published
+        {
+            network.publish(&counters, sources);
+            self.published = counters;
+        }
     }
 
     /// The CPU, for its kicker and its state.
@@ -141,6 +162,7 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
+        self.publish_network();
         Ok(Situation {
             at: exit.is_synchronous().then_some(at),
             last: at,
@@ -359,6 +381,7 @@ impl Machine {
 
     /// What the guest sent since the last call, at exit `at`.
     pub fn take_outputs(&mut self, at: Ordinal) -> Vec<Output> {
+        self.publish_network();
         let outputs = self.board.take_outputs();
         for output in &outputs {
             match output {

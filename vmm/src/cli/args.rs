@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ftvmm_devices::MTU_MIN;
 use ftvmm_replication::TscMode;
 
 /// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or runs it on
@@ -70,7 +71,7 @@ pub struct RunArgs {
     /// CPU the guest sees: minimal, sse4, avx, or a template file [default: minimal]
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<PathBuf>,
-    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
+    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,mtu=BYTES]; the MTU is the tap's
     #[arg(long, value_name = "tap=NAME[,mac=M]")]
     pub net: Option<NetArg>,
     /// Disk: a raw image file of this host's own, equal on both hosts
@@ -347,13 +348,15 @@ impl FromStr for DiskArg {
     }
 }
 
-/// `tap=NAME[,mac=M]`.
+/// `tap=NAME[,mac=M][,mtu=N]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetArg {
     /// The tap's name.
     pub tap: String,
     /// The guest's MAC address.
     pub mac: [u8; 6],
+    /// The MTU the tap must have.
+    pub mtu: Option<u16>,
 }
 
 /// Locally administered; the same on both hosts, as it must be.
@@ -363,15 +366,20 @@ impl FromStr for NetArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mut tap, mut mac) = (None, DEFAULT_MAC);
+        let (mut tap, mut mac, mut mtu) = (None, DEFAULT_MAC, None);
         for part in text.split(',') {
             match part.split_once('=') {
                 Some(("tap", name)) => tap = Some(name.to_owned()),
                 Some(("mac", address)) => mac = parse_mac(address)?,
-                _ => return Err(format!("'{part}' is not tap=NAME or mac=aa:bb:cc:dd:ee:ff")),
+                Some(("mtu", bytes)) => mtu = Some(parse_mtu(bytes)?),
+                _ => {
+                    return Err(format!(
+                        "'{part}' is not tap=NAME, mac=aa:bb:cc:dd:ee:ff or mtu=BYTES"
+                    ));
+                }
             }
         }
-        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac })
+        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac, mtu })
     }
 }
 
@@ -385,6 +393,11 @@ fn parse_mac(text: &str) -> Result<[u8; 6], String> {
         return Err(format!("'{text}' is a multicast address; the first byte must be even"));
     }
     Ok(mac)
+}
+
+fn parse_mtu(text: &str) -> Result<u16, String> {
+    let mtu = text.parse().ok().filter(|mtu| *mtu >= MTU_MIN);
+    mtu.ok_or_else(|| format!("'{text}' is no MTU: {MTU_MIN} to {} bytes", u16::MAX))
 }
 
 /// `file:PATH`.
@@ -416,7 +429,8 @@ mod tests {
     #[test]
     fn net_takes_a_tap_and_a_mac() {
         let net: NetArg = "tap=ftvm0,mac=02:00:00:00:00:09".parse().unwrap();
-        assert_eq!(net, NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9] });
+        assert_eq!(net, NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9], mtu: None });
+        assert_eq!("tap=t,mtu=9000".parse::<NetArg>().unwrap().mtu, Some(9000));
         assert_eq!("tap=t".parse::<NetArg>().unwrap().mac, DEFAULT_MAC);
     }
 
@@ -427,6 +441,8 @@ mod tests {
             ("tap=a,mac=1:2:3", "52:54:00:46:54:01"),
             ("tap=a,mac=03:00:00:00:00:09", "must be even"),
             ("eth0", "not tap=NAME"),
+            ("tap=a,mtu=67", "68 to 65535"),
+            ("tap=a,mtu=65536", "68 to 65535"),
         ] {
             let error = text.parse::<NetArg>().unwrap_err();
             assert!(error.contains(wanted), "{text}: {error}");

@@ -184,7 +184,7 @@ fn make_peer(
         witness: Box::new(witness),
         holder: format!("{session_role} {}", unique.trim()),
         tap,
-        net_mac: config.net_mac,
+        net_mac: config.net.map(|net| net.mac),
         queue,
         disk,
         disk_failover: args.disk_error == OnDiskError::Failover,
@@ -221,6 +221,7 @@ impl Parts {
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
         }
+        machine.show_network(self.queue.network().clone());
         let kicker = machine.vcpu().kicker();
         self.queue.kick_with(kicker.clone());
         let terminal = RawTerminal::enter();
@@ -236,6 +237,7 @@ impl Parts {
         if let Some(shipment) = &shipment {
             peer.ship_with(shipment.clone());
         }
+        let network = queue.network().clone();
         let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
         let mut outputs = PeerOutputs::new(peer.clone());
         let mut log = PeerLog::new(peer.clone(), tail, recording);
@@ -271,6 +273,7 @@ impl Parts {
             switches: counters.switches,
             takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
             frames_compared: counters.digests,
+            network: network.report(),
             ..report(role, &machine, &ending, end, seconds)
         };
         write_report(args.report.as_deref(), &report)?;

@@ -26,6 +26,7 @@ use crate::input::{
 };
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
+use crate::peer::announce_restored;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
@@ -105,7 +106,12 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         queue.take_from_disk(disk.clone());
         disk.on_answer(move |_| answered.disk_answered());
     }
-    let mut outputs = HostOutputs::new(writer, disk.clone());
+    let is_restored = origin.start().is_some();
+    if let (Some(tap), Some(net), true) = (&tap, &config.net, is_restored) {
+        let tap = tap.try_clone().map_err(host("third tap handle"))?;
+        waited.push(Box::new(announce_restored(tap, net.mac, queue.clone())?));
+    }
+    let mut outputs = HostOutputs::new(writer, disk.clone(), queue.network().clone());
     let (means, host_clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
     let _control = control(args, || SoloOperator {
         queue: queue.clone(),
@@ -132,6 +138,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
+    machine.show_network(queue.network().clone());
     let kicker = machine.vcpu().kicker();
     queue.kick_with(kicker.clone());
     let _events = EventLoop::start(waited)?;
@@ -144,6 +151,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let own_disk = disk.clone();
     let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
+    let network = queue.network().clone();
     let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
     if let Some(shipment) = &shipment {
         let _ = means.set(shipment.clone());
@@ -176,6 +184,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         log_bytes: recording.as_ref().map_or(0, |recording| recording.bytes),
         recording_error: recording_error(recording.as_ref()),
         outputs: outputs.frames().load(Ordering::Relaxed),
+        network: network.report(),
         ..report("solo", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;

@@ -34,6 +34,7 @@ impl Operator for SoloOperator {
             state: "Running".into(),
             exit: self.queue.last_exit(),
             outputs: self.outputs.load(Ordering::Relaxed),
+            network: self.queue.network().report(),
             log_bytes: recorded.map_or(0, |file| file.len()),
             uptime_ms: self.clock.host_now_ns() / 1_000_000,
             ..Status::default()

@@ -4,6 +4,7 @@ pub mod clock;
 mod console;
 pub mod entropy;
 mod events;
+mod net_watch;
 mod outputs;
 mod tap;
 mod witness_file;
@@ -13,7 +14,8 @@ pub use events::{
     BlockedSignals, EventLoop, HostEventsError, Subscriber, TapReader, Ticker, resting_timer,
     set_timer, watch,
 };
+pub use net_watch::{NetWatch, NetworkReport};
 pub use outputs::{HostOutputs, print_console};
 
-pub use tap::{Tap, TapError, VNET_HEADER_BYTES};
+pub use tap::{Tap, TapError, VNET_HEADER_BYTES, tap_mtu};
 pub use witness_file::FileWitness;

@@ -145,6 +145,7 @@ impl LiveInputs {
         let arrived = waiting.overdue
             && (waiting.stop.is_some()
                 || waiting.disk_answered()
+                || waiting.announce
                 || !waiting.console.is_empty()
                 || (situation.takes_frames && !waiting.frames.is_empty()));
         let now_ns = self.now_ns();
@@ -235,6 +236,10 @@ impl LiveInputs {
             {
                 self.gave_input = true;
                 return Ok(Step::Apply(Input::NetRx { frame }));
+            }
+            if std::mem::take(&mut waiting.announce) {
+                self.gave_input = true;
+                return Ok(Step::Apply(Input::NetAnnounce));
             }
             if !waiting.console.is_empty() {
                 let bytes = waiting.console.drain(..).collect();
@@ -475,5 +480,22 @@ mod tests {
         for now_ns in [0, 999, 1000, 1001, 123_456_789_999] {
             assert!((0..1000).contains(&(now_ns - logged_ns(now_ns))));
         }
+    }
+
+    #[test]
+    fn only_a_guest_that_is_live_is_asked_to_announce_itself_and_a_frame_too_many_is_counted() {
+        let (queue, mut inputs) = live_inputs(5000, 1000);
+        let exit = Situation { at: Some(Ordinal(1)), ..Situation::default() };
+        queue.set_closed(true);
+        queue.push_announce();
+        queue.set_closed(false);
+        assert!(matches!(inputs.next(&exit), Ok(Step::Proceed)));
+        queue.push_announce();
+        assert!(matches!(inputs.next(&exit), Ok(Step::Apply(Input::NetAnnounce))));
+        assert!(matches!(inputs.next(&exit), Ok(Step::Proceed)));
+        for _ in 0..1025 {
+            queue.push_frame(vec![0; 60]);
+        }
+        assert_eq!(queue.network().report().rx_dropped_queue_full, 1);
     }
 }

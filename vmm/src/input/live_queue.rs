@@ -11,7 +11,7 @@ use nix::sys::timerfd::TimerFd;
 
 use super::GuestClock;
 use crate::disk::{Answer, Disk};
-use crate::host::set_timer;
+use crate::host::{NetWatch, set_timer};
 use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
 
@@ -28,6 +28,8 @@ const SHORTEST_WAIT: Duration = Duration::from_micros(100);
 pub(super) struct Waiting {
     pub(super) frames: VecDeque<Vec<u8>>,
     pub(super) console: VecDeque<u8>,
+    /// The guest is to announce itself.
+    pub(super) announce: bool,
     /// The guest's disk, and whether it may have an answer for the guest.
     disk: Option<Arc<Disk>>,
     disk_answered: bool,
@@ -51,6 +53,7 @@ impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
             && self.console.is_empty()
+            && !self.announce
             && !self.disk_answered
             && self.stop.is_none()
     }
@@ -85,6 +88,7 @@ pub struct LiveQueue {
     /// Fires when there has been no exit for an input for long enough ([`Self::overdue`]).
     patience: Arc<TimerFd>,
     patience_lasts: Duration,
+    network: Arc<NetWatch>,
 }
 
 impl LiveQueue {
@@ -98,6 +102,7 @@ impl LiveQueue {
             last_exit: AtomicU64::new(0),
             patience,
             patience_lasts,
+            network: Arc::default(),
         }
     }
 
@@ -110,6 +115,7 @@ impl LiveQueue {
     pub fn set_closed(&self, closed: bool) {
         let mut waiting = self.lock();
         waiting.closed = closed;
+        waiting.announce &= !closed;
         // The disk's answers are this host's to give from now on.
         if !closed && waiting.disk_answered {
             self.wake(waiting, true);
@@ -166,10 +172,27 @@ impl LiveQueue {
         let was_empty = waiting.is_empty();
         if waiting.frames.len() == FRAMES_MAX {
             waiting.frames.pop_front();
+            self.network.queue_dropped();
         }
         waiting.frames.push_back(frame);
         self.wake(waiting, was_empty);
         None
+    }
+
+    /// Has the guest announce itself to the network.
+    pub fn push_announce(&self) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let was_empty = waiting.is_empty();
+        waiting.announce = true;
+        self.wake(waiting, was_empty);
+    }
+
+    /// What is known of the guest's network.
+    pub fn network(&self) -> &Arc<NetWatch> {
+        &self.network
     }
 
     /// Hands over typed bytes.

@@ -30,6 +30,7 @@ impl Operator for PeerOperator {
             peer: state.channel.as_ref().and_then(|channel| channel.peer_address()),
             exit,
             outputs: state.counters.outputs,
+            network: self.0.queue.network().report(),
             log_bytes: state.counters.log_bytes,
             lag_exits: state.session.lag_exits(),
             divergences: state.counters.divergences,
