@@ -49,6 +49,12 @@ pub struct Status {
     pub protected: bool,
     /// Ordinal of the last exit.
     pub exit: u64,
+    /// For how long the host has held the guest's processor, while it does.
+    pub stuck_ms: Option<u64>,
+    /// The way to the clients, `up` or what is broken.
+    pub link: Option<String>,
+    /// Whether the other host's is whole.
+    pub peer_link_up: Option<bool>,
     /// Take-overs by this host.
     pub takeovers: u64,
     /// From giving the peer up to the first live exit.

@@ -93,6 +93,8 @@ pub struct Report {
     pub takeover_seconds: Option<f64>,
     /// Frames whose digest was compared.
     pub frames_compared: u64,
+    /// Bytes the guest printed that nobody read.
+    pub console_dropped_bytes: u64,
     /// Digest of the whole guest.
     pub state_digest: Option<String>,
     /// Seconds from power-on to the end.

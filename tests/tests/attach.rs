@@ -24,6 +24,10 @@ use nix::libc::SIGTERM;
 mod commands;
 #[path = "attach/cycles.rs"]
 mod cycles;
+#[path = "attach/hang.rs"]
+mod hang;
+#[path = "attach/links.rs"]
+mod links;
 #[path = "attach/live.rs"]
 mod live;
 #[path = "attach/switch.rs"]
@@ -97,7 +101,14 @@ fn end_alike(
 fn main() -> ExitCode {
     let seed = setting("FTVMM_SEED").unwrap_or_else(|| clock::since_epoch().as_millis() as u64);
     println!("attach: FTVMM_SEED={seed}");
-    let cases = [commands::cases(), live::cases(seed), cycles::cases(seed), switch::cases()];
+    let cases = [
+        commands::cases(),
+        hang::cases(),
+        links::cases(),
+        live::cases(seed),
+        cycles::cases(seed),
+        switch::cases(),
+    ];
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
     run_cases(&folder, cases.into_iter().flatten().collect())
 }

@@ -70,8 +70,9 @@ pub struct RunArgs {
     /// CPU the guest sees: minimal, sse4, avx, or a template file [default: minimal]
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<PathBuf>,
-    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
-    #[arg(long, value_name = "tap=NAME[,mac=M]")]
+    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,uplink=NAME]; the uplink is the interface that
+    /// leads to the clients, which is watched with the tap
+    #[arg(long, value_name = "tap=NAME[,mac=M][,uplink=NAME]")]
     pub net: Option<NetArg>,
     /// Disk: a raw image file of this host's own, equal on both hosts
     #[arg(long, value_name = "path=FILE")]
@@ -112,6 +113,10 @@ pub struct RunArgs {
     /// Whose state --on-divergence resync keeps
     #[arg(long, value_enum, default_value_t = Believe::Primary)]
     pub believe: Believe,
+    /// What to do when the tap or the uplink of this host is down and the other's is not, while this host speaks for the
+    /// guest
+    #[arg(long, value_enum, default_value_t = OnLinkDown::Switch)]
+    pub on_link_down: OnLinkDown,
     /// Silence after which the peer counts as dead, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
     pub failure_timeout_ms: u64,
@@ -140,7 +145,8 @@ pub struct RunArgs {
     /// Folder for incident reports
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub incident_dir: PathBuf,
-    /// For tests: flip one bit of this guest at an exit, mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT
+    /// For tests: flip one bit of this guest at an exit, mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT, or hold its processor there,
+    /// hang:MS@EXIT
     #[arg(long, value_name = "FAULT", hide = true)]
     pub inject_fault: Option<crate::fault::Fault>,
 }
@@ -314,6 +320,15 @@ pub enum OnDivergence {
     Resync,
 }
 
+/// What a broken way to the guest's clients leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnLinkDown {
+    /// The hosts change roles
+    Switch,
+    /// Nothing: a line in the log and in the status
+    Ignore,
+}
+
 /// Whose execution a resync keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Believe {
@@ -354,6 +369,8 @@ pub struct NetArg {
     pub tap: String,
     /// The guest's MAC address.
     pub mac: [u8; 6],
+    /// The interface that leads to the clients, behind the tap's bridge.
+    pub uplink: Option<String>,
 }
 
 /// Locally administered; the same on both hosts, as it must be.
@@ -363,15 +380,20 @@ impl FromStr for NetArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mut tap, mut mac) = (None, DEFAULT_MAC);
+        let (mut tap, mut mac, mut uplink) = (None, DEFAULT_MAC, None);
         for part in text.split(',') {
             match part.split_once('=') {
                 Some(("tap", name)) => tap = Some(name.to_owned()),
                 Some(("mac", address)) => mac = parse_mac(address)?,
-                _ => return Err(format!("'{part}' is not tap=NAME or mac=aa:bb:cc:dd:ee:ff")),
+                Some(("uplink", name)) => uplink = Some(name.to_owned()),
+                _ => {
+                    return Err(format!(
+                        "'{part}' is not tap=NAME, mac=aa:bb:cc:dd:ee:ff or uplink=NAME"
+                    ));
+                }
             }
         }
-        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac })
+        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac, uplink })
     }
 }
 
@@ -416,7 +438,9 @@ mod tests {
     #[test]
     fn net_takes_a_tap_and_a_mac() {
         let net: NetArg = "tap=ftvm0,mac=02:00:00:00:00:09".parse().unwrap();
-        assert_eq!(net, NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9] });
+        assert_eq!(net, NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9], uplink: None });
+        let net: NetArg = "uplink=eth0,tap=t".parse().unwrap();
+        assert_eq!(net.uplink.as_deref(), Some("eth0"));
         assert_eq!("tap=t".parse::<NetArg>().unwrap().mac, DEFAULT_MAC);
     }
 

@@ -12,6 +12,7 @@ mod pair;
 mod replay;
 mod run;
 
+use std::backtrace::BacktraceStatus;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -21,7 +22,9 @@ use thiserror::Error;
 use crate::control::ControlError;
 use crate::disk::DiskError;
 use crate::guest::GuestError;
-use crate::host::{HostEventsError, TapError};
+use crate::host::{
+    HostEventsError, StandardError, TapError, finish_stderr, restore_terminal, say, spool_stderr,
+};
 use crate::input::InputError;
 use crate::kvm::KvmError;
 use crate::report::Report;
@@ -165,7 +168,11 @@ pub fn main() -> ExitCode {
         None => run::run(&cli.run),
         Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Log(command)) => logs::logs(&command),
-        Some(Command::Doctor(args)) => return doctor(args.json),
+        Some(Command::Doctor(args)) => {
+            let status = doctor(args.json);
+            finish_stderr();
+            return status;
+        }
         Some(Command::Status(args)) => control::status(&args),
         Some(Command::Attach(args)) => control::attach(&args),
         Some(Command::Detach(args)) => control::bare(&args, "/detach"),
@@ -173,13 +180,15 @@ pub fn main() -> ExitCode {
         Some(Command::Snapshot(args)) => control::snapshot(&args),
         Some(Command::Stop(args)) => control::bare(&args, "/stop"),
     };
-    match result {
+    let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ftvmm: {error}");
+            say(&format!("ftvmm: {error}"));
             ExitCode::from(error.status())
         }
-    }
+    };
+    finish_stderr();
+    status
 }
 
 /// Help goes to standard output; what is wrong with the arguments is one line like every other error.
@@ -200,17 +209,28 @@ fn usage(answer: &clap::Error) -> ExitCode {
 /// A broken invariant must end the process whatever thread finds it: a frame released after it is worse than
 /// a host lost.
 fn abort_on_panic() {
-    let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        report(info);
+        restore_terminal();
+        let thread = std::thread::current();
+        let trace = std::backtrace::Backtrace::capture();
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => format!("\n{trace}"),
+            _ => String::new(),
+        };
+        say(&format!("thread '{}' {info}{trace}", thread.name().unwrap_or("unnamed")));
+        // Not a moment longer: who reads this may have stopped.
+        finish_stderr();
         std::process::abort();
     }));
 }
 
 fn start_logging() {
+    if let Err(error) = spool_stderr() {
+        say(&format!("ftvmm: standard error is written to directly: {error}"));
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("FTVMM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| StandardError).init();
 }
 
 fn doctor(json: bool) -> ExitCode {

@@ -17,8 +17,8 @@ use crate::disk::Telling;
 use crate::guest::Guest;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
-    BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
-    read_console, resting_timer,
+    BlockedSignals, Console, EventLoop, HostOutputs, RawTerminal, StopLimit, Subscriber, Tap,
+    TapReader, Ticker, read_console, resting_timer, stderr_dropped_bytes,
 };
 use crate::input::{
     Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue,
@@ -67,6 +67,29 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }
 
+/// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called before the first thread
+/// starts.
+pub fn heed_signals(
+    queue: &LiveQueue,
+    stop: impl Fn() + Send + Sync + 'static,
+) -> Result<Arc<StopLimit>, CommandError> {
+    let signals = BlockedSignals::block()?;
+    let limit = StopLimit::start().map_err(host("thread for the end of the run"))?;
+    queue.limit_stops_with(limit.clone());
+    signals.on_signal(limit.clone(), stop)?;
+    Ok(limit)
+}
+
+/// What a run still does when its guest stands still.
+pub const END: &str = "the end of the recording and of the report";
+
+/// How long [`END`] may take: all memory is digested.
+pub fn end_longest(args: &RunArgs) -> Duration {
+    const LEAST: Duration = Duration::from_secs(20);
+    const PER_GIB: Duration = Duration::from_secs(10);
+    LEAST + PER_GIB * (args.mem / 1024)
+}
+
 /// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
 pub fn control<O: Operator + 'static>(
     args: &RunArgs,
@@ -91,32 +114,36 @@ pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, Comm
 
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let (queue, patience) = live_queue(args)?;
-    let stopped = queue.clone();
-    let signals = BlockedSignals::block()?.on_signal(move || stopped.stop(StopCause::Requested));
-    let mut waited: Vec<Subscriber> = vec![Box::new(signals), patience];
+    let (stopped, watched) = (queue.clone(), queue.clone());
+    let stop_limit = heed_signals(&queue, move || stopped.stop(StopCause::Requested))?;
+    let console = Console::start().map_err(host("thread for the console"))?;
+    let mut waited: Vec<Subscriber> = vec![patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
     origin.check(&guest, args.record.as_deref())?;
-    let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
         queue.take_from_disk(disk.clone());
         disk.on_answer(move |_| answered.disk_answered());
     }
-    let mut outputs = HostOutputs::new(writer, disk.clone());
+    let mut outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone());
     let (means, host_clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
     let _control = control(args, || SoloOperator {
         queue: queue.clone(),
         outputs: outputs.frames(),
+        console: console.clone(),
+        tap: tap.clone(),
         recording: args.record.clone(),
         clock: host_clock,
         shipment: means.clone(),
         gauge: Gauge::new(host_clock),
     })?;
     if let Some(tap) = tap {
-        waited.push(Box::new(TapReader { tap, queue: queue.clone(), strays: Box::new(drop) }));
+        let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
+        let (strays, on_link) = (Box::new(drop), Box::new(drop));
+        waited.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
     }
     let header = guest.log_header(&config);
     let log_header = LogHeader { start: origin.start(), ..header.clone() };
@@ -149,6 +176,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         let _ = means.set(shipment.clone());
     }
     let parts = origin.into_parts();
+    watched.pulse().begin();
     let result = match &mut log {
         None => {
             let mut inputs =
@@ -165,8 +193,11 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(shipment) = shipment {
         shipment.end();
     }
+    watched.pulse().end();
     kicker.retire();
+    stop_limit.goes_on(end_longest(args), END);
     drop(terminal);
+    console.finish();
     let seconds = (host_clock.host_now_ns() - started) as f64 / 1e9;
     let ending = result?;
     machine.tsc().warn_of_late_sites();
@@ -176,6 +207,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         log_bytes: recording.as_ref().map_or(0, |recording| recording.bytes),
         recording_error: recording_error(recording.as_ref()),
         outputs: outputs.frames().load(Ordering::Relaxed),
+        console_dropped_bytes: console.dropped_bytes(),
         ..report("solo", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
@@ -224,6 +256,7 @@ pub fn report(
         rdtsc_user_reads: tsc.user_reads,
         gp_passed: tsc.passed_gps,
         unknown_msrs: unknown_msrs(machine),
+        log_dropped_bytes: stderr_dropped_bytes(),
         seconds,
         ..Report::default()
     }

@@ -133,6 +133,9 @@ pub struct Status {
     pub listen: Option<SocketAddr>,
     /// Ordinal of the guest's last exit.
     pub exit: u64,
+    /// For how long this host has held the guest's processor, in milliseconds, while it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck_ms: Option<u64>,
     /// Frames the guest sent.
     pub outputs: u64,
     /// Bytes of log written, sent or received.
@@ -146,6 +149,14 @@ pub struct Status {
     /// How long the last take-over by this host took, from giving the peer up to the first live exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub takeover_us: Option<u64>,
+    /// The way from this host to the guest's clients: `up`, or what is broken. Absent for a guest without a card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// Whether the other host's is whole, as it says, while it is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_link_up: Option<bool>,
+    /// Bytes the guest printed that nobody read in time: this host dropped them and let the guest go on.
+    pub console_dropped_bytes: u64,
     /// Since this ftvmm was started, in milliseconds.
     pub uptime_ms: u64,
     /// The backup that is being attached.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ftvmm_devices::Output;
 use ftvmm_replication::Ordinal;
 
-use super::Tap;
+use super::{Console, Tap};
 use crate::disk::Disk;
 use crate::input::InputError;
 use crate::run_loop::OutputSink;
@@ -16,13 +16,14 @@ use crate::run_loop::OutputSink;
 pub struct HostOutputs {
     tap: Option<Tap>,
     disk: Option<Arc<Disk>>,
+    console: Arc<Console>,
     frames: Arc<AtomicU64>,
 }
 
 impl HostOutputs {
-    /// Outputs to `tap` and `disk`, if the guest has them.
-    pub fn new(tap: Option<Tap>, disk: Option<Arc<Disk>>) -> Self {
-        Self { tap, disk, frames: Arc::default() }
+    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them.
+    pub fn new(tap: Option<Tap>, disk: Option<Arc<Disk>>, console: Arc<Console>) -> Self {
+        Self { tap, disk, console, frames: Arc::default() }
     }
 
     /// Frames the guest sent so far, for whoever counts along.
@@ -44,7 +45,7 @@ impl OutputSink for HostOutputs {
                 }
             }
             Output::Console(bytes) => {
-                print_console(&bytes);
+                self.console.print(&bytes);
                 Ok(())
             }
             Output::Disk(request) => {
@@ -57,7 +58,8 @@ impl OutputSink for HostOutputs {
     }
 }
 
-/// Prints what the guest printed. A console nobody reads any more does not stop a guest.
+/// Prints what a replayed guest printed, as fast as it is read: nobody waits for a replay. A console nobody reads any more
+/// does not end it.
 pub fn print_console(bytes: &[u8]) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());

@@ -3,8 +3,9 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, c_int, c_short, c_uint};
 use thiserror::Error;
@@ -49,11 +50,25 @@ pub enum TapError {
     },
 }
 
-/// An open tap. Reads and writes never block.
+/// What all handles on one tap share.
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    /// Closed while the interface is gone.
+    file: Mutex<Option<Arc<File>>>,
+    why_down: Mutex<Option<String>>,
+}
+
+/// A tap. Reads and writes never block. The interface may go and come back under it: meanwhile what is sent is lost, as
+/// on any network.
 #[derive(Debug)]
 pub struct Tap {
-    file: File,
+    shared: Arc<Shared>,
     buffer: Vec<u8>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tap {
@@ -62,6 +77,16 @@ impl Tap {
     /// # Errors
     /// When it does not exist, is busy, or may not be opened.
     pub fn open(name: &str) -> Result<Self, TapError> {
+        let file = Mutex::new(Some(Arc::new(Self::open_file(name)?)));
+        let shared = Shared { name: name.into(), file, why_down: Mutex::default() };
+        Ok(Self::on(Arc::new(shared)))
+    }
+
+    fn on(shared: Arc<Shared>) -> Self {
+        Self { shared, buffer: vec![0; FRAME_BYTES_MAX] }
+    }
+
+    fn open_file(name: &str) -> Result<File, TapError> {
         let is_name = |n: &str| {
             !n.is_empty() && n.len() < libc::IFNAMSIZ && !n.contains(['/', ' ', '\t', '\0'])
         };
@@ -100,16 +125,56 @@ impl Tap {
         unsafe { tun_set_offload(fd, TUN_F_CSUM as c_int) }
             .map_err(os)
             .map_err(refused("TUNSETOFFLOAD"))?;
-        Ok(Self { file, buffer: vec![0; FRAME_BYTES_MAX] })
+        Ok(file)
     }
 
-    /// The next frame with its header, or `None` when there is none now.
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Closes the tap for every handle: the interface is gone.
+    pub fn lose(&self) {
+        locked(&self.shared.file).take();
+    }
+
+    /// The open tap, opened again if it was lost.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn reopened(&self) -> Result<Arc<File>, TapError> {
+        let mut file = locked(&self.shared.file);
+        if let Some(file) = &*file {
+            return Ok(file.clone());
+        }
+        Ok(file.insert(Arc::new(Self::open_file(&self.shared.name)?)).clone())
+    }
+
+    /// Why clients do not reach the guest over this tap; `None` when nothing is known to be in the way.
+    pub fn why_down(&self) -> Option<String> {
+        locked(&self.shared.why_down).clone()
+    }
+
+    /// Notes why clients do not reach the guest; whether it is another reason than before.
+    pub fn set_why_down(&self, why: Option<String>) -> bool {
+        let mut known = locked(&self.shared.why_down);
+        let is_new = *known != why;
+        *known = why;
+        is_new
+    }
+
+    fn file(&self) -> Option<Arc<File>> {
+        locked(&self.shared.file).clone()
+    }
+
+    /// The next frame with its header, or `None` when there is none now, or no interface.
     ///
     /// # Errors
     /// When the host fails.
     pub fn read_frame(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        let Some(file) = self.file() else { return Ok(None) };
         loop {
-            match self.file.read(&mut self.buffer) {
+            match (&*file).read(&mut self.buffer) {
                 Ok(bytes) => return Ok(Some(self.buffer[..bytes].to_vec())),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -124,26 +189,21 @@ impl Tap {
     /// # Errors
     /// When the host fails.
     pub fn write_frame(&self, frame: &[u8]) -> std::io::Result<()> {
-        match (&self.file).write(frame) {
+        let Some(file) = self.file() else { return Ok(()) };
+        match (&*file).write(frame) {
             Ok(_) => Ok(()),
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidInput) => Ok(()),
-            Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(()),
+            // Down, or deleted under the open file (drivers/net/tun.c: `tun_get_user`, `tun_chr_write_iter`).
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EBADFD)) => Ok(()),
             Err(e) => Err(e),
         }
     }
-
-    /// A second handle on the same tap, for the other direction.
-    ///
-    /// # Errors
-    /// When the host is out of file descriptors.
-    pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, buffer: vec![0; FRAME_BYTES_MAX] })
-    }
 }
 
-impl AsRawFd for Tap {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+impl Clone for Tap {
+    /// A second handle on the same tap, for the other direction.
+    fn clone(&self) -> Self {
+        Self::on(self.shared.clone())
     }
 }
 

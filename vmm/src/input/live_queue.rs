@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ftvmm_replication::Ordinal;
 use nix::sys::timerfd::TimerFd;
 
-use super::GuestClock;
+use super::{GuestClock, Pulse};
 use crate::disk::{Answer, Disk};
-use crate::host::set_timer;
+use crate::host::{StopLimit, set_timer};
 use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
 
@@ -85,6 +85,9 @@ pub struct LiveQueue {
     /// Fires when there has been no exit for an input for long enough ([`Self::overdue`]).
     patience: Arc<TimerFd>,
     patience_lasts: Duration,
+    pulse: Pulse,
+    /// Sees to it that a stop does end the process.
+    stop_limit: OnceLock<Arc<StopLimit>>,
 }
 
 impl LiveQueue {
@@ -98,7 +101,14 @@ impl LiveQueue {
             last_exit: AtomicU64::new(0),
             patience,
             patience_lasts,
+            pulse: Pulse::default(),
+            stop_limit: OnceLock::new(),
         }
+    }
+
+    /// Has the process end when the guest's thread does not obey [`Self::stop`].
+    pub fn limit_stops_with(&self, limit: Arc<StopLimit>) {
+        let _ = self.stop_limit.set(limit);
     }
 
     /// Gives the queue the means to interrupt the running guest.
@@ -142,9 +152,15 @@ impl LiveQueue {
         self.unrecorded.load(Ordering::Acquire)
     }
 
-    /// The guest leaves this exit.
+    /// The guest leaves this exit, or goes on between two.
     pub fn leave_exit(&self, at: Ordinal) {
         self.last_exit.store(at.0, Ordering::Relaxed);
+        self.pulse.beat();
+    }
+
+    /// Whether the vCPU's thread comes round.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// The last exit the guest left.
@@ -186,12 +202,20 @@ impl LiveQueue {
 
     /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest is.
     pub fn stop(&self, cause: StopCause) {
+        if let Some(limit) = self.stop_limit.get() {
+            limit.order();
+        }
         let mut waiting = self.lock();
         if waiting.stop.replace(cause).is_some() {
             waiting.stop_at_once = true;
             waiting.kick();
         }
         self.wake(waiting, true);
+    }
+
+    /// Whether the run has been told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stop.is_some()
     }
 
     /// Makes the guest's thread look at the clock: a timer of the guest is due.
@@ -253,6 +277,7 @@ impl LiveQueue {
         longest: Option<Duration>,
     ) -> MutexGuard<'a, Waiting> {
         waiting.halted = true;
+        let _resting = self.pulse.rest();
         let mut waiting = match longest {
             Some(longest) => {
                 let woken = self.arrived.wait_timeout(waiting, longest);

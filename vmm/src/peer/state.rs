@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use ftvmm_replication::session::incident::IncidentReport;
 use ftvmm_replication::session::policy::{Role, StopReason};
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::{
@@ -14,10 +14,10 @@ use ftvmm_replication::{
 
 use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
 use super::channel::Channel;
-use super::{Begin, PeerCounters, incident};
+use super::{Begin, PeerCounters};
 use crate::disk::Disk;
 use crate::host::{Tap, VNET_HEADER_BYTES};
-use crate::input::LiveQueue;
+use crate::input::{LiveQueue, PulseWatch};
 use crate::run_loop::StopCause;
 
 /// Bytes of the channel that are handed on before timers, signals and the guest have their turn.
@@ -83,7 +83,8 @@ pub struct State {
     pub listens_at: Option<SocketAddr>,
     /// A newcomer could be served.
     pub takes_newcomers: bool,
-    /// The operator wants the other host to speak for the guest.
+    /// The other host is to speak for the guest: the session wants it, or the guest is waited for already.
+    pub switch_wanted: bool,
     pub yield_wanted: bool,
     pub begin: Option<Begin>,
     pub stop: Option<StopReason>,
@@ -92,16 +93,20 @@ pub struct State {
     /// Terms to be asked for.
     pub claims: Vec<Term>,
     pub counters: PeerCounters,
-    pub incident_dir: PathBuf,
+    /// Reports to be written once the lock is free, and how many are being written.
+    pub incidents: Vec<Box<IncidentReport>>,
+    pub incidents_under_way: u32,
     pub unrecorded_when_alone: bool,
     /// Frames are handed on that come here until then, and those that waited.
     pub strays_until_ns: u64,
     pub strays_wait: Vec<Vec<u8>>,
     /// Backup: the guest has left the path of the log.
     pub faulted: bool,
+    /// Looks whether the guest's thread comes round.
+    pub watch: PulseWatch,
     /// When the peer was lost, on the peer's clock.
     pub lost_ns: Option<u64>,
-    tap: Option<Tap>,
+    pub tap: Option<Tap>,
     net_mac: Option<[u8; 6]>,
     pub queue: Arc<LiveQueue>,
     pub disk: Option<Arc<Disk>>,
@@ -147,17 +152,20 @@ impl State {
             new_listener: None,
             listens_at: None,
             takes_newcomers: false,
+            switch_wanted: false,
             yield_wanted: false,
             begin: None,
             stop: None,
             congested: false,
             claims: Vec::new(),
             counters: PeerCounters::default(),
-            incident_dir: PathBuf::new(),
+            incidents: Vec::new(),
+            incidents_under_way: 0,
             unrecorded_when_alone: false,
             strays_until_ns: 0,
             strays_wait: Vec::new(),
             faulted: false,
+            watch: PulseWatch::new(u64::MAX),
             lost_ns: None,
             tap,
             net_mac,
@@ -341,12 +349,14 @@ impl State {
                 let frames = self.queue.take_frames();
                 self.strays_wait.extend(frames);
             }
+            // The run loop reports when the guest stands still.
+            Action::SwitchRoles => self.switch_wanted = true,
             Action::Receive(frames) => {
                 frames.into_iter().for_each(|frame| drop(self.queue.push_frame(frame)));
             }
             Action::Incident(report) => {
                 self.counters.divergences += 1;
-                incident::keep(&self.incident_dir, &report);
+                self.incidents.push(report);
             }
             Action::Congested(congested) => self.congested = congested,
             Action::TellFlushes { through } => self.tell_flushes(through),
@@ -417,6 +427,13 @@ impl State {
             return;
         }
         self.counters.takeover_ns = self.lost_ns.map(|lost_ns| now_ns - lost_ns);
+    }
+
+    /// Clients reach the guest on this host again: the switches may know it elsewhere.
+    pub fn client_link_is_back(&mut self) {
+        if !self.follows() {
+            self.announcements_left = ANNOUNCEMENTS;
+        }
     }
 
     /// Whether the network sent this frame to the guest's old place. What is for everybody has reached the new one too.
