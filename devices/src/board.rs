@@ -211,7 +211,6 @@ impl Board {
         } else if let Some(offset) = VIRTIO_ENTROPY_SLOT.offset(addr, data.len()) {
             let acknowledged = self.entropy.write(mem, offset, data);
             if acknowledged {
-                self.pic.set_line(SCI_IRQ, self.acpi.interrupt_line());
                 self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, false);
             }
             self.settle();
@@ -262,6 +261,7 @@ impl Board {
         if let Some(net) = &self.net {
             self.pic.set_line(VIRTIO_NET_SLOT.irq, net.interrupt_line());
         }
+        self.pic.set_line(SCI_IRQ, self.acpi.interrupt_line());
         self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, self.entropy.interrupt_line());
         if let Some(disk) = &self.disk {
             self.pic.set_line(VIRTIO_BLK_SLOT.irq, disk.interrupt_line());
