@@ -163,8 +163,11 @@ impl LiveInputs {
     }
 
     fn sample(&mut self, now_ns: u64) -> Step {
+        // Readings so close that a step rounds down to nothing must add up, or guest time stands still.
+        if now_ns > self.last_ns {
+            self.sampled_host_ns = self.host_now_ns();
+        }
         self.last_ns = now_ns;
-        self.sampled_host_ns = self.host_now_ns();
         Step::Apply(Input::Time { now_ns })
     }
 
