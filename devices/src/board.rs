@@ -16,6 +16,7 @@ use vm_memory::GuestMemory;
 use crate::acpi::{AcpiPm, AcpiPmState, SCI_IRQ};
 use crate::event::{Input, Output};
 use crate::fault::GuestFaults;
+use crate::net_sources::NetSources;
 use crate::pic::{Pic, PicState};
 use crate::pit::{Pit, PitState};
 use crate::pvpanic::{PVPANIC_PORT, PanicState, PanicWatch};
@@ -25,7 +26,7 @@ use crate::serial::{Console, ConsoleState};
 use crate::state::InvalidState;
 use crate::virtio_blk::{DiskCounters, VirtioBlk, VirtioBlkState};
 use crate::virtio_entropy::{VirtioEntropy, VirtioEntropyState};
-use crate::virtio_net::{NetCounters, VirtioNet, VirtioNetState};
+use crate::virtio_net::{NetConfig, NetCounters, VirtioNet, VirtioNetState};
 use crate::virtio_slot::{VIRTIO_BLK_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT};
 
 /// What every byte of an access reads as when no device answers: the bus is pulled high.
@@ -40,8 +41,8 @@ const IRQ_RTC: u8 = 8;
 pub struct BoardConfig {
     /// Time of day at power-on, in Unix seconds.
     pub rtc_epoch_s: u64,
-    /// MAC address of the network card; `None` leaves the card out.
-    pub net_mac: Option<[u8; 6]>,
+    /// The network card; `None` leaves it out.
+    pub net: Option<NetConfig>,
     /// Size of the disk, a multiple of [`crate::SECTOR_BYTES`]; `None` leaves the disk out.
     pub disk_bytes: Option<u64>,
 }
@@ -134,7 +135,7 @@ impl Board {
             console: Console::new(),
             reset: ResetPorts::new(),
             acpi: AcpiPm::new(),
-            net: config.net_mac.map(VirtioNet::new),
+            net: config.net.map(VirtioNet::new),
             entropy: VirtioEntropy::new(),
             disk: config.disk_bytes.map(VirtioBlk::new),
             panic: PanicWatch::default(),
@@ -266,7 +267,11 @@ impl Board {
             Input::PowerButton => self.acpi.press_power_button(),
             Input::Nmi => self.nmi_pending = true,
             Input::ConsoleBreak => self.console.send_break(),
-            Input::NetAnnounce => {}
+            Input::NetAnnounce => {
+                if let Some(net) = &mut self.net {
+                    net.announce();
+                }
+            }
             Input::NewIdentity { generation_id, unix_s } => {
                 self.take_identity(mem, generation_id, unix_s);
             }
@@ -385,6 +390,11 @@ impl Board {
     /// Frames that passed the network card, and those that did not.
     pub fn net_counters(&self) -> NetCounters {
         self.net.as_ref().map(|net| *net.counters()).unwrap_or_default()
+    }
+
+    /// The addresses the guest has sent from; `None` without a network card.
+    pub fn net_sources(&self) -> Option<&NetSources> {
+        self.net.as_ref().map(VirtioNet::sources)
     }
 
     /// Whether timer ticks wait behind one the guest has not finished with. A timer that is programmed for each tick

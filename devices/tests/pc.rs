@@ -18,7 +18,7 @@ struct Pc {
 
 impl Pc {
     fn new() -> Pc {
-        let config = BoardConfig { rtc_epoch_s: EPOCH_S, net_mac: None, disk_bytes: None };
+        let config = BoardConfig { rtc_epoch_s: EPOCH_S, net: None, disk_bytes: None };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         Pc { board: Board::new(&config), mem }
     }

@@ -22,6 +22,8 @@ use crate::lab::{Ended, Lab, LabConfig, LabError, LabProcess, choose_backend};
 pub const GUEST_FOLDER: &str = "FTVMM_GUEST";
 /// Address of the guest in the clients' network.
 pub const GUEST_ADDRESS: &str = "10.78.0.10";
+/// Its IPv6 address there, for a guest that is given one.
+pub const GUEST_ADDRESS6: &str = "fd78::10";
 /// The tap that [`GuestLab::start`] makes on every host.
 pub const TAP: &str = "ftvm0";
 /// What the guest's init prints when its servers listen.

@@ -30,6 +30,8 @@ mod hang;
 mod links;
 #[path = "attach/live.rs"]
 mod live;
+#[path = "attach/network.rs"]
+mod network;
 #[path = "attach/switch.rs"]
 mod switch;
 
@@ -108,6 +110,7 @@ fn main() -> ExitCode {
         live::cases(seed),
         cycles::cases(seed),
         switch::cases(),
+        network::cases(),
     ];
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
     run_cases(&folder, cases.into_iter().flatten().collect())

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_devices::{Board, BoardConfig, virtio_slots};
+use ftvmm_devices::{Board, BoardConfig, NetConfig, virtio_slots};
 use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -45,8 +45,8 @@ pub struct GuestConfig {
     pub cpu_template: PathBuf,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// The network card's MAC address, if there is one.
-    pub net_mac: Option<[u8; 6]>,
+    /// The network card, if there is one.
+    pub net: Option<NetConfig>,
     /// The disk, if there is one.
     pub disk: Option<DiskFacts>,
     /// What user mode's RDTSC does.
@@ -73,7 +73,7 @@ pub struct DiskFacts {
 impl GuestConfig {
     fn board(&self) -> BoardConfig {
         let disk_bytes = self.disk.map(|disk| disk.size_bytes);
-        BoardConfig { rtc_epoch_s: self.rtc_epoch_s, net_mac: self.net_mac, disk_bytes }
+        BoardConfig { rtc_epoch_s: self.rtc_epoch_s, net: self.net, disk_bytes }
     }
 }
 
@@ -137,7 +137,7 @@ impl Guest {
     /// # Errors
     /// Says which file or which part of the host does not do.
     pub fn assemble(config: &GuestConfig) -> Result<Self, GuestError> {
-        let GuestConfig { kernel, initramfs, cmdline, memory_mib, net_mac, tsc, .. } = config;
+        let GuestConfig { kernel, initramfs, cmdline, memory_mib, net, tsc, .. } = config;
         if !MEMORY_MIB.contains(memory_mib) {
             return Err(GuestError::MemorySize { got: *memory_mib });
         }
@@ -177,7 +177,8 @@ impl Guest {
             cpu_template_sha256: template.digest(),
             tsc: *tsc,
             memory_mib: *memory_mib,
-            net_mac: *net_mac,
+            net_mac: net.map(|net| net.mac),
+            net_mtu: net.map(|net| net.mtu),
             on_reset: config.on_reset,
             on_panic: config.on_panic,
         };
@@ -248,7 +249,7 @@ fn check_memory(memory_mib: u32, logged: bool) -> Result<(), TooLittleMemory> {
 /// The user's kernel command line with what the machine needs in front, so that the user's parameters win
 /// where the kernel takes the last.
 pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
-    let net = board.net_mac.map_or("", |_| NET_CMDLINE);
+    let net = board.net.map_or("", |_| NET_CMDLINE);
     let parts = [BASE_CMDLINE, net, user.trim()];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -5,7 +5,7 @@ mod restart;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ftvmm_devices::{Board, Input, Output};
+use ftvmm_devices::{Board, Input, NetCounters, Output};
 use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::{Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, Slice, StatePart};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::efer::{self, EFER};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
+use crate::host::NetWatch;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
 use crate::machine_state::{MachineState, Standing, StateError};
 use crate::msr::MsrBank;
@@ -64,6 +65,8 @@ pub struct Machine {
     start: Start,
     /// A guest that resets said so at this time.
     told_ns: Option<u64>,
+    network: Option<Arc<NetWatch>>,
+    published: NetCounters,
 }
 
 /// What an exit leads to.
@@ -114,12 +117,30 @@ impl Machine {
             fault: None,
             start,
             told_ns: None,
+            network: None,
+            published: NetCounters::default(),
         }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
     pub fn schedule(&mut self, fault: Fault) {
         self.fault = Some(fault);
+    }
+
+    /// Keeps `network` up to date with the guest's card.
+    pub fn show_network(&mut self, network: Arc<NetWatch>) {
+        self.network = Some(network);
+    }
+
+    /// Where the guest sends from changes only when it has sent, so the counters tell.
+    fn publish_network(&mut self) {
+        let counters = self.board.net_counters();
+        if let (Some(network), Some(sources)) = (&self.network, self.board.net_sources())
+            && counters != self.published
+        {
+            network.publish(&counters, sources);
+            self.published = counters;
+        }
     }
 
     /// The CPU, for its kicker and its state.
@@ -173,6 +194,7 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
+        self.publish_network();
         Ok(Situation {
             at: exit.is_synchronous().then_some(at),
             last: at,
@@ -391,6 +413,7 @@ impl Machine {
 
     /// What the guest sent since the last call, at exit `at`.
     pub fn take_outputs(&mut self, at: Ordinal) -> Vec<Output> {
+        self.publish_network();
         let outputs = self.board.take_outputs();
         for output in &outputs {
             match output {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ftvmm_devices::DiskCounters;
 use serde::Serialize;
 
+use crate::host::NetworkReport;
 use crate::run_loop::StopCause;
 
 /// How much of a run a recording has.
@@ -77,6 +78,8 @@ pub struct Report {
     pub gp_passed: u64,
     /// Host seconds from the guest's first instruction to its end.
     pub seconds: f64,
+    /// What became of the frames for the guest and of its own.
+    pub network: NetworkReport,
     /// What the guest asked of its disk.
     pub disk: DiskCounters,
     /// Guest faults the devices answered (malformed descriptors and the like).

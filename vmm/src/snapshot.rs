@@ -147,6 +147,7 @@ pub(crate) mod tests {
             tsc: TscMode::Trap,
             memory_mib: 64,
             net_mac: None,
+            net_mtu: None,
             on_reset: OnReset::default(),
             on_panic: OnPanic::default(),
         };

@@ -74,6 +74,7 @@ impl Host {
             tsc: TscMode::Trap,
             memory_mib: 1,
             net_mac: None,
+            net_mtu: None,
             on_reset: OnReset::default(),
             on_panic: OnPanic::default(),
         };

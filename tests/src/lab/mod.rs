@@ -10,7 +10,8 @@
 //!      + guest taps    + guest taps
 //! ```
 //! A host is an emulated machine ([`Backend::Lab`]) or a pair of namespaces on this machine
-//! ([`Backend::Local`]); tests do not see the difference. Guests may use 10.78.0.10 to .250.
+//! ([`Backend::Local`]); tests do not see the difference. Guests may use 10.78.0.10 to .250,
+//! and fd78::10 to ::250; the clients are fd78::254.
 //!
 //! Invariants: every wait is bounded by silence; everything a lab makes goes away when it is
 //! dropped, except its folder; what a killed lab left is removed by the next one.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ftvmm_devices::MTU_MIN;
 use ftvmm_replication::{OnPanic, OnReset, TscMode};
 
 use crate::input::OnRecordError;
@@ -74,9 +75,9 @@ pub struct RunArgs {
     /// CPU the guest sees: minimal, sse4, avx, or a template file [default: minimal]
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<PathBuf>,
-    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,uplink=NAME]; the uplink is the interface that
-    /// leads to the clients, which is watched with the tap
-    #[arg(long, value_name = "tap=NAME[,mac=M][,uplink=NAME]")]
+    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,mtu=BYTES][,uplink=NAME]; the MTU is the tap's;
+    /// the uplink is the interface that leads to the clients, which is watched with the tap
+    #[arg(long, value_name = "tap=NAME[,mac=M][,mtu=N][,uplink=NAME]")]
     pub net: Option<NetArg>,
     /// Disk: a raw image file of this host's own, equal on both hosts
     #[arg(long, value_name = "path=FILE")]
@@ -441,13 +442,15 @@ impl FromStr for DiskArg {
     }
 }
 
-/// `tap=NAME[,mac=M]`.
+/// `tap=NAME[,mac=M][,mtu=N]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetArg {
     /// The tap's name.
     pub tap: String,
     /// The guest's MAC address.
     pub mac: [u8; 6],
+    /// The MTU the tap must have.
+    pub mtu: Option<u16>,
     /// The interface that leads to the clients, behind the tap's bridge.
     pub uplink: Option<String>,
 }
@@ -459,20 +462,21 @@ impl FromStr for NetArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mut tap, mut mac, mut uplink) = (None, DEFAULT_MAC, None);
+        let (mut tap, mut mac, mut mtu, mut uplink) = (None, DEFAULT_MAC, None, None);
         for part in text.split(',') {
             match part.split_once('=') {
                 Some(("tap", name)) => tap = Some(name.to_owned()),
                 Some(("mac", address)) => mac = parse_mac(address)?,
+                Some(("mtu", bytes)) => mtu = Some(parse_mtu(bytes)?),
                 Some(("uplink", name)) => uplink = Some(name.to_owned()),
                 _ => {
                     return Err(format!(
-                        "'{part}' is not tap=NAME, mac=aa:bb:cc:dd:ee:ff or uplink=NAME"
+                        "'{part}' is not tap=NAME, mac=aa:bb:cc:dd:ee:ff, mtu=BYTES or uplink=NAME"
                     ));
                 }
             }
         }
-        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac, uplink })
+        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac, mtu, uplink })
     }
 }
 
@@ -486,6 +490,11 @@ fn parse_mac(text: &str) -> Result<[u8; 6], String> {
         return Err(format!("'{text}' is a multicast address; the first byte must be even"));
     }
     Ok(mac)
+}
+
+fn parse_mtu(text: &str) -> Result<u16, String> {
+    let mtu = text.parse().ok().filter(|mtu| *mtu >= MTU_MIN);
+    mtu.ok_or_else(|| format!("'{text}' is no MTU: {MTU_MIN} to {} bytes", u16::MAX))
 }
 
 /// `file:PATH`.
@@ -517,9 +526,15 @@ mod tests {
     #[test]
     fn net_takes_a_tap_and_a_mac() {
         let net: NetArg = "tap=ftvm0,mac=02:00:00:00:00:09".parse().unwrap();
-        assert_eq!(net, NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9], uplink: None });
-        let net: NetArg = "uplink=eth0,tap=t".parse().unwrap();
-        assert_eq!(net.uplink.as_deref(), Some("eth0"));
+        let wanted = NetArg {
+            tap: "ftvm0".into(),
+            mac: [2, 0, 0, 0, 0, 9],
+            mtu: None,
+            uplink: None,
+        };
+        assert_eq!(net, wanted);
+        let net: NetArg = "uplink=eth0,tap=t,mtu=9000".parse().unwrap();
+        assert_eq!((net.uplink.as_deref(), net.mtu), (Some("eth0"), Some(9000)));
         assert_eq!("tap=t".parse::<NetArg>().unwrap().mac, DEFAULT_MAC);
     }
 
@@ -530,6 +545,8 @@ mod tests {
             ("tap=a,mac=1:2:3", "52:54:00:46:54:01"),
             ("tap=a,mac=03:00:00:00:00:09", "must be even"),
             ("eth0", "not tap=NAME"),
+            ("tap=a,mtu=67", "68 to 65535"),
+            ("tap=a,mtu=65536", "68 to 65535"),
         ] {
             let error = text.parse::<NetArg>().unwrap_err();
             assert!(error.contains(wanted), "{text}: {error}");

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_devices::BoardConfig;
+use ftvmm_devices::{BoardConfig, DEFAULT_MTU, NetConfig};
 use ftvmm_replication::{FileHeader, Fingerprint, Start};
 
 use super::CommandError;
-use super::args::{Role, RunArgs};
+use super::args::{NetArg, Role, RunArgs};
 use super::disk::open_disk;
 use crate::cpu_template::DEFAULT_TEMPLATE;
 use crate::disk::{Disk, Telling};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
+use crate::host::tap_mtu;
 use crate::snapshot::{Parts, Snapshot};
 
 /// The guest and where it begins.
@@ -33,8 +34,9 @@ impl Origin {
     ) -> Result<(Self, Option<Arc<Disk>>), CommandError> {
         let snapshot = Self::snapshot(args)?;
         let (disk, facts) = open_disk(args, snapshot.as_ref(), telling)?.unzip();
+        let net = args.net.as_ref().map(net_config).transpose()?;
         let config = match &snapshot {
-            None => guest_config(args, rtc_epoch_s, facts),
+            None => guest_config(args, rtc_epoch_s, net, facts),
             Some(snapshot) => {
                 let files = Elsewhere {
                     kernel: args.kernel.as_deref(),
@@ -42,8 +44,7 @@ impl Origin {
                     cpu_template: args.cpu_template.as_deref(),
                 };
                 // The only part of the guest that has another half in this host.
-                let net_mac = args.net.as_ref().map(|net| net.mac);
-                GuestConfig { net_mac, ..described(snapshot.header(), &files) }
+                GuestConfig { net, ..described(snapshot.header(), &files) }
             }
         };
         Ok((Self { config, snapshot }, disk))
@@ -84,17 +85,26 @@ impl Origin {
     }
 }
 
+/// The card, with the MTU of its tap.
+fn net_config(net: &NetArg) -> Result<NetConfig, CommandError> {
+    Ok(NetConfig { mac: net.mac, mtu: tap_mtu(&net.tap, net.mtu)? })
+}
+
 /// What the arguments say of the guest.
-fn guest_config(args: &RunArgs, rtc_epoch_s: u64, disk: Option<DiskFacts>) -> GuestConfig {
-    let net_mac = args.net.as_ref().map(|net| net.mac);
+fn guest_config(
+    args: &RunArgs,
+    rtc_epoch_s: u64,
+    net: Option<NetConfig>,
+    disk: Option<DiskFacts>,
+) -> GuestConfig {
     let disk_bytes = disk.map(|disk| disk.size_bytes);
     GuestConfig {
         kernel: args.kernel.clone().unwrap_or_default(),
         initramfs: args.initrd.clone(),
-        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac, disk_bytes }),
+        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net, disk_bytes }),
         cpu_template: args.cpu_template.clone().unwrap_or_else(|| DEFAULT_TEMPLATE.into()),
         memory_mib: args.mem,
-        net_mac,
+        net,
         disk,
         tsc: args.tsc.into(),
         on_reset: args.on_reset.into(),
@@ -117,8 +127,9 @@ pub struct Elsewhere<'a> {
 
 /// The guest that a file's header describes.
 pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
-    let Fingerprint { cmdline, cpu_template, memory_mib, net_mac, tsc, on_reset, on_panic, .. } =
+    let Fingerprint { cmdline, cpu_template, memory_mib, tsc, on_reset, on_panic, .. } =
         &header.fingerprint;
+    let Fingerprint { net_mac, net_mtu, .. } = header.fingerprint;
     let or = |given: Option<&Path>, recorded: &str| {
         given.map_or_else(|| recorded.into(), Path::to_path_buf)
     };
@@ -129,7 +140,7 @@ pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
         cmdline: cmdline.clone(),
         cpu_template: or(files.cpu_template, cpu_template),
         memory_mib: *memory_mib,
-        net_mac: *net_mac,
+        net: net_mac.map(|mac| NetConfig { mac, mtu: net_mtu.unwrap_or(DEFAULT_MTU) }),
         disk: header
             .fingerprint
             .disk_bytes

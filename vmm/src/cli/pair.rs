@@ -205,7 +205,7 @@ fn make_peer(
         witness: Box::new(witness),
         holder: format!("{session_role} {}", unique.trim()),
         tap,
-        net_mac: config.net_mac,
+        net_mac: config.net.map(|net| net.mac),
         queue,
         disk,
         disk_failover: args.disk_error == OnDiskError::Failover,
@@ -246,6 +246,7 @@ impl Parts {
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
         }
+        machine.show_network(self.queue.network().clone());
         let kicker = machine.vcpu().kicker();
         self.queue.kick_with(kicker.clone());
         let terminal = RawTerminal::enter();
@@ -262,6 +263,7 @@ impl Parts {
             peer.ship_with(shipment.clone());
         }
         let pulsing = queue.clone();
+        let network = queue.network().clone();
         let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
         if origin.start().is_some() {
             live.renew_identity();
@@ -307,6 +309,7 @@ impl Parts {
             takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
             frames_compared: counters.digests,
             console_dropped_bytes: console.dropped_bytes(),
+            network: network.report(),
             ..report(role, &machine, &ending, end, seconds)
         };
         write_report(args.report.as_deref(), &report)?;

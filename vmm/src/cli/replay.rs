@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ftvmm_devices::Output;
 use ftvmm_replication::{LogHeader, LogReader, MemoryLook, Ordinal};
@@ -14,7 +15,7 @@ use super::run::{complete, create_log, end_at, recording_error, report, verdict}
 use super::{CommandError, check_report, write_report};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::HostClock;
-use crate::host::print_console;
+use crate::host::{NetWatch, print_console};
 use crate::input::{CheckPlan, InputError, LogInputs, OnRecordError, Recorded, Restored};
 use crate::kvm::install_kick_handler;
 use crate::report::{Extent, Report};
@@ -65,6 +66,8 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
+    let network = Arc::<NetWatch>::default();
+    machine.show_network(network.clone());
     let parts = snapshot.map(Snapshot::into_parts);
     let mut inputs = LogInputs::new(reader, args.until.map(Ordinal), skip);
     let mut outputs = Replayed::default();
@@ -107,6 +110,7 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     let report = Report {
         outputs: outputs.frames,
         log_bytes: inputs.bytes_read(),
+        network: network.report(),
         recording: Some(extent),
         recording_error: recording_error(copy.as_ref()),
         ..report("replay", &machine, &ending, end, seconds)

@@ -25,6 +25,7 @@ use crate::input::{
 };
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
+use crate::peer::announce_restored;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
@@ -148,7 +149,13 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         queue.take_from_disk(disk.clone());
         disk.on_answer(move |_| answered.disk_answered());
     }
-    let mut outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone());
+    let is_restored = origin.start().is_some();
+    if let (Some(tap), Some(net), true) = (&tap, &config.net, is_restored) {
+        waited.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
+    }
+    let network = queue.network().clone();
+    let mut outputs =
+        HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network.clone());
     let (means, host_clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
     let _control = control(args, || SoloOperator {
         queue: queue.clone(),
@@ -182,6 +189,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
+    machine.show_network(queue.network().clone());
     let kicker = machine.vcpu().kicker();
     queue.kick_with(kicker.clone());
     let _events = EventLoop::start(waited)?;
@@ -195,7 +203,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
     let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
-    if origin.start().is_some() {
+    if is_restored {
         live.renew_identity();
     }
     if let Some(shipment) = &shipment {
@@ -234,6 +242,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         recording_error: recording_error(recording.as_ref()),
         outputs: outputs.frames().load(Ordering::Relaxed),
         console_dropped_bytes: console.dropped_bytes(),
+        network: network.report(),
         ..report("solo", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;

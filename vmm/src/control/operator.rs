@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::host::NetworkReport;
 use crate::shipment::{SaveError, Saved};
 
 /// Answers for the run. Called from several threads at once; only what is said to may block.
@@ -149,6 +150,8 @@ pub struct Status {
     pub stuck_ms: Option<u64>,
     /// Frames the guest sent.
     pub outputs: u64,
+    /// What became of the frames for the guest and of its own.
+    pub network: NetworkReport,
     /// Bytes of log written, sent or received.
     pub log_bytes: u64,
     /// Exits the backup was sent and has not executed, as far as this host knows.

@@ -46,6 +46,7 @@ impl Operator for SoloOperator {
             exit: self.queue.last_exit(),
             stuck_ms: self.queue.pulse().stuck_ns().map(|ns| ns / 1_000_000),
             outputs: self.outputs.load(Ordering::Relaxed),
+            network: self.queue.network().report(),
             log_bytes: recorded.map_or(0, |file| file.len()),
             link: self.tap.as_ref().map(link),
             console_dropped_bytes: self.console.dropped_bytes(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ftvmm_devices::Output;
 use ftvmm_replication::Ordinal;
 
-use super::{Console, Tap};
+use super::{Console, NetWatch, Tap};
 use crate::disk::Disk;
 use crate::input::InputError;
 use crate::run_loop::OutputSink;
@@ -18,12 +18,18 @@ pub struct HostOutputs {
     disk: Option<Arc<Disk>>,
     console: Arc<Console>,
     frames: Arc<AtomicU64>,
+    network: Arc<NetWatch>,
 }
 
 impl HostOutputs {
-    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them.
-    pub fn new(tap: Option<Tap>, disk: Option<Arc<Disk>>, console: Arc<Console>) -> Self {
-        Self { tap, disk, console, frames: Arc::default() }
+    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them; what the tap drops is told to `network`.
+    pub fn new(
+        tap: Option<Tap>,
+        disk: Option<Arc<Disk>>,
+        console: Arc<Console>,
+        network: Arc<NetWatch>,
+    ) -> Self {
+        Self { tap, disk, console, frames: Arc::default(), network }
     }
 
     /// Frames the guest sent so far, for whoever counts along.
@@ -37,12 +43,11 @@ impl OutputSink for HostOutputs {
         match output {
             Output::Frame(frame) => {
                 self.frames.fetch_add(1, Ordering::Relaxed);
-                match &self.tap {
-                    Some(tap) => {
-                        tap.write_frame(&frame).map_err(|source| InputError::Tap { source })
-                    }
-                    None => Ok(()),
+                let Some(tap) = &self.tap else { return Ok(()) };
+                if !tap.write_frame(&frame).map_err(|source| InputError::Tap { source })? {
+                    self.network.tap_dropped();
                 }
+                Ok(())
             }
             Output::Console(bytes) => {
                 self.console.print(&bytes);

@@ -185,6 +185,7 @@ impl LiveInputs {
         let arrived = waiting.overdue
             && (waiting.stop.is_some()
                 || waiting.disk_answered()
+                || waiting.announce
                 || !waiting.console.is_empty()
                 || !waiting.signals.is_empty()
                 || waiting.shutdown == Shutdown::Wanted
@@ -322,6 +323,10 @@ impl LiveInputs {
             {
                 self.gave_input = true;
                 return Ok(Step::Apply(Input::NetRx { frame }));
+            }
+            if std::mem::take(&mut waiting.announce) {
+                self.gave_input = true;
+                return Ok(Step::Apply(Input::NetAnnounce));
             }
             if !waiting.console.is_empty() {
                 let bytes = waiting.console.drain(..).collect();

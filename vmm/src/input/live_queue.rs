@@ -12,7 +12,7 @@ use nix::sys::timerfd::TimerFd;
 
 use super::{GuestClock, Pulse};
 use crate::disk::{Answer, Disk};
-use crate::host::{STOP_LONGEST, StopLimit, set_timer};
+use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
 use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
 
@@ -42,6 +42,8 @@ pub(super) enum Shutdown {
 pub(super) struct Waiting {
     pub(super) frames: VecDeque<Vec<u8>>,
     pub(super) console: VecDeque<u8>,
+    /// The guest is to announce itself.
+    pub(super) announce: bool,
     /// The guest's disk, and whether it may have an answer for the guest.
     disk: Option<Arc<Disk>>,
     disk_answered: bool,
@@ -68,6 +70,7 @@ impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
             && self.console.is_empty()
+            && !self.announce
             && !self.disk_answered
             && self.signals.is_empty()
             && self.shutdown != Shutdown::Wanted
@@ -109,6 +112,7 @@ pub struct LiveQueue {
     stop_limit: OnceLock<Arc<StopLimit>>,
     /// What a guest that is to switch itself off has for it.
     grace: Mutex<Duration>,
+    network: Arc<NetWatch>,
 }
 
 impl LiveQueue {
@@ -125,6 +129,7 @@ impl LiveQueue {
             pulse: Pulse::default(),
             stop_limit: OnceLock::new(),
             grace: Mutex::default(),
+            network: Arc::default(),
         }
     }
 
@@ -147,6 +152,7 @@ impl LiveQueue {
             waiting.shutdown = Shutdown::No;
             waiting.signals.clear();
         }
+        waiting.announce &= !closed;
         // The disk's answers are this host's to give from now on.
         if !closed && waiting.disk_answered {
             self.wake(waiting, true);
@@ -209,10 +215,27 @@ impl LiveQueue {
         let was_empty = waiting.is_empty();
         if waiting.frames.len() == FRAMES_MAX {
             waiting.frames.pop_front();
+            self.network.queue_dropped();
         }
         waiting.frames.push_back(frame);
         self.wake(waiting, was_empty);
         None
+    }
+
+    /// Has the guest announce itself to the network.
+    pub fn push_announce(&self) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let was_empty = waiting.is_empty();
+        waiting.announce = true;
+        self.wake(waiting, was_empty);
+    }
+
+    /// What is known of the guest's network.
+    pub fn network(&self) -> &Arc<NetWatch> {
+        &self.network
     }
 
     /// Hands over typed bytes.

@@ -33,6 +33,7 @@ use ftvmm_replication::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use announce::restored as announce_restored;
 pub use channel::{Channel, ChannelError};
 pub use events::ChannelEvents;
 pub use inputs::{PairInputs, PeerLog, PeerOutputs};
@@ -49,6 +50,9 @@ use crate::shipment::{Gauge, Shipment, Shipped};
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);
 /// Pause between two questions to a witness that does not answer.
 const WITNESS_RETRY: Duration = Duration::from_millis(100);
+
+/// Frames handed on in a message: of the greatest length they take 4 MiB.
+const STRAYS_AT_ONCE: usize = 64;
 
 /// What the session said at the guest's start.
 #[derive(Clone, Copy, Debug)]
@@ -210,9 +214,11 @@ impl Peer {
         if state.joining || state.follows() || state.yield_wanted {
             self.turn.store(true, Ordering::Release);
         }
-        let strays = std::mem::take(&mut state.strays_wait);
-        if !strays.is_empty() {
-            self.step_locked(state, SessionEvent::Strays(strays));
+        // Few enough for one message, whatever their length.
+        let mut strays = std::mem::take(&mut state.strays_wait).into_iter().peekable();
+        while strays.peek().is_some() {
+            let some = strays.by_ref().take(STRAYS_AT_ONCE).collect();
+            self.step_locked(state, SessionEvent::Strays(some));
         }
         if std::mem::take(&mut state.switch_wanted) {
             self.want_switch(state);
@@ -389,6 +395,8 @@ impl Peer {
         let mut state = self.lock();
         if state.is_stray(self.clock.host_now_ns(), &frame) {
             self.step_locked(&mut state, SessionEvent::Strays(vec![frame]));
+        } else {
+            self.queue.network().follower_dropped();
         }
     }
 

@@ -12,7 +12,7 @@ use ftvmm_replication::{
     SessionEvent, StatePart, Term, decode_group,
 };
 
-use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
+use super::announce::{self, Announcer};
 use super::channel::Channel;
 use super::{Begin, PeerCounters};
 use crate::disk::Disk;
@@ -111,8 +111,7 @@ pub struct State {
     net_mac: Option<[u8; 6]>,
     pub queue: Arc<LiveQueue>,
     pub disk: Option<Arc<Disk>>,
-    announcements_left: u32,
-    announced_ns: u64,
+    announcer: Announcer,
     now_ns: u64,
 }
 
@@ -172,8 +171,7 @@ impl State {
             net_mac,
             queue,
             disk: None,
-            announcements_left: 0,
-            announced_ns: 0,
+            announcer: Announcer::default(),
             now_ns: 0,
         }
     }
@@ -291,8 +289,8 @@ impl State {
                 tracing::info!(%term, ?release, "the guest starts in lockstep");
                 self.begin = Some(Begin { rtc_epoch_s, release });
                 if self.session.role() == Role::Primary {
-                    // The switches may know this address behind another host.
-                    self.announcements_left = ANNOUNCEMENTS;
+                    // The switches may know its addresses behind another host.
+                    self.announcer.start(self.now_ns);
                 }
                 self.lost_ns = None;
             }
@@ -308,7 +306,7 @@ impl State {
                     self.cursor = ReplayCursor::new();
                     self.cursor.seal();
                 }
-                self.announcements_left = ANNOUNCEMENTS;
+                self.announcer.start(self.now_ns);
                 self.announce(self.now_ns);
             }
             Action::GoAlone { term } => {
@@ -356,7 +354,11 @@ impl State {
             // The run loop reports when the guest stands still.
             Action::SwitchRoles => self.switch_wanted = true,
             Action::Receive(frames) => {
-                frames.into_iter().for_each(|frame| drop(self.queue.push_frame(frame)));
+                for frame in frames {
+                    if self.queue.push_frame(frame).is_some() {
+                        self.queue.network().follower_dropped();
+                    }
+                }
             }
             Action::Incident(report) => {
                 self.counters.divergences += 1;
@@ -415,10 +417,13 @@ impl State {
     }
 
     fn transmit(&self, frame: &[u8]) {
-        if let Some(tap) = &self.tap
-            && let Err(error) = tap.write_frame(frame)
-        {
+        let Some(tap) = &self.tap else { return };
+        let taken = tap.write_frame(frame).unwrap_or_else(|error| {
             tracing::error!(%error, "the tap does not take a frame");
+            false
+        });
+        if !taken {
+            self.queue.network().tap_dropped();
         }
     }
 
@@ -442,18 +447,20 @@ impl State {
 
     /// Whether the network sent this frame to the guest's old place. What is for everybody has reached the new one too.
     pub fn is_stray(&self, now_ns: u64, frame: &[u8]) -> bool {
-        let destination = frame.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + 6);
-        now_ns < self.strays_until_ns && destination == self.net_mac.as_ref().map(|mac| &mac[..])
+        if now_ns >= self.strays_until_ns {
+            return false;
+        }
+        frame.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + 6).is_some_and(|destination| {
+            self.net_mac.is_some_and(|mac| mac == *destination)
+                || self.queue.network().sources().has_mac(destination)
+        })
     }
 
-    /// Sends the next announcement of the guest's MAC address, if one is due.
+    /// Makes the next announcement of the guest, if one is due.
     pub fn announce(&mut self, now_ns: u64) {
-        let Some(mac) = self.net_mac.filter(|_| self.announcements_left > 0) else { return };
-        let first = self.announcements_left == ANNOUNCEMENTS;
-        if first || now_ns >= self.announced_ns + ANNOUNCEMENT_PAUSE_NS {
-            self.transmit(&announce::frame(mac));
-            self.announcements_left -= 1;
-            self.announced_ns = now_ns;
+        let Some(mac) = self.net_mac else { return };
+        if self.announcer.is_due(now_ns) {
+            announce::announce(mac, &self.queue, |frame| self.transmit(frame));
         }
     }
 }
@@ -464,6 +471,7 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
+    use ftvmm_devices::{NetCounters, NetSource, NetSources};
     use ftvmm_replication::SessionConfig;
 
     use super::*;
@@ -474,6 +482,20 @@ mod tests {
         let config = SessionConfig::new(Role::Backup, fingerprint, Term(0), 0);
         let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
         State::new(Role::Backup, Session::new(config).unwrap(), None, None, queue, 0)
+    }
+
+    #[test]
+    fn a_frame_for_any_address_of_the_guest_is_a_stray() {
+        let (other, own) = ([6, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9]);
+        let mut state = backup();
+        state.net_mac = Some(own);
+        state.strays_until_ns = 10;
+        let sources = NetSources::try_from(vec![NetSource::untagged(other)]).unwrap();
+        state.queue.network().publish(&NetCounters::default(), &sources);
+        let to = |mac: [u8; 6]| [&[0; VNET_HEADER_BYTES][..], &mac, &[0; 60]].concat();
+        assert!(state.is_stray(9, &to(own)) && state.is_stray(9, &to(other)));
+        assert!(!state.is_stray(9, &to([0xff; 6])) && !state.is_stray(9, &[]));
+        assert!(!state.is_stray(10, &to(other)));
     }
 
     #[test]
