@@ -150,7 +150,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         disk.on_answer(move |_| answered.disk_answered());
     }
     let is_restored = origin.start().is_some();
-    if let (Some(tap), Some(net), true) = (&tap, &config.net, is_restored) {
+    if let (Some(tap), Some(net), true) = (&tap, &origin.config.net, is_restored) {
         waited.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
     }
     let network = queue.network().clone();

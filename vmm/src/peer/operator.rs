@@ -42,7 +42,7 @@ impl Operator for PeerOperator {
             exit,
             stuck_ms: self.peer.queue.pulse().stuck_ns().map(|ns| ns / 1_000_000),
             outputs: state.counters.outputs,
-            network: self.0.queue.network().report(),
+            network: self.peer.queue.network().report(),
             log_bytes: state.counters.log_bytes,
             lag_exits: state.session.lag_exits(),
             divergences: state.counters.divergences,

@@ -441,7 +441,7 @@ impl State {
     /// Clients reach the guest on this host again: the switches may know it elsewhere.
     pub fn client_link_is_back(&mut self) {
         if !self.follows() {
-            self.announcements_left = ANNOUNCEMENTS;
+            self.announcer.start(self.now_ns);
         }
     }
 
