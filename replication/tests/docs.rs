@@ -77,7 +77,7 @@ fn every_state_is_in_the_diagram() {
             assert!(document.contains(name), "{name} is not in the document");
         }
     }
-    assert_eq!(states, 16);
+    assert_eq!(states, 17);
 }
 
 fn header() -> LogHeader {
