@@ -526,12 +526,8 @@ mod tests {
     #[test]
     fn net_takes_a_tap_and_a_mac() {
         let net: NetArg = "tap=ftvm0,mac=02:00:00:00:00:09".parse().unwrap();
-        let wanted = NetArg {
-            tap: "ftvm0".into(),
-            mac: [2, 0, 0, 0, 0, 9],
-            mtu: None,
-            uplink: None,
-        };
+        let wanted =
+            NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9], mtu: None, uplink: None };
         assert_eq!(net, wanted);
         let net: NetArg = "uplink=eth0,tap=t,mtu=9000".parse().unwrap();
         assert_eq!((net.uplink.as_deref(), net.mtu), (Some("eth0"), Some(9000)));

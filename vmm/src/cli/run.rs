@@ -154,8 +154,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         waited.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
     }
     let network = queue.network().clone();
-    let mut outputs =
-        HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network.clone());
+    let mut outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network.clone());
     let (means, host_clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
     let _control = control(args, || SoloOperator {
         queue: queue.clone(),
