@@ -7,6 +7,7 @@ mod diff;
 mod disassembly;
 mod disk;
 mod logs;
+mod net_arg;
 mod origin;
 mod pair;
 mod replay;

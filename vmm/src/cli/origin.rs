@@ -7,8 +7,9 @@ use ftvmm_devices::{BoardConfig, DEFAULT_MTU, NetConfig};
 use ftvmm_replication::{FileHeader, Fingerprint, Start};
 
 use super::CommandError;
-use super::args::{NetArg, Role, RunArgs};
+use super::args::{Role, RunArgs};
 use super::disk::open_disk;
+use super::net_arg::NetArg;
 use crate::cpu_template::DEFAULT_TEMPLATE;
 use crate::disk::{Disk, Telling};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
