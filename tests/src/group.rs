@@ -154,16 +154,15 @@ impl<'a> Group<'a> {
         let control = format!("/run/ftvmm-{}-{number}.sock", std::process::id());
         let mut argv = arguments(host, self.files, &self.options);
         argv.extend(role.iter().map(|&word| word.to_owned()));
-        argv.extend([
-            "--witness".into(),
-            format!("file:{}", share(&self.names.witness)),
-            "--report".into(),
-            share(&report),
-            "--incident-dir".into(),
-            share(&self.names.incidents),
-            "--control".into(),
-            control.clone(),
-        ]);
+        argv.extend(["--report".into(), share(&report), "--control".into(), control.clone()]);
+        if !role.contains(&"solo") {
+            argv.extend([
+                "--witness".into(),
+                format!("file:{}", share(&self.names.witness)),
+                "--incident-dir".into(),
+                share(&self.names.incidents),
+            ]);
+        }
         let process = host.spawn(&argv)?;
         Ok(Member { process, report, host: index, control, lab: self.lab })
     }

@@ -64,7 +64,7 @@ fn processor_held(site: &Site) -> Result<(), Failed> {
 
 /// Nothing but the end of the process is left when the guest's thread is held for good: the second SIGTERM does that.
 fn stopped_at_once(site: &Site) -> Result<(), Failed> {
-    let group = group(site, options(&[]))?;
+    let group = group(site, RunOptions::default())?;
     let solo = group.launch(0, &["--role", "solo", "--inject-fault", "hang:600000@1000"])?;
     solo.process.wait_for_stderr("doing harm")?;
     solo.wait_until("waiting for a status", |_| true)?;

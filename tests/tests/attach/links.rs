@@ -64,7 +64,7 @@ fn under_download(site: &Site) -> Result<(), Failed> {
 
 /// A guest alone outlives its tap and answers again on the next.
 fn solo(site: &Site) -> Result<(), Failed> {
-    let group = group(site, options(&[]))?;
+    let group = group(site, RunOptions::default())?;
     let solo = group.launch(0, &["--role", "solo"])?;
     site.answers(&solo.process)?;
     ip(site, 0, &["del", TAP])?;

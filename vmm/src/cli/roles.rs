@@ -21,6 +21,7 @@ const ONLY: &[(&str, &[Role])] = &[
     ("horizon_us", PAIR),
     ("incident_dir", PAIR),
     ("disk_error", PAIR),
+    ("on_link_down", PAIR),
 ];
 
 /// Refuses an option that was given and does nothing.
