@@ -174,6 +174,7 @@ impl VirtioNet {
     pub(crate) fn power_on(&mut self) {
         self.transport.reset();
         self.backlog.clear();
+        self.announce = false;
     }
 
     pub(crate) fn save(&self) -> VirtioNetState {

@@ -84,6 +84,9 @@ pub struct Report {
     pub log_bytes: u64,
     /// Slices captured or loaded.
     pub slices: u64,
+    /// Resets of the machine, since the guest was first switched on.
+    #[serde(default)]
+    pub resets: u64,
     /// Divergences found.
     pub divergences: u64,
     /// Take-overs.

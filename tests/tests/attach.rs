@@ -32,6 +32,8 @@ mod links;
 mod live;
 #[path = "attach/network.rs"]
 mod network;
+#[path = "attach/resets.rs"]
+mod resets;
 #[path = "attach/switch.rs"]
 mod switch;
 
@@ -109,6 +111,7 @@ fn main() -> ExitCode {
         links::cases(),
         live::cases(seed),
         cycles::cases(seed),
+        resets::cases(),
         switch::cases(),
         network::cases(),
     ];

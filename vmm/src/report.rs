@@ -71,7 +71,7 @@ pub struct Report {
     pub other_kernels: u64,
     /// Such instructions, and moves from and to CR4, found while the guest ran: they may have been executed
     /// before.
-    pub rdtsc_late_sites: usize,
+    pub rdtsc_late_sites: u64,
     /// RDTSC and RDTSCP answered in user mode.
     pub rdtsc_user_reads: u64,
     /// #GPs that were none of those.

@@ -222,12 +222,15 @@ pub fn may_replace(what: &'static str, path: &Path, overwrite: bool) -> Result<(
 /// # Errors
 /// [`FileError`].
 pub fn replace(what: &'static str, path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(UNFINISHED);
     // Through a link, so that the link stays.
     let place = fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    let written = fs::write(&name, content).and_then(|()| fs::rename(&name, place));
-    written.map_err(host(what, path))
+    let mut name = place.as_os_str().to_owned();
+    name.push(format!(".{}{UNFINISHED}", std::process::id()));
+    let whole = || {
+        fs::File::create_new(&name)?.write_all(content)?;
+        fs::rename(&name, &place)
+    };
+    whole().map_err(host(what, path))
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -34,8 +34,9 @@ impl Origin {
         telling: Telling,
     ) -> Result<(Self, Option<Arc<Disk>>), CommandError> {
         let snapshot = Self::snapshot(args)?;
-        let (disk, facts) = open_disk(args, snapshot.as_ref(), telling)?.unzip();
         let net = args.net.as_ref().map(net_config).transpose()?;
+        // Last: a restored disk is written, a plain one is read to its end.
+        let (disk, facts) = open_disk(args, snapshot.as_ref(), telling)?.unzip();
         let config = match &snapshot {
             None => guest_config(args, rtc_epoch_s, net, facts),
             Some(snapshot) => {

@@ -286,12 +286,12 @@ impl Parts {
             _ => None,
         };
         kicker.retire();
-        stop_limit.goes_on(end_longest(args), END);
+        stop_limit.goes_on(end_longest(config.memory_mib), END);
         drop(terminal);
         let seconds = (peer.clock().host_now_ns() - started_ns) as f64 / 1e9;
         let (ending, end, reason) = conclude(&peer, &machine, result, went_on)?;
         // The other host's word may have ordered a stop only now.
-        stop_limit.goes_on(end_longest(args), END);
+        stop_limit.goes_on(end_longest(config.memory_mib), END);
         let finish = |recording: FileLog<_>| recording.finish(ending.first_incomplete(), end);
         let recording = log.into_recording().map(finish);
         console.finish();

@@ -44,6 +44,12 @@ pub fn check(matches: &ArgMatches, args: &RunArgs) -> Result<(), Error> {
         return refused("believe", "without --on-divergence resync".into());
     }
     let is_logged = args.record.is_some() || args.role != Role::Solo;
+    if given("on_link_down") && args.net.is_none() {
+        return refused("on_link_down", "without --net".into());
+    }
+    if given("overwrite") && args.record.is_none() && args.report.is_none() {
+        return refused("overwrite", "without --record or --report".into());
+    }
     for id in ["check_every", "check_memory_every"] {
         if given(id) && !is_logged {
             return refused(id, "without a log; add --record, or it is for a pair".into());

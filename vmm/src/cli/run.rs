@@ -89,10 +89,10 @@ pub fn heed_signals(
 pub const END: &str = "the end of the recording and of the report";
 
 /// How long [`END`] may take: all memory is digested.
-pub fn end_longest(args: &RunArgs) -> Duration {
+pub fn end_longest(memory_mib: u32) -> Duration {
     const LEAST: Duration = Duration::from_secs(20);
     const PER_GIB: Duration = Duration::from_secs(10);
-    LEAST + PER_GIB * (args.mem / 1024)
+    LEAST + PER_GIB * (memory_mib / 1024)
 }
 
 /// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
@@ -131,6 +131,9 @@ fn check_files(args: &RunArgs) -> Result<(), CommandError> {
         .written("--record", args.record.as_deref())
         .written("--report", args.report.as_deref());
     named.check()?;
+    if let Some(path) = &args.record {
+        user_file::may_replace("recording", path, args.overwrite)?;
+    }
     check_report(args.report.as_deref(), args.overwrite)
 }
 
@@ -228,7 +231,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     }
     watched.pulse().end();
     kicker.retire();
-    stop_limit.goes_on(end_longest(args), END);
+    stop_limit.goes_on(end_longest(config.memory_mib), END);
     drop(terminal);
     console.finish();
     let seconds = (host_clock.host_now_ns() - started) as f64 / 1e9;
@@ -289,7 +292,7 @@ pub fn report(
         rdtsc_sites: tsc.sites,
         rdtsc_new_sites: tsc.new_sites,
         other_kernels: tsc.other_kernels,
-        rdtsc_late_sites: tsc.late_sites.len(),
+        rdtsc_late_sites: tsc.late_sites,
         rdtsc_user_reads: tsc.user_reads,
         gp_passed: tsc.passed_gps,
         unknown_msrs: unknown_msrs(machine),

@@ -12,6 +12,8 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
+use super::clock::HostClock;
+
 /// Handed on at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -99,18 +101,20 @@ impl Spool {
     /// Waits until everything is written, but no longer than `patience` for each sign that somebody reads. What is
     /// left then counts as dropped, and nothing is taken any more.
     pub fn finish(&self, patience: Duration) {
+        let clock = HostClock::host_start();
         let mut state = self.0.lock();
-        while state.writing || !state.waiting.is_empty() {
-            let before = state.written_bytes;
-            let woken = self.0.changed.wait_timeout(state, patience);
-            let (now, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
-            state = now;
-            if timeout.timed_out() && state.written_bytes == before {
-                state.close("nobody reads it");
+        let (mut before, mut sign_ns) = (state.written_bytes, clock.host_now_ns());
+        while state.closed.is_none() && (state.writing || !state.waiting.is_empty()) {
+            // Who adds to what waits wakes us too, and is no sign of a reader.
+            if state.written_bytes != before {
+                (before, sign_ns) = (state.written_bytes, clock.host_now_ns());
             }
-            if state.closed.is_some() {
-                return;
-            }
+            let passed = Duration::from_nanos(clock.host_now_ns() - sign_ns);
+            let Some(left) = patience.checked_sub(passed).filter(|left| !left.is_zero()) else {
+                return state.close("nobody reads it");
+            };
+            let woken = self.0.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct LiveInputs {
     sampled_host_ns: u64,
     /// The guest was restored and is to learn that it is another one.
     identity_wanted: bool,
+    /// When a guest whose power button was pressed has had its time.
+    grace_until_host_ns: Option<u64>,
     sampled_at: Option<Ordinal>,
     entropy_at: Option<Ordinal>,
     alarm: Alarm,
@@ -104,6 +106,7 @@ impl LiveInputs {
             last_ns,
             sampled_host_ns: 0,
             identity_wanted: false,
+            grace_until_host_ns: None,
             sampled_at: None,
             entropy_at: None,
             alarm,
@@ -216,13 +219,14 @@ impl LiveInputs {
     }
 
     /// Presses the power button when the run is to end, and ends it when nobody listens or the guest has had its time.
-    fn mind_shutdown(&self, waiting: &mut Waiting, heard: bool) {
+    fn mind_shutdown(&mut self, waiting: &mut Waiting, heard: bool) {
         match waiting.shutdown {
             Shutdown::No => {}
             Shutdown::Wanted if heard => {
                 let grace_ns = u64::try_from(self.queue.grace().as_nanos()).unwrap_or(u64::MAX);
                 let until_host_ns = self.host_now_ns().saturating_add(grace_ns);
                 waiting.shutdown = Shutdown::Grace { until_host_ns };
+                self.grace_until_host_ns = Some(until_host_ns);
                 waiting.signals.push_back(Input::PowerButton);
                 tracing::info!(
                     seconds = grace_ns / 1_000_000_000,
@@ -273,7 +277,12 @@ impl LiveInputs {
         self.set_alarm(at_ns, now_ns);
     }
 
+    /// A guest that computes is stopped at `at_ns` too, and when its grace is over.
     fn set_alarm(&mut self, at_ns: Option<u64>, now_ns: u64) {
+        let left_ns =
+            self.grace_until_host_ns.map(|until| until.saturating_sub(self.host_now_ns()));
+        let grace_ns = left_ns.filter(|left| *left > 0).map(|left| now_ns.saturating_add(left));
+        let at_ns = at_ns.into_iter().chain(grace_ns).min();
         // Samples are whole microseconds: at an earlier one the timer would not be due yet.
         self.alarm.set(at_ns.map(|at| at.next_multiple_of(SAMPLE_NS)), now_ns);
     }

@@ -143,12 +143,14 @@ impl LiveQueue {
         self.lock().kicker = Some(kicker);
     }
 
-    /// Says whether arriving inputs are dropped, because the guest follows another host's log.
-    pub fn set_closed(&self, closed: bool) {
+    /// Says whether arriving inputs are dropped, because the guest follows another host's log. Returns whether the guest
+    /// was to be switched off here: who ordered that wants this host to end.
+    pub fn set_closed(&self, closed: bool) -> bool {
         let mut waiting = self.lock();
+        let was_ending = closed && waiting.shutdown != Shutdown::No;
         waiting.closed = closed;
         if closed {
-            // What was asked of this host while it spoke for the guest is the other's now.
+            // What was asked of the guest while this host spoke for it is the other's now.
             waiting.shutdown = Shutdown::No;
             waiting.signals.clear();
         }
@@ -157,6 +159,7 @@ impl LiveQueue {
         if !closed && waiting.disk_answered {
             self.wake(waiting, true);
         }
+        was_ending
     }
 
     /// Gives the queue the guest's disk; [`Self::disk_answered`] says that it has an answer.

@@ -360,6 +360,8 @@ impl Vcpu {
 
     fn place(&mut self, state: &VcpuState) -> Result<(), KvmError> {
         state.restore(self)?;
+        // The state's own interrupt shadow counts, wherever this vCPU stood before.
+        self.at_exit = false;
         self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
         Ok(())
     }

@@ -448,6 +448,7 @@ impl InputSource for PairInputs<'_> {
         if self.is_live {
             if let Some((_, now_ns)) = stands {
                 self.keep_time(now_ns);
+                self.peer.lock().guest_is_here();
             }
             return self.live.state_put(part, stands);
         }

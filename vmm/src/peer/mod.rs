@@ -404,7 +404,7 @@ impl Peer {
     pub fn client_link(self: &Arc<Self>, up: bool) {
         let mut state = self.lock();
         if up {
-            state.client_link_is_back();
+            state.guest_is_here();
         }
         self.step_locked(&mut state, SessionEvent::ClientLink { up });
     }

@@ -346,10 +346,13 @@ impl State {
                 self.counters.switches += 1;
                 self.mode = Mode::Following;
                 self.cursor = ReplayCursor::starting_at(through);
-                self.queue.set_closed(true);
+                let was_ending = self.queue.set_closed(true);
                 self.strays_until_ns = self.now_ns + STRAYS_NS;
                 let frames = self.queue.take_frames();
                 self.strays_wait.extend(frames);
+                if was_ending {
+                    self.step(self.now_ns, SessionEvent::HostStop);
+                }
             }
             // The run loop reports when the guest stands still.
             Action::SwitchRoles => self.switch_wanted = true,
@@ -438,8 +441,8 @@ impl State {
         self.counters.takeover_ns = self.lost_ns.map(|lost_ns| now_ns - lost_ns);
     }
 
-    /// Clients reach the guest on this host again: the switches may know it elsewhere.
-    pub fn client_link_is_back(&mut self) {
+    /// Clients reach the guest on this host from now on, or again: the switches may know it elsewhere.
+    pub fn guest_is_here(&mut self) {
         if !self.follows() {
             self.announcer.start(self.now_ns);
         }
