@@ -3,6 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
+use ftvmm_tests::pair::READY;
+use ftvmm_tests::site::wait_for;
+
 use super::*;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
