@@ -236,7 +236,7 @@ impl Peer {
     }
 
     /// Writes an incident report on a thread of its own: its folder may be one that hangs.
-    fn keep(self: &Arc<Self>, state: &mut State, report: Box<IncidentReport>) {
+    fn keep(self: &Arc<Self>, state: &mut State, report: IncidentReport) {
         let peer = Arc::clone(self);
         let write = move || {
             incident::keep(&peer.incident_dir, &report);

@@ -95,7 +95,7 @@ pub struct State {
     pub claims: Vec<Term>,
     pub counters: PeerCounters,
     /// Reports to be written once the lock is free, and how many are being written.
-    pub incidents: Vec<Box<IncidentReport>>,
+    pub incidents: Vec<IncidentReport>,
     pub incidents_under_way: u32,
     pub unrecorded_when_alone: bool,
     /// Frames are handed on that come here until then, and those that waited.
@@ -365,7 +365,7 @@ impl State {
             }
             Action::Incident(report) => {
                 self.counters.divergences += 1;
-                self.incidents.push(report);
+                self.incidents.push(*report);
             }
             Action::Congested(congested) => self.congested = congested,
             Action::TellFlushes { through } => self.tell_flushes(through),
