@@ -5,6 +5,8 @@
 //! | 0x600 | PM1a status | rw1c | 0 | PWRBTN 8: the power button was pressed |
 //! | 0x602 | PM1a enable | rw | 0 | TMR 0, GBL 5, PWRBTN 8, SLPBTN 9, RTC 10: stored only |
 //! | 0x604 | PM1a control | rw | 0x0001 | SCI_EN 0 always set; BM_RLD 1, SLP_TYP 12..10 stored; SLP_EN 13 enters the state |
+//! | 0x60c | GPE0 status | rw1c | 0 | 0: the generation identifier changed |
+//! | 0x60d | GPE0 enable | rw | 0 | |
 //! | 0x608 | PM timer | r | 0 | 3,579,545 counts a second, 32 bits wide (TMR_VAL_EXT) |
 //!
 //! Any width reaches these registers, byte by byte; the four bytes of the timer are of one moment. The count is
@@ -14,7 +16,7 @@
 //!
 //! Not emulated: TMR_STS, the sleep button, the global lock's release, sleep states other than S5.
 //!
-//! From outside: guest time and the power button. A power-off is only noted; the machine around the board carries it out.
+//! From outside: guest time, the power button, a new generation identifier. A power-off is only noted; the machine around the board carries it out.
 
 use std::ops::RangeInclusive;
 
@@ -36,6 +38,15 @@ pub const PM1A_CONTROL_BYTES: u8 = 2;
 pub const PM_TIMER_PORT: u16 = 0x608;
 /// Bytes of the PM timer.
 pub const PM_TIMER_BYTES: u8 = 4;
+/// First port of the block of general-purpose events: status, then enable.
+pub const GPE0_PORT: u16 = 0x60c;
+/// Bytes of that block.
+pub const GPE0_BYTES: u8 = 2;
+/// The event that says that the generation identifier is another.
+pub const GENERATION_EVENT: u8 = 0;
+/// Where the guest reads its generation identifier: 16 bytes of guest memory, in the area of the ACPI tables
+/// ("Virtual Machine Generation ID", Microsoft 2012).
+pub const GENERATION_ID_ADDRESS: u64 = 0xf_f000;
 /// Frequency of the PM timer in Hz: what Linux assumes (`PMTMR_TICKS_PER_SEC`), three times the 8254's.
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 /// Interrupt request of the system control interrupt.
@@ -43,9 +54,10 @@ pub const SCI_IRQ: u8 = 9;
 /// What SLP_TYP says to switch off; the `\_S5` object names it.
 pub const S5_SLEEP_TYPE: u8 = 5;
 
-const BLOCK_BYTES: usize = 12;
+const BLOCK_BYTES: usize = 14;
 const NS_PER_S: u128 = 1_000_000_000;
 const POWER_BUTTON: u16 = 1 << 8;
+const GPES: u8 = 1 << GENERATION_EVENT;
 const STATUS_POSSIBLE: u16 = POWER_BUTTON;
 const ENABLE_WRITABLE: u16 = 1 << 10 | 1 << 9 | 1 << 8 | 1 << 5 | 1;
 const SCI_ENABLED: u16 = 1;
@@ -58,12 +70,14 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcpiPmState {
     status: u16,
+    gpe_status: u8,
+    gpe_enable: u8,
     enable: u16,
     control: u16,
     powered_off: bool,
 }
 
-/// The fixed hardware at ports 0x600..=0x60b.
+/// The fixed hardware at ports 0x600..=0x60d.
 #[derive(Debug)]
 pub(crate) struct AcpiPm {
     state: AcpiPmState,
@@ -74,6 +88,8 @@ impl TryFrom<AcpiPmState> for AcpiPm {
 
     fn try_from(state: AcpiPmState) -> Result<Self, InvalidState> {
         InvalidState::check(state.status & !STATUS_POSSIBLE == 0, "acpi.status")?;
+        let gpes = (state.gpe_status | state.gpe_enable) & !GPES;
+        InvalidState::check(gpes == 0, "acpi.gpe")?;
         InvalidState::check(state.enable & !ENABLE_WRITABLE == 0, "acpi.enable")?;
         InvalidState::check(state.control & !CONTROL_WRITABLE == SCI_ENABLED, "acpi.control")?;
         Ok(AcpiPm { state })
@@ -83,7 +99,14 @@ impl TryFrom<AcpiPmState> for AcpiPm {
 impl AcpiPm {
     pub(crate) fn new() -> Self {
         AcpiPm {
-            state: AcpiPmState { status: 0, enable: 0, control: SCI_ENABLED, powered_off: false },
+            state: AcpiPmState {
+                status: 0,
+                gpe_status: 0,
+                gpe_enable: 0,
+                enable: 0,
+                control: SCI_ENABLED,
+                powered_off: false,
+            },
         }
     }
 
@@ -109,6 +132,11 @@ impl AcpiPm {
         self.state.status |= POWER_BUTTON;
     }
 
+    /// The generation identifier is another.
+    pub(crate) fn announce_generation(&mut self) {
+        self.state.gpe_status |= 1 << GENERATION_EVENT;
+    }
+
     /// Whether a driver wants to hear of the power button.
     pub(crate) fn hears_power_button(&self) -> bool {
         self.state.enable & POWER_BUTTON != 0
@@ -117,6 +145,7 @@ impl AcpiPm {
     /// The level of the SCI.
     pub(crate) fn interrupt_line(&self) -> bool {
         self.state.status & self.state.enable != 0
+            || self.state.gpe_status & self.state.gpe_enable != 0
     }
 
     pub(crate) fn read(&self, offset: usize, now_ns: u64, data: &mut [u8]) {
@@ -124,6 +153,8 @@ impl AcpiPm {
         block[0..2].copy_from_slice(&self.state.status.to_le_bytes());
         block[2..4].copy_from_slice(&self.state.enable.to_le_bytes());
         block[4..6].copy_from_slice(&self.state.control.to_le_bytes());
+        block[12] = self.state.gpe_status;
+        block[13] = self.state.gpe_enable;
         block[8..12].copy_from_slice(&timer_count(now_ns).to_le_bytes());
         data.copy_from_slice(&block[offset..offset + data.len()]);
     }
@@ -135,6 +166,8 @@ impl AcpiPm {
             match at {
                 0 | 1 => self.state.status &= !(u16::from(byte) << (8 * at)),
                 2 | 3 => enable[at - 2] = byte,
+                12 => self.state.gpe_status &= !byte,
+                13 => self.state.gpe_enable = byte & GPES,
                 4 | 5 => control[at - 4] = byte,
                 _ => {}
             }

@@ -8,21 +8,25 @@
 //! width, and one that no device claims, reads as [`FLOATING_BUS`] and writes nothing. COM2..COM4, the PCI configuration
 //! ports and the POST port 0x80 are absent in this way.
 
+mod power;
+
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use crate::acpi::{AcpiPm, AcpiPmState, SCI_IRQ};
 use crate::event::{Input, Output};
 use crate::fault::GuestFaults;
+use crate::net_sources::NetSources;
 use crate::pic::{Pic, PicState};
 use crate::pit::{Pit, PitState};
-use crate::reset::{PowerEvent, ResetPorts, ResetState};
+use crate::pvpanic::{PVPANIC_PORT, PanicState, PanicWatch};
+use crate::reset::{ResetPorts, ResetState};
 use crate::rtc::{Rtc, RtcState};
 use crate::serial::{Console, ConsoleState};
 use crate::state::InvalidState;
 use crate::virtio_blk::{DiskCounters, VirtioBlk, VirtioBlkState};
 use crate::virtio_entropy::{VirtioEntropy, VirtioEntropyState};
-use crate::virtio_net::{NetCounters, VirtioNet, VirtioNetState};
+use crate::virtio_net::{NetConfig, NetCounters, VirtioNet, VirtioNetState};
 use crate::virtio_slot::{VIRTIO_BLK_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT};
 
 /// What every byte of an access reads as when no device answers: the bus is pulled high.
@@ -30,14 +34,15 @@ pub const FLOATING_BUS: u8 = 0xff;
 
 const IRQ_TIMER: u8 = 0;
 const IRQ_COM1: u8 = 4;
+const IRQ_RTC: u8 = 8;
 
 /// What a board is built from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoardConfig {
     /// Time of day at power-on, in Unix seconds.
     pub rtc_epoch_s: u64,
-    /// MAC address of the network card; `None` leaves the card out.
-    pub net_mac: Option<[u8; 6]>,
+    /// The network card; `None` leaves it out.
+    pub net: Option<NetConfig>,
     /// Size of the disk, a multiple of [`crate::SECTOR_BYTES`]; `None` leaves the disk out.
     pub disk_bytes: Option<u64>,
 }
@@ -55,6 +60,9 @@ pub struct BoardState {
     net: Option<VirtioNetState>,
     entropy: VirtioEntropyState,
     disk: Option<VirtioBlkState>,
+    panic: PanicState,
+    nmi_pending: bool,
+    resets: u64,
     outputs: Vec<Output>,
 }
 
@@ -72,6 +80,7 @@ enum Register {
     RtcData,
     Com1(u8),
     ResetControl,
+    Panic,
 }
 
 /// The port map.
@@ -91,6 +100,7 @@ fn register_at(port: u16) -> Option<Register> {
         0x71 => Register::RtcData,
         0x3f8..=0x3ff => Register::Com1((port - 0x3f8) as u8),
         0xcf9 => Register::ResetControl,
+        PVPANIC_PORT => Register::Panic,
         _ => return None,
     })
 }
@@ -108,6 +118,9 @@ pub struct Board {
     net: Option<VirtioNet>,
     entropy: VirtioEntropy,
     disk: Option<VirtioBlk>,
+    panic: PanicWatch,
+    nmi_pending: bool,
+    resets: u64,
     outputs: Vec<Output>,
 }
 
@@ -122,9 +135,12 @@ impl Board {
             console: Console::new(),
             reset: ResetPorts::new(),
             acpi: AcpiPm::new(),
-            net: config.net_mac.map(VirtioNet::new),
+            net: config.net.map(VirtioNet::new),
             entropy: VirtioEntropy::new(),
             disk: config.disk_bytes.map(VirtioBlk::new),
+            panic: PanicWatch::default(),
+            nmi_pending: false,
+            resets: 0,
             outputs: Vec::new(),
         }
     }
@@ -154,6 +170,7 @@ impl Board {
             Register::RtcData => self.rtc.read_data(),
             Register::Com1(offset) => self.console.read(offset),
             Register::ResetControl => self.reset.read_reset_control(),
+            Register::Panic => self.panic.read(),
             Register::PitControl | Register::RtcIndex => FLOATING_BUS,
         };
         self.settle();
@@ -180,6 +197,7 @@ impl Board {
             Register::RtcData => self.rtc.write_data(value),
             Register::Com1(offset) => self.console.write(offset, value),
             Register::ResetControl => self.reset.write_reset_control(value),
+            Register::Panic => self.panic.write(value),
         }
         self.settle();
     }
@@ -247,8 +265,16 @@ impl Board {
                 }
             }
             Input::PowerButton => self.acpi.press_power_button(),
-            Input::Nmi => {}
-            Input::ConsoleBreak | Input::NetAnnounce | Input::NewIdentity { .. } => {}
+            Input::Nmi => self.nmi_pending = true,
+            Input::ConsoleBreak => self.console.send_break(),
+            Input::NetAnnounce => {
+                if let Some(net) = &mut self.net {
+                    net.announce();
+                }
+            }
+            Input::NewIdentity { generation_id, unix_s } => {
+                self.take_identity(mem, generation_id, unix_s);
+            }
         }
         self.settle();
     }
@@ -261,6 +287,7 @@ impl Board {
         if let Some(net) = &self.net {
             self.pic.set_line(VIRTIO_NET_SLOT.irq, net.interrupt_line());
         }
+        self.pic.set_line(IRQ_RTC, self.rtc.interrupt_line());
         self.pic.set_line(SCI_IRQ, self.acpi.interrupt_line());
         self.pic.set_line(VIRTIO_ENTROPY_SLOT.irq, self.entropy.interrupt_line());
         if let Some(disk) = &self.disk {
@@ -284,6 +311,7 @@ impl Board {
     /// Printed bytes join the last output when that is console output too, so that a line is one output.
     fn collect_printed(&mut self) {
         let printed = self.console.printed();
+        self.panic.see(printed);
         match self.outputs.last_mut() {
             Some(Output::Console(bytes)) => bytes.extend_from_slice(printed),
             _ => self.outputs.push(Output::Console(printed.to_vec())),
@@ -296,9 +324,9 @@ impl Board {
         std::mem::take(&mut self.outputs)
     }
 
-    /// Guest time of the next timer interrupt, in nanoseconds since power-on.
+    /// Guest time of the next interrupt of timer or clock, in nanoseconds since power-on.
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        self.pit.next_edge_ns()
+        [self.pit.next_edge_ns(), self.rtc.next_event_ns()].into_iter().flatten().min()
     }
 
     /// Guest time, in nanoseconds since power-on.
@@ -324,16 +352,6 @@ impl Board {
         let vector = self.pic.acknowledge();
         self.settle();
         Some(vector)
-    }
-
-    /// What the guest has asked the machine to do with itself; stays once it has been asked.
-    pub fn power_event(&self) -> Option<PowerEvent> {
-        self.reset.power_event().or(self.acpi.power_event())
-    }
-
-    /// Whether the guest listens to its power button.
-    pub fn hears_power_button(&self) -> bool {
-        self.acpi.hears_power_button()
     }
 
     /// Whether a received frame would reach the guest now: its driver is up and has taken every frame so far. While
@@ -374,6 +392,11 @@ impl Board {
         self.net.as_ref().map(|net| *net.counters()).unwrap_or_default()
     }
 
+    /// The addresses the guest has sent from; `None` without a network card.
+    pub fn net_sources(&self) -> Option<&NetSources> {
+        self.net.as_ref().map(VirtioNet::sources)
+    }
+
     /// Whether timer ticks wait behind one the guest has not finished with. A timer that is programmed for each tick
     /// never owes one.
     pub fn owes_ticks(&self) -> bool {
@@ -392,8 +415,22 @@ impl Board {
 
     /// Everything the board remembers, outputs not taken yet included.
     pub fn save(&self) -> BoardState {
-        let Board { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, disk, outputs } =
-            self;
+        let Board {
+            now_ns,
+            pic,
+            pit,
+            rtc,
+            console,
+            reset,
+            acpi,
+            net,
+            entropy,
+            disk,
+            panic,
+            nmi_pending,
+            resets,
+            outputs,
+        } = self;
         BoardState {
             now_ns: *now_ns,
             pic: pic.save(),
@@ -405,6 +442,9 @@ impl Board {
             net: net.as_ref().map(VirtioNet::save),
             entropy: entropy.save(),
             disk: disk.as_ref().map(VirtioBlk::save),
+            panic: panic.save(),
+            nmi_pending: *nmi_pending,
+            resets: *resets,
             outputs: outputs.clone(),
         }
     }
@@ -414,8 +454,22 @@ impl Board {
     /// # Errors
     /// [`InvalidState`] when no board could have been in that state.
     pub fn restore(state: BoardState) -> Result<Board, InvalidState> {
-        let BoardState { now_ns, pic, pit, rtc, console, reset, acpi, net, entropy, disk, outputs } =
-            state;
+        let BoardState {
+            now_ns,
+            pic,
+            pit,
+            rtc,
+            console,
+            reset,
+            acpi,
+            net,
+            entropy,
+            disk,
+            panic,
+            nmi_pending,
+            resets,
+            outputs,
+        } = state;
         let board = Board {
             now_ns,
             pic: Pic::try_from(pic)?,
@@ -427,6 +481,9 @@ impl Board {
             net: net.map(VirtioNet::try_from).transpose()?,
             entropy: VirtioEntropy::try_from(entropy)?,
             disk: disk.map(VirtioBlk::try_from).transpose()?,
+            panic: PanicWatch::try_from(panic)?,
+            nmi_pending,
+            resets,
             outputs,
         };
         InvalidState::check(board.pit.now_ns() == now_ns, "pit.now_ns")?;

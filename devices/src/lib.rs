@@ -10,10 +10,13 @@ mod civil_time;
 mod disk;
 mod event;
 mod fault;
+mod net_control;
 mod net_header;
+mod net_sources;
 mod pic;
 mod pit;
 mod pit_counter;
+mod pvpanic;
 mod reset;
 mod rtc;
 mod serial;
@@ -29,12 +32,16 @@ pub use board::{Board, BoardConfig, BoardState, FLOATING_BUS};
 pub use disk::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES, ZeroRange};
 pub use event::{Input, Output};
 pub use fault::{GuestFault, GuestFaults, HeaderProblem};
+pub use net_sources::{NET_SOURCES_MAX, NetSource, NetSources, VLAN_TAGS_MAX, VlanKind, VlanTag};
 pub use pit::{OWED_TICKS_MAX, PIT_HZ};
+pub use pvpanic::PVPANIC_PORT;
 pub use reset::PowerEvent;
 pub use serial::BACKLOG_BYTES_MAX;
 pub use state::InvalidState;
 pub use virtio_blk::DiskCounters;
-pub use virtio_net::{NetCounters, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX};
+pub use virtio_net::{
+    DEFAULT_MTU, MTU_MIN, NetConfig, NetCounters, RX_BACKLOG_FRAMES_MAX, rx_frame_bytes_max,
+};
 pub use virtio_slot::{
     VIRTIO_BLK_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, VirtioSlot, virtio_slots,
 };

@@ -31,6 +31,8 @@ pub enum PowerEvent {
     Reset,
     /// Switch off.
     PowerOff,
+    /// Nothing: its kernel has panicked.
+    Panic,
 }
 
 /// What the reset ports remember; plain data, checked when it becomes a [`ResetPorts`] again.

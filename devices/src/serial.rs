@@ -17,9 +17,11 @@
 //! may wait; a driver that stops in the middle would never be told of the rest. So its FIFO is given one byte at a time
 //! and the others wait in a backlog here: every byte has a trigger of its own and none can be forgotten.
 //!
-//! Not emulated: baud rate, parity, break, modem and line-status interrupts, FIFO control (trigger levels, clearing).
+//! **Break.** It waits its turn among the typed bytes, as a zero byte with LSR.BI (bit 4), which a read of LSR clears.
 //!
-//! From outside: typed bytes, through [`Console::enqueue`]; [`BACKLOG_BYTES_MAX`] of them wait, more are dropped and
+//! Not emulated: baud rate, parity, modem and line-status interrupts, FIFO control (trigger levels, clearing).
+//!
+//! From outside: typed bytes, through [`Console::enqueue`], and breaks; [`BACKLOG_BYTES_MAX`] of them wait, more are dropped and
 //! counted.
 
 use std::cell::Cell;
@@ -39,6 +41,9 @@ pub const BACKLOG_BYTES_MAX: usize = 64 * 1024;
 /// Line status register, offset and data-ready bit (data sheet, §8.4).
 const LSR_OFFSET: u8 = 5;
 const LSR_DATA_READY: u8 = 0x01;
+const LSR_BREAK: u8 = 0x10;
+/// What stands for a break among the typed bytes.
+const BREAK: u16 = 0x100;
 
 /// Remembers that the UART asked for an interrupt since the last look.
 #[derive(Debug, Default)]
@@ -89,7 +94,9 @@ struct SerialStateDef {
 pub struct ConsoleState {
     #[serde(with = "SerialStateDef")]
     uart: SerialState,
-    backlog: Vec<u8>,
+    backlog: Vec<u16>,
+    /// The byte in the UART is a break, and the guest has not read so.
+    in_break: bool,
     dropped_bytes: u64,
 }
 
@@ -97,7 +104,8 @@ pub struct ConsoleState {
 #[derive(Debug)]
 pub(crate) struct Console {
     uart: Serial<PulseFlag, NoEvents, Printed>,
-    backlog: VecDeque<u8>,
+    backlog: VecDeque<u16>,
+    in_break: bool,
     dropped_bytes: u64,
 }
 
@@ -105,13 +113,15 @@ impl TryFrom<ConsoleState> for Console {
     type Error = InvalidState;
 
     fn try_from(state: ConsoleState) -> Result<Self, InvalidState> {
-        let ConsoleState { uart, backlog, dropped_bytes } = state;
+        let ConsoleState { uart, backlog, in_break, dropped_bytes } = state;
+        let known = backlog.iter().all(|item| *item <= BREAK);
+        InvalidState::check(known, "serial.backlog")?;
         InvalidState::check(backlog.len() <= BACKLOG_BYTES_MAX, "serial.backlog")?;
         let uart = Serial::from_state(&uart, PulseFlag::default(), NoEvents, Printed::default())
             .map_err(|_| InvalidState { field: "serial.uart.in_buffer" })?;
         // vm-superio triggers for what is pending; the saved PIC has latched that already.
         uart.interrupt_evt().0.set(false);
-        Ok(Console { uart, backlog: backlog.into(), dropped_bytes })
+        Ok(Console { uart, backlog: backlog.into(), in_break, dropped_bytes })
     }
 }
 
@@ -120,21 +130,31 @@ impl Console {
         Console {
             uart: Serial::new(PulseFlag::default(), Printed::default()),
             backlog: VecDeque::new(),
+            in_break: false,
             dropped_bytes: 0,
         }
     }
 
+    /// The UART as at power-on; what was typed before is lost.
+    pub(crate) fn reset(&mut self) {
+        *self = Console { dropped_bytes: self.dropped_bytes, ..Console::new() };
+    }
+
     pub(crate) fn save(&self) -> ConsoleState {
-        let Console { uart, backlog, dropped_bytes } = self;
+        let Console { uart, backlog, in_break, dropped_bytes } = self;
         ConsoleState {
             uart: uart.state(),
             backlog: backlog.iter().copied().collect(),
+            in_break: *in_break,
             dropped_bytes: *dropped_bytes,
         }
     }
 
     pub(crate) fn read(&mut self, offset: u8) -> u8 {
-        let value = self.uart.read(offset);
+        let mut value = self.uart.read(offset);
+        if offset == LSR_OFFSET && std::mem::take(&mut self.in_break) {
+            value |= LSR_BREAK;
+        }
         self.feed();
         value
     }
@@ -149,20 +169,29 @@ impl Console {
     pub(crate) fn enqueue(&mut self, bytes: &[u8]) {
         let room = BACKLOG_BYTES_MAX - self.backlog.len();
         let kept = bytes.len().min(room);
-        self.backlog.extend(&bytes[..kept]);
+        self.backlog.extend(bytes[..kept].iter().copied().map(u16::from));
         self.dropped_bytes += (bytes.len() - kept) as u64;
+        self.feed();
+    }
+
+    /// The line is held in its other state for longer than a byte.
+    pub(crate) fn send_break(&mut self) {
+        if self.backlog.len() < BACKLOG_BYTES_MAX {
+            self.backlog.push_back(BREAK);
+        }
         self.feed();
     }
 
     /// Gives the UART the next byte when its FIFO is empty. In loopback the UART takes none.
     fn feed(&mut self) {
-        let Some(&byte) = self.backlog.front() else {
+        let Some(&item) = self.backlog.front() else {
             return;
         };
         // Reading the line status has no side effect in vm-superio.
         let is_empty = self.uart.read(LSR_OFFSET) & LSR_DATA_READY == 0;
-        if is_empty && matches!(self.uart.enqueue_raw_bytes(&[byte]), Ok(1)) {
+        if is_empty && matches!(self.uart.enqueue_raw_bytes(&[item as u8]), Ok(1)) {
             self.backlog.pop_front();
+            self.in_break = item == BREAK;
         }
     }
 

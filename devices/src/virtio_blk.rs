@@ -168,6 +168,13 @@ impl VirtioBlk {
         }
     }
 
+    /// The device as at power-on. The host goes on with what it was asked for, and the numbers of requests go on, so
+    /// that an answer to one from before is known for what it is.
+    pub(crate) fn power_on(&mut self) {
+        self.transport.reset();
+        self.forget_if_stopped();
+    }
+
     pub(crate) fn save(&self) -> VirtioBlkState {
         let VirtioBlk { capacity_sectors, transport, in_flight, last_id, counters } = self;
         VirtioBlkState {

@@ -70,6 +70,12 @@ impl VirtioEntropy {
         }
     }
 
+    /// The device as at power-on; its counters go on.
+    pub(crate) fn power_on(&mut self) {
+        self.transport.reset();
+        self.wanted_bytes = 0;
+    }
+
     pub(crate) fn save(&self) -> VirtioEntropyState {
         let VirtioEntropy { transport, wanted_bytes, supplied_bytes } = self;
         VirtioEntropyState {

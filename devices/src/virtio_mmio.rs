@@ -15,7 +15,7 @@
 //! | 0x070 | Status | rw | 0; writing 0 resets the device |
 //! | 0x080..0x0a4 | QueueDesc/Driver/DeviceLow/High | w | 0 |
 //! | 0x0b0..0x0bc | SHMLen, SHMBase | r | all ones: no shared memory |
-//! | 0x0fc | ConfigGeneration | r | 0: the configuration never changes |
+//! | 0x0fc | ConfigGeneration | r | 0; counts the changes of the configuration |
 //! | 0x100.. | configuration | r | the device's |
 //!
 //! Registers are 32 bits wide and aligned (§4.2.2.2). An access of another width reads as [`FLOATING_BUS`] and writes
@@ -69,6 +69,7 @@ pub(crate) enum Request {
 pub struct TransportState {
     status: u32,
     interrupt_status: u32,
+    config_generation: u32,
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
@@ -84,6 +85,7 @@ pub(crate) struct Transport {
     offered_features: u64,
     status: u32,
     interrupt_status: u32,
+    config_generation: u32,
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
@@ -106,6 +108,7 @@ impl Transport {
                 | 1 << VIRTIO_RING_F_EVENT_IDX,
             status: 0,
             interrupt_status: 0,
+            config_generation: 0,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
@@ -121,6 +124,7 @@ impl Transport {
             offered_features: _,
             status,
             interrupt_status,
+            config_generation,
             device_features_select,
             driver_features_select,
             driver_features,
@@ -131,6 +135,7 @@ impl Transport {
         TransportState {
             status: *status,
             interrupt_status: *interrupt_status,
+            config_generation: *config_generation,
             device_features_select: *device_features_select,
             driver_features_select: *driver_features_select,
             driver_features: *driver_features,
@@ -145,6 +150,7 @@ impl Transport {
         let TransportState {
             status,
             interrupt_status,
+            config_generation,
             device_features_select,
             driver_features_select,
             driver_features,
@@ -157,6 +163,7 @@ impl Transport {
         let restored = Transport {
             status,
             interrupt_status,
+            config_generation,
             device_features_select,
             driver_features_select,
             driver_features,
@@ -226,6 +233,14 @@ impl Transport {
         self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
     }
 
+    /// The device's configuration is another one now (§2.5.1); with `notify` the driver is told.
+    pub(crate) fn config_changed(&mut self, notify: bool) {
+        self.config_generation = self.config_generation.wrapping_add(1);
+        if notify && self.has_status(VIRTIO_CONFIG_S_DRIVER_OK) {
+            self.interrupt_status |= VIRTIO_MMIO_INT_CONFIG;
+        }
+    }
+
     /// The interrupt line.
     pub(crate) fn interrupt_line(&self) -> bool {
         self.interrupt_status != 0
@@ -292,6 +307,7 @@ impl Transport {
             }
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
             VIRTIO_MMIO_STATUS => self.status,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation,
             VIRTIO_MMIO_SHM_LEN_LOW
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
@@ -353,8 +369,8 @@ impl Transport {
         Request::Nothing
     }
 
-    /// Everything but the count of faults starts over.
-    fn reset(&mut self) {
+    /// Everything but the count of faults and the configuration's generation starts over.
+    pub(crate) fn reset(&mut self) {
         self.status = 0;
         self.interrupt_status = 0;
         self.device_features_select = 0;

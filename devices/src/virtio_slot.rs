@@ -33,7 +33,7 @@ impl VirtioSlot {
 /// The devices of a board, in the order of their addresses.
 pub fn virtio_slots(config: &BoardConfig) -> Vec<VirtioSlot> {
     let slots = [
-        config.net_mac.map(|_| VIRTIO_NET_SLOT),
+        config.net.map(|_| VIRTIO_NET_SLOT),
         Some(VIRTIO_ENTROPY_SLOT),
         config.disk_bytes.map(|_| VIRTIO_BLK_SLOT),
     ];

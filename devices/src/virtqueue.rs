@@ -271,6 +271,24 @@ pub(crate) fn gather<M: GuestMemory>(
     Ok(bytes)
 }
 
+/// Reads the front of `segments` into `bytes`, as far as there is any; how many were read.
+pub(crate) fn gather_front<M: GuestMemory>(
+    mem: &M,
+    queue: u16,
+    segments: &[Segment],
+    bytes: &mut [u8],
+) -> Result<usize, GuestFault> {
+    let mut filled = 0;
+    for segment in segments {
+        let count = (bytes.len() - filled).min(segment.length_bytes as usize);
+        let part = &mut bytes[filled..filled + count];
+        mem.read_slice(part, GuestAddress(segment.address))
+            .map_err(|_| segment.outside_memory(queue))?;
+        filled += count;
+    }
+    Ok(filled)
+}
+
 /// Writes `bytes` to the front of `segments`, as far as there is room.
 pub(crate) fn scatter<M: GuestMemory>(
     mem: &M,

@@ -18,7 +18,7 @@ struct Pc {
 
 impl Pc {
     fn new() -> Pc {
-        let config = BoardConfig { rtc_epoch_s: EPOCH_S, net_mac: None, disk_bytes: None };
+        let config = BoardConfig { rtc_epoch_s: EPOCH_S, net: None, disk_bytes: None };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         Pc { board: Board::new(&config), mem }
     }
@@ -293,4 +293,87 @@ fn time_never_goes_back() {
     pc.at(5_000);
     pc.at(4_000);
     assert_eq!(pc.board.now_ns(), 5_000);
+}
+
+/// What a driver left in the devices is gone, what belongs to the machine goes on.
+#[test]
+fn a_reset_is_power_on_but_for_time() {
+    let mut pc = Pc::new();
+    pc.init_pic();
+    pc.unmask(0);
+    pc.init_pit(100);
+    pc.at(25 * NS_PER_MS);
+    assert!(pc.board.interrupt_pending());
+    pc.outb(0x01, 0x3f9);
+    pc.type_bytes(b"typed before");
+    pc.outb(0xfe, 0x64);
+    assert_eq!(pc.board.power_event(), Some(PowerEvent::Reset));
+    pc.board.reset();
+    assert_eq!(pc.board.power_event(), None);
+    assert!(!pc.board.interrupt_pending());
+    assert_eq!(pc.board.now_ns(), 25 * NS_PER_MS);
+    assert_eq!(pc.board.resets(), 1);
+    assert_eq!(pc.inb(0x3fd), 0x60, "nothing to read on the line");
+    let restored = Board::restore(pc.board.save()).unwrap();
+    assert_eq!(restored.save(), pc.board.save());
+    // The same accesses have the same effects as at first.
+    pc.init_pic();
+    pc.unmask(0);
+    pc.init_pit(100);
+    pc.at(36 * NS_PER_MS);
+    assert_eq!(pc.board.acknowledge_interrupt(), Some(VECTOR_BASE));
+}
+
+#[test]
+fn an_alarm_of_the_clock_is_irq_8_and_a_deadline() {
+    const ALARM: u8 = 0x22;
+    let mut pc = Pc::new();
+    pc.init_pic();
+    pc.outb(pc.board.now_ns() as u8, 0x80);
+    let slave = pc.inb(0xa1) & !1;
+    pc.outb(slave, 0xa1);
+    // 22:13:25, five seconds from power-on.
+    for (register, value) in [(0x05, 0x22), (0x03, 0x13), (0x01, 0x25), (0x0b, ALARM)] {
+        pc.outb(register, 0x70);
+        pc.outb(value, 0x71);
+    }
+    assert_eq!(pc.board.next_deadline_ns(), Some(5000 * NS_PER_MS));
+    pc.at(4999 * NS_PER_MS);
+    assert!(!pc.board.interrupt_pending());
+    pc.at(5000 * NS_PER_MS);
+    assert_eq!(pc.board.acknowledge_interrupt(), Some(VECTOR_BASE + 8));
+}
+
+#[test]
+fn a_panic_the_guest_tells_its_device_of_is_an_event() {
+    let mut pc = Pc::new();
+    assert_eq!(pc.inb(0x505), 3);
+    pc.outb(1, 0x505);
+    assert_eq!(pc.board.power_event(), Some(PowerEvent::Panic));
+    for byte in b"Kernel panic - not syncing: oops\n" {
+        pc.outb(*byte, 0x3f8);
+    }
+    assert_eq!(pc.board.panic_reason(), b": oops");
+    pc.board.reset();
+    assert_eq!(pc.board.power_event(), None);
+    assert!(!pc.board.panic_was_printed());
+}
+
+/// The button of a machine whose driver listens: the SCI, until the driver has cleared the status.
+#[test]
+fn the_power_button_is_the_sci_until_it_is_served() {
+    let mut pc = Pc::new();
+    pc.init_pic();
+    let slave = pc.inb(0xa1) & !2;
+    pc.outb(slave, 0xa1);
+    pc.outb(0x02, 0x4d1);
+    pc.board.apply(&pc.mem, Input::PowerButton);
+    assert!(!pc.board.interrupt_pending() && !pc.board.hears_power_button());
+    pc.board.pio_write(0x602, &0x0100u16.to_le_bytes());
+    assert!(pc.board.hears_power_button());
+    assert_eq!(pc.board.acknowledge_interrupt(), Some(VECTOR_BASE + 9));
+    pc.board.pio_write(0x600, &0x0100u16.to_le_bytes());
+    pc.outb(0x20, 0xa0);
+    pc.outb(0x20, 0x20);
+    assert!(!pc.board.interrupt_pending());
 }

@@ -162,7 +162,7 @@ fn take(driver: &mut Driver, step: &Step, seen: &mut Vec<u8>, sent: &mut Vec<Out
         Step::BringUp { features } => {
             driver.mem.write_slice(&[0; 0x3000], GuestAddress(desc_table(RX))).unwrap();
             driver.mem.write_slice(&[0; 0x3000], GuestAddress(desc_table(TX))).unwrap();
-            driver.next_avail = [0; 2];
+            driver.next_avail = [0; 3];
             driver.negotiate(features);
             driver.set_up_queue(RX);
             driver.set_up_queue(TX);

@@ -206,7 +206,7 @@ fn a_reset_forgets_requests_and_their_numbers_go_on() {
 
 fn ask_after_reset(driver: &mut Driver) {
     driver.mem.write_slice(&[0; 0x3000], GuestAddress(desc_table(QUEUE))).unwrap();
-    (driver.next_avail, driver.seen_used) = ([0; 2], [0; 2]);
+    (driver.next_avail, driver.seen_used) = ([0; 3], [0; 3]);
     driver.negotiate(FEATURES);
     driver.set_up_queue(QUEUE);
     driver.write(0x70, 0x0f);

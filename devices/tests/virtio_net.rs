@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use ftvmm_devices::{
-    BoardConfig, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, RX_FRAME_BYTES_MAX, VIRTIO_BLK_SLOT,
-    VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, virtio_slots,
+    BoardConfig, DEFAULT_MTU, FLOATING_BUS, RX_BACKLOG_FRAMES_MAX, VIRTIO_BLK_SLOT,
+    VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, rx_frame_bytes_max, virtio_slots,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -24,8 +24,9 @@ fn registers_after_reset() {
         (0x0b0, u32::MAX),
         (0x0fc, 0),
         (0x100, 0x0000_0002),
-        (0x104, 0x0000_0700),
-        (0x108, 0),
+        (0x104, 0x0001_0700),
+        (0x108, u32::from(MTU) << 16),
+        (0x10c, 0),
     ] {
         assert_eq!(driver.read(offset), value, "register {offset:#x}");
     }
@@ -34,9 +35,9 @@ fn registers_after_reset() {
         driver.write(0x14, select);
         features |= u128::from(driver.read(0x10)) << (32 * select);
     }
-    assert_eq!(features, u128::from(FEATURES | EVENT_IDX));
-    driver.write(0x30, 2);
-    assert_eq!(driver.read(0x34), 0, "there is no third queue");
+    assert_eq!(features, u128::from(FEATURES | NEWER_FEATURES | EVENT_IDX));
+    driver.write(0x30, 3);
+    assert_eq!(driver.read(0x34), 0, "there is no fourth queue");
 }
 
 #[test]
@@ -196,12 +197,12 @@ fn frames_the_host_should_not_have_sent_are_refused() {
     driver.add_receive_buffers(4);
     let mut segment = frame(0, 60);
     segment[1] = 1;
-    for refused in [vec![], frame(0, 13), frame(0, RX_FRAME_BYTES_MAX - 11), segment] {
+    for refused in [vec![], frame(0, 13), frame(0, rx_frame_bytes_max(DEFAULT_MTU) - 11), segment] {
         driver.arrive(refused);
     }
     assert_eq!(driver.take_used(RX), []);
     assert_eq!(driver.board.net_counters().rx_refused, 4);
-    driver.arrive(frame(0, RX_FRAME_BYTES_MAX - 12));
+    driver.arrive(frame(0, rx_frame_bytes_max(DEFAULT_MTU) - 12));
     assert_eq!(driver.take_used(RX).len(), 1);
 }
 
@@ -276,10 +277,10 @@ fn a_ready_queue_keeps_its_registers() {
 
 #[test]
 fn a_slot_is_there_when_its_card_is() {
-    let config = BoardConfig { rtc_epoch_s: 0, net_mac: Some(MAC), disk_bytes: Some(512) };
+    let config = BoardConfig { rtc_epoch_s: 0, net: Some(NET), disk_bytes: Some(512) };
     assert_eq!(virtio_slots(&config), [VIRTIO_NET_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_BLK_SLOT]);
     assert_eq!(
-        virtio_slots(&BoardConfig { net_mac: None, disk_bytes: None, ..config }),
+        virtio_slots(&BoardConfig { net: None, disk_bytes: None, ..config }),
         [VIRTIO_ENTROPY_SLOT]
     );
 }

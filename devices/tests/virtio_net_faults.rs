@@ -177,7 +177,7 @@ fn a_broken_driver_finds_needs_reset_and_the_reason_is_kept() {
         assert_eq!(driver.read(0x60), 2, "{name}: a configuration interrupt");
         assert!(!driver.board.network_ready(), "{name}");
         // Nothing more is served …
-        driver.next_avail = [0; 2];
+        driver.next_avail = [0; 3];
         driver.send(&frame(0, 60));
         driver.arrive(frame(0, 60));
         assert_eq!(driver.take_frames(), Vec::<Vec<u8>>::new(), "{name}");
@@ -185,7 +185,7 @@ fn a_broken_driver_finds_needs_reset_and_the_reason_is_kept() {
         // … until the driver starts over.
         let restarted = Driver::up(FEATURES);
         driver.mem = restarted.mem;
-        (driver.next_avail, driver.seen_used) = ([0; 2], [0; 2]);
+        (driver.next_avail, driver.seen_used) = ([0; 3], [0; 3]);
         driver.negotiate(FEATURES);
         driver.set_up_queue(RX);
         driver.set_up_queue(TX);

@@ -39,6 +39,8 @@ pub struct Fingerprint {
     pub memory_mib: u32,
     /// MAC address of the guest's network card, if it has one.
     pub net_mac: Option<[u8; 6]>,
+    /// Longest payload of a frame of that card, in bytes.
+    pub net_mtu: Option<u16>,
     /// What the machine does when the guest resets it.
     pub on_reset: OnReset,
     /// What it does when the guest's kernel panics.
@@ -128,6 +130,8 @@ pub enum Fact {
     MemorySize,
     /// [`Fingerprint::net_mac`].
     NetMac,
+    /// [`Fingerprint::net_mtu`].
+    NetMtu,
     /// [`Fingerprint::on_reset`].
     OnReset,
     /// [`Fingerprint::on_panic`].
@@ -147,6 +151,7 @@ impl fmt::Display for Fact {
             Self::Tsc => "time stamp counter in user mode",
             Self::MemorySize => "memory size",
             Self::NetMac => "network card",
+            Self::NetMtu => "MTU of the network",
             Self::OnReset => "--on-reset",
             Self::OnPanic => "--on-panic",
         })
@@ -180,7 +185,7 @@ impl fmt::Display for Difference {
 
 impl Fingerprint {
     /// The facts in the order they are compared: the ones that explain the others come first.
-    fn facts(&self) -> [(Fact, String); 12] {
+    fn facts(&self) -> [(Fact, String); 13] {
         let sha256 = |digest: &[u8; 32]| format!("sha256 {}", Hex(digest));
         let file = |digest: &Option<[u8; 32]>| digest.as_ref().map_or("absent".into(), sha256);
         let mac = |mac: &[u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -199,6 +204,7 @@ impl Fingerprint {
             (Fact::Tsc, self.tsc.to_string()),
             (Fact::MemorySize, format!("{} MiB", self.memory_mib)),
             (Fact::NetMac, self.net_mac.as_ref().map_or("absent".into(), mac)),
+            (Fact::NetMtu, self.net_mtu.map_or("absent".into(), |mtu| format!("{mtu} bytes"))),
             (Fact::OnReset, self.on_reset.to_string()),
             (Fact::OnPanic, self.on_panic.to_string()),
         ]
@@ -232,6 +238,7 @@ pub(crate) mod tests {
             tsc: TscMode::Trap,
             memory_mib: 128,
             net_mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+            net_mtu: Some(1500),
             on_reset: OnReset::Restart,
             on_panic: OnPanic::End,
         }
@@ -252,6 +259,7 @@ pub(crate) mod tests {
             (Fact::Tsc, Fingerprint { tsc: TscMode::Hide, ..base.clone() }),
             (Fact::MemorySize, Fingerprint { memory_mib: 64, ..base.clone() }),
             (Fact::NetMac, Fingerprint { net_mac: None, ..base.clone() }),
+            (Fact::NetMtu, Fingerprint { net_mtu: Some(9000), ..base.clone() }),
             (Fact::OnReset, Fingerprint { on_reset: OnReset::End, ..base.clone() }),
             (Fact::OnPanic, Fingerprint { on_panic: OnPanic::Ignore, ..base }),
         ]

@@ -56,8 +56,8 @@ pub use message::{ByeReason, Message};
 pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, SnapshotMark, Term};
 pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use session::policy::{
-    DivergencePolicy, Limits, Refusal, ReleasePolicy, Role, SessionConfig, SessionConfigError,
-    StopReason,
+    DivergencePolicy, Limits, LinkPolicy, Refusal, ReleasePolicy, Role, SessionConfig,
+    SessionConfigError, StopReason,
 };
 pub use session::{Action, DisconnectReason, Session, SessionEvent};
 pub use slice::{PAGE_BYTES, PageDeltas, Slice, SliceError};

@@ -266,6 +266,12 @@ messages! {
         /// The frame.
         frame: Vec<u8>,
     }
+    /// Whether the sender's way to the guest's clients is whole. Said when one follows the other,
+    /// and whenever it changes.
+    24 ClientLink {
+        /// It is.
+        up: bool,
+    }
 }
 
 impl Message {
@@ -281,6 +287,7 @@ impl Message {
             | Self::Welcome { .. }
             | Self::Refuse { .. }
             | Self::Attach { .. }
+            | Self::ClientLink { .. }
             | Self::Promoted { .. } => None,
             Self::Ready { term }
             | Self::Log { term, .. }

@@ -74,6 +74,7 @@ fn samples() -> Vec<Message> {
         Message::DiskFlushed { term, id: 1 << 40 },
         Message::Strays { term, frames: vec![vec![1; 60], vec![2; 90]] },
         Message::Held { term, at: Ordinal(76), digest, frame: vec![3; 60] },
+        Message::ClientLink { up: false },
     ]
 }
 
@@ -117,6 +118,7 @@ fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
         (21, "DiskFlushed"),
         (22, "Strays"),
         (23, "Held"),
+        (24, "ClientLink"),
     ];
     assert_eq!(Message::TAGS, expected);
     let used: Vec<(u8, &str)> = samples().iter().map(|m| (m.tag(), m.name())).collect();

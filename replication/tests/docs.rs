@@ -77,7 +77,7 @@ fn every_state_is_in_the_diagram() {
             assert!(document.contains(name), "{name} is not in the document");
         }
     }
-    assert_eq!(states, 16);
+    assert_eq!(states, 17);
 }
 
 fn header() -> LogHeader {
@@ -94,6 +94,7 @@ fn header() -> LogHeader {
             tsc: TscMode::Trap,
             memory_mib: 128,
             net_mac: Some([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]),
+            net_mtu: Some(1500),
             on_reset: OnReset::Restart,
             on_panic: OnPanic::End,
         },

@@ -49,6 +49,12 @@ pub struct Status {
     pub protected: bool,
     /// Ordinal of the last exit.
     pub exit: u64,
+    /// For how long the host has held the guest's processor, while it does.
+    pub stuck_ms: Option<u64>,
+    /// The way to the clients, `up` or what is broken.
+    pub link: Option<String>,
+    /// Whether the other host's is whole.
+    pub peer_link_up: Option<bool>,
     /// Take-overs by this host.
     pub takeovers: u64,
     /// From giving the peer up to the first live exit.
@@ -148,16 +154,15 @@ impl<'a> Group<'a> {
         let control = format!("/run/ftvmm-{}-{number}.sock", std::process::id());
         let mut argv = arguments(host, self.files, &self.options);
         argv.extend(role.iter().map(|&word| word.to_owned()));
-        argv.extend([
-            "--witness".into(),
-            format!("file:{}", share(&self.names.witness)),
-            "--report".into(),
-            share(&report),
-            "--incident-dir".into(),
-            share(&self.names.incidents),
-            "--control".into(),
-            control.clone(),
-        ]);
+        argv.extend(["--report".into(), share(&report), "--control".into(), control.clone()]);
+        if !role.contains(&"solo") {
+            argv.extend([
+                "--witness".into(),
+                format!("file:{}", share(&self.names.witness)),
+                "--incident-dir".into(),
+                share(&self.names.incidents),
+            ]);
+        }
         let process = host.spawn(&argv)?;
         Ok(Member { process, report, host: index, control, lab: self.lab })
     }

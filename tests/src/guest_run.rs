@@ -22,6 +22,8 @@ use crate::lab::{Ended, Lab, LabConfig, LabError, LabProcess, choose_backend};
 pub const GUEST_FOLDER: &str = "FTVMM_GUEST";
 /// Address of the guest in the clients' network.
 pub const GUEST_ADDRESS: &str = "10.78.0.10";
+/// Its IPv6 address there, for a guest that is given one.
+pub const GUEST_ADDRESS6: &str = "fd78::10";
 /// The tap that [`GuestLab::start`] makes on every host.
 pub const TAP: &str = "ftvm0";
 /// What the guest's init prints when its servers listen.
@@ -81,6 +83,8 @@ pub struct Report {
     pub role: String,
     /// Why the run ended.
     pub end: Option<String>,
+    /// How often the guest was started again.
+    pub resets: u64,
     /// Synchronous exits.
     pub exits: u64,
     /// Inputs applied.
@@ -201,6 +205,13 @@ impl GuestLab {
 
     /// As [`Self::boot`], with another kernel and its initramfs.
     pub fn boot_kernel(&self, kernel: GuestKernel, more: &[&str]) -> Vec<String> {
+        // A reset ends the run, and so does SIGTERM; tests of both boot with [`Self::power_on`].
+        let ends = ["--on-reset", "end", "--stop-grace", "0"];
+        self.power_on(kernel, &[&ends, more].concat())
+    }
+
+    /// As [`Self::boot_kernel`], as a user would.
+    pub fn power_on(&self, kernel: GuestKernel, more: &[&str]) -> Vec<String> {
         let files = self.guest.boot_files(kernel);
         let [kernel, initramfs] = files.map(|path| self.inside(name_of(&path)));
         // An initramfs of the caller's stands for the kernel's own.

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::Deserialize;
 
-pub use crate::guest_run::{GUEST_ADDRESS, READY};
+pub use crate::guest_run::{GUEST_ADDRESS, GUEST_ADDRESS6, READY, TAP};
 
-use crate::guest_run::TAP;
 use crate::lab::{Host, Lab, LabError, LabProcess, at};
 
 /// Where the primary waits for its backup.
@@ -85,6 +84,9 @@ pub struct Report {
     pub log_bytes: u64,
     /// Slices captured or loaded.
     pub slices: u64,
+    /// Resets of the machine, since the guest was first switched on.
+    #[serde(default)]
+    pub resets: u64,
     /// Divergences found.
     pub divergences: u64,
     /// Take-overs.
@@ -93,10 +95,32 @@ pub struct Report {
     pub takeover_seconds: Option<f64>,
     /// Frames whose digest was compared.
     pub frames_compared: u64,
+    /// Bytes the guest printed that nobody read.
+    pub console_dropped_bytes: u64,
     /// Digest of the whole guest.
     pub state_digest: Option<String>,
+    /// What became of the guest's frames.
+    #[serde(default)]
+    pub network: Network,
     /// Seconds from power-on to the end.
     pub seconds: f64,
+}
+
+/// What became of the frames for the guest and of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Network {
+    /// Frames the guest transmitted.
+    pub tx_frames: u64,
+    /// Frames the guest received.
+    pub rx_frames: u64,
+    /// Addresses it sent from.
+    pub sources: u64,
+    /// Times it announced itself when it was asked to.
+    pub announcements: u64,
+    /// Frames it sent that this host's tap did not take.
+    pub tx_dropped_by_tap: u64,
+    /// Frames that came while the other host spoke for the guest.
+    pub rx_dropped_following: u64,
 }
 
 /// Reads a report a host wrote into the shared directory.
@@ -127,6 +151,9 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
         "--net".into(),
         format!("tap={TAP}{mac}"),
     ]);
+    if !options.arguments.iter().any(|argument| argument == "--on-reset") {
+        argv.extend(["--on-reset", "end", "--stop-grace", "0"].map(str::to_owned));
+    }
     argv.extend(options.arguments.iter().cloned());
     argv
 }

@@ -11,11 +11,11 @@ use ftvmm_guest_images::GuestKernel;
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, stream_sha256};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::Program;
 use crate::download::{Download, Downloaded};
 use crate::guest_run::GuestLab;
 use crate::lab::{Ended, Lab, LabProcess};
 use crate::pair::{GUEST_ADDRESS, GuestFiles, Pair, READY, Report, RunOptions, read_report};
+use crate::{Program, clock};
 
 /// A busy build machine must not look like a dead peer.
 const PATIENT: [&str; 2] = ["--failure-timeout-ms", "3000"];
@@ -238,7 +238,10 @@ pub fn run_cases<S: Stage>(folder: &Path, cases: Vec<(String, Case<S>)>) -> Exit
             };
             site.mend()?;
             println!("{title}");
-            case(site)
+            let began = clock::now();
+            let result = case(site);
+            println!("  {:.1} s", began.elapsed().as_secs_f32());
+            result
         })
     };
     let trials = cases.into_iter().map(trial).collect();

@@ -24,8 +24,16 @@ use nix::libc::SIGTERM;
 mod commands;
 #[path = "attach/cycles.rs"]
 mod cycles;
+#[path = "attach/hang.rs"]
+mod hang;
+#[path = "attach/links.rs"]
+mod links;
 #[path = "attach/live.rs"]
 mod live;
+#[path = "attach/network.rs"]
+mod network;
+#[path = "attach/resets.rs"]
+mod resets;
 #[path = "attach/switch.rs"]
 mod switch;
 
@@ -97,7 +105,16 @@ fn end_alike(
 fn main() -> ExitCode {
     let seed = setting("FTVMM_SEED").unwrap_or_else(|| clock::since_epoch().as_millis() as u64);
     println!("attach: FTVMM_SEED={seed}");
-    let cases = [commands::cases(), live::cases(seed), cycles::cases(seed), switch::cases()];
+    let cases = [
+        commands::cases(),
+        hang::cases(),
+        links::cases(),
+        live::cases(seed),
+        cycles::cases(seed),
+        resets::cases(),
+        switch::cases(),
+        network::cases(),
+    ];
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
     run_cases(&folder, cases.into_iter().flatten().collect())
 }

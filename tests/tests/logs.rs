@@ -281,7 +281,7 @@ fn diff(site: &GuestLab, a: &str, b: &str, more: &[&str]) -> (Ended, String, Str
 /// Replays the whole recording into `name`, another one.
 fn record_again(site: &GuestLab, whole: &Recording, name: &str, more: &[&str]) -> Finished {
     let into = site.inside(name);
-    whole.replay(site, &whole.log, &[&["--record", &into], more].concat())
+    whole.replay(site, &whole.log, &[&["--record", &into, "--overwrite"], more].concat())
 }
 
 fn a_recorded_replay_is_the_same_recording(site: &GuestLab, whole: &Recording) {

@@ -348,7 +348,7 @@ fn what_does_not_fit_is_refused(site: &GuestLab, _: &Recording) {
     uptime(&run, "first");
     assert_refused(&ask(site, "idle.snapshot"), BAD_USAGE, "is there already");
     let nowhere = ftvmm(site, &["snapshot", "/nowhere/x", "--control", CONTROL]);
-    assert_refused(&nowhere, BAD_USAGE, "'/nowhere/x.partial' cannot be written");
+    assert_refused(&nowhere, BAD_USAGE, "snapshot '/nowhere/x.partial': No such file");
     let full = ftvmm(site, &["snapshot", "/dev/full", "--control", CONTROL]);
     assert_refused(&full, BAD_USAGE, "is there already");
     assert_eq!(std::fs::read(site.outside("idle.snapshot")).unwrap(), before);

@@ -58,6 +58,7 @@ impl Bench {
                 tsc: TscMode::Trap,
                 memory_mib: 128,
                 net_mac: None,
+                net_mtu: None,
                 on_reset: OnReset::default(),
                 on_panic: OnPanic::default(),
             },

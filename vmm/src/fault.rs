@@ -1,6 +1,8 @@
-//! A single flipped bit, on purpose: how the tests show that a divergence is caught.
+//! A fault on purpose: a flipped bit, with which the tests show that a divergence is caught, or a processor that the host
+//! holds.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use ftvmm_replication::Ordinal;
 use kvm_bindings::kvm_regs;
@@ -8,13 +10,24 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::kvm::{KvmError, Memory, Vcpu};
 
-/// A bit of guest memory or of a register, and the exit before whose answer it flips.
+/// What happens, and the exit before whose answer it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// When.
     pub at: Ordinal,
-    place: Place,
-    bit: u8,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Flip {
+        place: Place,
+        bit: u8,
+    },
+    /// The thread sleeps, whoever interrupts it.
+    Hang {
+        for_ms: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,23 +59,30 @@ const REGISTERS: [(&str, Field); 17] = [
 ];
 
 impl Fault {
-    /// Flips the bit.
+    /// Flips the bit, or holds the thread.
     ///
     /// # Errors
     /// When KVM refuses the register; an address outside the guest's memory flips nothing.
     pub fn inject(self, vcpu: &Vcpu, memory: &Memory) -> Result<(), KvmError> {
-        tracing::warn!(fault = ?self, "flipping a bit of this guest, as asked");
-        match self.place {
+        tracing::warn!(fault = ?self, "doing harm to this guest, as asked");
+        let (place, bit) = match self.kind {
+            Kind::Flip { place, bit } => (place, bit),
+            Kind::Hang { for_ms } => {
+                std::thread::sleep(Duration::from_millis(for_ms));
+                return Ok(());
+            }
+        };
+        match place {
             Place::Memory(address) => {
                 let address = GuestAddress(address);
                 if let Ok(byte) = memory.read_obj::<u8>(address) {
-                    let _ = memory.write_obj(byte ^ 1 << self.bit, address);
+                    let _ = memory.write_obj(byte ^ 1 << bit, address);
                 }
                 Ok(())
             }
             Place::Register(index) => {
                 let mut regs = vcpu.regs()?;
-                *REGISTERS[index].1(&mut regs) ^= 1 << self.bit;
+                *REGISTERS[index].1(&mut regs) ^= 1 << bit;
                 vcpu.set_regs(&regs)
             }
         }
@@ -73,9 +93,14 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT");
+        let wrong =
+            || format!("'{text}' is not mem:ADDR:BIT@EXIT, reg:NAME:BIT@EXIT or hang:MS@EXIT");
         let (what, at) = text.split_once('@').ok_or_else(wrong)?;
         let at = Ordinal(at.parse().map_err(|_| wrong())?);
+        if let Some(for_ms) = what.strip_prefix("hang:") {
+            let for_ms = for_ms.parse().map_err(|_| wrong())?;
+            return Ok(Self { at, kind: Kind::Hang { for_ms } });
+        }
         let (kind, rest) = what.split_once(':').ok_or_else(wrong)?;
         let (place, bit) = rest.split_once(':').ok_or_else(wrong)?;
         let bit: u8 = bit.parse().map_err(|_| wrong())?;
@@ -93,7 +118,7 @@ impl FromStr for Fault {
         if bit >= bits {
             return Err(format!("'{text}': bits are numbered 0 to {}", bits - 1));
         }
-        Ok(Self { at, place, bit })
+        Ok(Self { at, kind: Kind::Flip { place, bit } })
     }
 }
 
@@ -104,14 +129,25 @@ mod tests {
     #[test]
     fn reads_both_kinds() {
         let memory: Fault = "mem:0x1000:7@42".parse().unwrap();
-        assert_eq!(memory, Fault { at: Ordinal(42), place: Place::Memory(0x1000), bit: 7 });
-        assert_eq!("reg:rip:63@1".parse::<Fault>().unwrap().place, Place::Register(16));
+        let flip = |place, bit| Kind::Flip { place, bit };
+        assert_eq!(memory, Fault { at: Ordinal(42), kind: flip(Place::Memory(0x1000), 7) });
+        let register: Fault = "reg:rip:63@1".parse().unwrap();
+        assert_eq!(register.kind, flip(Place::Register(16), 63));
+        let hang: Fault = "hang:1500@9".parse().unwrap();
+        assert_eq!(hang, Fault { at: Ordinal(9), kind: Kind::Hang { for_ms: 1500 } });
     }
 
     #[test]
     fn refuses_what_it_cannot_do() {
-        for text in ["", "mem:0x1000:8@1", "reg:rax:64@1", "reg:xyz:1@1", "mem:12:1@1", "mem:0x1:1"]
-        {
+        for text in [
+            "",
+            "mem:0x1000:8@1",
+            "reg:rax:64@1",
+            "reg:xyz:1@1",
+            "mem:12:1@1",
+            "mem:0x1:1",
+            "hang:@1",
+        ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
     }

@@ -3,20 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_devices::{Board, BoardConfig, virtio_slots};
+use ftvmm_devices::{Board, BoardConfig, NetConfig, virtio_slots};
 use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::boot::{BootError, BootPlan, ImageError, KernelImage, prepare};
+use crate::boot::{BootError, BootImage, BootPlan, ImageError, KernelImage, UNPACKED_BYTES_MAX};
 use crate::cpu_template::{CpuTemplate, MsrAnswer, TemplateError};
 use crate::doctor::{ProbeFailure, xsave_is_deterministic};
 use crate::efer::EFER;
-use crate::kvm::{KvmError, Memory, Vcpu, Vm};
-use crate::machine::Machine;
+use crate::host::memory::{self, TooLittleMemory};
+use crate::kvm::{KvmError, Memory, Vcpu, VcpuState, Vm};
+use crate::machine::{Machine, Start};
 use crate::msr::MsrBank;
 use crate::page_tracker::PageTracker;
-use crate::tsc::{KernelCode, TscTrap};
+use crate::tsc::TscTrap;
+use crate::user_file::{self, FileError};
 
 /// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE says), no
 /// delay-loop calibration (it would wait for a timer without making exits), reset on a panic.
@@ -43,8 +45,8 @@ pub struct GuestConfig {
     pub cpu_template: PathBuf,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// The network card's MAC address, if there is one.
-    pub net_mac: Option<[u8; 6]>,
+    /// The network card, if there is one.
+    pub net: Option<NetConfig>,
     /// The disk, if there is one.
     pub disk: Option<DiskFacts>,
     /// What user mode's RDTSC does.
@@ -71,7 +73,7 @@ pub struct DiskFacts {
 impl GuestConfig {
     fn board(&self) -> BoardConfig {
         let disk_bytes = self.disk.map(|disk| disk.size_bytes);
-        BoardConfig { rtc_epoch_s: self.rtc_epoch_s, net_mac: self.net_mac, disk_bytes }
+        BoardConfig { rtc_epoch_s: self.rtc_epoch_s, net: self.net, disk_bytes }
     }
 }
 
@@ -79,15 +81,11 @@ impl GuestConfig {
 #[derive(Debug, Error)]
 pub enum GuestError {
     /// A file cannot be read.
-    #[error("{what} '{path}' cannot be read: {source}", path = path.display())]
-    File {
-        /// Kernel or initramfs.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The host has not the memory.
+    #[error(transparent)]
+    Memory(#[from] TooLittleMemory),
     /// The kernel file is no kernel.
     #[error("'{path}' {source}", path = path.display())]
     Image {
@@ -123,13 +121,14 @@ pub enum GuestError {
 
 /// A guest that is loaded but not switched on.
 pub struct Guest {
-    vm: Vm,
+    /// Of a guest with a log.
+    pages: Option<PageTracker>,
     vcpu: Vcpu,
     memory: Arc<Memory>,
     msrs: MsrBank,
     /// What two hosts, or a recording and its replay, must agree on.
     pub fingerprint: Fingerprint,
-    code: KernelCode,
+    image: BootImage,
 }
 
 impl Guest {
@@ -138,17 +137,24 @@ impl Guest {
     /// # Errors
     /// Says which file or which part of the host does not do.
     pub fn assemble(config: &GuestConfig) -> Result<Self, GuestError> {
-        let GuestConfig { kernel, initramfs, cmdline, memory_mib, net_mac, tsc, .. } = config;
+        let GuestConfig { kernel, initramfs, cmdline, memory_mib, net, tsc, .. } = config;
         if !MEMORY_MIB.contains(memory_mib) {
             return Err(GuestError::MemorySize { got: *memory_mib });
         }
-        let kernel_file = read("kernel", kernel)?;
-        let initramfs_file = initramfs.as_ref().map(|path| read("initramfs", path)).transpose()?;
+        let memory_bytes = u64::from(*memory_mib) << 20;
+        check_memory(*memory_mib, config.logged)?;
+        let kernel_file =
+            user_file::read("kernel", kernel, UNPACKED_BYTES_MAX, "no kernel is so long")?;
+        let read_initramfs = |path: &PathBuf| {
+            let limit = "the guest has not so much memory; give more with --mem";
+            user_file::read("initramfs", path, memory_bytes, limit)
+        };
+        let initramfs_file = initramfs.as_ref().map(read_initramfs).transpose()?;
         let kernel_sha256: [u8; 32] = Sha256::digest(&kernel_file).into();
         let image = KernelImage::parse(kernel_file)
             .map_err(|source| GuestError::Image { path: kernel.clone(), source })?;
 
-        let vm = Vm::new(u64::from(*memory_mib) << 20, config.logged)?;
+        let vm = Vm::new(memory_bytes, config.logged)?;
         let template = CpuTemplate::for_host(&vm, &config.cpu_template)?;
         if template.shows_xsave() {
             xsave_is_deterministic(template.cpuid())
@@ -171,32 +177,46 @@ impl Guest {
             cpu_template_sha256: template.digest(),
             tsc: *tsc,
             memory_mib: *memory_mib,
-            net_mac: *net_mac,
+            net_mac: net.map(|net| net.mac),
+            net_mtu: net.map(|net| net.mtu),
             on_reset: config.on_reset,
             on_panic: config.on_panic,
         };
         let plan = BootPlan {
             kernel: image,
-            initramfs: initramfs_file.as_deref(),
-            cmdline,
-            virtio_slots: &virtio_slots(&config.board()),
+            initramfs: initramfs_file,
+            cmdline: cmdline.clone(),
+            virtio_slots: virtio_slots(&config.board()),
         };
-        let loaded = prepare(plan, vm.memory(), &vcpu)?;
+        let image = BootImage::new(plan);
+        image.load(vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
         let msrs = MsrBank::new(template.msrs());
-        Ok(Self { vm, vcpu, memory, msrs, fingerprint, code: loaded.code })
+        // Here, where a host without the memory is told so before anything has begun.
+        let tracker = |vm: Vm| PageTracker::new(vm.into_dirty_log(), memory.clone());
+        let pages = config.logged.then(|| tracker(vm)).transpose()?;
+        Ok(Self { pages, vcpu, memory, msrs, fingerprint, image })
     }
 
     /// Switches the guest on, at the time of day the configuration says.
-    pub fn power_on(self, config: &GuestConfig) -> Machine {
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn power_on(self, config: &GuestConfig) -> Result<Machine, KvmError> {
         let mut board = Board::new(&config.board());
-        for (port, value) in FIRMWARE_WRITES {
-            board.pio_write(port, &[value]);
-        }
-        let tsc = TscTrap::new(self.fingerprint.tsc, self.code);
-        let tracker = |vm: Vm| PageTracker::new(vm.into_dirty_log(), self.memory.clone());
-        let pages = config.logged.then(|| tracker(self.vm));
-        Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, pages)
+        act_as_firmware(&mut board);
+        let tsc = TscTrap::new(self.fingerprint.tsc, self.image.code().clone());
+        let Fingerprint { on_reset, on_panic, .. } = self.fingerprint;
+        let start =
+            Start { image: self.image, vcpu: VcpuState::save(&self.vcpu)?, on_reset, on_panic };
+        Ok(Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, self.pages, start))
+    }
+}
+
+/// Leaves the devices as a PC's firmware does.
+pub(crate) fn act_as_firmware(board: &mut Board) {
+    for (port, value) in FIRMWARE_WRITES {
+        board.pio_write(port, &[value]);
     }
 }
 
@@ -216,14 +236,20 @@ impl Guest {
     }
 }
 
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, GuestError> {
-    std::fs::read(path).map_err(|source| GuestError::File { what, path: path.into(), source })
+/// A logged guest may come to need as much again for the copy that slices and checks refer to.
+fn check_memory(memory_mib: u32, logged: bool) -> Result<(), TooLittleMemory> {
+    let (times, why) = match logged {
+        true => (2, ", logged (--record, --control, a pair or a replay: twice its memory),"),
+        false => (1, ""),
+    };
+    let what = format!("a guest of {memory_mib} MiB{why}");
+    memory::check(&what, (u64::from(memory_mib) << 20) * times)
 }
 
 /// The user's kernel command line with what the machine needs in front, so that the user's parameters win
 /// where the kernel takes the last.
 pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
-    let net = board.net_mac.map_or("", |_| NET_CMDLINE);
+    let net = board.net.map_or("", |_| NET_CMDLINE);
     let parts = [BASE_CMDLINE, net, user.trim()];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" ")
 }

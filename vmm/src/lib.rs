@@ -25,3 +25,4 @@ pub mod run_loop;
 pub mod shipment;
 pub mod snapshot;
 pub mod tsc;
+pub mod user_file;

@@ -1,9 +1,11 @@
 //! The machine: CPU, memory and devices. A deterministic function of the guest image and the inputs that
 //! [`Machine::apply`] was given.
 
+mod restart;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ftvmm_devices::{Board, Input, Output, PowerEvent};
+use ftvmm_devices::{Board, Input, NetCounters, Output};
 use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::{Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, Slice, StatePart};
 use serde::{Deserialize, Serialize};
@@ -14,12 +16,16 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::efer::{self, EFER};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
+use crate::host::NetWatch;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
 use crate::machine_state::{MachineState, Standing, StateError};
 use crate::msr::MsrBank;
 use crate::page_tracker::{LoadError, PageTracker};
 use crate::run_loop::{RunMode, Situation, StopCause};
 use crate::tsc::TscTrap;
+
+use restart::Verdict;
+pub use restart::{RestartError, Start};
 
 /// Bytes of memory hashed at a time.
 const DIGEST_CHUNK_BYTES: usize = 1 << 20;
@@ -56,6 +62,32 @@ pub struct Machine {
     slices: u64,
     pages: Option<Arc<Mutex<PageTracker>>>,
     fault: Option<Fault>,
+    start: Start,
+    /// A guest that resets said so at this time.
+    told_ns: Option<u64>,
+    network: Option<Arc<NetWatch>>,
+    published: NetCounters,
+}
+
+/// What an exit leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// The guest goes on.
+    GoesOn,
+    /// The machine is to go back to power-on ([`Machine::restart`]).
+    Restarts,
+    /// The guest has ended.
+    Ended(StopCause),
+}
+
+impl From<Verdict> for Handled {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::GoOn => Self::GoesOn,
+            Verdict::Restart => Self::Restarts,
+            Verdict::End(cause) => Self::Ended(cause),
+        }
+    }
 }
 
 impl Machine {
@@ -68,6 +100,7 @@ impl Machine {
         tsc: TscTrap,
         msrs: MsrBank,
         pages: Option<PageTracker>,
+        start: Start,
     ) -> Self {
         let pages = pages.map(|pages| Arc::new(Mutex::new(pages)));
         Self {
@@ -82,12 +115,32 @@ impl Machine {
             slices: 0,
             pages,
             fault: None,
+            start,
+            told_ns: None,
+            network: None,
+            published: NetCounters::default(),
         }
     }
 
     /// Flips a bit when the guest gets to the fault's exit.
     pub fn schedule(&mut self, fault: Fault) {
         self.fault = Some(fault);
+    }
+
+    /// Keeps `network` up to date with the guest's card.
+    pub fn show_network(&mut self, network: Arc<NetWatch>) {
+        self.network = Some(network);
+    }
+
+    /// Where the guest sends from changes only when it has sent, so the counters tell.
+    fn publish_network(&mut self) {
+        let counters = self.board.net_counters();
+        if let (Some(network), Some(sources)) = (&self.network, self.board.net_sources())
+            && counters != self.published
+        {
+            network.publish(&counters, sources);
+            self.published = counters;
+        }
     }
 
     /// The CPU, for its kicker and its state.
@@ -141,6 +194,7 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
+        self.publish_network();
         Ok(Situation {
             at: exit.is_synchronous().then_some(at),
             last: at,
@@ -151,7 +205,9 @@ impl Machine {
             owes_ticks: self.board.owes_ticks(),
             halted: exit == Exit::Hlt
                 && self.vcpu.interrupts_enabled()
-                && !self.board.interrupt_pending(),
+                && !self.board.interrupt_pending()
+                && !self.wakes_by_nmi()?,
+            hears_power_button: self.board.hears_power_button(),
             takes_frames: self.board.network_ready(),
             booting: self.is_booting()?,
             entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
@@ -172,11 +228,11 @@ impl Machine {
         self.board.apply(&*self.memory, input);
     }
 
-    /// Answers an exit; returns why the guest ended, if it did.
+    /// Answers an exit.
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn handle(&mut self, at: Ordinal, exit: Exit) -> Result<Option<StopCause>, KvmError> {
+    pub fn handle(&mut self, at: Ordinal, exit: Exit) -> Result<Handled, KvmError> {
         if let Some(fault) = self.fault.take_if(|fault| fault.at == at) {
             fault.inject(&self.vcpu, &self.memory)?;
         }
@@ -184,7 +240,7 @@ impl Machine {
             let now_ns = self.board.now_ns();
             if let Some(trap) = self.tsc.at_exit(at, exit, now_ns, &mut self.vcpu, &self.memory)? {
                 self.chain.link(at, trap.port.into(), &trap.data.to_le_bytes());
-                return Ok(None);
+                return Ok(Handled::GoesOn);
             }
         }
         match exit {
@@ -214,18 +270,16 @@ impl Machine {
                 self.chain.link(at, address, &[data.as_flattened(), &fault].concat());
             }
             Exit::Hlt => {
-                if !self.vcpu.interrupts_enabled() {
-                    return Ok(Some(StopCause::GuestHalted));
+                if !self.vcpu.interrupts_enabled() && !self.wakes_by_nmi()? {
+                    return Ok(Handled::Ended(StopCause::GuestHalted));
                 }
             }
-            Exit::Shutdown => return Ok(Some(StopCause::GuestTripleFault)),
+            Exit::Shutdown => return Ok(self.verdict_of_shutdown().into()),
             Exit::Slice => self.chain.link(at, SLICE_ADDRESS, &[]),
             Exit::Interrupted | Exit::WindowOpen => {}
         }
-        Ok(self.board.power_event().map(|event| match event {
-            PowerEvent::PowerOff => StopCause::GuestPowerOff,
-            PowerEvent::Reset => StopCause::GuestReset,
-        }))
+        let event = self.board.power_event();
+        Ok(event.map_or(Handled::GoesOn, |event| self.verdict(event).into()))
     }
 
     /// What a replay must agree with, here.
@@ -359,6 +413,7 @@ impl Machine {
 
     /// What the guest sent since the last call, at exit `at`.
     pub fn take_outputs(&mut self, at: Ordinal) -> Vec<Output> {
+        self.publish_network();
         let outputs = self.board.take_outputs();
         for output in &outputs {
             match output {
@@ -379,14 +434,24 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
+        let held = self.tsc.holds_interrupts();
+        if self.board.nmi_pending() && !held && self.vcpu.accepts_nmi()? {
+            self.board.nmi_taken();
+            return self.vcpu.inject_nmi();
+        }
         if self.board.interrupt_pending()
-            && !self.tsc.holds_interrupts()
+            && !held
             && self.vcpu.accepts_interrupt()?
             && let Some(vector) = self.board.acknowledge_interrupt()
         {
             self.vcpu.inject(vector)?;
         }
         Ok(())
+    }
+
+    /// Whether the halted guest goes on for a non-maskable interrupt.
+    fn wakes_by_nmi(&self) -> Result<bool, KvmError> {
+        Ok(self.board.nmi_pending() && !self.vcpu.masks_nmis()?)
     }
 
     /// Whether an interrupt waits that the guest could not take where it stood.

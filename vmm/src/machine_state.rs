@@ -12,7 +12,7 @@ use crate::page_tracker::LoadError;
 use crate::tsc::TscTrapState;
 
 /// Version of the encoding. Raised with every change of what follows.
-pub const MACHINE_STATE_VERSION: u32 = 3;
+pub const MACHINE_STATE_VERSION: u32 = 4;
 
 /// What kind of exit the guest stands at. At both nothing is left to complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@
 //! bitmap. Bits may be set for pages that do not differ; they cost a comparison, a fraction of the fault that a
 //! write to a protected page costs. So a page is protected again only when it has not changed for long.
 
+mod copy;
 mod transfer;
 
 pub use transfer::PageImage;
@@ -16,6 +17,7 @@ pub use transfer::PageImage;
 use std::ops::Range;
 use std::sync::Arc;
 
+use copy::Copy;
 use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
 use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
 use thiserror::Error;
@@ -30,6 +32,9 @@ const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// Pages of a slice go into records of about this size.
 const PART_BYTES: usize = 1 << 20;
+/// A check names so many changed pages at most; its digest is of all of memory. A guest that is started again has changed
+/// all it used, and a check is one record of the log.
+const CHANGED_MAX: usize = 65_536;
 
 /// Words of a page.
 const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;
@@ -80,7 +85,7 @@ enum Flush {
 struct Region {
     first_page: u64,
     bytes: usize,
-    copy: Vec<u8>,
+    copy: Copy,
     /// For a page whose bit is set: how many times in a row it was found unchanged.
     idle: Vec<u8>,
     /// While a state is shipped: the pages whose copy has not been sent as it is now.
@@ -97,7 +102,10 @@ pub struct PageTracker {
 
 impl PageTracker {
     /// A tracker whose copy is of memory as it was loaded; the guest has not run yet.
-    pub fn new(log: DirtyLog, memory: Arc<Memory>) -> Self {
+    ///
+    /// # Errors
+    /// When the host has no memory for the copy.
+    pub fn new(log: DirtyLog, memory: Arc<Memory>) -> Result<Self, KvmError> {
         let mut digest = 0u64;
         let mut regions = Vec::new();
         for (slot, loaded) in memory.iter().enumerate() {
@@ -105,7 +113,8 @@ impl PageTracker {
             let mut region = Region {
                 first_page: loaded.start_addr().raw_value() / PAGE_BYTES as u64,
                 bytes,
-                copy: vec![0; bytes],
+                copy: Copy::zeroed(bytes)
+                    .map_err(|source| KvmError::Copy { bytes: bytes as u64, source })?,
                 idle: vec![0; bytes / PAGE_BYTES],
                 unsent: None,
             };
@@ -117,17 +126,20 @@ impl PageTracker {
             }
             regions.push(region);
         }
-        Self { log, memory, regions, digest }
+        Ok(Self { log, memory, regions, digest })
     }
 
-    /// The digest of memory and the pages that differ from the copy, which is renewed if `look` says so.
+    /// The digest of memory and the first [`CHANGED_MAX`] pages that differ from the copy, which is renewed if `look` says
+    /// so.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn check(&mut self, look: MemoryLook) -> Result<Option<MemoryCheck>, KvmError> {
         let mut changed = Vec::new();
         let visit = |page: u64, new: &[u8], _: &[Range<usize>]| {
-            changed.push(PageHash { page, hash: xxh3_64(new) as u32 });
+            if changed.len() < CHANGED_MAX {
+                changed.push(PageHash { page, hash: xxh3_64(new) as u32 });
+            }
         };
         let digest = match look {
             MemoryLook::None => return Ok(None),

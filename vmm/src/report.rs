@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ftvmm_devices::DiskCounters;
 use serde::Serialize;
 
+use crate::host::NetworkReport;
 use crate::run_loop::StopCause;
 
 /// How much of a run a recording has.
@@ -29,6 +30,8 @@ pub struct Report {
     pub role: &'static str,
     /// Why the run ended.
     pub end: Option<StopCause>,
+    /// How often the guest reset the machine and was started again.
+    pub resets: u64,
     /// Synchronous exits.
     pub exits: u64,
     /// Inputs applied.
@@ -68,17 +71,23 @@ pub struct Report {
     pub other_kernels: u64,
     /// Such instructions, and moves from and to CR4, found while the guest ran: they may have been executed
     /// before.
-    pub rdtsc_late_sites: usize,
+    pub rdtsc_late_sites: u64,
     /// RDTSC and RDTSCP answered in user mode.
     pub rdtsc_user_reads: u64,
     /// #GPs that were none of those.
     pub gp_passed: u64,
     /// Host seconds from the guest's first instruction to its end.
     pub seconds: f64,
+    /// What became of the frames for the guest and of its own.
+    pub network: NetworkReport,
     /// What the guest asked of its disk.
     pub disk: DiskCounters,
     /// Guest faults the devices answered (malformed descriptors and the like).
     pub guest_faults: u64,
+    /// Bytes the guest printed that nobody read in time.
+    pub console_dropped_bytes: u64,
+    /// Bytes this run said of itself on standard error that nobody read in time.
+    pub log_dropped_bytes: u64,
     /// MSRs that the CPU template does not name, in hexadecimal, and how often the guest tried each: all were #GP.
     pub unknown_msrs: BTreeMap<String, u64>,
 }

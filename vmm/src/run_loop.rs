@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::input::InputError;
 use crate::kvm::{Exit, KvmError};
-use crate::machine::Machine;
+use crate::machine::{Handled, Machine, RestartError};
 use crate::machine_state::{MachineState, StateError};
 use crate::page_tracker::LoadError;
 
@@ -42,6 +42,8 @@ pub struct Situation {
     pub takes_frames: bool,
     /// The guest is in its kernel and has sent nothing yet.
     pub booting: bool,
+    /// The guest listens to its power button.
+    pub hears_power_button: bool,
     /// Random bytes the guest's entropy source could take.
     pub entropy_wanted_bytes: u64,
     /// Between two exits: an interrupt could be delivered here.
@@ -97,6 +99,8 @@ pub enum StopCause {
     GuestPowerOff,
     /// The guest reset itself.
     GuestReset,
+    /// The guest's kernel panicked.
+    GuestPanic,
     /// The guest halted with interrupts disabled: nothing can wake it.
     GuestHalted,
     /// The guest's CPU shut down after a triple fault.
@@ -126,6 +130,7 @@ impl Ending {
         match self.cause {
             StopCause::GuestPowerOff
             | StopCause::GuestReset
+            | StopCause::GuestPanic
             | StopCause::GuestHalted
             | StopCause::GuestTripleFault => self.at.next(),
             StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => self.at,
@@ -142,6 +147,7 @@ impl Ending {
         match self.cause {
             StopCause::GuestPowerOff | StopCause::GuestHalted => EndReason::PowerOff,
             StopCause::GuestReset => EndReason::Reset,
+            StopCause::GuestPanic => EndReason::Panic,
             StopCause::GuestTripleFault => EndReason::Shutdown,
             StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => {
                 EndReason::HostRequest
@@ -217,6 +223,9 @@ pub enum RunError {
     /// A slice cannot be taken over.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The machine cannot go back to power-on.
+    #[error(transparent)]
+    Restart(#[from] RestartError),
     /// A state cannot be put in place.
     #[error(transparent)]
     State(#[from] StateError),
@@ -281,8 +290,12 @@ pub fn run(
         for output in machine.take_outputs(at) {
             outputs.emit(at, machine.chain(), output)?;
         }
-        if let Some(cause) = ended {
-            return Ok(Ending { cause, at, at_exit: exit.is_synchronous() });
+        match ended {
+            Handled::GoesOn => {}
+            Handled::Restarts => machine.restart(at)?,
+            Handled::Ended(cause) => {
+                return Ok(Ending { cause, at, at_exit: exit.is_synchronous() });
+            }
         }
         machine.deliver_interrupt()?;
     }

@@ -13,6 +13,7 @@ use ftvmm_replication::{
 use thiserror::Error;
 
 use crate::machine_state::{MachineState, StateError};
+use crate::user_file::{self, FileError};
 
 /// The parts of a snapshot, in order.
 pub type Parts = SnapshotReader<BufReader<File>>;
@@ -33,6 +34,9 @@ pub enum Why {
     /// It cannot be opened.
     #[error(transparent)]
     Open(#[from] std::io::Error),
+    /// It is no file to read.
+    #[error(transparent)]
+    Unreadable(#[from] FileError),
     /// It is none, or damaged.
     #[error(transparent)]
     File(#[from] SnapshotError),
@@ -61,7 +65,10 @@ impl Snapshot {
     }
 
     fn read(path: &Path) -> Result<Self, Why> {
-        let mut file = File::open(path)?;
+        let mut file = user_file::open("snapshot", path).map_err(|error| match error {
+            FileError::Host { source, .. } => Why::Open(source),
+            error => Why::Unreadable(error),
+        })?;
         let mut reader = SnapshotReader::new(BufReader::new(&file))?;
         let mut machine = None;
         while let Some(part) = reader.next_part()? {
@@ -140,6 +147,7 @@ pub(crate) mod tests {
             tsc: TscMode::Trap,
             memory_mib: 64,
             net_mac: None,
+            net_mtu: None,
             on_reset: OnReset::default(),
             on_panic: OnPanic::default(),
         };

@@ -60,6 +60,10 @@ impl Operator for Noted {
         Ok(SnapshotSummary { exit: 7, bytes: 4096 })
     }
 
+    fn nmi(&self) -> Result<(), Refused> {
+        self.note("nmi".into())
+    }
+
     fn stop(&self) -> Result<(), Refused> {
         self.note("stop".into())
     }
@@ -234,6 +238,7 @@ fn every_operation_answers_as_documented() {
     let expected = [
         "attach 127.0.0.1:7700",
         "detach",
+        "nmi",
         "snapshot /var/lib/ftvmm/guest.snapshot",
         "stop",
         "switch",
@@ -326,7 +331,8 @@ fn a_run_without_a_pair_refuses_what_needs_one() {
         let has_body = !operation.described["requestBody"].is_null();
         let body = has_body.then(|| document.good_body(&operation));
         let reply = served.ask(&operation.method, operation.path, body.as_ref());
-        let refused = matches!(operation.path, "/attach" | "/detach" | "/switch" | "/snapshot");
+        let refused =
+            matches!(operation.path, "/attach" | "/detach" | "/nmi" | "/switch" | "/snapshot");
         assert_eq!(reply.status == 409, refused, "{}: {reply:?}", operation.path);
         document.check(&operation, &reply);
     }

@@ -8,15 +8,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use ftvmm_guest_images::GuestKernel;
 use ftvmm_tests::clock;
-use ftvmm_tests::lab::{Backend, Lab, LabConfig, LabProcess};
+use ftvmm_tests::lab::{Backend, IntelConfig, IntelHost, Lab, LabConfig, LabProcess};
 use ftvmm_tests::progress::Step;
 
-use crate::cargo;
+use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Args)]
 pub struct LabArguments {
+    /// Whose CPU the emulated host has; an Intel host has the guest images in /share, no network, and takes minutes to boot
+    #[arg(long, value_enum, value_name = "MAKER", default_value_t = Maker::Amd)]
+    host: Maker,
     /// Number of hosts; the command runs on the first, `b` is reached at 10.77.0.2
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     hosts: u8,
@@ -40,6 +44,15 @@ pub struct LabArguments {
     command: Vec<String>,
 }
 
+/// Makers of emulated CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Maker {
+    /// QEMU, with AMD-V.
+    Amd,
+    /// Bochs, with VMX.
+    Intel,
+}
+
 /// Runs the command; its exit status is ours.
 pub fn run(arguments: &LabArguments) -> Result<ExitCode, Box<dyn Error>> {
     let agent = cargo::build("ftvmm-tests", "lab-agent")?;
@@ -51,6 +64,9 @@ pub fn run(arguments: &LabArguments) -> Result<ExitCode, Box<dyn Error>> {
         Some(folder) => folder.clone(),
         None => default_folder(),
     };
+    if arguments.host == Maker::Intel {
+        return run_on_intel(arguments, agent, programs, folder);
+    }
     let config = LabConfig {
         backend: Backend::Lab,
         hosts: usize::from(arguments.hosts),
@@ -66,7 +82,37 @@ pub fn run(arguments: &LabArguments) -> Result<ExitCode, Box<dyn Error>> {
         lab.install(program)?;
     }
     eprintln!("logs: {}", lab.folder().display());
-    let process = Arc::new(lab.host(0).spawn_visible(&arguments.command)?);
+    follow(lab.host(0).spawn_visible(&arguments.command)?)
+}
+
+fn run_on_intel(
+    arguments: &LabArguments,
+    agent: PathBuf,
+    programs: Vec<PathBuf>,
+    folder: PathBuf,
+) -> Result<ExitCode, Box<dyn Error>> {
+    if arguments.hosts > 1 {
+        return Err("an Intel host stands alone: --hosts 1".into());
+    }
+    let images = guest::ensure()?;
+    let kernels = [GuestKernel::Tiny, GuestKernel::Cloud];
+    let step = Step::start("starting an Intel host");
+    let host = IntelHost::start(&IntelConfig {
+        folder: folder.clone(),
+        silence: Duration::from_secs(arguments.silence),
+        memory_mib: arguments.mem,
+        agent,
+        programs,
+        files: kernels.into_iter().flat_map(|kernel| images.boot_files(kernel)).collect(),
+    })?;
+    drop(step);
+    eprintln!("logs: {}", folder.display());
+    follow(host.spawn_visible(&arguments.command)?)
+}
+
+/// Feeds the program from our own input to its end.
+fn follow(process: LabProcess) -> Result<ExitCode, Box<dyn Error>> {
+    let process = Arc::new(process);
     let fed = Arc::clone(&process);
     // Never joined: a read from a terminal cannot be interrupted, the end of the program can.
     thread::spawn(move || feed_from_own_stdin(&fed));

@@ -53,7 +53,7 @@ const END_TO_END: &str = "tests/tests";
 const OF_THE_MACHINERY: &[&str] = &["lab"];
 /// Tests of one guest at a time, seldom on two hosts, the longest first: two of them fit on two cores.
 const OF_ONE_GUEST: &[&str] =
-    &["logs", "stock_kernel", "tsc", "snapshot", "cpu", "entropy", "idle"];
+    &["intel", "logs", "stock_kernel", "tsc", "power", "snapshot", "cpu", "entropy", "idle"];
 const AT_ONCE: usize = 2;
 const QUICK_SETTINGS: &[(&str, &str)] = &[("FTVMM_PAIRS", "6")];
 

@@ -66,7 +66,7 @@ fn every_width_sees_the_same_registers() {
     }
     assert_eq!(whole[..8], [0, 0, 0x21, 7, 1, 0, 0xff, 0xff]);
     assert_eq!(AcpiPm::offset(PM_TIMER_PORT, 4), Some(TIMER));
-    assert_eq!(AcpiPm::offset(PM_TIMER_PORT + 1, 4), None);
+    assert_eq!(AcpiPm::offset(GPE0_PORT + 1, 2), None);
     assert_eq!(AcpiPm::offset(PM1A_EVENT_PORT - 1, 2), None);
 }
 
@@ -125,9 +125,26 @@ fn the_power_button_asks_for_its_interrupt_until_its_status_is_cleared() {
 }
 
 #[test]
+fn a_new_generation_asks_for_the_interrupt_of_its_event() {
+    let gpe = usize::from(GPE0_PORT - PM1A_EVENT_PORT);
+    let mut registers = AcpiPm::new();
+    registers.announce_generation();
+    assert!(!registers.interrupt_line(), "not enabled");
+    registers.write(gpe + 1, &[0xff]);
+    assert!(registers.interrupt_line());
+    let mut both = [0; 2];
+    registers.read(gpe, 0, &mut both);
+    assert_eq!(both, [1, 1]);
+    registers.write(gpe, &[1]);
+    assert!(!registers.interrupt_line());
+}
+
+#[test]
 fn saved_state_is_checked() {
     let state = AcpiPmState {
         status: POWER_BUTTON,
+        gpe_status: GPES,
+        gpe_enable: GPES,
         enable: ENABLE_WRITABLE,
         control: 0x1c03,
         powered_off: true,
@@ -135,6 +152,7 @@ fn saved_state_is_checked() {
     assert_eq!(AcpiPm::try_from(state.clone()).unwrap().save(), state);
     for (bad, field) in [
         (AcpiPmState { status: 1, ..state.clone() }, "acpi.status"),
+        (AcpiPmState { gpe_enable: 2, ..state.clone() }, "acpi.gpe"),
         (AcpiPmState { enable: 2, ..state.clone() }, "acpi.enable"),
         (AcpiPmState { control: 0x2001, ..state.clone() }, "acpi.control"),
         (AcpiPmState { control: 0, ..state }, "acpi.control"),

@@ -147,3 +147,71 @@ fn saved_state_is_checked() {
     refused(|state| state.offset_s = i64::MIN, "rtc.offset_s");
     refused(|state| state.frozen = None, "rtc.frozen");
 }
+
+/// A clock at 22:13:20 with an alarm at these registers, in BCD and 24 hours.
+fn with_alarm(hour: u8, minute: u8, second: u8) -> Rtc {
+    let mut rtc = Rtc::new(EPOCH_S);
+    for (index, value) in [(HOURS_ALARM, hour), (MINUTES_ALARM, minute), (SECONDS_ALARM, second)] {
+        set(&mut rtc, index, value);
+    }
+    set(&mut rtc, REG_B, REG_B_24_HOUR | ALARM);
+    rtc
+}
+
+#[test]
+fn an_alarm_is_due_at_its_time_of_day_whatever_fits_any() {
+    for ((hour, minute, second), due_s) in [
+        ((0x22, 0x13, 0x25), 5),
+        ((0x22, 0x13, 0x20), 24 * 3600),
+        ((0x21, 0x13, 0x20), 23 * 3600),
+        ((0xff, 0x13, 0x19), 3599),
+        ((0xc0, 0xc0, 0x19), 59),
+        ((0xff, 0xff, 0xff), 1),
+        ((0xff, 0x00, 0xff), 46 * 60 + 40),
+    ] {
+        let mut rtc = with_alarm(hour, minute, second);
+        assert_eq!(rtc.next_event_ns(), Some(due_s * NS_PER_S), "{hour:x}:{minute:x}:{second:x}");
+        rtc.advance(due_s * NS_PER_S - 1);
+        assert!(!rtc.interrupt_line());
+        rtc.advance(due_s * NS_PER_S);
+        assert!(rtc.interrupt_line());
+        assert_eq!(get(&mut rtc, REG_C), REG_C_IRQ | ALARM | UPDATE);
+        assert!(!rtc.interrupt_line(), "a read of C ends it");
+        assert_eq!(get(&mut rtc, REG_C), 0);
+    }
+    assert_eq!(with_alarm(0x99, 0, 0).next_event_ns(), None, "no time fits");
+}
+
+#[test]
+fn an_alarm_passed_over_in_one_step_rings_and_one_that_is_off_only_shows() {
+    let mut rtc = with_alarm(0x22, 0x13, 0x25);
+    rtc.advance(100 * NS_PER_S);
+    assert!(rtc.interrupt_line());
+    let mut rtc = with_alarm(0x22, 0x13, 0x25);
+    set(&mut rtc, REG_B, REG_B_24_HOUR);
+    assert_eq!(rtc.next_event_ns(), None);
+    rtc.advance(100 * NS_PER_S);
+    assert!(!rtc.interrupt_line());
+    assert_eq!(get(&mut rtc, REG_C), ALARM | UPDATE);
+}
+
+#[test]
+fn a_reset_keeps_time_and_alarm_and_asks_for_nothing() {
+    let mut rtc = with_alarm(0x22, 0x13, 0x25);
+    rtc.advance(5 * NS_PER_S);
+    rtc.reset();
+    assert!(!rtc.interrupt_line() && rtc.next_event_ns().is_none());
+    assert_eq!(get(&mut rtc, SECONDS), 0x25);
+    assert_eq!(get(&mut rtc, SECONDS_ALARM), 0x25);
+}
+
+#[test]
+fn a_new_time_of_day_keeps_what_the_guest_set_on_top() {
+    let mut rtc = Rtc::new(EPOCH_S);
+    rtc.advance(10 * NS_PER_S);
+    set(&mut rtc, HOURS, 0x23);
+    rtc.set_undisturbed(EPOCH_S + 3 * 24 * 3600);
+    assert_eq!(registers(&mut rtc)[3..], [0x17, 0x23, 0x13, 0x20, 6]);
+    rtc.set_undisturbed(u64::MAX);
+    assert!(Rtc::try_from(rtc.save()).is_ok());
+}

@@ -98,7 +98,27 @@ fn saved_state_round_trips_without_a_second_pulse() {
     let mut bad = state.clone();
     bad.backlog.push(0);
     assert_eq!(Console::try_from(bad).unwrap_err().field, "serial.backlog");
+    let mut bad = state.clone();
+    bad.backlog[0] = BREAK + 1;
+    assert_eq!(Console::try_from(bad).unwrap_err().field, "serial.backlog");
     let mut bad = state;
     bad.uart.in_buffer = vec![0; 65];
     assert_eq!(Console::try_from(bad).unwrap_err().field, "serial.uart.in_buffer");
+}
+
+/// serial8250_handle_irq(): the line status, then the byte.
+#[test]
+fn a_break_is_a_zero_byte_with_its_bit_in_its_place_among_the_typed() {
+    let mut console = Console::new();
+    console.write(IER, IER_RECEIVED);
+    console.enqueue(b"a");
+    console.send_break();
+    console.enqueue(b"b");
+    let mut received = Vec::new();
+    while console.take_pulse() {
+        let status = console.read(LSR_OFFSET);
+        assert_eq!(console.read(LSR_OFFSET) & LSR_BREAK, 0, "a read clears it");
+        received.push((status & LSR_BREAK != 0, console.read(DATA)));
+    }
+    assert_eq!(received, [(false, b'a'), (true, 0), (false, b'b')]);
 }

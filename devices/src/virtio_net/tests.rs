@@ -2,8 +2,10 @@
 
 use super::*;
 
+const CONFIG: NetConfig = NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: DEFAULT_MTU };
+
 fn refused(change: fn(&mut VirtioNetState)) -> &'static str {
-    let mut state = VirtioNet::new([2, 0, 0, 0, 0, 1]).save();
+    let mut state = VirtioNet::new(CONFIG).save();
     assert_eq!(VirtioNet::try_from(state.clone()).unwrap().save(), state);
     change(&mut state);
     VirtioNet::try_from(state).unwrap_err().field
@@ -18,10 +20,16 @@ fn impossible_backlogs_are_refused() {
     );
     assert_eq!(refused(|state| state.backlog = vec![vec![0; 11]]), "virtio_net.backlog.frame");
     assert_eq!(
-        refused(|state| state.backlog = vec![vec![0; RX_FRAME_BYTES_MAX + 1]]),
+        refused(|state| state.backlog = vec![vec![0; rx_frame_bytes_max(DEFAULT_MTU) + 1]]),
         "virtio_net.backlog.frame"
     );
-    let mut state = VirtioNet::new([0; 6]).save();
+    let mut state = VirtioNet::new(CONFIG).save();
     state.backlog = vec![frame()];
     assert_eq!(VirtioNet::try_from(state).unwrap_err().field, "virtio_net.backlog.not_live");
+}
+
+#[test]
+fn a_wish_no_driver_can_know_of_and_an_mtu_below_the_smallest_are_refused() {
+    assert_eq!(refused(|state| state.announce = true), "virtio_net.announce");
+    assert_eq!(refused(|state| state.config.mtu = MTU_MIN - 1), "virtio_net.mtu");
 }

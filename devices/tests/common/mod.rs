@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "the memory below is the test's own")]
 
-use ftvmm_devices::{Board, BoardConfig, Input, Output, VIRTIO_NET_SLOT};
+use ftvmm_devices::{Board, BoardConfig, Input, NetConfig, Output, VIRTIO_NET_SLOT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub const MEMORY_BYTES: usize = 4 << 20;
@@ -11,9 +11,14 @@ pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 pub const DISK_BYTES: u64 = 64 * 512;
 pub const RX: u32 = 0;
 pub const TX: u32 = 1;
+pub const CONTROL: u32 = 2;
+pub const MTU: u16 = 9000;
+pub const NET: NetConfig = NetConfig { mac: MAC, mtu: MTU };
 pub const QUEUE_SIZE: u16 = 256;
 /// VERSION_1 and MAC, CSUM, GUEST_CSUM, HOST_TSO4.
 pub const FEATURES: u64 = 1 << 32 | 1 << 5 | 1 << 1 | 1 << 11 | 1;
+/// MTU, STATUS, CTRL_VQ, GUEST_ANNOUNCE.
+pub const NEWER_FEATURES: u64 = 1 << 3 | 1 << 16 | 1 << 17 | 1 << 21;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const DESC_NEXT: u16 = 1;
 pub const DESC_WRITE: u16 = 2;
@@ -42,15 +47,15 @@ pub struct Driver {
     pub mem: GuestMemoryMmap,
     /// Where the registers of the device driven lie.
     pub base: u64,
-    pub next_avail: [u16; 2],
-    pub seen_used: [u16; 2],
+    pub next_avail: [u16; 3],
+    pub seen_used: [u16; 3],
 }
 
 impl Driver {
     pub fn new() -> Driver {
         let config = BoardConfig {
             rtc_epoch_s: 1_700_000_000,
-            net_mac: Some(MAC),
+            net: Some(NET),
             disk_bytes: Some(DISK_BYTES),
         };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
@@ -58,8 +63,8 @@ impl Driver {
             board: Board::new(&config),
             mem,
             base: VIRTIO_NET_SLOT.base,
-            next_avail: [0; 2],
-            seen_used: [0; 2],
+            next_avail: [0; 3],
+            seen_used: [0; 3],
         }
     }
 

@@ -17,6 +17,8 @@ const LOADED: &[&str] =
 /// Modules that are there and that init leaves alone: the jitter entropy generator, which reads the time stamp
 /// counter, the socket it is reached through, and the hash it asks for.
 const LOADABLE: &[&str] = &["sha3_generic", "af_alg", "algif_rng", "jitterentropy_rng"];
+/// Modules a test loads when it wants them: the power button and its events, and who tells of a panic.
+const AT_HAND: &[&str] = &["button", "evdev", "pvpanic-mmio"];
 
 /// No line of modules.dep is about this module.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +103,7 @@ pub(crate) fn files(kernel: &StockKernel) -> Result<BTreeMap<String, Vec<u8>>, G
     let path = kernel.modules.join("modules.builtin");
     let built_in = fs::read_to_string(&path).map_err(at(&path))?;
     let loaded = not_built_in(&built_in, LOADED);
-    let kept_modules = not_built_in(&built_in, &[LOADED, LOADABLE].concat());
+    let kept_modules = not_built_in(&built_in, &[LOADED, LOADABLE, AT_HAND].concat());
     let order = load_order(&dependencies, &kept_modules)?;
     let is_kept = |line: &&str| {
         line.split_once(':').is_some_and(|(module, _)| order.iter().any(|kept| kept == module))
@@ -166,7 +168,11 @@ mod tests {
                      k/jitterentropy_rng.ko:\n";
         fs::create_dir(folder.path().join("k")).unwrap();
         fs::write(folder.path().join("modules.dep"), lines).unwrap();
-        fs::write(folder.path().join("modules.builtin"), "k/fs/ext4.ko\nk/loop.ko\n").unwrap();
+        fs::write(
+            folder.path().join("modules.builtin"),
+            "k/fs/ext4.ko\nk/loop.ko\nk/button.ko\nk/evdev.ko\nk/pvpanic-mmio.ko\n",
+        )
+        .unwrap();
         for line in lines.lines() {
             let (module, _) = line.split_once(':').unwrap();
             fs::write(folder.path().join(module), module).unwrap();

@@ -1,12 +1,12 @@
 //! TCP and UDP echo (RFC 862).
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::thread;
 
 use crate::AppletError;
 use crate::options::Options;
-use crate::serve::{detach_if, serve_clients};
+use crate::serve::{bind_any, detach_if, serve_clients};
 
 const DEFAULT_PORT: u16 = 7;
 const DATAGRAM_BYTES_MAX: usize = 65_535;
@@ -29,9 +29,8 @@ pub fn echo_datagrams(socket: &UdpSocket) -> io::Result<()> {
 
 pub(crate) fn main(options: &Options) -> Result<(), AppletError> {
     let port = options.named("--port", DEFAULT_PORT, "a port")?;
-    let any = (Ipv4Addr::UNSPECIFIED, port);
-    let listener = TcpListener::bind(any).map_err(AppletError::io("bind"))?;
-    let socket = UdpSocket::bind(any).map_err(AppletError::io("bind"))?;
+    let listener = bind_any(port, TcpListener::bind).map_err(AppletError::io("bind"))?;
+    let socket = bind_any(port, UdpSocket::bind).map_err(AppletError::io("bind"))?;
     detach_if(options.flag("--detach"))?;
     thread::spawn(move || echo_datagrams(&socket));
     serve_clients(&listener, |client| {

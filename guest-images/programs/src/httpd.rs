@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::http::{
     parse_head, resource, select,
 };
 use crate::options::Options;
-use crate::serve::{detach_if, serve_clients};
+use crate::serve::{bind_any, detach_if, serve_clients};
 use crate::stream;
 
 const DEFAULT_PORT: u16 = 80;
@@ -135,8 +135,7 @@ fn serve_client(mut client: TcpStream, root: &Path) -> io::Result<()> {
 pub(crate) fn main(options: &Options) -> Result<(), AppletError> {
     let port = options.named("--port", DEFAULT_PORT, "a port")?;
     let root = options.named("--root", PathBuf::from(DEFAULT_ROOT), "a directory")?;
-    let listener =
-        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map_err(AppletError::io("bind"))?;
+    let listener = bind_any(port, TcpListener::bind).map_err(AppletError::io("bind"))?;
     detach_if(options.flag("--detach"))?;
     serve_clients(&listener, move |client| serve_client(client, &root))
 }

@@ -1,7 +1,7 @@
 //! A thread for each TCP client, a bounded number of them. One too many waits in the listen queue.
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -41,6 +41,15 @@ impl Drop for Slot {
         *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.freed.notify_one();
     }
+}
+
+/// All of this machine's addresses, of both versions of IP where the kernel has both.
+///
+/// # Errors
+/// What `bind` said for IPv4.
+pub fn bind_any<T>(port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    let [both, older] = [IpAddr::from(Ipv6Addr::UNSPECIFIED), Ipv4Addr::UNSPECIFIED.into()];
+    bind((both, port).into()).or_else(|_| bind((older, port).into()))
 }
 
 /// Serves every client of `listener` with `serve`, for ever. A client's error ends that client

@@ -130,6 +130,9 @@ impl Backup {
             | SessionEvent::StateEnd { .. }
             | SessionEvent::Yield { .. }
             | SessionEvent::Detach
+            // The primary sees that this side gets nowhere, and decides.
+            | SessionEvent::VcpuStuck { .. }
+            | SessionEvent::ClientLink { .. }
             | SessionEvent::Strays(_) => {}
         }
     }

@@ -39,6 +39,8 @@ pub enum Situation {
     Yielding,
     /// Primary that starts alone, asked the witness for its first term.
     PrimaryAlone,
+    /// Primary that has hung up so that the backup takes over.
+    HandingOver,
 }
 
 /// What happened.
@@ -68,6 +70,13 @@ pub enum Trouble {
     Detached,
     /// The primary asks its backup to take over.
     Yielded,
+    /// The host does not let go of the guest's processor.
+    VcpuStuck,
+    /// The backup has had its time.
+    TimeOver,
+    /// This host's way to the clients is broken, the backup's is whole, and the operator wants a
+    /// switch then.
+    LinkDown,
 }
 
 /// What to do.
@@ -103,6 +112,10 @@ pub enum Decision {
     Yield,
     /// Stop: the state never came whole.
     StopIncomplete,
+    /// Hang up, release nothing more, and leave the backup time to take over.
+    HandOver,
+    /// Change roles with the backup, as on the operator's order.
+    SwitchRoles,
 }
 
 /// One row of the table.
@@ -219,6 +232,13 @@ pub const DECISIONS: &[Row] = rows! {
         "a term above the one known at start was given away: another host runs the guest"
     "AP" Joining StoodDown => StopDivergence:
         "the primary goes on without us"
+    "AQ" Protected VcpuStuck => HandOver:
+        "the guest stands still on a host that can still speak: its silence makes the backup take \
+         over"
+    "AR" HandingOver TimeOver => ClaimNextTerm:
+        "the backup had its time; the witness tells whether it took over or this host goes on"
+    "AS" Protected LinkDown => SwitchRoles:
+        "the guest is well but its clients reach it only on the other host, which is equal"
 };
 
 /// The row for what happened.
@@ -254,6 +274,7 @@ mod tests {
             include_str!("tests/failure.rs"),
             include_str!("tests/divergence.rs"),
             include_str!("tests/attach.rs"),
+            include_str!("tests/links.rs"),
         ]
         .concat();
         for row in DECISIONS {

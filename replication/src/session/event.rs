@@ -96,6 +96,17 @@ pub enum SessionEvent {
         /// What failed.
         description: String,
     },
+    /// The guest's processor has not been seen for longer than the failure limit, though it has
+    /// nothing to wait for: the host does not let go of it.
+    VcpuStuck {
+        /// For how long.
+        unseen_ns: u64,
+    },
+    /// This host's way to the guest's clients is whole, or is not. It counts as whole until then.
+    ClientLink {
+        /// It is.
+        up: bool,
+    },
     /// The host was asked to stop.
     HostStop,
     /// The guest is to start without waiting for a backup (primary).
@@ -193,6 +204,9 @@ pub enum Action {
         /// The last exit this host has left.
         through: Ordinal,
     },
+    /// Have the guest stand still for a switch of roles, as for the operator's, and report
+    /// [`SessionEvent::Yield`].
+    SwitchRoles,
     /// Give these frames to the guest, as if they had come here.
     Receive(Vec<Vec<u8>>),
     /// Keep this report and count a divergence.

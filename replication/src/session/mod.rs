@@ -20,6 +20,7 @@
 //! is not connected to a peer that follows or leads it.
 
 mod backup;
+mod client_links;
 pub mod decision;
 mod event;
 mod flush_gate;
@@ -31,6 +32,7 @@ mod primary;
 pub use event::{Action, DisconnectReason, SessionEvent};
 
 use backup::Backup;
+use client_links::ClientLinks;
 use decision::{Decision, Situation, Trouble, decide};
 use policy::{Refusal, Role, SessionConfig, SessionConfigError, StopReason};
 use primary::Primary;
@@ -147,12 +149,32 @@ enum State {
     Stopped,
 }
 
+impl State {
+    /// Tells the peer of this host's way to the clients while one follows the other, and changes
+    /// the roles for it.
+    fn serve_client_links(&self, links: &mut ClientLinks, cx: &mut Context<'_>) {
+        let converses = match self {
+            Self::Primary(primary) => primary.is_followed(),
+            Self::Backup(backup) => backup.is_protected(),
+            Self::Stopped => false,
+        };
+        if !converses || !cx.link.connected {
+            return;
+        }
+        links.tell(cx);
+        if matches!(self, Self::Primary(primary) if primary.is_protected()) {
+            links.ask_for_switch(cx);
+        }
+    }
+}
+
 /// The role state machine of one host. See the module documentation.
 #[derive(Debug)]
 pub struct Session {
     config: SessionConfig,
     now_ns: u64,
     link: Link,
+    client_links: ClientLinks,
     state: State,
 }
 
@@ -167,7 +189,8 @@ impl Session {
             Role::Primary => State::Primary(Box::new(Primary::new(&config))),
             Role::Backup => State::Backup(Box::new(Backup::new(&config))),
         };
-        Ok(Self { config, now_ns: 0, link: Link::default(), state })
+        let (link, client_links) = (Link::default(), ClientLinks::default());
+        Ok(Self { config, now_ns: 0, link, client_links, state })
     }
 
     /// Takes an event and appends what to do. `now_ns` is the host's monotonic clock.
@@ -186,20 +209,32 @@ impl Session {
         match &event {
             SessionEvent::Connected => {
                 assert!(!cx.link.connected, "a second connection");
+                self.client_links.forget_peer();
                 *cx.link =
                     Link { connected: true, last_sent_ns: cx.now_ns, last_heard_ns: cx.now_ns };
             }
             SessionEvent::Received(_) | SessionEvent::Disconnected { .. } if !cx.link.connected => {
                 return;
             }
-            SessionEvent::Received(_) => cx.link.last_heard_ns = cx.now_ns,
+            SessionEvent::Received(message) => {
+                cx.link.last_heard_ns = cx.now_ns;
+                if let Message::ClientLink { up } = message {
+                    self.client_links.on_peer(*up);
+                }
+            }
             SessionEvent::Disconnected { .. } => cx.link.connected = false,
+            SessionEvent::ClientLink { up } => self.client_links.on_own(*up, cx.now_ns),
             _ => {}
         }
         match &mut self.state {
+            // Known now, whatever this side waits for.
+            _ if matches!(event, SessionEvent::Received(Message::ClientLink { .. })) => {}
             State::Primary(primary) => primary.step(&mut cx, event),
             State::Backup(backup) => backup.step(&mut cx, event),
             State::Stopped => {}
+        }
+        if !cx.stopped {
+            self.state.serve_client_links(&mut self.client_links, &mut cx);
         }
         let stopped = cx.stopped;
         match &mut self.state {
@@ -220,6 +255,22 @@ impl Session {
             State::Stopped => {}
         }
         self.invariants();
+    }
+
+    /// Whether the guest's clients reach this host, and the other as far as it has said while it
+    /// is connected.
+    #[must_use]
+    pub fn client_links(&self) -> (bool, Option<bool>) {
+        let peer_up = self.link.connected.then_some(self.client_links.peer_up());
+        (self.client_links.own_up(), peer_up)
+    }
+
+    /// What time it is. It becomes the guest's time of day at power-on: a primary offers it to its
+    /// first backup, or goes alone with it.
+    pub fn tell_time_of_day(&mut self, unix_s: u64) {
+        if matches!(&self.state, State::Primary(primary) if primary.has_not_begun()) {
+            self.config.rtc_epoch_s = unix_s;
+        }
     }
 
     /// The part this host plays now.
@@ -279,11 +330,12 @@ impl Session {
             State::Backup(backup) => backup.waits(&self.config),
             State::Stopped => return None,
         };
+        let switch = self.client_links.deadline_ns(&self.config).filter(|_| self.may_yield());
         let Link { connected, last_sent_ns, last_heard_ns } = self.link;
         let silence = connected.then_some(last_heard_ns + waits.silence_limit_ns);
         let heartbeat =
             (connected && waits.heartbeats).then_some(last_sent_ns + self.config.heartbeat_ns);
-        [silence, heartbeat, waits.deadline_ns].into_iter().flatten().min()
+        [silence, heartbeat, waits.deadline_ns, switch].into_iter().flatten().min()
     }
 
     /// Exits the backup was sent and has not executed, as far as the primary knows; 0 elsewhere.

@@ -58,6 +58,16 @@ pub enum DivergencePolicy {
     Resync,
 }
 
+/// What a broken way to the guest's clients leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkPolicy {
+    /// The hosts change roles when the other's is whole.
+    #[default]
+    Switch,
+    /// Nothing.
+    Ignore,
+}
+
 /// A backup that catches up says so every [`REPORT_EXITS`], so that a primary that waits for half
 /// of the lag goes on.
 const LAG_EXITS_LEAST: u64 = 4 * REPORT_EXITS;
@@ -107,6 +117,8 @@ pub struct SessionConfig {
     pub on_divergence: DivergencePolicy,
     /// Whose execution a resync believes (the primary's counts).
     pub believe: Role,
+    /// What a broken way from this host to the clients leads to while it speaks for the guest.
+    pub on_link_down: LinkPolicy,
     /// A side that has been silent for this long says that it is alive.
     pub heartbeat_ns: u64,
     /// A peer that has been silent for this long is lost.
@@ -134,6 +146,7 @@ impl SessionConfig {
             release: ReleasePolicy::default(),
             on_divergence: DivergencePolicy::default(),
             believe: Role::Primary,
+            on_link_down: LinkPolicy::default(),
             heartbeat_ns: 50_000_000,
             failure_ns: 500_000_000,
             stall_ns: 10_000_000_000,
@@ -141,6 +154,11 @@ impl SessionConfig {
             evidence_ns: 1_000_000_000,
             limits: Limits::default(),
         }
+    }
+
+    /// Time a backup is given to take over from a primary that hung up.
+    pub(super) fn hand_over_ns(&self) -> u64 {
+        2 * self.failure_ns
     }
 
     /// Silence after which a side gives up while a state is under way.

@@ -4,6 +4,7 @@ mod attach;
 mod disk;
 mod diverge;
 mod flow;
+mod hand_over;
 mod handshake;
 
 use super::backup::Backup;
@@ -44,6 +45,8 @@ enum Phase {
     Attaching { gated: bool },
     /// The guest stands still; for the backup to take over.
     Yielding(Yielding),
+    /// For the backup to notice that this side hung up; nothing is released.
+    HandingOver { deadline_ns: u64 },
 }
 
 /// How the primary asks its backup to take over.
@@ -111,6 +114,7 @@ impl Primary {
                 self.ended = Some(state_digest);
                 self.finish_if_ended(cx);
             }
+            SessionEvent::VcpuStuck { unseen_ns } => self.on_vcpu_stuck(cx, unseen_ns),
             SessionEvent::HostStop => stop_on_request(cx, self.term),
             SessionEvent::DiskFlushed { id } => self.flushes.on_own(id),
             SessionEvent::DiskFailed { id, description } => {
@@ -121,6 +125,7 @@ impl Primary {
             | SessionEvent::ReplayFault { .. }
             | SessionEvent::StateTaken { .. }
             | SessionEvent::TookOver { .. }
+            | SessionEvent::ClientLink { .. }
             | SessionEvent::Strays(_) => {}
             SessionEvent::StartAlone => self.start_alone(cx),
             SessionEvent::State(part) => self.on_state(cx, part),
@@ -141,7 +146,9 @@ impl Primary {
     fn on_connected(&mut self, cx: &mut Context<'_>) {
         match self.phase {
             // Whatever the claim brings, there will be no room for a newcomer.
-            Phase::ClaimingTerm { .. } | Phase::StartingAlone { .. } => cx.hang_up(),
+            Phase::ClaimingTerm { .. }
+            | Phase::StartingAlone { .. }
+            | Phase::HandingOver { .. } => cx.hang_up(),
             Phase::Alone => cx.send_hello(true),
             _ => cx.send_hello(false),
         }
@@ -172,6 +179,9 @@ impl Primary {
         if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
             match self.phase {
                 Phase::AwaitingEvidence { .. } => self.settle(cx, None),
+                Phase::HandingOver { .. } => {
+                    self.carry_out(cx, Trouble::TimeOver, "the backup had time to take over");
+                }
                 Phase::Yielding(_) => self.lose_peer(cx, "backup did not take over"),
                 Phase::Protected => self.lose_peer(cx, "backup lives but gets nowhere"),
                 _ => self.lose_peer(cx, "backup did not answer the welcome"),
@@ -375,6 +385,7 @@ impl Primary {
             (Decision::StayAlone, _) => self.phase = Phase::Alone,
             (Decision::ShipState, _) => self.ship_state(cx, true),
             (Decision::Yield, _) => self.yield_unequal(cx),
+            (Decision::HandOver, _) => self.hand_over(cx),
             (Decision::StopLostWitness, _) => {
                 cx.stop(StopReason::LostWitness { term: self.term.next() });
             }
@@ -414,6 +425,7 @@ impl Primary {
             Phase::Attaching { gated: false } => Situation::Attaching,
             Phase::Attaching { gated: true } => Situation::Resyncing,
             Phase::Yielding(_) => Situation::Yielding,
+            Phase::HandingOver { .. } => Situation::HandingOver,
             Phase::Alone => panic!("a primary that is alone has nothing to decide"),
         }
     }
@@ -430,6 +442,7 @@ impl Primary {
             Phase::StartingAlone { .. } => "StartingAlone",
             Phase::Attaching { .. } => "Attaching",
             Phase::Yielding(_) => "Yielding",
+            Phase::HandingOver { .. } => "HandingOver",
         }
     }
 
@@ -446,7 +459,9 @@ impl Primary {
             Phase::AwaitingReady { deadline_ns } | Phase::AwaitingEvidence { deadline_ns, .. } => {
                 Some(deadline_ns)
             }
-            Phase::Yielding(Yielding { deadline_ns, .. }) => Some(deadline_ns),
+            Phase::Yielding(Yielding { deadline_ns, .. }) | Phase::HandingOver { deadline_ns } => {
+                Some(deadline_ns)
+            }
             Phase::Protected if self.owes_progress() => Some(self.progress_ns + config.stall_ns),
             _ => None,
         };

@@ -9,7 +9,7 @@ use ftvmm_replication::{
 };
 
 use crate::guest::Guest;
-use crate::world::{MS, Options};
+use crate::world::{FAILURE_NS, MS, Options};
 
 pub enum Parcel {
     Bytes(Vec<u8>),
@@ -35,6 +35,8 @@ pub struct Host {
     pub congested: bool,
     pub crashed: bool,
     pub paused_until_ns: u64,
+    /// Its host does not let go of the guest's processor until then.
+    pub stuck_until_ns: u64,
     /// Deadline of the tick under way.
     pub tick_due_ns: Option<u64>,
     pub received_through: u64,
@@ -72,15 +74,17 @@ impl Host {
             tsc: TscMode::Trap,
             memory_mib: 1,
             net_mac: None,
+            net_mtu: None,
             on_reset: OnReset::default(),
             on_panic: OnPanic::default(),
         };
         let config = SessionConfig {
             release: options.release,
             on_divergence: options.on_divergence,
+            on_link_down: options.on_link_down,
             believe: options.believe,
             heartbeat_ns: 5 * MS,
-            failure_ns: 50 * MS,
+            failure_ns: FAILURE_NS,
             handshake_ns: 100 * MS,
             evidence_ns: 40 * MS,
             limits: Limits {
@@ -106,6 +110,7 @@ impl Host {
             congested: false,
             crashed: false,
             paused_until_ns: 0,
+            stuck_until_ns: 0,
             tick_due_ns: None,
             received_through: 0,
             own_term: None,

@@ -6,8 +6,8 @@ use std::collections::BinaryHeap;
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::witness::judge;
 use ftvmm_replication::{
-    Action, Claim, DisconnectReason, DivergencePolicy, GroupEncoder, ReleasePolicy, ReplayCursor,
-    Role, SessionEvent, StatePart, StopReason, Term, WitnessEntry, decode_group,
+    Action, Claim, DisconnectReason, DivergencePolicy, GroupEncoder, LinkPolicy, ReleasePolicy,
+    ReplayCursor, Role, SessionEvent, StatePart, StopReason, Term, WitnessEntry, decode_group,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -23,6 +23,8 @@ pub const MS: u64 = 1_000_000;
 /// Faults happen before this; then the survivor has until [`END_NS`].
 const FAULTS_END_NS: u64 = 300 * MS;
 const END_NS: u64 = 900 * MS;
+/// Silence after which a host is lost, and after which a processor is stuck.
+pub const FAILURE_NS: u64 = 50 * MS;
 const PRIMARY: usize = 0;
 /// The host that is the backup in the beginning.
 pub const BACKUP: usize = 1;
@@ -36,6 +38,8 @@ pub struct Options {
     pub on_divergence: DivergencePolicy,
     /// Whose state counts after one.
     pub believe: Role,
+    /// What a broken way to the clients leads to.
+    pub on_link_down: LinkPolicy,
     /// How many faults are tried.
     pub faults: u64,
     /// How many times the operator wants something.
@@ -67,6 +71,7 @@ impl Options {
             starts_alone: any(4) == 0,
             diverges: any(5) == 0,
             ends_at: (any(4) == 0).then(|| 20 + any(780) as u64),
+            on_link_down: [LinkPolicy::Switch, LinkPolicy::Ignore][any(3) / 2],
         }
     }
 }
@@ -112,6 +117,16 @@ pub enum Due {
         granted: bool,
     },
     Fault,
+    /// The watchdog of a host looks at the guest's processor.
+    Watch {
+        host: usize,
+        life: u64,
+    },
+    /// A host's way to the clients is whole again.
+    LinkUp {
+        host: usize,
+        life: u64,
+    },
     /// The operator wants something.
     Order,
     /// A fresh host takes the place of one that is gone.
@@ -207,14 +222,24 @@ impl World {
     }
 
     fn perform(&mut self, due: Due) {
-        if let Due::Turn { host, life } | Due::Tick { host, life } | Due::Answer { host, life, .. } =
-            due
+        if let Due::Turn { host, life }
+        | Due::Tick { host, life }
+        | Due::Watch { host, life }
+        | Due::LinkUp { host, life }
+        | Due::Answer { host, life, .. } = due
             && self.hosts[host].life != life
         {
             return;
         }
+        if let Due::Turn { host, .. } = due
+            && self.now_ns < self.hosts[host].stuck_until_ns
+        {
+            return self.after(self.hosts[host].stuck_until_ns - self.now_ns, due);
+        }
         if let Due::Turn { host, .. }
         | Due::Tick { host, .. }
+        | Due::Watch { host, .. }
+        | Due::LinkUp { host, .. }
         | Due::Arrive { host, .. }
         | Due::Answer { host, .. } = due
         {
@@ -239,6 +264,8 @@ impl World {
                 self.step(host, SessionEvent::TermClaimed { term: Term(term), granted });
             }
             Due::Fault => self.fault(),
+            Due::Watch { host, .. } => self.watch(host),
+            Due::LinkUp { host, .. } => self.step(host, SessionEvent::ClientLink { up: true }),
             Due::Order => self.order(),
             Due::Replace(host) => self.replace(host),
         }
@@ -315,7 +342,7 @@ impl World {
 
     fn fault(&mut self) {
         let victim = self.random.between(0, 2) as usize;
-        let kind = self.random.between(0, 6);
+        let kind = self.random.between(0, 9);
         self.trace(&format!("fault {kind} at host {victim}"));
         match kind {
             // A crash; what was sent may still arrive, and the peer's kernel may tell it or not.
@@ -341,10 +368,32 @@ impl World {
             }
             // The connection breaks in silence.
             4 => self.cut = true,
+            // The guest's processor does not come back for a while; the rest of the host is well.
+            5 | 6 => {
+                let stuck_ns = self.random.between(MS, 250 * MS);
+                self.hosts[victim].stuck_until_ns = self.now_ns + stuck_ns;
+                let life = self.hosts[victim].life;
+                self.after(FAILURE_NS, Due::Watch { host: victim, life });
+            }
+            // Clients do not reach the host for a while.
+            7 => {
+                let life = self.hosts[victim].life;
+                self.step(victim, SessionEvent::ClientLink { up: false });
+                let down_ns = self.random.between(MS, 300 * MS);
+                self.after(down_ns, Due::LinkUp { host: victim, life });
+            }
             _ => {
                 let pause_ns = self.random.between(MS, 150 * MS);
                 self.hosts[victim].paused_until_ns = self.now_ns + pause_ns;
             }
+        }
+    }
+
+    /// A guest that waits for the other host is not stuck, wherever its thread is.
+    fn watch(&mut self, host: usize) {
+        let own = &self.hosts[host];
+        if self.now_ns < own.stuck_until_ns && own.begun && !own.session.is_yielding() {
+            self.step(host, SessionEvent::VcpuStuck { unseen_ns: FAILURE_NS });
         }
     }
 
@@ -468,6 +517,7 @@ impl World {
                 self.hosts[host].strays = self.random.between(0, 4);
             }
             Action::Receive(frames) => self.hosts[host].received.extend(frames),
+            Action::SwitchRoles => self.hosts[host].switch_wanted = true,
             Action::Decided { .. } | Action::StateTaken { .. } => {}
             Action::Stop(reason) => {
                 self.close(host);

@@ -1,7 +1,7 @@
 //! The first program of a lab host: sets the machine up, then runs what it is told to.
 //!
 //! Started three ways. As `/init` of a lab host it loads modules, mounts, opens the virtio-serial
-//! port and supervises. As `lab-agent supervise` it is process 1 of a PID namespace on a machine
+//! port, or the serial line that `AGENT_PORT` names, and supervises. As `lab-agent supervise` it is process 1 of a PID namespace on a machine
 //! with real KVM and supervises only. To supervise is to start `lab-agent serve` on the same byte
 //! stream (its standard input and output) and to reap orphans; two processes, because a reaper of
 //! orphans would take the exit statuses that the server waits for.
@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use ftvmm_tests::lab::protocol::{
-    CHUNK_BYTES, CommandId, Ended, PORT_NAME, Report, Request, SHARE, SHARE_TAG, Start, Stream,
-    read_frame, write_frame,
+    CHUNK_BYTES, CommandId, Ended, PORT_NAME, Report, Request, SERIAL_MARK, SERIAL_PORT, SHARE,
+    SHARE_TAG, Start, Stream, read_frame, write_frame,
 };
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
@@ -75,27 +75,62 @@ fn set_up_and_supervise() -> Result<(), Box<dyn Error>> {
         mount(Some(*kind), *place, Some(*kind), MsFlags::empty(), Some(*data))
             .map_err(|errno| format!("mounting {place}: {errno}"))?;
     }
-    load_modules(Path::new("/modules"))?;
-    fs::create_dir_all(SHARE)?;
-    mount(Some(SHARE_TAG), SHARE, Some("virtiofs"), MsFlags::empty(), None::<&str>)
-        .map_err(|errno| format!("mounting {SHARE}: {errno}"))?;
-    let port = OpenOptions::new().read(true).write(true).open(agent_port()?)?;
+    load_modules(Path::new("/modules"), &fs::read_to_string("/proc/cmdline")?)?;
+    let port = match std::env::var_os(SERIAL_PORT) {
+        Some(line) => serial_line(&Path::new("/dev").join(line))?,
+        None => {
+            mount(Some(SHARE_TAG), SHARE, Some("virtiofs"), MsFlags::empty(), None::<&str>)
+                .map_err(|errno| format!("mounting {SHARE}: {errno}"))?;
+            OpenOptions::new().read(true).write(true).open(agent_port()?)?
+        }
+    };
     let search_path = format!("{SHARE}/bin:/bin");
     supervise(Some(&search_path), port.try_clone()?.into(), port.into())
 }
 
 /// Loads every file of `directory` in the order of the names, which the builder of the initramfs
-/// chose so that each module comes after those it needs.
-fn load_modules(directory: &Path) -> Result<(), Box<dyn Error>> {
+/// chose so that each module comes after those it needs. Parameters come from the kernel's command line.
+fn load_modules(directory: &Path, command_line: &str) -> Result<(), Box<dyn Error>> {
     let mut modules: Vec<PathBuf> =
         fs::read_dir(directory)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
     modules.sort();
     for module in modules {
         let file = File::open(&module)?;
-        finit_module(file.as_fd(), &CString::default(), ModuleInitFlags::empty())
+        let parameters = CString::new(parameters(&module, command_line))?;
+        finit_module(file.as_fd(), &parameters, ModuleInitFlags::empty())
             .map_err(|errno| format!("loading {}: {errno}", module.display()))?;
     }
     Ok(())
+}
+
+/// What the command line says for the module in this file, `<nn>-<name>.ko`, as modprobe reads it: `name.parameter=value`,
+/// a dash and an underscore being the same.
+fn parameters(file: &Path, command_line: &str) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_");
+    let name = stem.split_once('_').map_or("", |(_number, name)| name);
+    let of_module = |word: &&str| {
+        word.split_once('.').is_some_and(|(module, _)| module.replace('-', "_") == name)
+    };
+    let words = command_line.split_whitespace().filter(of_module);
+    words.map(|word| &word[name.len() + 1..]).collect::<Vec<_>>().join(" ")
+}
+
+/// Opens a serial line for bytes of any value, and says that the agent is here.
+fn serial_line(path: &Path) -> Result<File, Box<dyn Error>> {
+    let mut line = OpenOptions::new().read(true).write(true).open(path)?;
+    // Not termios: nix's functions for the speed do not link statically.
+    #[allow(clippy::disallowed_methods, reason = "a host has the programs that the lab gave it")]
+    let set = Command::new("busybox")
+        .env("PATH", "/bin")
+        .args(["stty", "-F"])
+        .arg(path)
+        .args(["raw", "-echo", "115200"])
+        .status()?;
+    if !set.success() {
+        return Err(format!("stty of {} ended with {set}", path.display()).into());
+    }
+    line.write_all(SERIAL_MARK)?;
+    Ok(line)
 }
 
 /// The device file of the port; without udev nothing makes `/dev/virtio-ports/<name>`.
@@ -251,4 +286,17 @@ fn send(reports: &Reports, report: &Report) {
 
 fn lock(table: &Table) -> std::sync::MutexGuard<'_, BTreeMap<CommandId, Running>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_gets_its_own_parameters() {
+        let line = "console=ttyS0 kvm_intel.pml=0 kvm.x=1 kvm-intel.ept=N net.ifnames=0";
+        assert_eq!(parameters(Path::new("/modules/03-kvm-intel.ko"), line), "pml=0 ept=N");
+        assert_eq!(parameters(Path::new("/modules/02-kvm.ko"), line), "x=1");
+        assert_eq!(parameters(Path::new("/modules/01-tun.ko"), line), "");
+    }
 }

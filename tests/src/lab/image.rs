@@ -46,14 +46,27 @@ impl Drop for Image {
 pub(crate) fn build(folder: &Path, agent: &Path) -> Result<Image, LabError> {
     let kernel = packages::cloud_kernel()?;
     let initramfs = folder.join("initramfs.cpio");
-    let archive = archive(&kernel, agent)?;
+    let archive = archive(&kernel, agent, MODULES, &[])?;
     fs::write(&initramfs, archive).map_err(at(&initramfs))?;
     Ok(Image { kernel: kernel.bzimage, initramfs })
 }
 
-fn archive(kernel: &DebianKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
+/// A file of the outer machine and where a host has it.
+pub(crate) struct Content<'a> {
+    pub(crate) place: String,
+    pub(crate) path: &'a Path,
+}
+
+/// The initramfs of a host that runs `agent`, with these modules and what they need, and `content` in folders below
+/// `/share`.
+pub(crate) fn archive(
+    kernel: &DebianKernel,
+    agent: &Path,
+    modules: &[&str],
+    content: &[Content<'_>],
+) -> Result<Vec<u8>, LabError> {
     let mut archive = Archive(Vec::new());
-    for directory in ["bin", "modules"] {
+    for directory in ["bin", "modules", "share", "share/bin"] {
         archive.add(directory, ModeFileType::Directory, 0o755, &[])?;
     }
     archive.add("init", ModeFileType::Regular, 0o755, &read(agent)?)?;
@@ -68,7 +81,7 @@ fn archive(kernel: &DebianKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
     let dependencies = fs::read_to_string(&dependencies).map_err(at(&dependencies))?;
     let built_in = kernel.modules.join("modules.builtin");
     let built_in = fs::read_to_string(&built_in).map_err(at(&built_in))?;
-    let order = load_order(&dependencies, &not_built_in(&built_in, MODULES))
+    let order = load_order(&dependencies, &not_built_in(&built_in, modules))
         .map_err(|missing| LabError::NoModule { module: missing.module })?;
     for (number, module) in order.iter().enumerate() {
         let name = modules::plain_path(module).rsplit('/').next().unwrap_or_default();
@@ -80,6 +93,9 @@ fn archive(kernel: &DebianKernel, agent: &Path) -> Result<Vec<u8>, LabError> {
             0o644,
             &content,
         )?;
+    }
+    for Content { place, path } in content {
+        archive.add(place, ModeFileType::Regular, 0o755, &read(path)?)?;
     }
     trailer(archive.0).map_err(at("initramfs"))
 }

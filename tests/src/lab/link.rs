@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -27,7 +27,7 @@ pub(crate) struct Link {
     host: String,
     folder: PathBuf,
     watch: Arc<Watch>,
-    requests: Mutex<UnixStream>,
+    requests: Mutex<File>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -61,8 +61,20 @@ impl Link {
         host: &str,
         folder: &Path,
         watch: &Arc<Watch>,
-        stream: UnixStream,
+        stream: impl Into<OwnedFd>,
     ) -> Result<Arc<Self>, LabError> {
+        Self::after_mark(host, folder, watch, stream, &[])
+    }
+
+    /// As [`Self::new`], for a stream on which the agent may be heard after other things: its reports follow `mark`.
+    pub(crate) fn after_mark(
+        host: &str,
+        folder: &Path,
+        watch: &Arc<Watch>,
+        stream: impl Into<OwnedFd>,
+        mark: &'static [u8],
+    ) -> Result<Arc<Self>, LabError> {
+        let stream = File::from(stream.into());
         let mut reports = stream.try_clone().map_err(at("agent stream"))?;
         let link = Arc::new(Self {
             host: host.to_owned(),
@@ -74,8 +86,10 @@ impl Link {
         });
         let reader = Arc::clone(&link);
         thread::spawn(move || {
-            while let Ok(Some(report)) = read_frame(&mut reports) {
-                reader.on_report(report);
+            if skip_to(&mut reports, mark).is_ok() {
+                while let Ok(Some(report)) = read_frame(&mut reports) {
+                    reader.on_report(report);
+                }
             }
             reader.state().gone = true;
             reader.changed.notify_all();
@@ -210,6 +224,19 @@ impl CommandState {
         }
         captured.bytes.extend_from_slice(bytes);
     }
+}
+
+/// Reads up to and with `mark`.
+fn skip_to(stream: &mut impl Read, mark: &[u8]) -> std::io::Result<()> {
+    let mut last = Vec::new();
+    while last != mark {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        last.push(byte[0]);
+        let surplus = last.len().saturating_sub(mark.len());
+        last.drain(..surplus);
+    }
+    Ok(())
 }
 
 fn write_through(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
@@ -360,5 +387,20 @@ impl Drop for LabProcess {
             self.kill();
         }
         self.link.state().commands.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_before_the_mark_is_skipped() {
+        let mut stream = &b"no\xff MARMARKS"[..];
+        skip_to(&mut stream, b"MARK").unwrap();
+        assert_eq!(stream, b"S");
+        skip_to(&mut stream, b"").unwrap();
+        assert_eq!(stream, b"S");
+        assert!(skip_to(&mut stream, b"MARK").is_err());
     }
 }

@@ -10,7 +10,8 @@
 //!      + guest taps    + guest taps
 //! ```
 //! A host is an emulated machine ([`Backend::Lab`]) or a pair of namespaces on this machine
-//! ([`Backend::Local`]); tests do not see the difference. Guests may use 10.78.0.10 to .250.
+//! ([`Backend::Local`]); tests do not see the difference. Guests may use 10.78.0.10 to .250,
+//! and fd78::10 to ::250; the clients are fd78::254.
 //!
 //! Invariants: every wait is bounded by silence; everything a lab makes goes away when it is
 //! dropped, except its folder; what a killed lab left is removed by the next one.
@@ -22,6 +23,7 @@ mod client;
 mod error;
 mod host;
 mod image;
+mod intel;
 mod link;
 mod local;
 mod net;
@@ -37,6 +39,7 @@ use std::time::Duration;
 pub use choice::{Backend, choose_backend};
 pub use error::{LabError, at};
 pub use host::Host;
+pub use intel::{IntelConfig, IntelHost};
 pub use link::{LabProcess, Output};
 pub use protocol::Ended;
 

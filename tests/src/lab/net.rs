@@ -64,6 +64,9 @@ impl Nic {
 /// Address of the clients' end of the outer bridge; hosts have .1 and .2 there.
 pub(crate) const CLIENT_ADDRESS: &str = "10.78.0.254";
 
+/// The same for IPv6, of a network of its own (RFC 4193).
+pub(crate) const CLIENT_ADDRESS6: &str = "fd78::254";
+
 /// A network namespace that goes away with everything in it.
 pub(crate) struct Namespace {
     name: String,
@@ -195,6 +198,8 @@ pub(crate) fn build_outer(namespace: &Namespace) -> Result<(), LabError> {
         namespace.ip(&["link", "add", "name", bridge, "type", "bridge", "mcast_snooping", "0"])?;
         bring_up(namespace, bridge)?;
     }
+    let address6 = format!("{CLIENT_ADDRESS6}/64");
+    namespace.ip(&["addr", "add", &address6, "dev", Nic::Outer.bridge(), "nodad"])?;
     let address = format!("{CLIENT_ADDRESS}/24");
     namespace.ip(&["addr", "add", &address, "dev", Nic::Outer.bridge()])
 }
@@ -220,7 +225,7 @@ fn plug(namespace: &Namespace, nic: Nic, port: &str) -> Result<(), LabError> {
     bring_up(namespace, port)
 }
 
-/// Without IPv6 addresses, whose announcements would be noise in every guest.
+/// Without IPv6 addresses of its own making, whose announcements would be noise in every guest.
 fn bring_up(namespace: &Namespace, device: &str) -> Result<(), LabError> {
     namespace.ip(&["link", "set", "dev", device, "addrgenmode", "none"])?;
     namespace.ip(&["link", "set", "dev", device, "up"])

@@ -37,21 +37,28 @@ const SNIPPETS: &[&str] = &[
     "(ulimit -v 4000; awk 'BEGIN { while (1) s = s s 1 }'); echo $?",
 ];
 
+/// Ways to reset a PC (`/sys/kernel/reboot/type`).
+const RESETS: &[&str] = &["kbd", "acpi", "bios", "efi", "triple", "pci"];
+
 /// A Linux guest that runs a script and switches itself off.
 #[derive(Clone, Debug)]
 pub struct LinuxGuest {
     snippets: Vec<&'static str>,
     /// Pings reach it through a network card.
     pub pinged: bool,
+    /// How often and how it resets and runs its script again. It counts on a disk.
+    pub resets: Option<(u8, &'static str)>,
 }
 
 impl LinuxGuest {
     /// Draws a script.
     pub fn random(rng: &mut Rng) -> Self {
-        let count = rng.usize(3..=9);
+        let resets = (rng.u8(0..3) == 0).then(|| (rng.u8(1..=2), *pick(rng, RESETS)));
+        let count = if resets.is_some() { rng.usize(1..=3) } else { rng.usize(3..=9) };
         Self {
             snippets: (0..count).map(|_| *pick(rng, SNIPPETS)).collect(),
             pinged: rng.u8(0..3) == 0,
+            resets,
         }
     }
 
@@ -62,8 +69,15 @@ impl LinuxGuest {
 
     /// The script of the snippets `kept`.
     pub fn script(&self, kept: &[usize]) -> String {
+        let last = match self.resets {
+            None => "reboot -f".to_owned(),
+            Some((times, kind)) => format!(
+                "n=$(head -c 1 /dev/vda | tr -dc 0-9); [ ${{n:-0}} = {times} ] && poweroff -f; \
+                 echo $((${{n:-0}} + 1)) > /dev/vda; echo {kind} > /sys/kernel/reboot/type; reboot -f"
+            ),
+        };
         let chosen = kept.iter().map(|&index| self.snippets[index]);
-        chosen.chain(["reboot -f"]).collect::<Vec<_>>().join("; ")
+        chosen.chain([last.as_str()]).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -74,13 +88,16 @@ mod tests {
 
     #[test]
     fn every_script_fits_on_a_command_line() {
+        let mut resets = 0;
         for seed in 0..500 {
             let guest = LinuxGuest::random(&mut Rng::with_seed(seed));
             let all: Vec<usize> = (0..guest.parts().len()).collect();
             let line = cmdline(&guest.script(&all));
             // 2048 in all, and ftvmm adds its own parameters.
             assert!(line.len() < 1500, "{} bytes: {line}", line.len());
+            resets += u32::from(guest.resets.is_some());
         }
+        assert!((100..250).contains(&resets), "{resets} of 500");
         assert!(SNIPPETS.iter().all(|snippet| !snippet.contains('"')));
     }
 }

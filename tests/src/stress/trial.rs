@@ -16,6 +16,8 @@ const BARE_MIB: &str = "32";
 const LINUX_MIB: &str = "96";
 /// Enough to unpack two kernels.
 const CLOUD_MIB: &str = "512";
+/// The disk on which a guest that resets counts.
+const DISK_BYTES: usize = 4096;
 /// `--max-input-delay` of a run without slices.
 const NO_SLICES_MS: &str = "10000";
 /// A run that has not ended by itself is asked to, and later made to.
@@ -43,9 +45,9 @@ if [ "$address" ]; then
     busybox ping -i 0.2 "$address" >/dev/null 2>&1 & pinging=$!
 fi
 if [ "$pause" = 0 ]; then
-    run "$name-recorded" "$@" --record "$name.log" </dev/null
+    run "$name-recorded" "$@" --record "$name.log" --overwrite </dev/null
 else
-    keys | run "$name-recorded" "$@" --record "$name.log"
+    keys | run "$name-recorded" "$@" --record "$name.log" --overwrite
 fi
 [ -z "$pinging" ] || kill "$pinging"
 for again in first second; do
@@ -138,8 +140,17 @@ fn prepare(
                 _ => NO_SLICES_MS,
             };
             let elf = site.inside(&file);
-            let words =
-                ["ftvmm", "--kernel", &elf, "--mem", BARE_MIB, "--max-input-delay", delay_ms];
+            let words = [
+                "ftvmm",
+                "--kernel",
+                &elf,
+                "--mem",
+                BARE_MIB,
+                "--max-input-delay",
+                delay_ms,
+                "--on-reset",
+                "end",
+            ];
             (words.map(str::to_owned).to_vec(), *typing_pause_us, false)
         }
         Plan::Linux(guest) => {
@@ -148,7 +159,16 @@ fn prepare(
             let net = ["--net", tap.as_str()];
             let fixed = ["--cmdline", &line, "--mem", LINUX_MIB];
             let net = if guest.pinged { &net[..] } else { &[] };
-            (site.boot(&[&fixed, net].concat()), 0, guest.pinged)
+            let words = [&fixed, net].concat();
+            let command = if guest.resets.is_some() {
+                let file = format!("{name}.disk");
+                site.write(&file, &[0; DISK_BYTES])?;
+                let disk = format!("path={}", site.inside(&file));
+                site.power_on(GuestKernel::Tiny, &[&words[..], &["--disk", &disk]].concat())
+            } else {
+                site.boot(&words)
+            };
+            (command, 0, guest.pinged)
         }
         Plan::Cloud(guest) => {
             let line = cmdline(&guest.script(kept));

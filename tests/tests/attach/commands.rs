@@ -25,7 +25,7 @@ fn status(member: &Member<'_>) -> Result<Status, Failed> {
 
 /// A guest without a pair can be looked at and stopped; the rest is refused and does no harm.
 fn solo(site: &Site) -> Result<(), Failed> {
-    let group = group(site, options(&[]))?;
+    let group = group(site, RunOptions::default())?;
     let solo = group.launch(0, &["--role", "solo"])?;
     site.answers(&solo.process)?;
     let before = status(&solo)?;

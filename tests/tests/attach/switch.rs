@@ -18,7 +18,7 @@ const SWITCHES: u64 = 4;
 const DOWNLOAD_BYTES: u64 = 48 * MIB;
 
 /// The one that speaks for the guest and the one that follows, after a switch on the first's order.
-fn switched<'a>(primary: Member<'a>, backup: Member<'a>) -> Result<[Member<'a>; 2], Failed> {
+pub fn switched<'a>(primary: Member<'a>, backup: Member<'a>) -> Result<[Member<'a>; 2], Failed> {
     let began = clock::now();
     let answer = primary.ask(&["switch"])?;
     let said = String::from_utf8_lossy(&answer.stderr).into_owned();

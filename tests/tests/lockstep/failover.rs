@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Rounds unless `FTVMM_ROUNDS` says otherwise.
-pub const ROUNDS: u64 = 10;
+/// Rounds unless `FTVMM_ROUNDS` says otherwise: one for each kind of moment.
+pub const ROUNDS: u64 = 5;
 const DOWNLOAD_BYTES: u64 = 8 * MIB;
 /// Some seconds of each.
 const CLOCK_READINGS: u64 = 20_000;

@@ -7,7 +7,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
@@ -15,11 +16,12 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use ftvmm_devices::VirtioSlot;
 use ftvmm_devices::acpi::{
-    PM_TIMER_BYTES, PM_TIMER_PORT, PM1A_CONTROL_BYTES, PM1A_CONTROL_PORT, PM1A_EVENT_BYTES,
-    PM1A_EVENT_PORT, S5_SLEEP_TYPE, SCI_IRQ,
+    GENERATION_EVENT, GENERATION_ID_ADDRESS, GPE0_BYTES, GPE0_PORT, PM_TIMER_BYTES, PM_TIMER_PORT,
+    PM1A_CONTROL_BYTES, PM1A_CONTROL_PORT, PM1A_EVENT_BYTES, PM1A_EVENT_PORT, S5_SLEEP_TYPE,
+    SCI_IRQ,
 };
+use ftvmm_devices::{PVPANIC_PORT, VirtioSlot};
 
 const OEM_ID: [u8; 6] = *b"FTVMM ";
 const OEM_TABLE_ID: [u8; 8] = *b"FTVMM   ";
@@ -33,6 +35,8 @@ const ALIGNMENT_BYTES: usize = 64;
 /// The reset control register and the value that resets ([`ftvmm_devices`]' port 0xcf9).
 const RESET_PORT: u64 = 0xcf9;
 const RESET_VALUE: u8 = 0x06;
+/// The generation counter's only notification.
+const GENERATION_CHANGED: u8 = 0x80;
 /// CMOS index of the century.
 const RTC_CENTURY: u8 = 0x32;
 /// IAPC_BOOT_ARCH (§5.2.9.3): there are legacy devices, no VGA, no MSI; bit 1 clear: no keyboard controller.
@@ -96,6 +100,8 @@ fn fadt(facs: u32, dsdt: u32) -> FADT {
     table.pm1_cnt_len = PM1A_CONTROL_BYTES;
     table.pm_tmr_blk = u32::from(PM_TIMER_PORT).into();
     table.pm_tmr_len = PM_TIMER_BYTES;
+    table.gpe0_blk = u32::from(GPE0_PORT).into();
+    table.gpe0_blk_len = GPE0_BYTES;
     table.p_lvl2_lat = NO_C2_LATENCY_US.into();
     table.p_lvl3_lat = NO_C3_LATENCY_US.into();
     table.century = RTC_CENTURY;
@@ -111,12 +117,45 @@ fn dsdt(slots: &[VirtioSlot]) -> Sdt {
     let zero = 0u8;
     let s5 = Package::new(vec![&S5_SLEEP_TYPE, &zero, &zero, &zero]);
     table.append_slice(&bytes(&Name::new(Path::new("\\_S5_"), &s5)));
-    let devices = (0..).zip(slots).flat_map(|(number, slot)| virtio(number, slot)).collect();
+    let mut devices: Vec<u8> =
+        (0..).zip(slots).flat_map(|(number, slot)| virtio(number, slot)).collect();
+    devices.extend(pvpanic());
+    devices.extend(generation_counter());
     table.append_slice(&Scope::raw(Path::new("\\_SB_"), devices));
+    let counter = Path::new("\\_SB_.VGEN");
+    let changed = Notify::new(&counter, &GENERATION_CHANGED);
+    let event =
+        Method::new(format!("_E{GENERATION_EVENT:02X}").as_str().into(), 0, false, vec![&changed]);
+    table.append_slice(&Scope::raw(Path::new("\\_GPE"), bytes(&event)));
     table
 }
 
-/// The AML of one device.
+/// QEMU's device that is told of panics.
+fn pvpanic() -> Vec<u8> {
+    let port = IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
+    let resources = ResourceTemplate::new(vec![&port]);
+    let names =
+        [Name::new(Path::new("_HID"), &"QEMU0001"), Name::new(Path::new("_CRS"), &resources)];
+    let names = names.iter().map(|name| name as &dyn Aml).collect();
+    bytes(&Device::new(Path::new("PEVT"), names))
+}
+
+/// The generation counter, as "Virtual Machine Generation ID" (Microsoft 2012) has it; Linux' `vmgenid` knows both names.
+fn generation_counter() -> Vec<u8> {
+    let compatible = Package::new(vec![&"VM_Gen_Counter", &"VMGENCTR"]);
+    let (low, high) = (GENERATION_ID_ADDRESS as u32, (GENERATION_ID_ADDRESS >> 32) as u32);
+    let address = Package::new(vec![&low, &high]);
+    let names = [
+        Name::new(Path::new("_HID"), &"FTVM0001"),
+        Name::new(Path::new("_CID"), &compatible),
+        Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+        Name::new(Path::new("ADDR"), &address),
+    ];
+    let names = names.iter().map(|name| name as &dyn Aml).collect();
+    bytes(&Device::new(Path::new("VGEN"), names))
+}
+
+/// The AML of one virtio device.
 fn virtio(number: u8, slot: &VirtioSlot) -> Vec<u8> {
     let registers = Memory32Fixed::new(true, slot.base as u32, slot.bytes as u32);
     let interrupt = Interrupt::new(true, false, false, false, slot.irq.into());
@@ -184,7 +223,8 @@ mod tests {
         assert_eq!(u32::from_le_bytes(at(&fadt, 56)), 0x600, "PM1a_EVT_BLK");
         assert_eq!(u32::from_le_bytes(at(&fadt, 64)), 0x604, "PM1a_CNT_BLK");
         assert_eq!(u32::from_le_bytes(at(&fadt, 76)), 0x608, "PM_TMR_BLK");
-        assert_eq!(fadt[88..92], [4, 2, 0, 4], "lengths");
+        assert_eq!(fadt[88..94], [4, 2, 0, 4, 2, 0], "lengths");
+        assert_eq!(u32::from_le_bytes(at(&fadt, 80)), 0x60c, "GPE0_BLK");
         let flags = u32::from_le_bytes(at(&fadt, 112));
         assert_eq!(flags & (1 << 4), 0, "the power button is fixed hardware");
         assert_eq!(flags & (1 << 8), 1 << 8, "TMR_VAL_EXT");
@@ -205,6 +245,11 @@ mod tests {
             assert!(has(&[&registers[..], &[0x89, 6, 0, 1, 1, irq, 0, 0, 0]].concat()));
         }
         assert!(has(b"_HID\x0dLNRO0005\0"));
+        assert!(has(b"_HID\x0dQEMU0001\0"));
+        // §6.4.2.5: 16 bits decoded, port 0x505, one.
+        assert!(has(&[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1]));
+        assert!(has(b"_CID\x12\x1c\x02\x0dVM_Gen_Counter\0\x0dVMGENCTR\0"));
+        assert!(has(b"_E00\0\x86\\.\x5f_SB_VGEN\x0a\x80") || has(b"VGEN\x0a\x80"));
         assert!(has(b"_S5_\x12\x07\x04\x0a\x05\0\0\0"));
         assert!(!dsdt(&[]).as_slice().windows(4).any(|window| window == b"LNRO"));
     }

@@ -16,9 +16,12 @@ const OLDEST_PROTOCOL: u16 = 0x0208;
 const SECTOR_BYTES: usize = 512;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// Kernels are some 50 MiB; a payload that claims more than this is not one.
-const UNPACKED_BYTES_MAX: u64 = 512 << 20;
+pub const UNPACKED_BYTES_MAX: u64 = 512 << 20;
 /// Linux packs with the legacy LZ4 frame: blocks of at most 8 MiB unpacked.
 const LZ4_LEGACY_BLOCK_BYTES: usize = 8 << 20;
+
+/// What the xz decoder may take: its dictionary is as large as the file says. Linux packs with 128 MiB at most.
+const XZ_MEMORY_BYTES_MAX: u64 = 256 << 20;
 
 type Unpack = fn(&[u8]) -> std::io::Result<Vec<u8>>;
 
@@ -47,6 +50,20 @@ pub enum ImageError {
         /// The file's version.
         got: u16,
     },
+    /// An ELF file for another processor.
+    #[error("is a {bits}-bit ELF for {machine}; wanted is a 64-bit one for x86-64")]
+    OtherElf {
+        /// Of its class.
+        bits: u8,
+        /// Its machine, by name where there is one here.
+        machine: String,
+    },
+    /// It speaks the boot protocol and packs no kernel.
+    #[error(
+        "has a bzImage's header and no packed kernel, as memtest86+ and boot loaders have: it would run in 16- or \
+         32-bit mode, which this machine does not start in; wanted is a Linux bzImage or an x86-64 ELF vmlinux"
+    )]
+    NoPayload,
     /// The payload lies outside the file.
     #[error("is cut off: its payload ends at byte {end}, the file at {file_bytes}")]
     CutOff {
@@ -87,6 +104,7 @@ impl KernelImage {
     /// Says what the bytes are not.
     pub fn parse(file: Vec<u8>) -> Result<Self, ImageError> {
         if file.starts_with(ELF_MAGIC) {
+            check_elf(&file)?;
             return Ok(Self { elf: file, header: setup_header::default() });
         }
         let header = setup_header_of(&file)
@@ -98,14 +116,41 @@ impl KernelImage {
             if header.setup_sects == 0 { 4 } else { usize::from(header.setup_sects) };
         let start = (setup_sectors + 1) * SECTOR_BYTES + header.payload_offset as usize;
         let end = start + header.payload_length as usize;
+        if header.payload_length == 0 {
+            return Err(ImageError::NoPayload);
+        }
         let payload =
             file.get(start..end).ok_or(ImageError::CutOff { end, file_bytes: file.len() })?;
         let elf = unpack(payload)?;
         if !elf.starts_with(ELF_MAGIC) {
             return Err(ImageError::NotAKernel { first_bytes: first_bytes(&elf) });
         }
+        check_elf(&elf)?;
         Ok(Self { elf, header })
     }
+}
+
+/// Refuses an ELF file that is for another processor (System V ABI, ELF header: EI_CLASS, e_machine).
+fn check_elf(file: &[u8]) -> Result<(), ImageError> {
+    const CLASS: usize = 4;
+    const MACHINE: usize = 18;
+    let bits = match file.get(CLASS) {
+        Some(1) => 32,
+        _ => 64,
+    };
+    let machine = match file.get(MACHINE..MACHINE + 2) {
+        Some(bytes) => u16::from_le_bytes([bytes[0], bytes[1]]),
+        None => 0,
+    };
+    let name = match machine {
+        62 if bits == 64 => return Ok(()),
+        3 => "Intel 80386".to_owned(),
+        62 => "x86-64".to_owned(),
+        183 => "AArch64".to_owned(),
+        243 => "RISC-V".to_owned(),
+        other => format!("machine {other}"),
+    };
+    Err(ImageError::OtherElf { bits, machine: name })
 }
 
 fn setup_header_of(file: &[u8]) -> Option<setup_header> {
@@ -129,8 +174,12 @@ fn unpack(payload: &[u8]) -> Result<Vec<u8>, ImageError> {
 
 fn read_bounded(reader: impl Read) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    reader.take(UNPACKED_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    reader.take(UNPACKED_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > UNPACKED_BYTES_MAX { Err(too_long()) } else { Ok(bytes) }
+}
+
+fn too_long() -> std::io::Error {
+    std::io::Error::other(format!("it unpacks to more than {} MiB", UNPACKED_BYTES_MAX >> 20))
 }
 
 fn unpack_gzip(payload: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -138,7 +187,8 @@ fn unpack_gzip(payload: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 fn unpack_xz(payload: &[u8]) -> std::io::Result<Vec<u8>> {
-    read_bounded(liblzma::read::XzDecoder::new(payload))
+    let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, 0)?;
+    read_bounded(liblzma::read::XzDecoder::new_stream(payload, stream))
 }
 
 fn unpack_zstd(payload: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -163,6 +213,9 @@ fn unpack_lz4_legacy(payload: &[u8]) -> std::io::Result<Vec<u8>> {
         let block = lz4_flex::block::decompress(block, LZ4_LEGACY_BLOCK_BYTES)
             .map_err(std::io::Error::other)?;
         unpacked.extend_from_slice(&block);
+        if unpacked.len() as u64 > UNPACKED_BYTES_MAX {
+            return Err(too_long());
+        }
         rest = &tail[size..];
     }
     Ok(unpacked)
@@ -191,7 +244,45 @@ mod tests {
     }
 
     fn vmlinux() -> Vec<u8> {
-        [ELF_MAGIC, &[7; 100_000]].concat()
+        elf(2, 62)
+    }
+
+    fn elf(class: u8, machine: u16) -> Vec<u8> {
+        let mut file = [ELF_MAGIC, &[7; 100_000]].concat();
+        file[4] = class;
+        file[18..20].copy_from_slice(&machine.to_le_bytes());
+        file
+    }
+
+    #[test]
+    fn an_elf_for_another_processor_is_named() {
+        for (class, machine, says) in
+            [(1, 3, "32-bit ELF for Intel 80386"), (2, 183, "64-bit ELF for AArch64")]
+        {
+            let error = KernelImage::parse(elf(class, machine)).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_packs_no_kernel_is_named() {
+        let error = KernelImage::parse(bzimage(&[])).unwrap_err().to_string();
+        assert!(error.contains("memtest86+"), "{error}");
+    }
+
+    #[test]
+    fn every_format_stops_at_the_same_length() {
+        let zeroes = vec![0; LZ4_LEGACY_BLOCK_BYTES];
+        let blocks = UNPACKED_BYTES_MAX as usize / zeroes.len() + 1;
+        let block = lz4_flex::block::compress(&zeroes);
+        let packed = [&(block.len() as u32).to_le_bytes()[..], &block].concat().repeat(blocks);
+        let lz4 = [&b"\x02\x21\x4c\x18"[..], &packed].concat();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        (0..blocks).for_each(|_| gzip.write_all(&zeroes).unwrap());
+        for packed in [lz4, gzip.finish().unwrap()] {
+            let error = KernelImage::parse(bzimage(&packed)).unwrap_err().to_string();
+            assert!(error.contains("unpacks to more than 512 MiB"), "{error}");
+        }
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {

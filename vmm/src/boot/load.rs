@@ -10,6 +10,8 @@
 //! | 0x9000 | page tables: the first 1 GiB mapped one to one in 2 MiB pages |
 //! | 0x20000 | command line |
 //! | 0xe0000 | ACPI tables, the RSDP first |
+//! | 0xff000 | generation identifier, 16 bytes of zero |
+//! | 0xffff0 | what a jump to the firmware's entry finds: a reset |
 //! | the ELF's own | kernel |
 //! | end of low memory, downward | initramfs |
 
@@ -41,6 +43,10 @@ const CMDLINE_BYTES_MAX: usize = 2048;
 const LOW_RAM_END: u64 = 0x9_fc00;
 const HIGH_RAM_START: u64 = 0x10_0000;
 const ACPI_TABLES: u64 = 0xe_0000;
+/// Where a processor begins, and where `reboot=bios` jumps to. No firmware is there, so it asks for a reset:
+/// mov dx, 0xcf9; mov al, 6; out dx, al; hlt; jmp to the hlt.
+const FIRMWARE_ENTRY: u64 = 0xf_fff0;
+const FIRMWARE_CODE: [u8; 9] = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
 const E820_RAM: u32 = 1;
 /// ACPI NVS: what the tables need, the FACS not to be reclaimed.
 const E820_NVS: u32 = 4;
@@ -63,22 +69,25 @@ const APIC_ENABLED: u64 = 1 << 11;
 
 /// What to boot.
 #[derive(Debug)]
-pub struct BootPlan<'a> {
+pub struct BootPlan {
     /// The kernel.
     pub kernel: KernelImage,
     /// The initramfs file, if any.
-    pub initramfs: Option<&'a [u8]>,
+    pub initramfs: Option<Vec<u8>>,
     /// The whole kernel command line.
-    pub cmdline: &'a str,
+    pub cmdline: String,
     /// The virtio devices.
-    pub virtio_slots: &'a [VirtioSlot],
+    pub virtio_slots: Vec<VirtioSlot>,
 }
 
-/// What was booted.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// The kernel's code and what was replaced in it.
-    pub code: KernelCode,
+/// What is booted, at power-on and after every reset: as it was read at first, whatever has become of the files.
+#[derive(Debug)]
+pub struct BootImage {
+    kernel: KernelImage,
+    code: KernelCode,
+    initramfs: Option<Vec<u8>>,
+    cmdline: String,
+    virtio_slots: Vec<VirtioSlot>,
 }
 
 /// Why a guest cannot be booted.
@@ -129,13 +138,30 @@ fn at<T>(address: u64, result: Result<T, vm_memory::GuestMemoryError>) -> Result
     result.map_err(|source| BootError::Memory { address, source })
 }
 
-/// Loads `plan` into `memory` and sets `vcpu` to the kernel's 64-bit entry.
-///
-/// # Errors
-/// When something does not fit or KVM refuses.
-pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loaded, BootError> {
-    let mut kernel = plan.kernel;
-    let code = tsc::patch(&mut kernel.elf);
+impl BootImage {
+    /// Puts the traps of the time stamp counter into the kernel.
+    pub fn new(plan: BootPlan) -> Self {
+        let BootPlan { mut kernel, initramfs, cmdline, virtio_slots } = plan;
+        let code = tsc::patch(&mut kernel.elf);
+        Self { kernel, code, initramfs, cmdline, virtio_slots }
+    }
+
+    /// The kernel's code and what was replaced in it.
+    pub fn code(&self) -> &KernelCode {
+        &self.code
+    }
+
+    /// Loads it into `memory`, which is zero, and sets `vcpu` to the kernel's 64-bit entry.
+    ///
+    /// # Errors
+    /// When something does not fit or KVM refuses.
+    pub fn load(&self, memory: &Memory, vcpu: &Vcpu) -> Result<(), BootError> {
+        load(self, memory, vcpu)
+    }
+}
+
+fn load(image: &BootImage, memory: &Memory, vcpu: &Vcpu) -> Result<(), BootError> {
+    let kernel = &image.kernel;
     let memory_bytes = memory.iter().map(|r| r.len()).sum();
     let low_end = memory.iter().map(|r| r.len()).next().unwrap_or(0).min(DEVICE_HOLE_START);
     let loaded =
@@ -147,22 +173,23 @@ pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loade
     params.hdr.boot_flag = 0xaa55;
     params.hdr.header = 0x5372_6448;
     params.hdr.kernel_alignment = 0x100_0000;
-    if let Some(initramfs) = plan.initramfs {
+    if let Some(initramfs) = &image.initramfs {
         let start = place_initramfs(initramfs.len(), loaded.kernel_end, low_end, memory_bytes)?;
         at(start, memory.write_slice(initramfs, GuestAddress(start)))?;
         params.hdr.ramdisk_image = start as u32;
         params.hdr.ramdisk_size = initramfs.len() as u32;
     }
-    let cmdline = Cmdline::try_from(plan.cmdline, CMDLINE_BYTES_MAX)
+    let cmdline = Cmdline::try_from(&image.cmdline, CMDLINE_BYTES_MAX)
         .map_err(|source| BootError::Cmdline { source })?;
     load_cmdline(memory, GuestAddress(CMDLINE), &cmdline)
         .map_err(|source| BootError::Kernel { memory_bytes, source })?;
     params.hdr.cmd_line_ptr = CMDLINE as u32;
-    params.hdr.cmdline_size = plan.cmdline.len() as u32;
+    params.hdr.cmdline_size = image.cmdline.len() as u32;
 
-    let tables = acpi::tables(ACPI_TABLES as u32, plan.virtio_slots);
+    let tables = acpi::tables(ACPI_TABLES as u32, &image.virtio_slots);
     at(ACPI_TABLES, memory.write_slice(&tables, GuestAddress(ACPI_TABLES)))?;
     params.acpi_rsdp_addr = ACPI_TABLES;
+    at(FIRMWARE_ENTRY, memory.write_slice(&FIRMWARE_CODE, GuestAddress(FIRMWARE_ENTRY)))?;
 
     let mut e820 = vec![
         (0, LOW_RAM_END, E820_RAM),
@@ -177,8 +204,7 @@ pub fn prepare(plan: BootPlan<'_>, memory: &Memory, vcpu: &Vcpu) -> Result<Loade
     at(ZERO_PAGE, memory.write_obj(params, GuestAddress(ZERO_PAGE)))?;
 
     write_page_tables(memory)?;
-    enter_long_mode(memory, vcpu, loaded.kernel_load.0)?;
-    Ok(Loaded { code })
+    enter_long_mode(memory, vcpu, loaded.kernel_load.0)
 }
 
 fn place_initramfs(

@@ -4,5 +4,5 @@ mod acpi;
 mod image;
 mod load;
 
-pub use image::{ImageError, KernelImage};
-pub use load::{BootError, BootPlan, Loaded, prepare};
+pub use image::{ImageError, KernelImage, UNPACKED_BYTES_MAX};
+pub use load::{BootError, BootImage, BootPlan};

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ftvmm_replication::TscMode;
+use ftvmm_replication::{OnPanic, OnReset, TscMode};
+
+use super::net_arg::NetArg;
+use crate::input::OnRecordError;
 
 /// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or runs it on
 /// two hosts in lockstep so that one may die.
@@ -45,8 +48,10 @@ pub enum Command {
     Switch(ControlArgs),
     /// Have a running ftvmm write its guest's state to a file; the guest goes on
     Snapshot(SnapshotArgs),
-    /// End a running ftvmm in good order
+    /// Press the guest's power button; a guest that does not listen, or takes too long, ends at its next exit
     Stop(ControlArgs),
+    /// Send the guest of a running ftvmm a non-maskable interrupt, for a crash dump
+    Nmi(ControlArgs),
 }
 
 /// `ftvmm …`: run a guest.
@@ -56,7 +61,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "restore")]
     pub kernel: Option<PathBuf>,
     /// Go on from a snapshot, with its guest: memory, command line and the rest are as they were
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["mem", "cmdline", "tsc", "connect"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mem", "cmdline", "tsc", "on_reset", "on_panic", "connect"])]
     pub restore: Option<PathBuf>,
     /// Initramfs
     #[arg(long, value_name = "FILE")]
@@ -70,8 +75,9 @@ pub struct RunArgs {
     /// CPU the guest sees: minimal, sse4, avx, or a template file [default: minimal]
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<PathBuf>,
-    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]
-    #[arg(long, value_name = "tap=NAME[,mac=M]")]
+    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,mtu=BYTES][,uplink=NAME]; the MTU is the tap's;
+    /// the uplink is the interface that leads to the clients, which is watched with the tap
+    #[arg(long, value_name = "tap=NAME[,mac=M][,mtu=N][,uplink=NAME]")]
     pub net: Option<NetArg>,
     /// Disk: a raw image file of this host's own, equal on both hosts
     #[arg(long, value_name = "path=FILE")]
@@ -82,6 +88,15 @@ pub struct RunArgs {
     /// What user mode's RDTSC and RDTSCP do
     #[arg(long, value_enum, default_value_t = Tsc::Trap)]
     pub tsc: Tsc,
+    /// When the guest resets the machine: it goes back to power-on in the same run, or the run ends
+    #[arg(long, value_enum, default_value_t = ResetPolicy::Restart)]
+    pub on_reset: ResetPolicy,
+    /// When the guest's kernel panics: the run ends with status 1, the machine goes back to power-on, or nothing
+    #[arg(long, value_enum, default_value_t = PanicPolicy::End)]
+    pub on_panic: PanicPolicy,
+    /// Seconds a guest that listens to its power button has to switch itself off when the run is to end; 0: none
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub stop_grace: u64,
     /// Part this host plays
     #[arg(long, value_enum, default_value_t = Role::Solo)]
     pub role: Role,
@@ -112,6 +127,10 @@ pub struct RunArgs {
     /// Whose state --on-divergence resync keeps
     #[arg(long, value_enum, default_value_t = Believe::Primary)]
     pub believe: Believe,
+    /// What to do when the tap or the uplink of this host is down and the other's is not, while this host speaks for the
+    /// guest
+    #[arg(long, value_enum, default_value_t = OnLinkDown::Switch)]
+    pub on_link_down: OnLinkDown,
     /// Silence after which the peer counts as dead, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..))]
     pub failure_timeout_ms: u64,
@@ -128,19 +147,26 @@ pub struct RunArgs {
     /// Exits between two checks of all memory in the log; 0 for none
     #[arg(long, value_name = "EXITS", default_value_t = 1024)]
     pub check_memory_every: u64,
-    /// Write a recording
+    /// Write a recording, into a new file; the guest then needs twice its memory
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// What a recording that cannot be written on leads to
+    #[arg(long, value_enum, default_value_t = RecordError::Continue, requires = "record")]
+    pub record_error: RecordError,
     /// Write a report at the end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
-    /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, stop
+    /// Replace the files of --record and --report if they are there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, nmi, stop
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Folder for incident reports
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub incident_dir: PathBuf,
-    /// For tests: flip one bit of this guest at an exit, mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT
+    /// For tests: flip one bit of this guest at an exit, mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT, or hold its processor there,
+    /// hang:MS@EXIT
     #[arg(long, value_name = "FAULT", hide = true)]
     pub inject_fault: Option<crate::fault::Fault>,
 }
@@ -183,6 +209,9 @@ pub struct ReplayArgs {
     /// Write a report at the end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Replace the files of --record and --report if they are there
+    #[arg(long)]
+    pub overwrite: bool,
     /// For tests: as without `replay`
     #[arg(long, value_name = "FAULT", hide = true)]
     pub inject_fault: Option<crate::fault::Fault>,
@@ -294,6 +323,45 @@ impl From<Tsc> for TscMode {
     }
 }
 
+/// What a reset by the guest leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResetPolicy {
+    /// The machine goes back to power-on; the run goes on, protected and recorded as before
+    Restart,
+    /// The run ends
+    End,
+}
+
+impl From<ResetPolicy> for OnReset {
+    fn from(policy: ResetPolicy) -> Self {
+        match policy {
+            ResetPolicy::Restart => Self::Restart,
+            ResetPolicy::End => Self::End,
+        }
+    }
+}
+
+/// What a panic of the guest's kernel leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PanicPolicy {
+    /// The run ends with status 1
+    End,
+    /// The machine goes back to power-on
+    Restart,
+    /// It is the guest's own affair
+    Ignore,
+}
+
+impl From<PanicPolicy> for OnPanic {
+    fn from(policy: PanicPolicy) -> Self {
+        match policy {
+            PanicPolicy::End => Self::End,
+            PanicPolicy::Restart => Self::Restart,
+            PanicPolicy::Ignore => Self::Ignore,
+        }
+    }
+}
+
 /// When a frame may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Release {
@@ -314,6 +382,15 @@ pub enum OnDivergence {
     Resync,
 }
 
+/// What a broken way to the guest's clients leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnLinkDown {
+    /// The hosts change roles
+    Switch,
+    /// Nothing: a line in the log and in the status
+    Ignore,
+}
+
 /// Whose execution a resync keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Believe {
@@ -321,6 +398,24 @@ pub enum Believe {
     Primary,
     /// For a primary whose host is the more suspect one
     Backup,
+}
+
+/// What a recording that cannot be written on leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecordError {
+    /// The guest goes on, unrecorded; the run ends with status 1
+    Continue,
+    /// The guest stops
+    Stop,
+}
+
+impl From<RecordError> for OnRecordError {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Continue => Self::Continue,
+            RecordError::Stop => Self::Stop,
+        }
+    }
 }
 
 /// What a failure of the primary's disk leads to.
@@ -345,46 +440,6 @@ impl FromStr for DiskArg {
             _ => Err(format!("'{text}' is not path=FILE")),
         }
     }
-}
-
-/// `tap=NAME[,mac=M]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetArg {
-    /// The tap's name.
-    pub tap: String,
-    /// The guest's MAC address.
-    pub mac: [u8; 6],
-}
-
-/// Locally administered; the same on both hosts, as it must be.
-const DEFAULT_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x46, 0x54, 0x01];
-
-impl FromStr for NetArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (mut tap, mut mac) = (None, DEFAULT_MAC);
-        for part in text.split(',') {
-            match part.split_once('=') {
-                Some(("tap", name)) => tap = Some(name.to_owned()),
-                Some(("mac", address)) => mac = parse_mac(address)?,
-                _ => return Err(format!("'{part}' is not tap=NAME or mac=aa:bb:cc:dd:ee:ff")),
-            }
-        }
-        Ok(Self { tap: tap.ok_or("tap=NAME is missing")?, mac })
-    }
-}
-
-fn parse_mac(text: &str) -> Result<[u8; 6], String> {
-    let bytes: Option<Vec<u8>> =
-        text.split(':').map(|b| u8::from_str_radix(b, 16).ok().filter(|_| b.len() == 2)).collect();
-    let mac: [u8; 6] = bytes
-        .and_then(|b| b.try_into().ok())
-        .ok_or_else(|| format!("'{text}' is no MAC address like 52:54:00:46:54:01"))?;
-    if mac[0] & 1 != 0 {
-        return Err(format!("'{text}' is a multicast address; the first byte must be even"));
-    }
-    Ok(mac)
 }
 
 /// `file:PATH`.
@@ -414,23 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn net_takes_a_tap_and_a_mac() {
-        let net: NetArg = "tap=ftvm0,mac=02:00:00:00:00:09".parse().unwrap();
-        assert_eq!(net, NetArg { tap: "ftvm0".into(), mac: [2, 0, 0, 0, 0, 9] });
-        assert_eq!("tap=t".parse::<NetArg>().unwrap().mac, DEFAULT_MAC);
-    }
-
-    #[test]
     fn bad_values_say_what_would_be_right() {
-        for (text, wanted) in [
-            ("mac=02:00:00:00:00:09", "tap=NAME is missing"),
-            ("tap=a,mac=1:2:3", "52:54:00:46:54:01"),
-            ("tap=a,mac=03:00:00:00:00:09", "must be even"),
-            ("eth0", "not tap=NAME"),
-        ] {
-            let error = text.parse::<NetArg>().unwrap_err();
-            assert!(error.contains(wanted), "{text}: {error}");
-        }
         assert!("disk.img".parse::<DiskArg>().unwrap_err().contains("path=FILE"));
         assert!("path=".parse::<DiskArg>().is_err());
         assert!("etcd:http://x".parse::<WitnessArg>().unwrap_err().contains("file:PATH"));
@@ -446,7 +485,9 @@ mod tests {
         assert!(parse("ftvmm").is_err());
         assert!(parse("ftvmm --restore s").is_ok());
         assert!(parse("ftvmm --restore s --kernel k --cpu-template t").is_ok());
-        for contradiction in ["--mem 64", "--cmdline x", "--tsc hide"] {
+        for contradiction in
+            ["--mem 64", "--cmdline x", "--tsc hide", "--on-reset end", "--on-panic end"]
+        {
             assert!(parse(&format!("ftvmm --restore s {contradiction}")).is_err());
         }
         assert!(parse("ftvmm doctor --json").is_ok());

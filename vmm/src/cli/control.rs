@@ -111,10 +111,25 @@ fn describe(status: &Status) -> String {
     if status.role == Role::Primary && status.protected {
         line("backup", format!("{} exits behind", status.lag_exits));
     }
+    if let Some(stuck_ms) = status.stuck_ms {
+        line("processor", format!("held by this host for {:.1} s", stuck_ms as f64 / 1e3));
+    }
     line("outputs", status.outputs.to_string());
     line("log", format!("{} bytes", status.log_bytes));
     line("take-overs", status.takeovers.to_string());
     line("divergences", status.divergences.to_string());
+    if let Some(link) = &status.link {
+        let peer = match status.peer_link_up {
+            Some(true) => "; the other host's: up",
+            Some(false) => "; the other host's: down",
+            None => "",
+        };
+        line("clients", format!("{link}{peer}"));
+    }
+    if status.console_dropped_bytes > 0 {
+        let dropped = status.console_dropped_bytes;
+        line("console", format!("{dropped} bytes dropped: nobody reads what the guest prints"));
+    }
     line("up", format!("{:.1} s", status.uptime_ms as f64 / 1e3));
     if let Some(progress) = &status.attach {
         line("attaching", describe_progress(progress));

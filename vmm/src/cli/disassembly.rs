@@ -8,6 +8,10 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use object::{File, Object, ObjectSection, ObjectSymbol, SectionKind};
 
 use super::CommandError;
+use crate::user_file;
+
+/// With debugging information a kernel has some hundred MiB.
+const VMLINUX_BYTES_MAX: u64 = 4 << 30;
 
 /// The functions of a kernel. Names and addresses are those it was linked with: a kernel that moves itself at
 /// boot (KASLR) is not found.
@@ -27,7 +31,7 @@ impl Symbols {
     pub fn read(path: &Path) -> Result<Self, CommandError> {
         let what = "vmlinux";
         let file = |source| CommandError::File { what, path: path.into(), source };
-        let bytes = std::fs::read(path).map_err(file)?;
+        let bytes = user_file::read(what, path, VMLINUX_BYTES_MAX, "no kernel is so long")?;
         let parsed = File::parse(&*bytes).map_err(|e| file(std::io::Error::other(e)))?;
         let symbols = Self::of(&parsed);
         if symbols.functions.is_empty() {

@@ -7,28 +7,39 @@ mod diff;
 mod disassembly;
 mod disk;
 mod logs;
+mod net_arg;
 mod origin;
 mod pair;
 mod replay;
+mod roles;
 mod run;
 
+use std::backtrace::BacktraceStatus;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use thiserror::Error;
 
 use crate::control::ControlError;
 use crate::disk::DiskError;
 use crate::guest::GuestError;
-use crate::host::{HostEventsError, TapError};
+use crate::host::{
+    HostEventsError, StandardError, TapError, finish_stderr, restore_terminal, say, spool_stderr,
+};
 use crate::input::InputError;
 use crate::kvm::KvmError;
 use crate::report::Report;
 use crate::run_loop::RunError;
 use crate::snapshot::Unusable;
+use crate::user_file::{self, FileError};
 
 pub use args::{Cli, Command, OnDivergence, Release, Role};
+
+const REPORT: &str = "report";
+/// Longer than a report with every MSR in it.
+const REPORT_BYTES_MAX: u64 = 1 << 24;
 
 /// Exit statuses (design.md section 8).
 mod status {
@@ -56,6 +67,9 @@ pub enum CommandError {
     /// The run failed.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A file cannot be opened, or would be lost.
+    #[error(transparent)]
+    Named(#[from] FileError),
     /// A file cannot be used.
     #[error("{what} '{path}': {source}", path = path.display())]
     File {
@@ -144,6 +158,7 @@ impl CommandError {
             | Self::Disk(_)
             | Self::Tap(_)
             | Self::File { .. }
+            | Self::Named(_)
             | Self::Control(ControlError::Socket { .. })
             | Self::Recording { .. }
             | Self::Snapshot(_)
@@ -155,7 +170,14 @@ impl CommandError {
 
 /// Reads the command line, does what it says, and answers with the exit status.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        if cli.command.is_none() {
+            roles::check(&matches, &cli.run)?;
+        }
+        Ok(cli)
+    });
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(answer) => return usage(&answer),
     };
@@ -165,21 +187,28 @@ pub fn main() -> ExitCode {
         None => run::run(&cli.run),
         Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Log(command)) => logs::logs(&command),
-        Some(Command::Doctor(args)) => return doctor(args.json),
+        Some(Command::Doctor(args)) => {
+            let status = doctor(args.json);
+            finish_stderr();
+            return status;
+        }
         Some(Command::Status(args)) => control::status(&args),
         Some(Command::Attach(args)) => control::attach(&args),
         Some(Command::Detach(args)) => control::bare(&args, "/detach"),
         Some(Command::Switch(args)) => control::bare(&args, "/switch"),
         Some(Command::Snapshot(args)) => control::snapshot(&args),
+        Some(Command::Nmi(args)) => control::bare(&args, "/nmi"),
         Some(Command::Stop(args)) => control::bare(&args, "/stop"),
     };
-    match result {
+    let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ftvmm: {error}");
+            say(&format!("ftvmm: {error}"));
             ExitCode::from(error.status())
         }
-    }
+    };
+    finish_stderr();
+    status
 }
 
 /// Help goes to standard output; what is wrong with the arguments is one line like every other error.
@@ -200,17 +229,34 @@ fn usage(answer: &clap::Error) -> ExitCode {
 /// A broken invariant must end the process whatever thread finds it: a frame released after it is worse than
 /// a host lost.
 fn abort_on_panic() {
-    let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        report(info);
+        restore_terminal();
+        let thread = std::thread::current();
+        let trace = std::backtrace::Backtrace::capture();
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => format!("\n{trace}"),
+            _ => String::new(),
+        };
+        say(&format!("thread '{}' {info}{trace}", thread.name().unwrap_or("unnamed")));
+        // Not a moment longer: who reads this may have stopped.
+        finish_stderr();
         std::process::abort();
     }));
 }
 
 fn start_logging() {
+    if let Err(error) = spool_stderr() {
+        say(&format!("ftvmm: standard error is written to directly: {error}"));
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("FTVMM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    tracing_subscriber::fmt()
+        .with_ansi(colours)
+        .with_env_filter(filter)
+        .with_writer(|| StandardError)
+        .init();
 }
 
 fn doctor(json: bool) -> ExitCode {
@@ -229,11 +275,21 @@ fn doctor(json: bool) -> ExitCode {
 fn write_report(path: Option<&Path>, report: &Report) -> Result<(), CommandError> {
     let Some(path) = path else { return Ok(()) };
     let text = serde_json::to_string_pretty(report).unwrap_or_default();
-    std::fs::write(path, text + "\n").map_err(|source| CommandError::File {
-        what: "report",
-        path: path.into(),
-        source,
-    })
+    Ok(user_file::replace(REPORT, path, (text + "\n").as_bytes())?)
+}
+
+/// Refuses to write the report over anything but a report of an earlier run, unless the user says so.
+fn check_report(path: Option<&Path>, overwrite: bool) -> Result<(), CommandError> {
+    let Some(path) = path else { return Ok(()) };
+    user_file::may_replace(REPORT, path, overwrite || is_report(path))?;
+    Ok(())
+}
+
+/// Whether a file is what [`write_report`] wrote.
+fn is_report(path: &Path) -> bool {
+    let text = user_file::read(REPORT, path, REPORT_BYTES_MAX, "no report is so long");
+    let json = text.ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    json.is_some_and(|json| json["role"].is_string() && json["exits"].is_u64())
 }
 
 fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {

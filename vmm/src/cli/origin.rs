@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_devices::BoardConfig;
-use ftvmm_replication::{FileHeader, Fingerprint, OnPanic, OnReset, Start};
+use ftvmm_devices::{BoardConfig, DEFAULT_MTU, NetConfig};
+use ftvmm_replication::{FileHeader, Fingerprint, Start};
 
 use super::CommandError;
 use super::args::{Role, RunArgs};
 use super::disk::open_disk;
-use super::replay::refuse_same_file;
+use super::net_arg::NetArg;
 use crate::cpu_template::DEFAULT_TEMPLATE;
 use crate::disk::{Disk, Telling};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
+use crate::host::tap_mtu;
 use crate::snapshot::{Parts, Snapshot};
 
 /// The guest and where it begins.
@@ -33,9 +34,11 @@ impl Origin {
         telling: Telling,
     ) -> Result<(Self, Option<Arc<Disk>>), CommandError> {
         let snapshot = Self::snapshot(args)?;
+        let net = args.net.as_ref().map(net_config).transpose()?;
+        // Last: a restored disk is written, a plain one is read to its end.
         let (disk, facts) = open_disk(args, snapshot.as_ref(), telling)?.unzip();
         let config = match &snapshot {
-            None => guest_config(args, rtc_epoch_s, facts),
+            None => guest_config(args, rtc_epoch_s, net, facts),
             Some(snapshot) => {
                 let files = Elsewhere {
                     kernel: args.kernel.as_deref(),
@@ -43,8 +46,7 @@ impl Origin {
                     cpu_template: args.cpu_template.as_deref(),
                 };
                 // The only part of the guest that has another half in this host.
-                let net_mac = args.net.as_ref().map(|net| net.mac);
-                GuestConfig { net_mac, ..described(snapshot.header(), &files) }
+                GuestConfig { net, ..described(snapshot.header(), &files) }
             }
         };
         Ok((Self { config, snapshot }, disk))
@@ -61,17 +63,17 @@ impl Origin {
         Ok(Some(Snapshot::open(path)?))
     }
 
-    /// Refuses a snapshot of another guest, and a recording in its place.
+    /// Refuses a snapshot of another guest.
     ///
     /// # Errors
     /// Names the first difference.
-    pub fn check(&self, guest: &Guest, record: Option<&Path>) -> Result<(), CommandError> {
+    pub fn check(&self, guest: &Guest) -> Result<(), CommandError> {
         let Some(snapshot) = &self.snapshot else { return Ok(()) };
         if let Some(difference) = snapshot.header().fingerprint.first_difference(&guest.fingerprint)
         {
             return Err(snapshot.unusable(format!("is of another guest: {difference}")).into());
         }
-        record.map_or(Ok(()), |written| refuse_same_file(snapshot.path(), written))
+        Ok(())
     }
 
     /// Where a recording of the run begins.
@@ -85,21 +87,30 @@ impl Origin {
     }
 }
 
+/// The card, with the MTU of its tap.
+fn net_config(net: &NetArg) -> Result<NetConfig, CommandError> {
+    Ok(NetConfig { mac: net.mac, mtu: tap_mtu(&net.tap, net.mtu)? })
+}
+
 /// What the arguments say of the guest.
-fn guest_config(args: &RunArgs, rtc_epoch_s: u64, disk: Option<DiskFacts>) -> GuestConfig {
-    let net_mac = args.net.as_ref().map(|net| net.mac);
+fn guest_config(
+    args: &RunArgs,
+    rtc_epoch_s: u64,
+    net: Option<NetConfig>,
+    disk: Option<DiskFacts>,
+) -> GuestConfig {
     let disk_bytes = disk.map(|disk| disk.size_bytes);
     GuestConfig {
         kernel: args.kernel.clone().unwrap_or_default(),
         initramfs: args.initrd.clone(),
-        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net_mac, disk_bytes }),
+        cmdline: full_cmdline(&args.cmdline, &BoardConfig { rtc_epoch_s, net, disk_bytes }),
         cpu_template: args.cpu_template.clone().unwrap_or_else(|| DEFAULT_TEMPLATE.into()),
         memory_mib: args.mem,
-        net_mac,
+        net,
         disk,
         tsc: args.tsc.into(),
-        on_reset: OnReset::End,
-        on_panic: OnPanic::Ignore,
+        on_reset: args.on_reset.into(),
+        on_panic: args.on_panic.into(),
         rtc_epoch_s,
         logged: args.record.is_some() || args.role != Role::Solo || args.control.is_some(),
     }
@@ -118,8 +129,9 @@ pub struct Elsewhere<'a> {
 
 /// The guest that a file's header describes.
 pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
-    let Fingerprint { cmdline, cpu_template, memory_mib, net_mac, tsc, on_reset, on_panic, .. } =
+    let Fingerprint { cmdline, cpu_template, memory_mib, tsc, on_reset, on_panic, .. } =
         &header.fingerprint;
+    let Fingerprint { net_mac, net_mtu, .. } = header.fingerprint;
     let or = |given: Option<&Path>, recorded: &str| {
         given.map_or_else(|| recorded.into(), Path::to_path_buf)
     };
@@ -130,7 +142,7 @@ pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
         cmdline: cmdline.clone(),
         cpu_template: or(files.cpu_template, cpu_template),
         memory_mib: *memory_mib,
-        net_mac: *net_mac,
+        net: net_mac.map(|mac| NetConfig { mac, mtu: net_mtu.unwrap_or(DEFAULT_MTU) }),
         disk: header
             .fingerprint
             .disk_bytes

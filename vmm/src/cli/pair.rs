@@ -1,26 +1,27 @@
 //! `--role primary|backup`: two hosts in lockstep.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ftvmm_replication::session::policy::{
-    DivergencePolicy, Refusal, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
+    DivergencePolicy, LinkPolicy, Refusal, ReleasePolicy, Role as SessionRole, SessionConfig,
+    StopReason,
 };
 use ftvmm_replication::witness::Witness;
 use ftvmm_replication::{End, LogHeader, SessionEvent};
 
-use super::args::{Believe, OnDiskError, OnDivergence, Release, Role, RunArgs};
+use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role, RunArgs};
 use super::origin::Origin;
 use super::run::{
-    check_plan, complete, control, create_log, end_at, input_delays, live_queue, recording_error,
-    report, verdict,
+    END, check_plan, complete, control, create_log, end_at, end_longest, heed_signals,
+    input_delays, live_queue, recording_error, report, verdict,
 };
 use super::{CommandError, host, write_report};
 use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{
-    BlockedSignals, EventLoop, FileWitness, RawTerminal, Subscriber, Tap, TapReader, Ticker,
+    Console, EventLoop, FileWitness, RawTerminal, StopLimit, Subscriber, Tap, TapReader, Ticker,
     read_console,
 };
 use crate::input::{Alarm, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded, Restored};
@@ -48,32 +49,43 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         ));
     }
     let (queue, patience) = live_queue(args)?;
-    let signals = BlockedSignals::block()?;
+    let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
+    let (asked, early) = (made.clone(), queue.clone());
+    let stop_limit = heed_signals(&queue, args, move || match asked.get() {
+        Some(peer) => peer.host_stop(),
+        None => early.stop(StopCause::Requested),
+    })?;
+    let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let reader = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
+    let reader = tap.clone();
     let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::WhenAllowed)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
-    origin.check(&guest, args.record.as_deref())?;
+    origin.check(&guest)?;
 
     let peer = make_peer(args, &guest, &config, tap, disk.clone(), queue.clone())?;
     if let Some(disk) = disk {
         queue.take_from_disk(disk);
         peer.watch_disk();
     }
-    let _control = control(args, || PeerOperator(peer.clone()))?;
+    let _ = made.set(peer.clone());
+    if queue.is_stopped() {
+        peer.host_stop();
+    }
+    let _control = control(args, || PeerOperator::new(peer.clone(), console.clone()))?;
     let (connection, role) = (meet(args, &peer)?, session_role(args).name());
-    let (tail, kicked, stopped) = (peer.tail_ticker()?, queue.clone(), peer.clone());
+    let (tail, kicked) = (peer.tail_ticker()?, queue.clone());
     let alarm = Ticker::new(move || kicked.alarm())?;
     let parts = Parts {
         peer: peer.clone(),
         queue: queue.clone(),
         alarm: Alarm::new(alarm.timer()),
         tail: tail.timer(),
+        console,
+        stop_limit,
         role,
     };
     let mut waited: Vec<Subscriber> = vec![
-        Box::new(signals.on_signal(move || stopped.host_stop())),
         Box::new(connection),
         Box::new(peer.ticker()?),
         Box::new(tail),
@@ -83,7 +95,10 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(tap) = reader {
         let strayed = peer.clone();
         let strays = Box::new(move |frame| strayed.stray(frame));
-        waited.push(Box::new(TapReader { tap, queue: queue.clone(), strays }));
+        let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
+        let linked = peer.clone();
+        let on_link = Box::new(move |up| linked.client_link(up));
+        waited.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
     }
     let _events = EventLoop::start(waited)?;
     if args.start_alone {
@@ -101,7 +116,9 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
-    parts.run(args, guest, &config, origin)
+    let result = parts.run(args, guest, &config, origin);
+    peer.finish_reports();
+    result
 }
 
 /// The connection to the primary, and where a backup may knock: on a primary at once, on a backup when it has
@@ -175,6 +192,10 @@ fn make_peer(
         Believe::Primary => SessionRole::Primary,
         Believe::Backup => SessionRole::Backup,
     };
+    session.on_link_down = match args.on_link_down {
+        OnLinkDown::Switch => LinkPolicy::Switch,
+        OnLinkDown::Ignore => LinkPolicy::Ignore,
+    };
     session.failure_ns = args.failure_timeout_ms * 1_000_000;
     session.heartbeat_ns = session.failure_ns / HEARTBEATS_PER_FAILURE;
     let unique = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
@@ -184,7 +205,7 @@ fn make_peer(
         witness: Box::new(witness),
         holder: format!("{session_role} {}", unique.trim()),
         tap,
-        net_mac: config.net_mac,
+        net_mac: config.net.map(|net| net.mac),
         queue,
         disk,
         disk_failover: args.disk_error == OnDiskError::Failover,
@@ -201,6 +222,8 @@ struct Parts {
     queue: Arc<LiveQueue>,
     alarm: Alarm,
     tail: Arc<nix::sys::timerfd::TimerFd>,
+    console: Arc<Console>,
+    stop_limit: Arc<StopLimit>,
     role: &'static str,
 }
 
@@ -214,18 +237,21 @@ impl Parts {
     ) -> Result<(), CommandError> {
         let header = guest.log_header(config);
         let log_header = LogHeader { start: origin.start(), ..header.clone() };
-        let create = |path: &PathBuf| create_log(path, &log_header);
+        let create = |path: &PathBuf| {
+            create_log(path, args.overwrite, args.record_error.into(), &log_header)
+        };
         let recording = args.record.as_ref().map(create).transpose()?;
-        let mut machine = guest.power_on(config);
+        let mut machine = guest.power_on(config)?;
         tracing::info!("the guest is switched on");
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
         }
+        machine.show_network(self.queue.network().clone());
         let kicker = machine.vcpu().kicker();
         self.queue.kick_with(kicker.clone());
         let terminal = RawTerminal::enter();
         read_console(self.queue.clone(), &terminal).map_err(host("console thread"))?;
-        let Self { peer, queue, alarm, tail, role } = self;
+        let Self { peer, queue, alarm, tail, console, stop_limit, role } = self;
         let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
         let shipment = machine.pages();
@@ -236,14 +262,21 @@ impl Parts {
         if let Some(shipment) = &shipment {
             peer.ship_with(shipment.clone());
         }
-        let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
-        let mut outputs = PeerOutputs::new(peer.clone());
+        let pulsing = queue.clone();
+        let network = queue.network().clone();
+        let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+        if origin.start().is_some() {
+            live.renew_identity();
+        }
+        let mut outputs = PeerOutputs::new(peer.clone(), console.clone());
         let mut log = PeerLog::new(peer.clone(), tail, recording);
         let recorded = Recorded::new(live, &mut log, check_plan(args));
         let shipped = ShippedInputs::new(recorded, shipment.clone());
         let inputs = PairInputs::new(peer.clone(), shipped);
         let mut inputs = Restored::new(inputs, origin.into_parts(), peer.disk());
+        pulsing.pulse().begin();
         let result = run_loop::run(&mut machine, &mut inputs, &mut outputs);
+        pulsing.pulse().end();
         if let Some(shipment) = shipment {
             shipment.end();
         }
@@ -253,11 +286,15 @@ impl Parts {
             _ => None,
         };
         kicker.retire();
+        stop_limit.goes_on(end_longest(config.memory_mib), END);
         drop(terminal);
         let seconds = (peer.clock().host_now_ns() - started_ns) as f64 / 1e9;
         let (ending, end, reason) = conclude(&peer, &machine, result, went_on)?;
+        // The other host's word may have ordered a stop only now.
+        stop_limit.goes_on(end_longest(config.memory_mib), END);
         let finish = |recording: FileLog<_>| recording.finish(ending.first_incomplete(), end);
         let recording = log.into_recording().map(finish);
+        console.finish();
         machine.tsc().warn_of_late_sites();
         let counters = peer.counters();
         let report = Report {
@@ -271,11 +308,13 @@ impl Parts {
             switches: counters.switches,
             takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
             frames_compared: counters.digests,
+            console_dropped_bytes: console.dropped_bytes(),
+            network: network.report(),
             ..report(role, &machine, &ending, end, seconds)
         };
         write_report(args.report.as_deref(), &report)?;
         stopped_by(&reason)?;
-        verdict(&ending)?;
+        verdict(&machine, &ending)?;
         complete(recording)
     }
 }

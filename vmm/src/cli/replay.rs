@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ftvmm_devices::Output;
 use ftvmm_replication::{LogHeader, LogReader, MemoryLook, Ordinal};
@@ -11,26 +12,23 @@ use super::args::ReplayArgs;
 use super::beginning::Beginning;
 use super::origin::{Elsewhere, described};
 use super::run::{complete, create_log, end_at, recording_error, report, verdict};
-use super::{CommandError, write_report};
-use crate::guest::Guest;
+use super::{CommandError, check_report, write_report};
+use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::HostClock;
-use crate::host::print_console;
-use crate::input::{CheckPlan, InputError, LogInputs, Recorded, Restored};
+use crate::host::{NetWatch, print_console};
+use crate::input::{CheckPlan, InputError, LogInputs, OnRecordError, Recorded, Restored};
 use crate::kvm::install_kick_handler;
 use crate::report::{Extent, Report};
 use crate::run_loop::{self, OutputSink, RunError};
 use crate::snapshot::Snapshot;
+use crate::user_file::{self, Named};
 
 /// Opens a recording and reads its header.
 ///
 /// # Errors
 /// When the file is none, or from another version.
 pub fn open_log(path: &Path) -> Result<LogReader<BufReader<File>>, CommandError> {
-    let file = File::open(path).map_err(|source| CommandError::File {
-        what: "recording",
-        path: path.into(),
-        source,
-    })?;
+    let file = user_file::open("recording", path)?;
     LogReader::new(BufReader::new(file))
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })
 }
@@ -52,24 +50,24 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
             cpu_template: args.cpu_template.as_deref(),
         },
     );
+    check_files(args, &config, snapshot.as_ref())?;
     let guest = Guest::assemble(&config)?;
     if let Some(difference) = header.fingerprint.first_difference(&guest.fingerprint) {
         let why = format!("was made with another guest: {difference}");
         return Err(CommandError::Recording { path: args.file.clone(), why });
     }
     let create = |path: &PathBuf| {
-        refuse_same_file(&args.file, path)?;
-        if let Some(snapshot) = &snapshot {
-            refuse_same_file(snapshot.path(), path)?;
-        }
         let start = snapshot.as_ref().map(|snapshot| snapshot.start().clone());
-        create_log(path, &LogHeader { start, ..guest.log_header(&config) })
+        let header = LogHeader { start, ..guest.log_header(&config) };
+        create_log(path, args.overwrite, OnRecordError::Stop, &header)
     };
     let mut log = args.record.as_ref().map(create).transpose()?;
-    let mut machine = guest.power_on(&config);
+    let mut machine = guest.power_on(&config)?;
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
+    let network = Arc::<NetWatch>::default();
+    machine.show_network(network.clone());
     let parts = snapshot.map(Snapshot::into_parts);
     let mut inputs = LogInputs::new(reader, args.until.map(Ordinal), skip);
     let mut outputs = Replayed::default();
@@ -112,6 +110,7 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     let report = Report {
         outputs: outputs.frames,
         log_bytes: inputs.bytes_read(),
+        network: network.report(),
         recording: Some(extent),
         recording_error: recording_error(copy.as_ref()),
         ..report("replay", &machine, &ending, end, seconds)
@@ -122,7 +121,7 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     {
         return Err(CommandError::Divergence(format!("at exit {}: {difference}", ending.at)));
     }
-    verdict(&ending)?;
+    verdict(&machine, &ending)?;
     complete(copy)?;
     let why = match (extent, inputs.torn()) {
         (Extent::Torn, Some(torn)) => format!("its tail is damaged ({torn})"),
@@ -158,17 +157,22 @@ fn check_plan(args: &ReplayArgs) -> CheckPlan {
     }
 }
 
-/// Refuses to write to the file that is read.
-///
-/// # Errors
-/// When they are the same.
-pub fn refuse_same_file(read: &Path, written: &Path) -> Result<(), CommandError> {
-    let real = |path: &Path| std::fs::canonicalize(path).ok();
-    if real(written).is_some_and(|written| Some(written) == real(read)) {
-        let why = "--record would overwrite what is read".into();
-        return Err(CommandError::Recording { path: written.into(), why });
-    }
-    Ok(())
+/// Refuses files that would be lost, wherever the recording says they are.
+fn check_files(
+    args: &ReplayArgs,
+    config: &GuestConfig,
+    snapshot: Option<&Snapshot>,
+) -> Result<(), CommandError> {
+    let named = Named::default()
+        .read("the recording", Some(&args.file))
+        .read("--snapshot", snapshot.map(Snapshot::path))
+        .read("--kernel", Some(&config.kernel))
+        .read("--initrd", config.initramfs.as_deref())
+        .read("--cpu-template", Some(&config.cpu_template))
+        .written("--record", args.record.as_deref())
+        .written("--report", args.report.as_deref());
+    named.check()?;
+    check_report(args.report.as_deref(), args.overwrite)
 }
 
 #[derive(Default)]

@@ -1,7 +1,6 @@
 //! `ftvmm --kernel …`: chooses where inputs come from and where outputs go, then enters the run loop.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -11,14 +10,14 @@ use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
 use super::args::{Role, RunArgs};
 use super::origin::Origin;
-use super::{CommandError, host, write_report};
+use super::{CommandError, check_report, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
 use crate::disk::Telling;
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
-    BlockedSignals, EventLoop, HostOutputs, RawTerminal, Subscriber, Tap, TapReader, Ticker,
-    read_console, resting_timer,
+    BlockedSignals, Console, EventLoop, HostOutputs, RawTerminal, STOP_LONGEST, StopLimit,
+    Subscriber, Tap, TapReader, Ticker, read_console, resting_timer, stderr_dropped_bytes,
 };
 use crate::input::{
     Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue,
@@ -26,15 +25,18 @@ use crate::input::{
 };
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
+use crate::peer::announce_restored;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
+use crate::user_file::{self, Named, Written};
 
 /// Runs a guest in the role the arguments name.
 ///
 /// # Errors
 /// Anything that ends the run badly.
 pub fn run(args: &RunArgs) -> Result<(), CommandError> {
+    check_files(args)?;
     install_kick_handler()?;
     match args.role {
         Role::Solo => solo(args),
@@ -63,8 +65,34 @@ pub fn input_delays(args: &RunArgs) -> InputDelays {
 pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
     let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
+    queue.give_grace(Duration::from_secs(args.stop_grace));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
+}
+
+/// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called before the first thread
+/// starts.
+pub fn heed_signals(
+    queue: &LiveQueue,
+    args: &RunArgs,
+    stop: impl Fn() + Send + Sync + 'static,
+) -> Result<Arc<StopLimit>, CommandError> {
+    let signals = BlockedSignals::block()?;
+    let limit = StopLimit::start().map_err(host("thread for the end of the run"))?;
+    queue.limit_stops_with(limit.clone());
+    let longest = STOP_LONGEST + Duration::from_secs(args.stop_grace);
+    signals.on_signal(limit.clone(), longest, stop)?;
+    Ok(limit)
+}
+
+/// What a run still does when its guest stands still.
+pub const END: &str = "the end of the recording and of the report";
+
+/// How long [`END`] may take: all memory is digested.
+pub fn end_longest(memory_mib: u32) -> Duration {
+    const LEAST: Duration = Duration::from_secs(20);
+    const PER_GIB: Duration = Duration::from_secs(10);
+    LEAST + PER_GIB * (memory_mib / 1024)
 }
 
 /// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
@@ -77,61 +105,93 @@ pub fn control<O: Operator + 'static>(
 }
 
 /// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
-pub fn create_log(path: &Path, header: &LogHeader) -> Result<FileLog<File>, CommandError> {
-    let file = File::create(path).map_err(|source| CommandError::File {
-        what: "recording",
-        path: path.into(),
-        source,
-    })?;
+pub fn create_log(
+    path: &Path,
+    overwrite: bool,
+    on_error: OnRecordError,
+    header: &LogHeader,
+) -> Result<FileLog<Written>, CommandError> {
+    let file = user_file::create("recording", path, overwrite)?;
     let writer = LogWriter::new(file, header)
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
     let left = header.start.as_ref().map_or(0, |start| start.at.0.saturating_sub(1));
-    Ok(FileLog::new(writer, Ordinal(left), path, OnRecordError::Continue))
+    Ok(FileLog::new(writer, Ordinal(left), path, on_error))
+}
+
+/// Refuses files that would be lost, and reports that could not be written.
+fn check_files(args: &RunArgs) -> Result<(), CommandError> {
+    let disk = args.disk.as_ref().map(|disk| disk.0.as_path());
+    let named = Named::default()
+        .read("--kernel", args.kernel.as_deref())
+        .read("--initrd", args.initrd.as_deref())
+        .read("--cpu-template", args.cpu_template.as_deref())
+        .read("--restore", args.restore.as_deref())
+        .written("--disk", disk)
+        .written("--control", args.control.as_deref())
+        .written("--record", args.record.as_deref())
+        .written("--report", args.report.as_deref());
+    named.check()?;
+    if let Some(path) = &args.record {
+        user_file::may_replace("recording", path, args.overwrite)?;
+    }
+    check_report(args.report.as_deref(), args.overwrite)
 }
 
 fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let (queue, patience) = live_queue(args)?;
-    let stopped = queue.clone();
-    let signals = BlockedSignals::block()?.on_signal(move || stopped.stop(StopCause::Requested));
-    let mut waited: Vec<Subscriber> = vec![Box::new(signals), patience];
+    let (stopped, watched) = (queue.clone(), queue.clone());
+    let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
+    let console = Console::start().map_err(host("thread for the console"))?;
+    let mut waited: Vec<Subscriber> = vec![patience];
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
-    let config = origin.config.clone();
-    let guest = Guest::assemble(&config)?;
-    origin.check(&guest, args.record.as_deref())?;
-    let writer = tap.as_ref().map(Tap::try_clone).transpose().map_err(host("second tap handle"))?;
+    let guest = Guest::assemble(&origin.config)?;
+    origin.check(&guest)?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
         queue.take_from_disk(disk.clone());
         disk.on_answer(move |_| answered.disk_answered());
     }
-    let mut outputs = HostOutputs::new(writer, disk.clone());
+    let is_restored = origin.start().is_some();
+    if let (Some(tap), Some(net), true) = (&tap, &origin.config.net, is_restored) {
+        waited.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
+    }
+    let network = queue.network().clone();
+    let mut outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network.clone());
     let (means, host_clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
     let _control = control(args, || SoloOperator {
         queue: queue.clone(),
         outputs: outputs.frames(),
+        console: console.clone(),
+        tap: tap.clone(),
         recording: args.record.clone(),
         clock: host_clock,
         shipment: means.clone(),
         gauge: Gauge::new(host_clock),
     })?;
     if let Some(tap) = tap {
-        waited.push(Box::new(TapReader { tap, queue: queue.clone(), strays: Box::new(drop) }));
+        let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
+        let (strays, on_link) = (Box::new(drop), Box::new(drop));
+        waited.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
     }
+    // Files were read and hashed meanwhile.
+    let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
     let header = guest.log_header(&config);
     let log_header = LogHeader { start: origin.start(), ..header.clone() };
-    let create = |path: &PathBuf| create_log(path, &log_header);
+    let create =
+        |path: &PathBuf| create_log(path, args.overwrite, args.record_error.into(), &log_header);
     let mut log = args.record.as_ref().map(create).transpose()?;
     let kicked = queue.clone();
     let ticker = Ticker::new(move || kicked.alarm())?;
     let alarm = Alarm::new(ticker.timer());
     waited.push(Box::new(ticker));
     queue.set_unrecorded(log.is_none());
-    let mut machine = guest.power_on(&config);
+    let mut machine = guest.power_on(&config)?;
     tracing::info!("the guest is switched on");
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
+    machine.show_network(queue.network().clone());
     let kicker = machine.vcpu().kicker();
     queue.kick_with(kicker.clone());
     let _events = EventLoop::start(waited)?;
@@ -144,11 +204,15 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let own_disk = disk.clone();
     let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
-    let live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+    let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+    if is_restored {
+        live.renew_identity();
+    }
     if let Some(shipment) = &shipment {
         let _ = means.set(shipment.clone());
     }
     let parts = origin.into_parts();
+    watched.pulse().begin();
     let result = match &mut log {
         None => {
             let mut inputs =
@@ -165,8 +229,11 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(shipment) = shipment {
         shipment.end();
     }
+    watched.pulse().end();
     kicker.retire();
+    stop_limit.goes_on(end_longest(config.memory_mib), END);
     drop(terminal);
+    console.finish();
     let seconds = (host_clock.host_now_ns() - started) as f64 / 1e9;
     let ending = result?;
     machine.tsc().warn_of_late_sites();
@@ -176,10 +243,12 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         log_bytes: recording.as_ref().map_or(0, |recording| recording.bytes),
         recording_error: recording_error(recording.as_ref()),
         outputs: outputs.frames().load(Ordering::Relaxed),
+        console_dropped_bytes: console.dropped_bytes(),
+        network: network.report(),
         ..report("solo", &machine, &ending, end, seconds)
     };
     write_report(args.report.as_deref(), &report)?;
-    verdict(&ending)?;
+    verdict(&machine, &ending)?;
     complete(recording)
 }
 
@@ -214,6 +283,7 @@ pub fn report(
         role,
         end: Some(ending.cause),
         exits: ending.at.0,
+        resets: machine.board().resets(),
         inputs: machine.inputs(),
         slices: machine.slices(),
         state_digest: end.map(|end| hex(&end.state_digest)),
@@ -222,10 +292,11 @@ pub fn report(
         rdtsc_sites: tsc.sites,
         rdtsc_new_sites: tsc.new_sites,
         other_kernels: tsc.other_kernels,
-        rdtsc_late_sites: tsc.late_sites.len(),
+        rdtsc_late_sites: tsc.late_sites,
         rdtsc_user_reads: tsc.user_reads,
         gp_passed: tsc.passed_gps,
         unknown_msrs: unknown_msrs(machine),
+        log_dropped_bytes: stderr_dropped_bytes(),
         seconds,
         ..Report::default()
     }
@@ -236,8 +307,12 @@ fn unknown_msrs(machine: &Machine) -> BTreeMap<String, u64> {
 }
 
 /// A guest that crashed is a failure; every other end is clean.
-pub fn verdict(ending: &Ending) -> Result<(), CommandError> {
+pub fn verdict(machine: &Machine, ending: &Ending) -> Result<(), CommandError> {
     match ending.cause {
+        StopCause::GuestPanic => Err(CommandError::GuestFailed(format!(
+            "the guest's kernel panicked{}; see its console",
+            machine.board().panic_reason().escape_ascii()
+        ))),
         StopCause::GuestTripleFault => Err(CommandError::GuestFailed(
             "the guest's CPU shut down (triple fault); see its console".into(),
         )),

@@ -23,4 +23,4 @@ pub use operator::{
 };
 pub use routes::{ROUTES, Route};
 pub use server::{ControlError, ControlServer};
-pub use solo::SoloOperator;
+pub use solo::{SoloOperator, link};

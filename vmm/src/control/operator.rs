@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::host::NetworkReport;
 use crate::shipment::{SaveError, Saved};
 
 /// Answers for the run. Called from several threads at once; only what is said to may block.
@@ -45,7 +46,16 @@ pub trait Operator: Send + Sync {
         Err(Refused::not_now("this guest's state cannot be saved"))
     }
 
-    /// Ends the run in good order, as SIGTERM does. Answers at once; the guest ends at its next exit.
+    /// Sends the guest a non-maskable interrupt. Answers at once.
+    ///
+    /// # Errors
+    /// [`Refused`] where another host speaks for the guest.
+    fn nmi(&self) -> Result<(), Refused> {
+        Err(Refused::not_now("this guest takes no interrupt"))
+    }
+
+    /// Ends the run in good order, as SIGTERM does: a guest that listens to its power button has its grace. Asked again,
+    /// the guest ends at its next exit. Answers at once.
     ///
     /// # Errors
     /// [`Refused`] where the run cannot be ended.
@@ -79,7 +89,9 @@ impl From<SaveError> for Refused {
     fn from(error: SaveError) -> Self {
         let why = error.to_string();
         match error {
-            SaveError::Exists { .. } | SaveError::Create { .. } => Self::BadArgument { why },
+            SaveError::Exists { .. } | SaveError::Open(_) | SaveError::Create { .. } => {
+                Self::BadArgument { why }
+            }
             SaveError::Busy => Self::NotNow { why },
             SaveError::NotStopped | SaveError::Write { .. } => Self::Failed { why },
         }
@@ -133,8 +145,13 @@ pub struct Status {
     pub listen: Option<SocketAddr>,
     /// Ordinal of the guest's last exit.
     pub exit: u64,
+    /// For how long this host has held the guest's processor, in milliseconds, while it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck_ms: Option<u64>,
     /// Frames the guest sent.
     pub outputs: u64,
+    /// What became of the frames for the guest and of its own.
+    pub network: NetworkReport,
     /// Bytes of log written, sent or received.
     pub log_bytes: u64,
     /// Exits the backup was sent and has not executed, as far as this host knows.
@@ -146,6 +163,14 @@ pub struct Status {
     /// How long the last take-over by this host took, from giving the peer up to the first live exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub takeover_us: Option<u64>,
+    /// The way from this host to the guest's clients: `up`, or what is broken. Absent for a guest without a card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// Whether the other host's is whole, as it says, while it is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_link_up: Option<bool>,
+    /// Bytes the guest printed that nobody read in time: this host dropped them and let the guest go on.
+    pub console_dropped_bytes: u64,
     /// Since this ftvmm was started, in milliseconds.
     pub uptime_ms: u64,
     /// The backup that is being attached.

@@ -45,6 +45,7 @@ pub const ROUTES: &[Route] = &[
             said(&run.snapshot(&path)?)
         },
     },
+    Route { method: "PUT", path: "/nmi", serve: |run, body| bare(body, || run.nmi()) },
     Route { method: "PUT", path: "/stop", serve: |run, body| bare(body, || run.stop()) },
 ];
 

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use ftvmm_devices::Input;
+
 use super::operator::{Operator, Refused, Role, SnapshotSummary, Status};
 use crate::host::clock::HostClock;
+use crate::host::{Console, Tap};
 use crate::input::LiveQueue;
-use crate::run_loop::StopCause;
 use crate::shipment::{Gauge, Shipment, save};
 
 /// Answers for a guest without another host.
@@ -16,6 +18,10 @@ pub struct SoloOperator {
     pub queue: Arc<LiveQueue>,
     /// Frames the guest sent.
     pub outputs: Arc<AtomicU64>,
+    /// Where the guest prints.
+    pub console: Arc<Console>,
+    /// The guest's tap, if it has a network card.
+    pub tap: Option<Tap>,
     /// The recording, if one is written.
     pub recording: Option<PathBuf>,
     /// Started with this ftvmm.
@@ -26,6 +32,11 @@ pub struct SoloOperator {
     pub gauge: Gauge,
 }
 
+/// Whether clients reach the guest over this tap, in a word, or why not.
+pub fn link(tap: &Tap) -> String {
+    tap.why_down().unwrap_or_else(|| "up".into())
+}
+
 impl Operator for SoloOperator {
     fn status(&self) -> Status {
         let recorded = self.recording.as_ref().and_then(|path| std::fs::metadata(path).ok());
@@ -33,8 +44,12 @@ impl Operator for SoloOperator {
             role: Role::Solo,
             state: "Running".into(),
             exit: self.queue.last_exit(),
+            stuck_ms: self.queue.pulse().stuck_ns().map(|ns| ns / 1_000_000),
             outputs: self.outputs.load(Ordering::Relaxed),
+            network: self.queue.network().report(),
             log_bytes: recorded.map_or(0, |file| file.len()),
+            link: self.tap.as_ref().map(link),
+            console_dropped_bytes: self.console.dropped_bytes(),
             uptime_ms: self.clock.host_now_ns() / 1_000_000,
             ..Status::default()
         }
@@ -48,7 +63,12 @@ impl Operator for SoloOperator {
     }
 
     fn stop(&self) -> Result<(), Refused> {
-        self.queue.stop(StopCause::Requested);
+        self.queue.shut_down();
+        Ok(())
+    }
+
+    fn nmi(&self) -> Result<(), Refused> {
+        self.queue.push_signal(Input::Nmi);
         Ok(())
     }
 }

@@ -3,7 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Deref;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ftvmm_devices::{DiskOp, SECTOR_BYTES, ZeroRange};
@@ -39,7 +40,7 @@ pub enum DiskError {
         got_bytes: u64,
     },
     /// It is no file.
-    #[error("disk '{path}' is no regular file; give a raw disk image", path = path.display())]
+    #[error("disk '{path}' is no regular file and no block device; give a raw disk image", path = path.display())]
     NoFile {
         /// What was given.
         path: PathBuf,
@@ -58,6 +59,16 @@ pub enum DiskError {
     },
 }
 
+nix::ioctl_read!(block_size_bytes, 0x12, 114, usize);
+
+/// The length of a block device (linux/fs.h, BLKGETSIZE64, which is declared with a size_t and writes 64 bits).
+fn device_bytes(device: &File) -> io::Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: BLKGETSIZE64 writes one u64, which on x86-64 is a usize and lives for the call.
+    unsafe { block_size_bytes(device.as_raw_fd(), &mut bytes) }?;
+    Ok(bytes as u64)
+}
+
 /// A disk image that is ours alone.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -73,8 +84,12 @@ impl DiskFile {
     /// When it is not there, no disk image, or in use.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
         let failed = |source| DiskError::File { path: path.into(), source };
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
-        Self::of(file, path)
+        let mut options = OpenOptions::new();
+        // A pipe is not waited for; a block device that is mounted or otherwise in use is refused (open(2), O_EXCL).
+        let is_device = std::fs::metadata(path).is_ok_and(|f| f.file_type().is_block_device());
+        let flags = libc::O_NONBLOCK | if is_device { libc::O_EXCL } else { 0 };
+        let opened = options.read(true).write(true).custom_flags(flags).open(path);
+        Self::of(opened.map_err(failed)?, path)
     }
 
     /// A new image of that length, all zero.
@@ -94,10 +109,11 @@ impl DiskFile {
     fn of(file: File, path: &Path) -> Result<Self, DiskError> {
         let failed = |source| DiskError::File { path: path.into(), source };
         let facts = file.metadata().map_err(failed)?;
-        if !facts.is_file() {
-            return Err(DiskError::NoFile { path: path.into() });
-        }
-        let size_bytes = facts.len();
+        let size_bytes = match () {
+            () if facts.is_file() => facts.len(),
+            () if facts.file_type().is_block_device() => device_bytes(&file).map_err(failed)?,
+            () => return Err(DiskError::NoFile { path: path.into() }),
+        };
         if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(DiskError::Size { path: path.into(), got_bytes: size_bytes });
         }

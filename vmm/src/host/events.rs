@@ -1,4 +1,4 @@
-//! The one thread that waits for the host: tap, signals, timers, and the channel to the peer.
+//! The one thread that waits for the host: tap, timers, and the channel to the peer.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -7,15 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::timer::TimerSetTimeFlags;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-use super::Tap;
-use crate::input::LiveQueue;
 
 /// A failure of the host's event machinery.
 #[derive(Debug, Error)]
@@ -90,82 +85,6 @@ impl MutEventSubscriber for Wake {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         watch(ops, &self.0);
-    }
-}
-
-/// Frames from the tap go to the guest.
-pub struct TapReader {
-    /// The tap.
-    pub tap: Tap,
-    /// Where its frames go.
-    pub queue: Arc<LiveQueue>,
-    /// Who gets those the queue does not take.
-    pub strays: Box<dyn FnMut(Vec<u8>) + Send>,
-}
-
-impl MutEventSubscriber for TapReader {
-    fn process(&mut self, _: Events, ops: &mut EventOps<'_>) {
-        loop {
-            match self.tap.read_frame() {
-                Ok(Some(frame)) => {
-                    if let Some(stray) = self.queue.push_frame(frame) {
-                        (self.strays)(stray);
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::error!(%error, "the tap is gone; the guest receives nothing from now on");
-                    let _ = ops.remove(Events::empty(&self.tap));
-                    return;
-                }
-            }
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        watch(ops, &self.tap);
-    }
-}
-
-/// SIGINT and SIGTERM, taken over.
-pub struct BlockedSignals(SignalFd);
-
-/// Calls a function at SIGINT and SIGTERM.
-pub struct Signals<F> {
-    fd: SignalFd,
-    on_signal: F,
-}
-
-impl BlockedSignals {
-    /// Takes the two signals over; to be called before the first thread starts, which inherits the mask.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    pub fn block() -> Result<Self, HostEventsError> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
-        set.thread_block().map_err(std::io::Error::from)?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let fd = SignalFd::with_flags(&set, flags).map_err(std::io::Error::from)?;
-        Ok(Self(fd))
-    }
-
-    /// Says what to do when one comes.
-    pub fn on_signal<F: FnMut()>(self, on_signal: F) -> Signals<F> {
-        Signals { fd: self.0, on_signal }
-    }
-}
-
-impl<F: FnMut()> MutEventSubscriber for Signals<F> {
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        while let Ok(Some(_)) = self.fd.read_signal() {
-            (self.on_signal)();
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        watch(ops, &self.fd);
     }
 }
 

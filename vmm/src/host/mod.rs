@@ -1,19 +1,29 @@
-//! The host's side of the guest's world: clock, entropy, tap, console, signals, and the one thread that waits for them.
+//! The host's side of the guest's world: clock, entropy, tap, console, signals, and the threads that wait for them.
 
 pub mod clock;
 mod console;
 pub mod entropy;
 mod events;
+mod link;
+pub mod memory;
+mod net_watch;
 mod outputs;
+mod signals;
+mod spool;
+mod stderr;
+mod stop_limit;
 mod tap;
+mod tap_reader;
 mod witness_file;
 
-pub use console::{RawTerminal, read_console};
-pub use events::{
-    BlockedSignals, EventLoop, HostEventsError, Subscriber, TapReader, Ticker, resting_timer,
-    set_timer, watch,
-};
+pub use console::{Console, RawTerminal, read_console, restore_terminal};
+pub use events::{EventLoop, HostEventsError, Subscriber, Ticker, resting_timer, set_timer, watch};
+pub use net_watch::{NetWatch, NetworkReport};
 pub use outputs::{HostOutputs, print_console};
+pub use signals::BlockedSignals;
+pub use stderr::{StandardError, finish_stderr, say, spool_stderr, stderr_dropped_bytes};
+pub use stop_limit::{STOP_LONGEST, StopLimit};
 
-pub use tap::{Tap, TapError, VNET_HEADER_BYTES};
+pub use tap::{Tap, TapError, VNET_HEADER_BYTES, tap_mtu};
+pub use tap_reader::TapReader;
 pub use witness_file::FileWitness;

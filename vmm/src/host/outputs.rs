@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ftvmm_devices::Output;
 use ftvmm_replication::Ordinal;
 
-use super::Tap;
+use super::{Console, NetWatch, Tap};
 use crate::disk::Disk;
 use crate::input::InputError;
 use crate::run_loop::OutputSink;
@@ -16,13 +16,20 @@ use crate::run_loop::OutputSink;
 pub struct HostOutputs {
     tap: Option<Tap>,
     disk: Option<Arc<Disk>>,
+    console: Arc<Console>,
     frames: Arc<AtomicU64>,
+    network: Arc<NetWatch>,
 }
 
 impl HostOutputs {
-    /// Outputs to `tap` and `disk`, if the guest has them.
-    pub fn new(tap: Option<Tap>, disk: Option<Arc<Disk>>) -> Self {
-        Self { tap, disk, frames: Arc::default() }
+    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them; what the tap drops is told to `network`.
+    pub fn new(
+        tap: Option<Tap>,
+        disk: Option<Arc<Disk>>,
+        console: Arc<Console>,
+        network: Arc<NetWatch>,
+    ) -> Self {
+        Self { tap, disk, console, frames: Arc::default(), network }
     }
 
     /// Frames the guest sent so far, for whoever counts along.
@@ -36,15 +43,14 @@ impl OutputSink for HostOutputs {
         match output {
             Output::Frame(frame) => {
                 self.frames.fetch_add(1, Ordering::Relaxed);
-                match &self.tap {
-                    Some(tap) => {
-                        tap.write_frame(&frame).map_err(|source| InputError::Tap { source })
-                    }
-                    None => Ok(()),
+                let Some(tap) = &self.tap else { return Ok(()) };
+                if !tap.write_frame(&frame).map_err(|source| InputError::Tap { source })? {
+                    self.network.tap_dropped();
                 }
+                Ok(())
             }
             Output::Console(bytes) => {
-                print_console(&bytes);
+                self.console.print(&bytes);
                 Ok(())
             }
             Output::Disk(request) => {
@@ -57,7 +63,8 @@ impl OutputSink for HostOutputs {
     }
 }
 
-/// Prints what the guest printed. A console nobody reads any more does not stop a guest.
+/// Prints what a replayed guest printed, as fast as it is read: nobody waits for a replay. A console nobody reads any more
+/// does not end it.
 pub fn print_console(bytes: &[u8]) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());

@@ -12,12 +12,12 @@ use ftvmm_replication::{Ordinal, StatePart};
 
 use super::InputError;
 use super::alarm::Alarm;
-use super::live_queue::{LiveQueue, Waiting};
+use super::live_queue::{LiveQueue, Shutdown, Waiting};
 use super::patience::{For, InputDelays, Patience};
 use crate::disk::Answer;
-use crate::host::clock::HostClock;
+use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::entropy::host_random_bytes;
-use crate::run_loop::{InputSource, RunMode, Situation, Step};
+use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
@@ -25,6 +25,9 @@ const ENTROPY_BYTES_MAX: u64 = 256;
 /// stall (a take-over, a host that slept) the guest catches up sample by sample: its kernel takes the ACPI timer's 24
 /// bits for a clock that went back when it jumps by more than half of them, 2.3 s (Linux, `clocksource_delta`).
 const LATE_NS_MAX: u64 = 100_000_000;
+/// How many times as fast as the host's clock guest time may go while a guest that computes is behind it: its threads
+/// must get on with its ticks, or it reports one that did not (Linux' watchdog, after 20 s).
+const CATCH_UP: u64 = 4;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -62,6 +65,12 @@ pub struct LiveInputs {
     queue: Arc<LiveQueue>,
     clock: GuestClock,
     last_ns: u64,
+    /// The host's clock at that sample.
+    sampled_host_ns: u64,
+    /// The guest was restored and is to learn that it is another one.
+    identity_wanted: bool,
+    /// When a guest whose power button was pressed has had its time.
+    grace_until_host_ns: Option<u64>,
     sampled_at: Option<Ordinal>,
     entropy_at: Option<Ordinal>,
     alarm: Alarm,
@@ -95,6 +104,9 @@ impl LiveInputs {
             queue,
             clock,
             last_ns,
+            sampled_host_ns: 0,
+            identity_wanted: false,
+            grace_until_host_ns: None,
             sampled_at: None,
             entropy_at: None,
             alarm,
@@ -109,6 +121,20 @@ impl LiveInputs {
         }
     }
 
+    /// The guest was restored from a snapshot, as others may have been: its first input says so.
+    pub fn renew_identity(&mut self) {
+        self.identity_wanted = true;
+    }
+
+    fn new_identity(&mut self) -> Result<Step, InputError> {
+        self.identity_wanted = false;
+        let mut generation_id = [0; 16];
+        let bytes = host_random_bytes(generation_id.len() as u64)
+            .map_err(|source| InputError::Entropy { source })?;
+        generation_id.copy_from_slice(&bytes);
+        Ok(Step::Apply(Input::NewIdentity { generation_id, unix_s: host_unix_seconds() }))
+    }
+
     /// Goes on with another clock, after the guest has seen guest time up to `last_ns`.
     pub fn resume(&mut self, clock: GuestClock, last_ns: u64) {
         self.clock = clock;
@@ -119,33 +145,53 @@ impl LiveInputs {
         logged_ns(self.clock.host_now_ns()).max(self.last_ns)
     }
 
-    /// Guest time for a sample, when the guest's next timer is due at `deadline_ns`; for the time stamp counter to
-    /// the nanosecond: there are drivers that refuse a coarse one (Linux, `jent_entropy_init`).
-    fn sample_ns(&self, deadline_ns: Option<u64>, for_counter: bool) -> u64 {
+    /// Guest time for a sample; for the time stamp counter to the nanosecond: there are drivers that refuse a coarse
+    /// one (Linux, `jent_entropy_init`).
+    fn sample_ns(&self, situation: &Situation) -> u64 {
         // A guest at its tick has no timer for some exits: the old one is over, the next one not yet set.
-        let due_ns = deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
+        let due_ns = situation.deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
         let latest_ns = logged_ns(due_ns.saturating_add(LATE_NS_MAX));
-        if for_counter {
-            self.clock.host_now_ns().max(self.last_ns).min(latest_ns)
+        let now_ns = if situation.reads_counter {
+            self.clock.host_now_ns().max(self.last_ns)
         } else {
-            self.now_ns().min(latest_ns)
+            self.now_ns()
+        };
+        if now_ns <= latest_ns || situation.halted {
+            // All its threads have had their turn when it halts.
+            return now_ns.min(latest_ns);
         }
+        let passed_ns = self.host_now_ns().saturating_sub(self.sampled_host_ns);
+        let step_ns = passed_ns.saturating_mul(CATCH_UP).min(LATE_NS_MAX);
+        logged_ns(self.last_ns.saturating_add(step_ns)).max(self.last_ns)
     }
 
     fn sample(&mut self, now_ns: u64) -> Step {
+        // Readings so close that a step rounds down to nothing must add up, or guest time stands still.
+        if now_ns > self.last_ns {
+            self.sampled_host_ns = self.host_now_ns();
+        }
         self.last_ns = now_ns;
         Step::Apply(Input::Time { now_ns })
     }
 
     /// A recorded run was stopped between two exits: what now?
     fn between_exits(&mut self, situation: &Situation, waiting: &mut Waiting) -> Step {
+        if let Shutdown::Grace { until_host_ns } = waiting.shutdown
+            && self.host_now_ns() >= until_host_ns
+        {
+            waiting.stop.get_or_insert(StopCause::Requested);
+            waiting.overdue = true;
+        }
         if let Some(cause) = waiting.stop.filter(|_| waiting.stop_at_once) {
             return Step::Stop(cause);
         }
         let arrived = waiting.overdue
             && (waiting.stop.is_some()
                 || waiting.disk_answered()
+                || waiting.announce
                 || !waiting.console.is_empty()
+                || !waiting.signals.is_empty()
+                || waiting.shutdown == Shutdown::Wanted
                 || (situation.takes_frames && !waiting.frames.is_empty()));
         let now_ns = self.now_ns();
         let rested_ns = arrived.then(|| self.patience.rests_until_ns(For::Input));
@@ -172,6 +218,44 @@ impl LiveInputs {
         until_ns <= now_ns
     }
 
+    /// Presses the power button when the run is to end, and ends it when nobody listens or the guest has had its time.
+    fn mind_shutdown(&mut self, waiting: &mut Waiting, heard: bool) {
+        match waiting.shutdown {
+            Shutdown::No => {}
+            Shutdown::Wanted if heard => {
+                let grace_ns = u64::try_from(self.queue.grace().as_nanos()).unwrap_or(u64::MAX);
+                let until_host_ns = self.host_now_ns().saturating_add(grace_ns);
+                waiting.shutdown = Shutdown::Grace { until_host_ns };
+                self.grace_until_host_ns = Some(until_host_ns);
+                waiting.signals.push_back(Input::PowerButton);
+                tracing::info!(
+                    seconds = grace_ns / 1_000_000_000,
+                    "the guest's power button is pressed"
+                );
+            }
+            Shutdown::Wanted => waiting.stop = waiting.stop.or(Some(StopCause::Requested)),
+            Shutdown::Grace { until_host_ns } => {
+                if self.host_now_ns() >= until_host_ns && waiting.stop.is_none() {
+                    tracing::warn!("the guest did not switch itself off; the run ends");
+                    waiting.stop = Some(StopCause::Requested);
+                }
+            }
+        }
+    }
+
+    fn grace_left(&self, waiting: &Waiting) -> Option<Duration> {
+        match waiting.shutdown {
+            Shutdown::Grace { until_host_ns } => {
+                Some(Duration::from_nanos(until_host_ns.saturating_sub(self.host_now_ns()).max(1)))
+            }
+            _ => None,
+        }
+    }
+
+    fn host_now_ns(&self) -> u64 {
+        self.clock.host().host_now_ns()
+    }
+
     /// When the guest has had its time to make an exit for its timer, and to take the interrupt that waits.
     fn patience_ends_ns(&self, deadline_ns: Option<u64>) -> impl Iterator<Item = u64> {
         let tick = deadline_ns.map(|at| (at, For::Tick));
@@ -193,7 +277,12 @@ impl LiveInputs {
         self.set_alarm(at_ns, now_ns);
     }
 
+    /// A guest that computes is stopped at `at_ns` too, and when its grace is over.
     fn set_alarm(&mut self, at_ns: Option<u64>, now_ns: u64) {
+        let left_ns =
+            self.grace_until_host_ns.map(|until| until.saturating_sub(self.host_now_ns()));
+        let grace_ns = left_ns.filter(|left| *left > 0).map(|left| now_ns.saturating_add(left));
+        let at_ns = at_ns.into_iter().chain(grace_ns).min();
         // Samples are whole microseconds: at an earlier one the timer would not be due yet.
         self.alarm.set(at_ns.map(|at| at.next_multiple_of(SAMPLE_NS)), now_ns);
     }
@@ -205,11 +294,15 @@ impl LiveInputs {
         mut waiting: MutexGuard<'_, Waiting>,
     ) -> Result<Step, InputError> {
         let queue = Arc::clone(&self.queue);
+        if self.identity_wanted {
+            return self.new_identity();
+        }
         loop {
+            self.mind_shutdown(&mut waiting, situation.hears_power_button);
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
             }
-            let now_ns = self.sample_ns(situation.deadline_ns, situation.reads_counter);
+            let now_ns = self.sample_ns(situation);
             if situation.reads_clock && self.sampled_at != situation.at {
                 self.sampled_at = situation.at;
                 return Ok(self.sample(now_ns));
@@ -226,6 +319,10 @@ impl LiveInputs {
                         .map_err(|source| InputError::Entropy { source })?;
                 return Ok(Step::Apply(Input::Entropy { bytes }));
             }
+            if let Some(signal) = waiting.signals.pop_front() {
+                self.gave_input = true;
+                return Ok(Step::Apply(signal));
+            }
             if let Some(Answer { id, outcome, .. }) = waiting.take_disk_answer() {
                 self.gave_input = true;
                 return Ok(Step::Apply(Input::DiskDone { id, outcome }));
@@ -235,6 +332,10 @@ impl LiveInputs {
             {
                 self.gave_input = true;
                 return Ok(Step::Apply(Input::NetRx { frame }));
+            }
+            if std::mem::take(&mut waiting.announce) {
+                self.gave_input = true;
+                return Ok(Step::Apply(Input::NetAnnounce));
             }
             if !waiting.console.is_empty() {
                 let bytes = waiting.console.drain(..).collect();
@@ -256,7 +357,9 @@ impl LiveInputs {
                 return Ok(Step::Again);
             }
             let until_due = |at: u64| Duration::from_nanos(at.saturating_sub(now_ns).max(1));
-            waiting = queue.sleep(waiting, situation.deadline_ns.map(until_due));
+            let due = situation.deadline_ns.map(until_due);
+            let grace = self.grace_left(&waiting);
+            waiting = queue.sleep(waiting, due.into_iter().chain(grace).min());
             if situation.deadline_ns.is_none() {
                 self.rested_ns = self.now_ns();
             }
@@ -324,156 +427,4 @@ impl InputSource for LiveInputs {
 }
 
 #[cfg(test)]
-mod tests {
-    use ftvmm_replication::{Event, GroupEncoder, Record};
-
-    use ftvmm_devices::{DiskOp, DiskRequest};
-
-    use super::*;
-    use crate::disk::{Disk, DiskFile, Telling};
-    use crate::host::resting_timer;
-
-    /// Inputs of a guest whose time would be `guest_ns`, and who has been told `last_ns`; and where they come from.
-    fn live_inputs(guest_ns: u64, last_ns: u64) -> (Arc<LiveQueue>, LiveInputs) {
-        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
-        let clock = GuestClock::anchored(HostClock::host_start(), 0, guest_ns);
-        let alarm = Alarm::new(resting_timer().unwrap());
-        let delays = InputDelays::default();
-        (queue.clone(), LiveInputs::new(queue, clock, last_ns, alarm, delays))
-    }
-
-    /// Bytes of log for a sample `exits` exits and `gap_ns` of host time after another.
-    fn sample_bytes(first_ns: u64, gap_ns: u64, exits: u64) -> u64 {
-        let mut encoder = GroupEncoder::new();
-        let mut push = |at, host_ns| {
-            let now_ns = logged_ns(host_ns);
-            encoder.push(&Record { at: Ordinal(at), event: Event::Input(Input::Time { now_ns }) });
-            encoder.body_bytes()
-        };
-        let before = push(1, first_ns);
-        push(1 + exits, first_ns + gap_ns) - before
-    }
-
-    #[test]
-    fn a_clock_read_costs_at_most_four_bytes_of_log() {
-        const NS_PER_S: u64 = 1_000_000_000;
-        let mut rng = fastrand::Rng::with_seed(3);
-        for _ in 0..10_000 {
-            let first_ns = rng.u64(..1000 * NS_PER_S);
-            let gap_ns = rng.u64(..=2 * NS_PER_S) >> rng.u32(..32);
-            assert!(sample_bytes(first_ns, gap_ns, rng.u64(..15)) <= 4, "{gap_ns} ns");
-            // A tick of the tiny kernel with many exits on the way.
-            assert!(sample_bytes(first_ns, gap_ns % 10_000_000, rng.u64(..140)) <= 4);
-        }
-    }
-
-    #[test]
-    fn a_slice_ends_for_a_survivor_too() {
-        let (queue, mut live) = live_inputs(1_000_000_000, 0);
-        let overdue =
-            Situation { deadline_ns: Some(0), takes_interrupt: true, ..Situation::default() };
-        assert!(matches!(live.next(&overdue), Ok(Step::Capture)));
-        queue.set_unrecorded(true);
-        assert_eq!(live.run_mode(Ordinal(1), false), RunMode::Unrecorded);
-        let wanting =
-            Situation { at: Some(Ordinal(2)), entropy_wanted_bytes: 8, ..Situation::default() };
-        assert!(matches!(live.next(&wanting), Ok(Step::Apply(Input::Entropy { .. }))));
-    }
-
-    /// A follower's disk answers too; those answers reach the guest when it goes live, at an exit or at a slice.
-    #[test]
-    fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(512).unwrap();
-        let file = DiskFile::open(image.path()).unwrap();
-        let disk = Disk::start(file, Telling::AtOnce).unwrap();
-        let (queue, mut live) = live_inputs(1_000_000_000, 0);
-        queue.set_closed(true);
-        queue.take_from_disk(disk.clone());
-        let answered = queue.clone();
-        disk.on_answer(move |_| answered.disk_answered());
-        for id in 1..=3 {
-            disk.submit(DiskRequest { id, op: DiskOp::Flush });
-        }
-        disk.drain();
-        assert_eq!(disk.take(2).map(|answer| answer.id), Some(2), "logged by the old primary");
-        queue.set_closed(false);
-        queue.overdue();
-        let computing = Situation { takes_interrupt: true, ..Situation::default() };
-        assert!(matches!(live.next(&computing), Ok(Step::Capture)));
-        let slice = Situation { at: Some(Ordinal(9)), ..Situation::default() };
-        for expected in [1, 3] {
-            match live.next(&slice) {
-                Ok(Step::Apply(Input::DiskDone { id, .. })) => assert_eq!(id, expected),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert!(matches!(live.next(&slice), Ok(Step::Proceed)));
-    }
-
-    #[test]
-    fn a_restored_guest_never_sees_time_go_back() {
-        const STOOD_AT_NS: u64 = 5_000_000_000;
-        let (_queue, mut live) = live_inputs(0, 0);
-        live.state_put(&StatePart::Machine(vec![]), Some((Ordinal(7), STOOD_AT_NS)));
-        let reads = Situation { at: Some(Ordinal(7)), reads_clock: true, ..Situation::default() };
-        let Ok(Step::Apply(Input::Time { now_ns })) = live.next(&reads) else {
-            panic!("no sample")
-        };
-        assert!(now_ns >= STOOD_AT_NS, "{now_ns}");
-    }
-
-    /// What a guest that reads the clock at every exit from `from` on is told, until it has caught up.
-    fn readings_ns(live: &mut LiveInputs, from: u64, deadline_ns: Option<u64>) -> Vec<u64> {
-        let reads = Situation { reads_clock: true, deadline_ns, ..Situation::default() };
-        let mut readings_ns = Vec::new();
-        for at in (from..).map(Ordinal) {
-            let told_ns = match live.next(&Situation { at: Some(at), ..reads }) {
-                Ok(Step::Apply(Input::Time { now_ns })) => now_ns,
-                other => panic!("{other:?}"),
-            };
-            readings_ns.push(told_ns);
-            if told_ns + LATE_NS_MAX > live.now_ns() {
-                break;
-            }
-        }
-        readings_ns
-    }
-
-    #[test]
-    fn after_a_stall_time_moves_in_steps_wherever_the_guest_is_in_its_tick() {
-        const STOOD_AT_NS: u64 = 5_000_000_000;
-        const STALL_NS: u64 = 3_000_000_000;
-        const TICK_NS: u64 = 10_000_000;
-        for deadline_ns in [None, Some(STOOD_AT_NS - 1), Some(STOOD_AT_NS + TICK_NS)] {
-            let (_queue, mut live) = live_inputs(STOOD_AT_NS + STALL_NS, STOOD_AT_NS);
-            let told_ns = readings_ns(&mut live, 1, deadline_ns);
-            assert!(told_ns.len() > 25, "{deadline_ns:?}: {told_ns:?}");
-            for (before_ns, after_ns) in [STOOD_AT_NS].iter().chain(&told_ns).zip(&told_ns) {
-                let step_ns = after_ns - before_ns;
-                assert!(step_ns <= LATE_NS_MAX + TICK_NS, "{deadline_ns:?}: {told_ns:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_guest_that_waited_without_a_timer_is_told_the_time_at_once() {
-        let (queue, mut live) = live_inputs(0, 0);
-        let waker = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_nanos(2 * LATE_NS_MAX));
-            queue.push_console(b"x");
-        });
-        let halted = Situation { at: Some(Ordinal(1)), halted: true, ..Situation::default() };
-        assert!(matches!(live.next(&halted), Ok(Step::Apply(Input::ConsoleRx { .. }))));
-        waker.join().unwrap();
-        let told_ns = readings_ns(&mut live, 2, None);
-        assert!(told_ns[0] > 2 * LATE_NS_MAX, "{told_ns:?}");
-    }
-
-    #[test]
-    fn a_sample_is_at_most_a_microsecond_old_and_never_in_the_future() {
-        for now_ns in [0, 999, 1000, 1001, 123_456_789_999] {
-            assert!((0..1000).contains(&(now_ns - logged_ns(now_ns))));
-        }
-    }
-}
+mod tests;

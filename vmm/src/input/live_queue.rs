@@ -3,15 +3,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ftvmm_devices::Input;
 use ftvmm_replication::Ordinal;
 use nix::sys::timerfd::TimerFd;
 
-use super::GuestClock;
+use super::{GuestClock, Pulse};
 use crate::disk::{Answer, Disk};
-use crate::host::set_timer;
+use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
 use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
 
@@ -19,18 +20,36 @@ use crate::run_loop::StopCause;
 const FRAMES_MAX: usize = 1024;
 /// Typed bytes kept for a guest that does not take them.
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
+/// Events of the machine's lines kept for a guest.
+const SIGNALS_MAX: usize = 16;
 /// A guest whose last exit is so many times as long ago as an input waits for the next is not about to make one.
 const COMPUTES_AFTER: u32 = 4;
 /// What follows at once comes along.
 const SHORTEST_WAIT: Duration = Duration::from_micros(100);
 
+/// How far the end of the run is that the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Shutdown {
+    #[default]
+    No,
+    /// The power button is to be pressed, if the guest listens.
+    Wanted,
+    /// The guest has until then.
+    Grace { until_host_ns: u64 },
+}
+
 #[derive(Default)]
 pub(super) struct Waiting {
     pub(super) frames: VecDeque<Vec<u8>>,
     pub(super) console: VecDeque<u8>,
+    /// The guest is to announce itself.
+    pub(super) announce: bool,
     /// The guest's disk, and whether it may have an answer for the guest.
     disk: Option<Arc<Disk>>,
     disk_answered: bool,
+    /// Events of the machine's own lines: interrupts, breaks.
+    pub(super) signals: VecDeque<Input>,
+    pub(super) shutdown: Shutdown,
     pub(super) stop: Option<StopCause>,
     /// Asked to stop twice: do not wait for the guest's next exit.
     pub(super) stop_at_once: bool,
@@ -51,7 +70,10 @@ impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
             && self.console.is_empty()
+            && !self.announce
             && !self.disk_answered
+            && self.signals.is_empty()
+            && self.shutdown != Shutdown::Wanted
             && self.stop.is_none()
     }
 
@@ -85,6 +107,12 @@ pub struct LiveQueue {
     /// Fires when there has been no exit for an input for long enough ([`Self::overdue`]).
     patience: Arc<TimerFd>,
     patience_lasts: Duration,
+    pulse: Pulse,
+    /// Sees to it that a stop does end the process.
+    stop_limit: OnceLock<Arc<StopLimit>>,
+    /// What a guest that is to switch itself off has for it.
+    grace: Mutex<Duration>,
+    network: Arc<NetWatch>,
 }
 
 impl LiveQueue {
@@ -98,7 +126,16 @@ impl LiveQueue {
             last_exit: AtomicU64::new(0),
             patience,
             patience_lasts,
+            pulse: Pulse::default(),
+            stop_limit: OnceLock::new(),
+            grace: Mutex::default(),
+            network: Arc::default(),
         }
+    }
+
+    /// Has the process end when the guest's thread does not obey [`Self::stop`].
+    pub fn limit_stops_with(&self, limit: Arc<StopLimit>) {
+        let _ = self.stop_limit.set(limit);
     }
 
     /// Gives the queue the means to interrupt the running guest.
@@ -106,14 +143,23 @@ impl LiveQueue {
         self.lock().kicker = Some(kicker);
     }
 
-    /// Says whether arriving inputs are dropped, because the guest follows another host's log.
-    pub fn set_closed(&self, closed: bool) {
+    /// Says whether arriving inputs are dropped, because the guest follows another host's log. Returns whether the guest
+    /// was to be switched off here: who ordered that wants this host to end.
+    pub fn set_closed(&self, closed: bool) -> bool {
         let mut waiting = self.lock();
+        let was_ending = closed && waiting.shutdown != Shutdown::No;
         waiting.closed = closed;
+        if closed {
+            // What was asked of the guest while this host spoke for it is the other's now.
+            waiting.shutdown = Shutdown::No;
+            waiting.signals.clear();
+        }
+        waiting.announce &= !closed;
         // The disk's answers are this host's to give from now on.
         if !closed && waiting.disk_answered {
             self.wake(waiting, true);
         }
+        was_ending
     }
 
     /// Gives the queue the guest's disk; [`Self::disk_answered`] says that it has an answer.
@@ -142,9 +188,15 @@ impl LiveQueue {
         self.unrecorded.load(Ordering::Acquire)
     }
 
-    /// The guest leaves this exit.
+    /// The guest leaves this exit, or goes on between two.
     pub fn leave_exit(&self, at: Ordinal) {
         self.last_exit.store(at.0, Ordering::Relaxed);
+        self.pulse.beat();
+    }
+
+    /// Whether the vCPU's thread comes round.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// The last exit the guest left.
@@ -166,10 +218,27 @@ impl LiveQueue {
         let was_empty = waiting.is_empty();
         if waiting.frames.len() == FRAMES_MAX {
             waiting.frames.pop_front();
+            self.network.queue_dropped();
         }
         waiting.frames.push_back(frame);
         self.wake(waiting, was_empty);
         None
+    }
+
+    /// Has the guest announce itself to the network.
+    pub fn push_announce(&self) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let was_empty = waiting.is_empty();
+        waiting.announce = true;
+        self.wake(waiting, was_empty);
+    }
+
+    /// What is known of the guest's network.
+    pub fn network(&self) -> &Arc<NetWatch> {
+        &self.network
     }
 
     /// Hands over typed bytes.
@@ -184,14 +253,57 @@ impl LiveQueue {
         self.wake(waiting, was_empty);
     }
 
+    /// Sets how long a guest that listens to its power button may take to switch itself off.
+    pub fn give_grace(&self, grace: Duration) {
+        *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = grace;
+    }
+
+    pub(super) fn grace(&self) -> Duration {
+        *self.grace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the run as a computer is switched off: the power button is pressed, and a guest that listens to it has its
+    /// time. Without grace, for a guest that does not listen, and when called again this is [`Self::stop`].
+    pub fn shut_down(&self) {
+        let mut waiting = self.lock();
+        if waiting.shutdown != Shutdown::No || waiting.stop.is_some() || self.grace().is_zero() {
+            drop(waiting);
+            return self.stop(StopCause::Requested);
+        }
+        waiting.shutdown = Shutdown::Wanted;
+        if let Some(limit) = self.stop_limit.get() {
+            limit.within(self.grace() + STOP_LONGEST, "the guest's shutdown");
+        }
+        self.wake(waiting, true);
+    }
+
+    /// Hands over an event of one of the machine's lines; more than [`SIGNALS_MAX`] at a time are dropped.
+    pub fn push_signal(&self, signal: Input) {
+        let mut waiting = self.lock();
+        if waiting.closed || waiting.signals.len() == SIGNALS_MAX {
+            return;
+        }
+        let was_empty = waiting.is_empty();
+        waiting.signals.push_back(signal);
+        self.wake(waiting, was_empty);
+    }
+
     /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest is.
     pub fn stop(&self, cause: StopCause) {
+        if let Some(limit) = self.stop_limit.get() {
+            limit.order();
+        }
         let mut waiting = self.lock();
         if waiting.stop.replace(cause).is_some() {
             waiting.stop_at_once = true;
             waiting.kick();
         }
         self.wake(waiting, true);
+    }
+
+    /// Whether the run has been told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stop.is_some()
     }
 
     /// Makes the guest's thread look at the clock: a timer of the guest is due.
@@ -253,6 +365,7 @@ impl LiveQueue {
         longest: Option<Duration>,
     ) -> MutexGuard<'a, Waiting> {
         waiting.halted = true;
+        let _resting = self.pulse.rest();
         let mut waiting = match longest {
             Some(longest) => {
                 let woken = self.arrived.wait_timeout(waiting, longest);

@@ -18,7 +18,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 pub use dirty::DirtyLog;
@@ -73,6 +73,14 @@ pub enum KvmError {
         bytes: u64,
         /// The cause.
         source: vm_memory::mmap::FromRangesError,
+    },
+    /// The host has not enough memory for the copy of a logged guest's.
+    #[error("cannot map {bytes} bytes for the copy of a logged guest's memory: {source}")]
+    Copy {
+        /// Size asked for.
+        bytes: u64,
+        /// The cause.
+        source: vm_memory::mmap::MmapRegionError,
     },
     /// A call to KVM failed.
     #[error("{call} failed: {source}")]
@@ -228,6 +236,26 @@ impl Vm {
     pub fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, KvmError> {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))
     }
+}
+
+/// Makes guest memory zero, and gives it back to the host. Every page is marked as written by this program.
+///
+/// # Errors
+/// When the host refuses.
+pub fn forget_memory(memory: &Memory) -> Result<(), KvmError> {
+    for region in memory.iter() {
+        let bytes = region.len() as usize;
+        // SAFETY: the range is a mapping of anonymous private memory that lives as long as `memory`; nobody holds a
+        // reference into it, and the guest stands still. The next access finds zeroes (madvise(2), MADV_DONTNEED).
+        let answer = unsafe { libc::madvise(region.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
+        if answer != 0 {
+            let source = kvm_ioctls::Error::last();
+            return Err(KvmError::Call { call: "madvise", source });
+        }
+        let region: &vm_memory::MmapRegion<_> = region;
+        region.bitmap().mark_dirty(0, bytes);
+    }
+    Ok(())
 }
 
 fn map_memory(bytes: u64) -> Result<Memory, KvmError> {

@@ -303,6 +303,44 @@ impl Vcpu {
         Ok(self.next_exit.is_none() && self.can_take_interrupt()?)
     }
 
+    /// Whether a non-maskable interrupt would be taken here, once the instruction that made the exit is complete: nothing
+    /// else is on its way, none is being served, and no instruction shadows it. Then where it comes is no matter of KVM's.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn accepts_nmi(&mut self) -> Result<bool, KvmError> {
+        if self.at_exit && self.placed.is_none() && self.next_exit.is_none() {
+            self.next_exit = self.complete()?;
+        }
+        if self.next_exit.is_some() {
+            return Ok(false);
+        }
+        let events = self.fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
+        let shadowed = events.interrupt.shadow != 0 && !self.at_exit;
+        Ok(!has_event(&events) && events.nmi.masked == 0 && !shadowed)
+    }
+
+    /// Whether the guest is serving a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn masks_nmis(&self) -> Result<bool, KvmError> {
+        let events = self.fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
+        Ok(events.nmi.masked != 0)
+    }
+
+    /// Hands the guest a non-maskable interrupt; it takes it before its next instruction. Only valid while
+    /// [`Self::accepts_nmi`].
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn inject_nmi(&mut self) -> Result<(), KvmError> {
+        let mut events = self.fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
+        events.nmi.injected = 1;
+        events.interrupt.shadow = 0;
+        self.fd.set_vcpu_events(&events).map_err(call("KVM_SET_VCPU_EVENTS"))
+    }
+
     /// RFLAGS.IF at the exit the guest stands at.
     pub fn interrupts_enabled(&mut self) -> bool {
         self.placed.map_or(self.fd.get_kvm_run().if_flag != 0, |(enabled, _)| enabled)
@@ -322,6 +360,8 @@ impl Vcpu {
 
     fn place(&mut self, state: &VcpuState) -> Result<(), KvmError> {
         state.restore(self)?;
+        // The state's own interrupt shadow counts, wherever this vCPU stood before.
+        self.at_exit = false;
         self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
         Ok(())
     }
@@ -341,6 +381,23 @@ impl Vcpu {
     pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
         self.abandon()?;
         self.place(state)
+    }
+
+    /// Puts the vCPU back to where it stood before its first instruction. Between, it is without paging for a moment:
+    /// KVM flushes the guest's TLB when CR0.PG changes, and only then surely (`__set_sregs`, arch/x86/kvm/x86.c).
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn reset(&mut self, power_on: &VcpuState) -> Result<(), KvmError> {
+        const CR0_PE_ET: u64 = 0x11;
+        const EFER_LME_LMA: u64 = 0x500;
+        self.abandon()?;
+        let mut sregs = self.sregs()?;
+        sregs.cr0 = CR0_PE_ET;
+        sregs.efer &= !EFER_LME_LMA;
+        (sregs.cs.l, sregs.cs.db) = (0, 1);
+        self.set_sregs(&sregs)?;
+        self.place(power_on)
     }
 
     /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid while

@@ -11,6 +11,7 @@ use ftvmm_replication::{DisconnectReason, SessionEvent};
 
 use super::{Channel, Peer};
 use crate::host::{HostEventsError, Ticker, resting_timer, set_timer, watch};
+use crate::input::Look;
 
 /// The peer looks at the clock no more often than this.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
@@ -175,6 +176,11 @@ impl Peer {
             state.step(now_ns, SessionEvent::Tick);
         }
         state.announce(now_ns);
+        match state.watch.look(now_ns, self.queue.pulse()) {
+            Look::Well => {}
+            Look::Interrupt => self.queue.kick_vcpu(),
+            Look::Stuck { unseen_ns } => state.step(now_ns, SessionEvent::VcpuStuck { unseen_ns }),
+        }
         self.settle(&mut state);
         // What happens until then may set an earlier deadline.
         let latest_ns = now_ns + self.heartbeat_ns;

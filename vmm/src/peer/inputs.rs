@@ -16,13 +16,14 @@ use super::Peer;
 use super::disk::{Compared, compare};
 use super::state::State;
 use crate::disk::Answer;
-use crate::host::{print_console, set_timer};
+use crate::host::{Console, set_timer};
 use crate::input::{
     FileLog, GuestClock, InputError, LiveInputs, LogSink, Recorded, SLICE_GROUP_BYTES,
 };
 use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
 use crate::shipment::{ShippedInputs, put_on_disk};
+use crate::user_file::Written;
 
 /// How long the end of a burst of exits may stay unsent when the guest goes computing.
 const TAIL: Duration = Duration::from_millis(2);
@@ -36,7 +37,7 @@ const SEND_SHARE: u64 = 20;
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
 
-type Recording = FileLog<std::fs::File>;
+type Recording = FileLog<Written>;
 
 /// Sends the log to the backup, and to a recording if there is one.
 pub struct PeerLog {
@@ -59,7 +60,7 @@ impl PeerLog {
                 || self.peer.shipment.get().is_some_and(|s| s.wants_rest())
         };
         while state.congested && state.stop.is_none() && !is_wanted(&state) {
-            state = self.peer.wait(state);
+            state = self.peer.wait_as_guest(state);
         }
     }
 
@@ -135,12 +136,13 @@ impl LogSink for PeerLog {
 /// reads it on the backup has it whole after a take-over.
 pub struct PeerOutputs {
     peer: Arc<Peer>,
+    console: Arc<Console>,
 }
 
 impl PeerOutputs {
     /// Outputs that go through `peer`'s session.
-    pub fn new(peer: Arc<Peer>) -> Self {
-        Self { peer }
+    pub fn new(peer: Arc<Peer>, console: Arc<Console>) -> Self {
+        Self { peer, console }
     }
 }
 
@@ -149,7 +151,7 @@ impl OutputSink for PeerOutputs {
         let frame = match output {
             Output::Frame(frame) => frame,
             Output::Console(bytes) => {
-                print_console(&bytes);
+                self.console.print(&bytes);
                 return Ok(());
             }
             Output::Disk(request) => {
@@ -227,7 +229,7 @@ impl<'a> PairInputs<'a> {
             let since_ns = self.peer.clock.host_now_ns();
             self.peer.step_locked(&mut state, SessionEvent::Yield { through });
             while state.session.is_yielding() && state.stop.is_none() {
-                state = self.peer.wait(state);
+                state = self.peer.wait_as_guest(state);
             }
             let stood_ms = (self.peer.clock.host_now_ns() - since_ns) as f64 / 1e6;
             tracing::info!(stood_ms, "the guest stood still for a change of roles");
@@ -263,7 +265,7 @@ impl<'a> PairInputs<'a> {
                 return Step::Stop(StopCause::Protocol);
             }
             let Some(part) = state.incoming.pop_front() else {
-                drop(self.peer.wait(state));
+                drop(self.peer.wait_as_guest(state));
                 continue;
             };
             drop(state);
@@ -345,7 +347,7 @@ impl<'a> PairInputs<'a> {
                     drop(state);
                     self.report(before);
                 } else {
-                    drop(self.peer.wait(state));
+                    drop(self.peer.wait_as_guest(state));
                 }
                 continue;
             }
@@ -378,7 +380,7 @@ impl<'a> PairInputs<'a> {
                     drop(state);
                     self.report(before);
                 }
-                CursorStep::Wait => drop(self.peer.wait(state)),
+                CursorStep::Wait => drop(self.peer.wait_as_guest(state)),
             }
         }
     }
@@ -396,7 +398,7 @@ impl<'a> PairInputs<'a> {
             }
             match state.cursor.next(at) {
                 CursorStep::End(_) | CursorStep::Exhausted => return None,
-                CursorStep::Wait => drop(self.peer.wait(state)),
+                CursorStep::Wait => drop(self.peer.wait_as_guest(state)),
                 _ => return Some(format!("exit {at}: the guest ended, the primary's went on")),
             }
         }
@@ -446,6 +448,7 @@ impl InputSource for PairInputs<'_> {
         if self.is_live {
             if let Some((_, now_ns)) = stands {
                 self.keep_time(now_ns);
+                self.peer.lock().guest_is_here();
             }
             return self.live.state_put(part, stands);
         }

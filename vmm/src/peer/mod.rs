@@ -7,8 +7,8 @@
 //! ```
 //!
 //! One lock holds the session and everything its actions touch, so actions are performed in the order in
-//! which they were decided. Nothing under the lock blocks: the channel and the tap never do, and the witness
-//! is asked on a thread of its own.
+//! which they were decided. Nothing under the lock blocks: the channel and the tap never do, what is logged
+//! goes through a buffer, and the witness is asked and incident reports are written on threads of their own.
 
 mod announce;
 mod channel;
@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ftvmm_replication::session::incident::IncidentReport;
 use ftvmm_replication::session::policy::{ReleasePolicy, Role, SessionConfigError, StopReason};
 use ftvmm_replication::witness::{Claim, Witness};
 use ftvmm_replication::{
@@ -32,6 +33,7 @@ use ftvmm_replication::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use announce::restored as announce_restored;
 pub use channel::{Channel, ChannelError};
 pub use events::ChannelEvents;
 pub use inputs::{PairInputs, PeerLog, PeerOutputs};
@@ -41,12 +43,16 @@ use state::State;
 use crate::disk::Disk;
 use crate::host::Tap;
 use crate::host::clock::HostClock;
-use crate::input::LiveQueue;
-use crate::run_loop::StopCause;
+use crate::input::{LiveQueue, PulseWatch};
 use crate::shipment::{Gauge, Shipment, Shipped};
 
+/// How long the end of a run waits for incident reports.
+const REPORTS_LONGEST: Duration = Duration::from_secs(5);
 /// Pause between two questions to a witness that does not answer.
 const WITNESS_RETRY: Duration = Duration::from_millis(100);
+
+/// Frames handed on in a message: of the greatest length they take 4 MiB.
+const STRAYS_AT_ONCE: usize = 64;
 
 /// What the session said at the guest's start.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +123,7 @@ pub struct Peer {
     queue: Arc<LiveQueue>,
     disk: Option<Arc<Disk>>,
     disk_failover: bool,
+    incident_dir: PathBuf,
     clock: HostClock,
     heartbeat_ns: u64,
     /// Roles changed, or are to: the vCPU's thread looks at the state before it asks for inputs.
@@ -148,12 +155,13 @@ impl Peer {
     pub fn new(config: PeerConfig) -> Result<Arc<Self>, PeerError> {
         let PeerConfig { session, witness, holder, tap, net_mac, queue, horizon_ns, .. } = config;
         let (role, heartbeat_ns) = (session.role, session.heartbeat_ns);
+        let watch = PulseWatch::new(session.failure_ns);
         let session = Session::new(session)?;
         queue.set_closed(role == Role::Backup);
         let mut state = State::new(role, session, tap, net_mac, queue.clone(), horizon_ns);
-        state.incident_dir = config.incident_dir;
         state.unrecorded_when_alone = config.unrecorded_when_alone;
         state.disk = config.disk.clone();
+        state.watch = watch;
         let clock = HostClock::host_start();
         Ok(Arc::new(Self {
             state: Mutex::new(state),
@@ -163,6 +171,7 @@ impl Peer {
             queue,
             disk: config.disk,
             disk_failover: config.disk_failover,
+            incident_dir: config.incident_dir,
             clock,
             heartbeat_ns,
             gauge: Gauge::new(clock),
@@ -205,17 +214,58 @@ impl Peer {
         if state.joining || state.follows() || state.yield_wanted {
             self.turn.store(true, Ordering::Release);
         }
-        let strays = std::mem::take(&mut state.strays_wait);
-        if !strays.is_empty() {
-            self.step_locked(state, SessionEvent::Strays(strays));
+        // Few enough for one message, whatever their length.
+        let mut strays = std::mem::take(&mut state.strays_wait).into_iter().peekable();
+        while strays.peek().is_some() {
+            let some = strays.by_ref().take(STRAYS_AT_ONCE).collect();
+            self.step_locked(state, SessionEvent::Strays(some));
+        }
+        if std::mem::take(&mut state.switch_wanted) {
+            self.want_switch(state);
         }
         if std::mem::take(&mut state.ship_wanted) {
             self.ship(state.shipping.number);
+        }
+        for report in std::mem::take(&mut state.incidents) {
+            self.keep(state, report);
         }
         for term in std::mem::take(&mut state.claims) {
             self.claim(term);
         }
         self.changed.notify_all();
+    }
+
+    /// Writes an incident report on a thread of its own: its folder may be one that hangs.
+    fn keep(self: &Arc<Self>, state: &mut State, report: IncidentReport) {
+        let peer = Arc::clone(self);
+        let write = move || {
+            incident::keep(&peer.incident_dir, &report);
+            peer.lock().incidents_under_way -= 1;
+            peer.changed.notify_all();
+        };
+        state.incidents_under_way += 1;
+        if let Err(error) = std::thread::Builder::new().name("incident".into()).spawn(write) {
+            state.incidents_under_way -= 1;
+            tracing::error!(%error, "no thread to keep an incident report");
+        }
+    }
+
+    /// Waits until the incident reports are written, but not for a folder that hangs.
+    pub fn finish_reports(&self) {
+        let state = self.lock();
+        let pending = |state: &mut State| state.incidents_under_way > 0;
+        let waited = self.changed.wait_timeout_while(state, REPORTS_LONGEST, pending);
+        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            tracing::error!("an incident report is not written yet; it is lost");
+        }
+    }
+
+    /// Has the guest's thread let the roles change at its next exit.
+    fn want_switch(&self, state: &mut State) {
+        state.yield_wanted = true;
+        self.turn.store(true, Ordering::Release);
+        self.changed.notify_all();
+        self.queue.attend();
     }
 
     /// Asks the witness on a thread of its own, until it answers.
@@ -290,7 +340,7 @@ impl Peer {
             match &state.stop {
                 Some(reason) => return Some(reason.clone()),
                 None if state.joining || !state.follows() => return None,
-                None => state = self.wait(state),
+                None => state = self.wait_as_guest(state),
             }
         }
     }
@@ -334,7 +384,7 @@ impl Peer {
         let mut state = self.lock();
         if state.begin.is_some() && !state.follows() {
             drop(state);
-            self.queue.stop(StopCause::Requested);
+            self.queue.shut_down();
         } else {
             self.step_locked(&mut state, SessionEvent::HostStop);
         }
@@ -345,7 +395,18 @@ impl Peer {
         let mut state = self.lock();
         if state.is_stray(self.clock.host_now_ns(), &frame) {
             self.step_locked(&mut state, SessionEvent::Strays(vec![frame]));
+        } else {
+            self.queue.network().follower_dropped();
         }
+    }
+
+    /// Clients reach this host, or do not any more.
+    pub fn client_link(self: &Arc<Self>, up: bool) {
+        let mut state = self.lock();
+        if up {
+            state.guest_is_here();
+        }
+        self.step_locked(&mut state, SessionEvent::ClientLink { up });
     }
 
     /// Numbers for the report.
@@ -371,6 +432,12 @@ impl Peer {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::wait`], on the vCPU's thread: whoever waits for the other host is not held by this one.
+    fn wait_as_guest<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let _resting = self.queue.pulse().rest();
+        self.wait(state)
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {

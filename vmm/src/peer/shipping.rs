@@ -11,6 +11,9 @@ use crate::shipment::{Destination, Rest, Shipment, Shipped, rest_parts, ship};
 /// enough that both sides have them in memory.
 const WINDOW_BYTES: u64 = 4 << 20;
 
+/// The machine is one message, which holds 16 MiB.
+const MACHINE_BYTES_MAX: usize = 15 << 20;
+
 /// The backup of the shipment with this number.
 struct ToBackup {
     peer: Arc<Peer>,
@@ -46,6 +49,12 @@ impl Destination for ToBackup {
         }
         let Rest { machine, disk_through, .. } = rest;
         let (at, machine) = (machine.at, machine.encode());
+        if machine.len() > MACHINE_BYTES_MAX {
+            let description = format!("the guest's devices have {} bytes of state", machine.len());
+            let now_ns = self.peer.clock().host_now_ns();
+            state.disconnect(now_ns, DisconnectReason::Transport { description });
+            return None;
+        }
         self.peer.step_locked(&mut state, SessionEvent::StateEnd { at, machine, disk_through });
         None
     }

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use ftvmm_replication::session::incident::IncidentReport;
 use ftvmm_replication::session::policy::{Role, StopReason};
 use ftvmm_replication::wire::{self, Decoder};
 use ftvmm_replication::{
@@ -12,12 +12,13 @@ use ftvmm_replication::{
     SessionEvent, StatePart, Term, decode_group,
 };
 
-use super::announce::{self, ANNOUNCEMENT_PAUSE_NS, ANNOUNCEMENTS};
+use super::announce::{self, Announcer};
 use super::channel::Channel;
-use super::{Begin, PeerCounters, incident};
+use super::{Begin, PeerCounters};
 use crate::disk::Disk;
+use crate::host::clock::host_unix_seconds;
 use crate::host::{Tap, VNET_HEADER_BYTES};
-use crate::input::LiveQueue;
+use crate::input::{LiveQueue, PulseWatch};
 use crate::run_loop::StopCause;
 
 /// Bytes of the channel that are handed on before timers, signals and the guest have their turn.
@@ -83,7 +84,8 @@ pub struct State {
     pub listens_at: Option<SocketAddr>,
     /// A newcomer could be served.
     pub takes_newcomers: bool,
-    /// The operator wants the other host to speak for the guest.
+    /// The other host is to speak for the guest: the session wants it, or the guest is waited for already.
+    pub switch_wanted: bool,
     pub yield_wanted: bool,
     pub begin: Option<Begin>,
     pub stop: Option<StopReason>,
@@ -92,21 +94,24 @@ pub struct State {
     /// Terms to be asked for.
     pub claims: Vec<Term>,
     pub counters: PeerCounters,
-    pub incident_dir: PathBuf,
+    /// Reports to be written once the lock is free, and how many are being written.
+    pub incidents: Vec<IncidentReport>,
+    pub incidents_under_way: u32,
     pub unrecorded_when_alone: bool,
     /// Frames are handed on that come here until then, and those that waited.
     pub strays_until_ns: u64,
     pub strays_wait: Vec<Vec<u8>>,
     /// Backup: the guest has left the path of the log.
     pub faulted: bool,
+    /// Looks whether the guest's thread comes round.
+    pub watch: PulseWatch,
     /// When the peer was lost, on the peer's clock.
     pub lost_ns: Option<u64>,
-    tap: Option<Tap>,
+    pub tap: Option<Tap>,
     net_mac: Option<[u8; 6]>,
     pub queue: Arc<LiveQueue>,
     pub disk: Option<Arc<Disk>>,
-    announcements_left: u32,
-    announced_ns: u64,
+    announcer: Announcer,
     now_ns: u64,
 }
 
@@ -147,24 +152,26 @@ impl State {
             new_listener: None,
             listens_at: None,
             takes_newcomers: false,
+            switch_wanted: false,
             yield_wanted: false,
             begin: None,
             stop: None,
             congested: false,
             claims: Vec::new(),
             counters: PeerCounters::default(),
-            incident_dir: PathBuf::new(),
+            incidents: Vec::new(),
+            incidents_under_way: 0,
             unrecorded_when_alone: false,
             strays_until_ns: 0,
             strays_wait: Vec::new(),
             faulted: false,
+            watch: PulseWatch::new(u64::MAX),
             lost_ns: None,
             tap,
             net_mac,
             queue,
             disk: None,
-            announcements_left: 0,
-            announced_ns: 0,
+            announcer: Announcer::default(),
             now_ns: 0,
         }
     }
@@ -251,6 +258,9 @@ impl State {
         if let SessionEvent::Output { .. } = event {
             self.counters.outputs += 1;
         }
+        if self.begin.is_none() {
+            self.session.tell_time_of_day(host_unix_seconds());
+        }
         let mut actions = Vec::new();
         self.session.step(now_ns, event, &mut actions);
         for action in actions {
@@ -279,8 +289,8 @@ impl State {
                 tracing::info!(%term, ?release, "the guest starts in lockstep");
                 self.begin = Some(Begin { rtc_epoch_s, release });
                 if self.session.role() == Role::Primary {
-                    // The switches may know this address behind another host.
-                    self.announcements_left = ANNOUNCEMENTS;
+                    // The switches may know its addresses behind another host.
+                    self.announcer.start(self.now_ns);
                 }
                 self.lost_ns = None;
             }
@@ -296,7 +306,7 @@ impl State {
                     self.cursor = ReplayCursor::new();
                     self.cursor.seal();
                 }
-                self.announcements_left = ANNOUNCEMENTS;
+                self.announcer.start(self.now_ns);
                 self.announce(self.now_ns);
             }
             Action::GoAlone { term } => {
@@ -336,17 +346,26 @@ impl State {
                 self.counters.switches += 1;
                 self.mode = Mode::Following;
                 self.cursor = ReplayCursor::starting_at(through);
-                self.queue.set_closed(true);
+                let was_ending = self.queue.set_closed(true);
                 self.strays_until_ns = self.now_ns + STRAYS_NS;
                 let frames = self.queue.take_frames();
                 self.strays_wait.extend(frames);
+                if was_ending {
+                    self.step(self.now_ns, SessionEvent::HostStop);
+                }
             }
+            // The run loop reports when the guest stands still.
+            Action::SwitchRoles => self.switch_wanted = true,
             Action::Receive(frames) => {
-                frames.into_iter().for_each(|frame| drop(self.queue.push_frame(frame)));
+                for frame in frames {
+                    if self.queue.push_frame(frame).is_some() {
+                        self.queue.network().follower_dropped();
+                    }
+                }
             }
             Action::Incident(report) => {
                 self.counters.divergences += 1;
-                incident::keep(&self.incident_dir, &report);
+                self.incidents.push(*report);
             }
             Action::Congested(congested) => self.congested = congested,
             Action::TellFlushes { through } => self.tell_flushes(through),
@@ -401,10 +420,13 @@ impl State {
     }
 
     fn transmit(&self, frame: &[u8]) {
-        if let Some(tap) = &self.tap
-            && let Err(error) = tap.write_frame(frame)
-        {
+        let Some(tap) = &self.tap else { return };
+        let taken = tap.write_frame(frame).unwrap_or_else(|error| {
             tracing::error!(%error, "the tap does not take a frame");
+            false
+        });
+        if !taken {
+            self.queue.network().tap_dropped();
         }
     }
 
@@ -419,20 +441,29 @@ impl State {
         self.counters.takeover_ns = self.lost_ns.map(|lost_ns| now_ns - lost_ns);
     }
 
-    /// Whether the network sent this frame to the guest's old place. What is for everybody has reached the new one too.
-    pub fn is_stray(&self, now_ns: u64, frame: &[u8]) -> bool {
-        let destination = frame.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + 6);
-        now_ns < self.strays_until_ns && destination == self.net_mac.as_ref().map(|mac| &mac[..])
+    /// Clients reach the guest on this host from now on, or again: the switches may know it elsewhere.
+    pub fn guest_is_here(&mut self) {
+        if !self.follows() {
+            self.announcer.start(self.now_ns);
+        }
     }
 
-    /// Sends the next announcement of the guest's MAC address, if one is due.
+    /// Whether the network sent this frame to the guest's old place. What is for everybody has reached the new one too.
+    pub fn is_stray(&self, now_ns: u64, frame: &[u8]) -> bool {
+        if now_ns >= self.strays_until_ns {
+            return false;
+        }
+        frame.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + 6).is_some_and(|destination| {
+            self.net_mac.is_some_and(|mac| mac == *destination)
+                || self.queue.network().sources().has_mac(destination)
+        })
+    }
+
+    /// Makes the next announcement of the guest, if one is due.
     pub fn announce(&mut self, now_ns: u64) {
-        let Some(mac) = self.net_mac.filter(|_| self.announcements_left > 0) else { return };
-        let first = self.announcements_left == ANNOUNCEMENTS;
-        if first || now_ns >= self.announced_ns + ANNOUNCEMENT_PAUSE_NS {
-            self.transmit(&announce::frame(mac));
-            self.announcements_left -= 1;
-            self.announced_ns = now_ns;
+        let Some(mac) = self.net_mac else { return };
+        if self.announcer.is_due(now_ns) {
+            announce::announce(mac, &self.queue, |frame| self.transmit(frame));
         }
     }
 }
@@ -443,6 +474,7 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
+    use ftvmm_devices::{NetCounters, NetSource, NetSources};
     use ftvmm_replication::SessionConfig;
 
     use super::*;
@@ -453,6 +485,20 @@ mod tests {
         let config = SessionConfig::new(Role::Backup, fingerprint, Term(0), 0);
         let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
         State::new(Role::Backup, Session::new(config).unwrap(), None, None, queue, 0)
+    }
+
+    #[test]
+    fn a_frame_for_any_address_of_the_guest_is_a_stray() {
+        let (other, own) = ([6, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9]);
+        let mut state = backup();
+        state.net_mac = Some(own);
+        state.strays_until_ns = 10;
+        let sources = NetSources::try_from(vec![NetSource::untagged(other)]).unwrap();
+        state.queue.network().publish(&NetCounters::default(), &sources);
+        let to = |mac: [u8; 6]| [&[0; VNET_HEADER_BYTES][..], &mac, &[0; 60]].concat();
+        assert!(state.is_stray(9, &to(own)) && state.is_stray(9, &to(other)));
+        assert!(!state.is_stray(9, &to([0xff; 6])) && !state.is_stray(9, &[]));
+        assert!(!state.is_stray(10, &to(other)));
     }
 
     #[test]

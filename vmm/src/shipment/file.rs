@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use ftvmm_replication::{Ordinal, SnapshotError, SnapshotMark, SnapshotWriter, StatePart};
 use thiserror::Error;
 
+use crate::user_file::{self, FileError, Written};
+
 use super::{Destination, Gauge, Rest, Shipment, rest_parts, ship};
 
 /// Why there is no snapshot. The guest is as before, and no file is left.
@@ -22,6 +24,9 @@ pub enum SaveError {
         /// The file.
         path: PathBuf,
     },
+    /// The file cannot be opened.
+    #[error(transparent)]
+    Open(#[from] FileError),
     /// The file cannot be made.
     #[error("'{path}' cannot be written: {source}", path = path.display())]
     Create {
@@ -76,8 +81,7 @@ pub fn save(shipment: &Arc<Shipment>, gauge: &Gauge, path: &Path) -> Result<Save
     let mut name = OsString::from(path);
     name.push(".partial");
     let partial = Partial(name.into());
-    let file = File::create(&partial.0)
-        .map_err(|source| SaveError::Create { path: partial.0.clone(), source })?;
+    let file = user_file::create("snapshot", &partial.0, true)?;
     let written =
         |error: SnapshotError| SaveError::Write { path: partial.0.clone(), why: why(&error) };
     let writer = SnapshotWriter::new(BufWriter::new(file), &shipment.header).map_err(&written)?;
@@ -131,7 +135,7 @@ impl Drop for Partial {
 }
 
 struct Writing {
-    writer: SnapshotWriter<BufWriter<File>>,
+    writer: SnapshotWriter<BufWriter<Written>>,
     failed: Option<SnapshotError>,
     rest: Option<Rest>,
 }

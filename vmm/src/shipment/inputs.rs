@@ -138,7 +138,10 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
         };
         let (mut blocks, mut disk_through) = (Vec::new(), 0);
         if let Some(disk) = &shipment.disk {
+            // A disk that is slow is no processor that is held.
+            let resting = shipment.queue.pulse().rest();
             machine.disk_answers = disk.drain();
+            drop(resting);
             disk_through = disk.last_id();
             blocks = read_blocks(disk, &disk.take_changed())
                 .map_err(|source| InputError::Disk { source })?;

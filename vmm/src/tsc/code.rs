@@ -109,14 +109,18 @@ const IN_SYNC_INSTRUCTIONS: u32 = 16;
 /// Functions start at multiples of this in every kernel: where decoding begins again.
 const FUNCTION_ALIGNMENT: usize = 16;
 
-/// Finds the sites in `code`, which starts with an instruction. A linear sweep: behind bytes that are none it
+/// So many sites are found in one piece of code; a Linux kernel has some hundreds. Beyond, the guest's own code is not
+/// trapped: it bounds what a guest that is full of them makes its host remember.
+pub const SITES_MAX: usize = 16_384;
+
+/// Finds the first [`SITES_MAX`] sites in `code`, which starts with an instruction. A linear sweep: behind bytes that are none it
 /// goes on at the next function boundary and believes nothing until it is in step again.
 pub fn find(code: &[u8]) -> Vec<Site> {
     let mut sites = Vec::new();
     let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
     let mut doubtful = 0;
     let mut instruction = Instruction::default();
-    while decoder.can_decode() {
+    while decoder.can_decode() && sites.len() < SITES_MAX {
         let start = decoder.position();
         decoder.decode_out(&mut instruction);
         if instruction.is_invalid() {

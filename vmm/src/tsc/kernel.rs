@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::code::{HOOK, candidates, find};
+use super::code::{HOOK, SITES_MAX, candidates, find};
 use super::hook::{FUNCTIONS, Hook, PROLOGUE_BYTES};
 use super::symbols::Symbols;
 
@@ -113,7 +113,9 @@ fn patch_sections(
             }
         }
         let addresses = *address..address.saturating_add(code.len() as u64);
-        kernel.sections.push(Section { addresses, decoys: candidates(code).collect() });
+        kernel
+            .sections
+            .push(Section { addresses, decoys: candidates(code).take(SITES_MAX).collect() });
     }
     kernel
 }

@@ -50,6 +50,8 @@ const DB_VECTOR: u8 = 1;
 const DR6_BS: u64 = 1 << 14;
 const DR6_BREAKPOINTS: u64 = 0xf;
 const EFER_LMA: u64 = 1 << 10;
+/// So many addresses of instructions that were found late are named.
+const LATE_ADDRESSES_MAX: usize = 64;
 /// How often to look at the #GP handler's page tables, beside its bytes.
 const THOROUGH_EVERY_EXITS: u64 = 256;
 /// No two bytes hold more instructions.
@@ -77,8 +79,10 @@ pub struct TscCounters {
     pub new_sites: usize,
     /// Kernels the guest started itself, and that were patched before they ran on.
     pub other_kernels: u64,
-    /// Addresses of trapped instructions that were found after they may have run.
-    pub late_sites: Vec<u64>,
+    /// Trapped instructions that were found after they may have run.
+    pub late_sites: u64,
+    /// The addresses of the first of them.
+    pub late_addresses: Vec<u64>,
     /// RDTSC and RDTSCP answered in user mode.
     pub user_reads: u64,
     /// Other #GPs, handed on to the guest.
@@ -110,6 +114,11 @@ impl TscTrap {
         Self { mode, kernel, state, counters }
     }
 
+    /// The kernel the guest was started with is in memory again, as it was at first. What was counted stays.
+    pub fn reset(&mut self) {
+        self.state = TscTrapState { hooks: self.kernel.hooks.clone(), ..Default::default() };
+    }
+
     /// What was trapped so far.
     pub fn counters(&self) -> &TscCounters {
         &self.counters
@@ -117,10 +126,11 @@ impl TscTrap {
 
     /// Says what may have escaped the traps. For live roles: a replay finds what its recording found.
     pub fn warn_of_late_sites(&self) {
-        let sites = &self.counters.late_sites;
-        if !sites.is_empty() {
+        let TscCounters { late_sites, late_addresses, .. } = &self.counters;
+        if *late_sites > 0 {
             tracing::warn!(
-                "kernel instructions at {sites:#x?} were trapped late and may have run before"
+                "{late_sites} kernel instructions, the first at {late_addresses:#x?}, were trapped late and may have run \
+                 before"
             );
         }
     }
@@ -222,7 +232,10 @@ impl TscTrap {
         if self.state.seen.due(at, &space) {
             let kernel = self.state.other_kernel.as_ref().unwrap_or(&self.kernel);
             let found = self.state.seen.look(&space, memory, kernel);
-            self.counters.late_sites.extend(found);
+            let TscCounters { late_sites, late_addresses, .. } = &mut self.counters;
+            *late_sites += found.len() as u64;
+            let named = LATE_ADDRESSES_MAX - late_addresses.len();
+            late_addresses.extend(found.into_iter().take(named));
             self.state.hooks.iter_mut().for_each(|hook| hook.keep(&space, memory));
         }
     }

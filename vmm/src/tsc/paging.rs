@@ -144,6 +144,10 @@ impl<'a> AddressSpace<'a> {
     }
 }
 
+/// So many pages of kernel code are looked at, from the highest address down: modules and the kernel lie there. Linux has
+/// some thousands; a guest that makes more of its memory executable bounds itself.
+const KERNEL_PAGES_MAX: usize = 65_536;
+
 /// A walk through tables that may lead anywhere, to themselves too, from the highest address down.
 struct Search<'a> {
     memory: &'a Memory,
@@ -184,6 +188,9 @@ impl Search<'_> {
 
     fn page(&mut self, address: u64, gpa: u64, level: u32) {
         let bytes = 1 << (PAGE_BITS + INDEX_BITS * (level - 1));
+        if self.found.len() == KERNEL_PAGES_MAX {
+            return;
+        }
         let is_memory = self.memory.check_range(GuestAddress(gpa), bytes as usize);
         if is_memory && self.pages.insert((level, gpa)) {
             self.found.push(Page { address, gpa, bytes, user: false, executable: true });

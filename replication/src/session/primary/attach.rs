@@ -70,7 +70,7 @@ impl Primary {
     }
 
     /// The backup executes what this side executes.
-    pub(super) fn is_followed(&self) -> bool {
+    pub(in crate::session) fn is_followed(&self) -> bool {
         matches!(self.phase, Phase::Protected | Phase::Yielding(Yielding { follows: true, .. }))
     }
 

@@ -7,6 +7,16 @@ use crate::session::policy::SessionConfig;
 use crate::session::{Action, Context};
 
 impl Primary {
+    /// The guest's time of day at power-on has been told to nobody yet.
+    pub(in crate::session) fn has_not_begun(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::AwaitingBackup { .. }
+                | Phase::ClaimingFirstTerm { .. }
+                | Phase::StartingAlone { .. }
+        )
+    }
+
     pub(super) fn on_hello(&mut self, cx: &mut Context<'_>, hello: &Message) {
         if let Some(refusal) = cx.check_hello(hello, false) {
             return cx.refuse(refusal);

@@ -280,3 +280,62 @@ fn row_s_a_backup_that_loses_the_term_stops_and_keeps_its_frames() {
     assert_eq!(pair.backup.transmitted(), []);
     assert_eq!(pair.backup.stop_reason(), Some(&StopReason::LostWitness { term: Term(2) }));
 }
+
+/// A primary whose processor is stuck, one frame of its guest still held.
+fn stuck() -> Pair {
+    let mut pair = Pair::following(|_| ());
+    pair.primary.output(1);
+    pair.primary.log(10);
+    pair.pump();
+    pair.primary.step(SessionEvent::VcpuStuck { unseen_ns: 500 * MS });
+    pair
+}
+
+#[test]
+fn row_aq_a_stuck_processor_makes_the_backup_take_over() {
+    let mut pair = stuck();
+    assert_eq!(pair.primary.take_rows(), "AQ");
+    assert_eq!(pair.primary.take_done(), [Action::HangUp]);
+    // It may come back now: what it does is seen by nobody.
+    pair.primary.output(2);
+    pair.primary.log(20);
+    pair.backup.disconnect();
+    pair.backup.answer(2, true);
+    pair.backup.output(1);
+    assert_eq!(pair.backup.take_rows(), "OR");
+    assert_eq!(pair.backup.transmitted(), [1]);
+    pair.primary.wait(3 * 500 * MS);
+    assert_eq!(pair.primary.transmitted(), []);
+    pair.primary.answer(2, false);
+    assert_eq!(pair.primary.take_rows(), "ARM");
+    assert_eq!(pair.primary.stop_reason(), Some(&StopReason::LostWitness { term: Term(2) }));
+    assert_eq!(pair.primary.transmitted(), []);
+}
+
+#[test]
+fn row_ar_when_the_backup_was_dead_too_the_stuck_host_keeps_the_guest() {
+    let mut pair = stuck();
+    pair.primary.take_done();
+    pair.primary.wait(500 * MS);
+    assert_eq!(pair.primary.take_done(), [], "the backup has its time");
+    pair.primary.wait(500 * MS);
+    assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(2))]);
+    pair.primary.answer(2, true);
+    assert_eq!(pair.primary.take_rows(), "AQARL");
+    assert_eq!(pair.primary.transmitted(), [1]);
+    assert_eq!(pair.primary.session.state_name(), "Alone");
+}
+
+#[test]
+fn a_stuck_processor_is_no_reason_where_nobody_else_could_go_on() {
+    let mut pair = stuck();
+    pair.primary.wait(1000 * MS);
+    pair.primary.answer(2, true);
+    pair.primary.take_rows();
+    pair.primary.step(SessionEvent::VcpuStuck { unseen_ns: 500 * MS });
+    assert_eq!(pair.primary.take_rows(), "");
+    assert_eq!(pair.primary.session.state_name(), "Alone");
+    let mut pair = Pair::following(|_| ());
+    pair.backup.step(SessionEvent::VcpuStuck { unseen_ns: 500 * MS });
+    assert_eq!((pair.backup.take_rows(), pair.backup.done.len()), (String::new(), 0));
+}

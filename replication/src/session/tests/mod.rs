@@ -6,6 +6,7 @@ mod divergence;
 mod failure;
 mod flow;
 mod handshake;
+mod links;
 
 use super::*;
 use crate::digest::OutputDigest;

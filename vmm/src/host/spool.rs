@@ -1,0 +1,258 @@
+//! Bytes for a reader who may have stopped reading: a terminal held by Ctrl-S, a pipe nobody empties.
+//!
+//! Whoever writes never waits. What does not fit into a bounded buffer is dropped and counted; a thread of its own
+//! hands the rest on, in order.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use super::clock::HostClock;
+
+/// Handed on at a time.
+const CHUNK_BYTES: usize = 64 << 10;
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<u8>,
+    /// The thread has taken bytes that are not out yet.
+    writing: bool,
+    written_bytes: u64,
+    dropped_bytes: u64,
+    /// Why nobody will read any more.
+    closed: Option<String>,
+}
+
+struct Shared {
+    bytes_max: usize,
+    state: Mutex<State>,
+    /// There is something to write, or less of it.
+    changed: Condvar,
+}
+
+/// What became of bytes that were handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// They will be written.
+    Whole,
+    /// There was no room; so many have been dropped so far.
+    Dropped {
+        /// These included.
+        in_all_bytes: u64,
+    },
+    /// Nobody reads any more.
+    Closed {
+        /// What the host said.
+        why: String,
+    },
+}
+
+/// The buffer and its thread, which lives as long as the process: a blocking write cannot be taken back.
+pub struct Spool(Arc<Shared>);
+
+impl Spool {
+    /// A buffer of `bytes_max` in front of `out`; `name` is the thread's.
+    ///
+    /// # Errors
+    /// When the host has no thread left.
+    pub fn start(name: &str, out: File, bytes_max: usize) -> io::Result<Self> {
+        let state = Mutex::default();
+        let shared = Arc::new(Shared { bytes_max, state, changed: Condvar::new() });
+        let worker = Arc::clone(&shared);
+        // The thread inherits the mask. Signals are for others, who may not have asked for them yet; and a background
+        // process may write to its terminal when it blocks SIGTTOU (tcsetattr(3p), general terminal interface), where
+        // `stty tostop` would stop the whole process.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let spawned =
+            std::thread::Builder::new().name(name.into()).spawn(move || worker.write_on(&out));
+        before.thread_set_mask()?;
+        spawned?;
+        Ok(Self(shared))
+    }
+
+    /// Hands bytes over: all of them or none, so that a line is never cut.
+    pub fn push(&self, bytes: &[u8]) -> Taken {
+        let mut state = self.0.lock();
+        if let Some(why) = &state.closed {
+            let why = why.clone();
+            state.dropped_bytes += bytes.len() as u64;
+            return Taken::Closed { why };
+        }
+        if state.waiting.len() + bytes.len() > self.0.bytes_max {
+            state.dropped_bytes += bytes.len() as u64;
+            return Taken::Dropped { in_all_bytes: state.dropped_bytes };
+        }
+        state.waiting.extend_from_slice(bytes);
+        drop(state);
+        self.0.changed.notify_all();
+        Taken::Whole
+    }
+
+    /// Bytes that nobody will ever read.
+    pub fn dropped_bytes(&self) -> u64 {
+        self.0.lock().dropped_bytes
+    }
+
+    /// Waits until everything is written, but no longer than `patience` for each sign that somebody reads. What is
+    /// left then counts as dropped, and nothing is taken any more.
+    pub fn finish(&self, patience: Duration) {
+        let clock = HostClock::host_start();
+        let mut state = self.0.lock();
+        let (mut before, mut sign_ns) = (state.written_bytes, clock.host_now_ns());
+        while state.closed.is_none() && (state.writing || !state.waiting.is_empty()) {
+            // Who adds to what waits wakes us too, and is no sign of a reader.
+            if state.written_bytes != before {
+                (before, sign_ns) = (state.written_bytes, clock.host_now_ns());
+            }
+            let passed = Duration::from_nanos(clock.host_now_ns() - sign_ns);
+            let Some(left) = patience.checked_sub(passed).filter(|left| !left.is_zero()) else {
+                return state.close("nobody reads it");
+            };
+            let woken = self.0.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl State {
+    fn close(&mut self, why: &str) {
+        self.dropped_bytes += self.waiting.len() as u64;
+        self.waiting.clear();
+        self.closed.get_or_insert_with(|| why.to_owned());
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_on(&self, out: &File) {
+        let mut chunk = Vec::new();
+        loop {
+            let mut state = self.lock();
+            while state.waiting.is_empty() {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            chunk.clear();
+            let count = state.waiting.len().min(CHUNK_BYTES);
+            chunk.extend(state.waiting.drain(..count));
+            state.writing = true;
+            drop(state);
+            let result = self.write_chunk(out, &chunk);
+            let mut state = self.lock();
+            state.writing = false;
+            if let Err((error, lost_bytes)) = result {
+                state.dropped_bytes += lost_bytes as u64;
+                state.close(&error.to_string());
+            }
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Writes it all, or says how much is left.
+    fn write_chunk(&self, mut out: &File, mut chunk: &[u8]) -> Result<(), (io::Error, usize)> {
+        while !chunk.is_empty() {
+            match out.write(chunk) {
+                Ok(0) => return Err((ErrorKind::WriteZero.into(), chunk.len())),
+                Ok(count) => {
+                    chunk = &chunk[count..];
+                    self.lock().written_bytes += count as u64;
+                    self.changed.notify_all();
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // Whoever gave us the descriptor made it so.
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+                    let _ = poll(&mut fds, PollTimeout::NONE);
+                }
+                Err(e) => return Err((e, chunk.len())),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(20);
+
+    fn spool(bytes_max: usize) -> (Spool, io::PipeReader) {
+        let (reader, writer) = io::pipe().unwrap();
+        let out = File::from(OwnedFd::from(writer));
+        (Spool::start("spool-test", out, bytes_max).unwrap(), reader)
+    }
+
+    #[test]
+    fn who_reads_gets_everything_in_order() {
+        let (spool, mut reader) = spool(1 << 20);
+        let sent: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+        let wanted = sent.len();
+        let reading = std::thread::spawn(move || {
+            let mut read = vec![0; wanted];
+            reader.read_exact(&mut read).unwrap();
+            read
+        });
+        for piece in sent.chunks(997) {
+            assert_eq!(spool.push(piece), Taken::Whole);
+        }
+        assert!(reading.join().unwrap() == sent);
+        spool.finish(PATIENCE);
+        assert_eq!(spool.dropped_bytes(), 0);
+    }
+
+    /// As [`spool`], with a pipe that is full.
+    fn unread(bytes_max: usize) -> (Spool, io::PipeReader) {
+        let (reader, writer) = io::pipe().unwrap();
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut out = File::from(OwnedFd::from(writer));
+        while out.write(b".").is_ok() {}
+        fcntl(&out, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        (Spool::start("spool-test", out, bytes_max).unwrap(), reader)
+    }
+
+    #[test]
+    fn who_does_not_read_holds_nobody_up_and_what_is_dropped_is_counted() {
+        let (spool, _reader) = unread(4096);
+        let piece = [b'x'; 1000];
+        let mut sent_bytes = 0;
+        // Nothing here waits for the reader.
+        let dropped_bytes = loop {
+            sent_bytes += piece.len() as u64;
+            if let Taken::Dropped { in_all_bytes } = spool.push(&piece) {
+                break in_all_bytes;
+            }
+        };
+        assert_eq!(dropped_bytes, 1000);
+        spool.finish(PATIENCE);
+        assert!(matches!(spool.push(&piece), Taken::Closed { .. }));
+        sent_bytes += piece.len() as u64;
+        // What the thread holds may still be read.
+        let lost_bytes = spool.dropped_bytes();
+        assert!((2000..=sent_bytes).contains(&lost_bytes), "{lost_bytes} of {sent_bytes}");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_reason_to_wait() {
+        let (spool, reader) = spool(4096);
+        drop(reader);
+        spool.push(b"x");
+        spool.finish(Duration::from_secs(600));
+        let Taken::Closed { why } = spool.push(b"yz") else { panic!("still open") };
+        assert!(why.contains("pipe"), "{why}");
+        assert_eq!(spool.dropped_bytes(), 3);
+    }
+}

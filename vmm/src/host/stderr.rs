@@ -1,0 +1,65 @@
+//! Standard error. Every thread logs, some under a lock that others need: none may wait for whoever reads it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::spool::Spool;
+
+/// Far more than a run logs before somebody looks.
+const BYTES_MAX: usize = 1 << 20;
+/// How long the end waits for a reader that has stopped.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Standard error is one for the process, and whoever panics has no object at hand.
+static SPOOL: OnceLock<Spool> = OnceLock::new();
+
+/// From now on nothing that [`StandardError`] is given waits.
+///
+/// # Errors
+/// When the host has no descriptor or thread left.
+pub fn spool_stderr() -> io::Result<()> {
+    let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let spool = Spool::start("stderr", out, BYTES_MAX)?;
+    let _ = SPOOL.set(spool);
+    Ok(())
+}
+
+/// Waits a little until what was said is out; nothing may be said afterwards.
+pub fn finish_stderr() {
+    if let Some(spool) = SPOOL.get() {
+        spool.finish(PATIENCE);
+    }
+}
+
+/// Bytes of log that nobody will ever read.
+pub fn stderr_dropped_bytes() -> u64 {
+    SPOOL.get().map_or(0, Spool::dropped_bytes)
+}
+
+/// Says this, after what has been said before.
+pub fn say(line: &str) {
+    let _ = StandardError.write_all(format!("{line}\n").as_bytes());
+}
+
+/// A writer to standard error.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match SPOOL.get() {
+            Some(spool) => {
+                spool.push(bytes);
+                Ok(bytes.len())
+            }
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

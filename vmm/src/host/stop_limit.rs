@@ -1,0 +1,107 @@
+//! The end of the process when its end in good order does not come.
+//!
+//! Threads hang in what the host does for them: a file on a server that is gone, a device that does not answer. No thread
+//! can be ended from outside, so the process is.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::clock::HostClock;
+use super::console::restore_terminal;
+use super::stderr::{finish_stderr, say};
+
+/// What a stop may take from the order to the guest's standstill.
+pub const STOP_LONGEST: Duration = Duration::from_secs(15);
+/// Exit status of a run that failed (README).
+const FAILED: i32 = 1;
+
+struct Limit {
+    until_ns: u64,
+    what: &'static str,
+}
+
+/// Ends the process when the time is over that a stop may take.
+pub struct StopLimit {
+    clock: HostClock,
+    limit: Mutex<Option<Limit>>,
+    changed: Condvar,
+    ordered: AtomicBool,
+}
+
+impl StopLimit {
+    /// Nothing has been ordered yet.
+    ///
+    /// # Errors
+    /// When the host has no thread left.
+    pub fn start() -> std::io::Result<Arc<Self>> {
+        let this = Arc::new(Self {
+            clock: HostClock::host_start(),
+            limit: Mutex::default(),
+            changed: Condvar::new(),
+            ordered: AtomicBool::new(false),
+        });
+        let watch = Arc::clone(&this);
+        std::thread::Builder::new().name("stop-limit".into()).spawn(move || watch.wait())?;
+        Ok(this)
+    }
+
+    /// The process is to end within `longest`, and `what` is waited for. An earlier order stands.
+    pub fn within(&self, longest: Duration, what: &'static str) {
+        let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        if limit.as_ref().is_none_or(|limit| until_ns < limit.until_ns) {
+            *limit = Some(Limit { until_ns, what });
+            self.changed.notify_all();
+        }
+    }
+
+    /// The run is told to end. Whoever orders it once more means at once.
+    pub fn order(&self) {
+        self.ordered.store(true, Ordering::Release);
+        self.within(STOP_LONGEST, "the guest's thread to stop");
+    }
+
+    /// Whether the run has been told to end.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered.load(Ordering::Acquire)
+    }
+
+    /// A stop got so far; what comes next may take `longest`. Nothing where no stop was ordered.
+    pub fn goes_on(&self, longest: Duration, what: &'static str) {
+        let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limit) = &mut *limit {
+            *limit = Limit { until_ns, what };
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends the process here and now.
+    pub fn now(&self, why: &str) -> ! {
+        restore_terminal();
+        say(&format!("ftvmm: ended at once: {why}"));
+        finish_stderr();
+        // SAFETY: _exit has no preconditions. Not exit(3): what runs at exit could wait for the thread that hangs.
+        unsafe { libc::_exit(FAILED) }
+    }
+
+    fn wait(&self) {
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let Some(Limit { until_ns, what }) = &*limit else {
+                limit = self.changed.wait(limit).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left_ns = until_ns.saturating_sub(self.clock.host_now_ns());
+            if left_ns == 0 {
+                let why = format!("{what} took too long");
+                drop(limit);
+                self.now(&why);
+            }
+            let left = Duration::from_nanos(left_ns);
+            let woken = self.changed.wait_timeout(limit, left);
+            limit = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Files a user names: every option that takes a path goes through here.
+//!
+//! What is read must be a regular file: another process may never write to a FIFO, and a device like `/dev/zero` has no end.
+//! What is written must be new, or empty, unless the user says that it may be replaced; it is locked while it is written, is
+//! nobody else's to read where it holds a guest's memory, and is no file that another option names ([`Named`]).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use thiserror::Error;
+
+/// Only its owner reads a file that holds what is in a guest's memory.
+const SECRET: u32 = 0o600;
+/// What a file is called while it is written, behind its own name.
+const UNFINISHED: &str = ".partial";
+
+/// A file that is written and ours until it is closed.
+#[derive(Debug)]
+pub struct Written(Flock<File>);
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&*self.0).flush()
+    }
+}
+
+/// Why a file cannot be used.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// The host refuses it.
+    #[error("{what} '{path}': {source}", path = path.display())]
+    Host {
+        /// What it is to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// It is a folder, a pipe, a device or a socket.
+    #[error("{what} '{path}' is {found}, no regular file", path = path.display())]
+    NotRegular {
+        /// What it is to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// It has content.
+    #[error(
+        "{what} '{path}' is there already; name a new file, or add --overwrite to replace it",
+        path = path.display()
+    )]
+    Exists {
+        /// What it is to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process writes it.
+    #[error("{what} '{path}' is being written by another ftvmm", path = path.display())]
+    InUse {
+        /// What it is to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is larger than what it is for.
+    #[error("{what} '{path}' of {got_bytes} bytes does not fit: {limit}", path = path.display())]
+    TooBig {
+        /// What it is to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        got_bytes: u64,
+        /// Why not.
+        limit: String,
+    },
+    /// Two options name one file, and one of them writes it.
+    #[error(
+        "{first} and {second} name the same file, '{path}', which would overwrite it",
+        path = path.display()
+    )]
+    Same {
+        /// One option.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+        /// The second's path.
+        path: PathBuf,
+    },
+}
+
+fn host<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> FileError + 'a {
+    move |source| FileError::Host { what, path: path.into(), source }
+}
+
+/// What a file that is not regular is.
+fn kind(facts: &fs::Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = facts.file_type();
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_block_device() => "a block device",
+        () => "a device",
+    }
+}
+
+fn regular(what: &'static str, path: &Path, file: &File) -> Result<fs::Metadata, FileError> {
+    let facts = file.metadata().map_err(host(what, path))?;
+    if facts.is_file() {
+        return Ok(facts);
+    }
+    Err(FileError::NotRegular { what, path: path.into(), found: kind(&facts) })
+}
+
+/// Opens a regular file for reading. Never waits, as opening a pipe would.
+///
+/// # Errors
+/// [`FileError`].
+pub fn open(what: &'static str, path: &Path) -> Result<File, FileError> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(host(what, path))?;
+    regular(what, path, &file)?;
+    Ok(file)
+}
+
+/// Reads a regular file of at most `most_bytes`; `limit` says in words why not more.
+///
+/// # Errors
+/// [`FileError`].
+pub fn read(
+    what: &'static str,
+    path: &Path,
+    most_bytes: u64,
+    limit: &str,
+) -> Result<Vec<u8>, FileError> {
+    let file = open(what, path)?;
+    let too_big = |got_bytes| {
+        let limit = limit.to_owned();
+        Err(FileError::TooBig { what, path: path.into(), got_bytes, limit })
+    };
+    let got_bytes = file.metadata().map_err(host(what, path))?.len();
+    if got_bytes > most_bytes {
+        return too_big(got_bytes);
+    }
+    // It may grow while it is read.
+    let mut bytes = Vec::new();
+    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(host(what, path))?;
+    if bytes.len() as u64 > most_bytes {
+        return too_big(bytes.len() as u64);
+    }
+    Ok(bytes)
+}
+
+/// A file to write, that is ours alone and only its owner's to read. It is new, or empty; or, with `overwrite`, it was
+/// a regular file.
+///
+/// # Errors
+/// [`FileError`]; nothing is lost then.
+pub fn create(what: &'static str, path: &Path, overwrite: bool) -> Result<Written, FileError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(SECRET);
+    let opened = options.custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|source| match fs::metadata(path) {
+        // A pipe nobody reads and a folder cannot be opened at all.
+        Ok(facts) if !facts.is_file() => {
+            FileError::NotRegular { what, path: path.into(), found: kind(&facts) }
+        }
+        _ => host(what, path)(source),
+    })?;
+    regular(what, path, &file)?;
+    let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        Errno::EWOULDBLOCK => FileError::InUse { what, path: path.into() },
+        e => host(what, path)(e.into()),
+    })?;
+    let length = file.metadata().map_err(host(what, path))?.len();
+    if length > 0 && !overwrite {
+        return Err(FileError::Exists { what, path: path.into() });
+    }
+    file.set_len(0).map_err(host(what, path))?;
+    file.set_permissions(fs::Permissions::from_mode(SECRET)).map_err(host(what, path))?;
+    Ok(Written(file))
+}
+
+/// Refuses a path that [`replace`] could not write: what can be known before the guest has run.
+///
+/// # Errors
+/// [`FileError`].
+pub fn may_replace(what: &'static str, path: &Path, overwrite: bool) -> Result<(), FileError> {
+    match fs::metadata(path) {
+        Ok(facts) if !facts.is_file() => {
+            Err(FileError::NotRegular { what, path: path.into(), found: kind(&facts) })
+        }
+        Ok(facts) if facts.len() > 0 && !overwrite => {
+            Err(FileError::Exists { what, path: path.into() })
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let folder = fs::metadata(folder_of(path)).map_err(host(what, path))?;
+            let not_a_folder = || io::Error::from(ErrorKind::NotADirectory);
+            folder.is_dir().then_some(()).ok_or_else(not_a_folder).map_err(host(what, path))
+        }
+        Err(error) => Err(host(what, path)(error)),
+    }
+}
+
+/// Writes a whole file in one step, so that a file of that name is complete.
+///
+/// # Errors
+/// [`FileError`].
+pub fn replace(what: &'static str, path: &Path, content: &[u8]) -> Result<(), FileError> {
+    // Through a link, so that the link stays.
+    let place = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let mut name = place.as_os_str().to_owned();
+    name.push(format!(".{}{UNFINISHED}", std::process::id()));
+    let whole = || {
+        fs::File::create_new(&name)?.write_all(content)?;
+        fs::rename(&name, &place)
+    };
+    whole().map_err(host(what, path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Which file a path is, through links: the file itself, or its place in its folder where there is none yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Identity {
+    There(u64, u64),
+    New(PathBuf),
+}
+
+impl Identity {
+    fn of(path: &Path) -> Self {
+        match fs::metadata(path) {
+            Ok(facts) => Self::There(facts.dev(), facts.ino()),
+            Err(_) => {
+                let folder = fs::canonicalize(folder_of(path));
+                let folder = folder.unwrap_or_else(|_| folder_of(path).into());
+                Self::New(folder.join(path.file_name().unwrap_or_default()))
+            }
+        }
+    }
+}
+
+/// The files a command line names, with the options that name them.
+#[derive(Debug, Default)]
+pub struct Named {
+    read: Vec<(&'static str, PathBuf)>,
+    written: Vec<(&'static str, PathBuf)>,
+}
+
+impl Named {
+    /// An option whose file is read.
+    #[must_use]
+    pub fn read(mut self, option: &'static str, path: Option<&Path>) -> Self {
+        self.read.extend(path.map(|path| (option, path.into())));
+        self
+    }
+
+    /// An option whose file is written.
+    #[must_use]
+    pub fn written(mut self, option: &'static str, path: Option<&Path>) -> Self {
+        self.written.extend(path.map(|path| (option, path.into())));
+        self
+    }
+
+    /// Refuses a file that is written and named twice.
+    ///
+    /// # Errors
+    /// [`FileError::Same`].
+    pub fn check(&self) -> Result<(), FileError> {
+        let identities = |files: &[(&'static str, PathBuf)]| -> Vec<_> {
+            files.iter().map(|(option, path)| (*option, Identity::of(path))).collect()
+        };
+        let (read, written) = (identities(&self.read), identities(&self.written));
+        for (index, (second, identity)) in written.iter().enumerate() {
+            let mut others = read.iter().chain(&written[..index]);
+            if let Some((first, _)) = others.find(|(_, other)| other == identity) {
+                let path = self.written[index].1.clone();
+                let (first, second) = (*first, *second);
+                return Err(FileError::Same { first, second, path });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_named_and_never_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for (path, found) in [
+            (pipe.as_path(), "a pipe"),
+            (folder.path(), "a directory"),
+            (Path::new("/dev/zero"), "a device"),
+        ] {
+            let errors = [
+                read("kernel", path, 10, "").unwrap_err(),
+                create("recording", path, true).unwrap_err(),
+                may_replace("report", path, true).unwrap_err(),
+            ];
+            for error in errors.map(|e| e.to_string()) {
+                assert!(error.contains(found), "{error}");
+                assert!(error.contains(&path.display().to_string()), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_with_content_is_replaced_only_on_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.log");
+        let mut file = create("recording", &path, false).unwrap();
+        assert_eq!(file.0.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        file.write_all(b"precious").unwrap();
+        let error = create("recording", &path, true).unwrap_err();
+        assert!(matches!(error, FileError::InUse { .. }), "{error}");
+        drop(file);
+        let error = create("recording", &path, false).unwrap_err().to_string();
+        assert!(error.contains("there already") && error.contains("--overwrite"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        assert!(may_replace("report", &path, false).is_err());
+        may_replace("report", &path, true).unwrap();
+        create("recording", &path, true).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        create("recording", &path, false).unwrap();
+    }
+
+    #[test]
+    fn one_file_under_two_names_is_found_through_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let [disk, link, hard, new] =
+            ["disk", "link", "hard", "new"].map(|n| folder.path().join(n));
+        fs::write(&disk, "x").unwrap();
+        symlink(&disk, &link).unwrap();
+        fs::hard_link(&disk, &hard).unwrap();
+        for name in [&disk, &link, &hard] {
+            let named = Named::default().read("--disk", Some(&disk));
+            let error = named.written("--record", Some(name)).check().unwrap_err().to_string();
+            assert!(error.contains("--disk and --record name the same file"), "{error}");
+        }
+        let both = Named::default().written("--record", Some(&new));
+        both.written("--report", Some(&new)).check().unwrap_err();
+        let apart = Named::default().read("--kernel", Some(&disk)).read("--initrd", Some(&disk));
+        apart.written("--record", Some(&new)).written("--report", None).check().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("big");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = read("initramfs", &path, 1 << 20, "give more with --mem").unwrap_err();
+        assert!(error.to_string().contains("1099511627776 bytes does not fit"), "{error}");
+        replace("report", &path, b"{}").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"{}");
+    }
+}
