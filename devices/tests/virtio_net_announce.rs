@@ -164,3 +164,14 @@ fn only_a_driver_that_knows_the_mtu_gets_frames_of_it() {
         assert_eq!(driver.board.guest_faults().count, 0);
     }
 }
+
+/// What is saved after a reset can be restored: the request is the old driver's.
+#[test]
+fn a_reset_takes_the_request_back() {
+    let mut driver = up(FEATURES | NEWER_FEATURES | EVENT_IDX);
+    ask(&mut driver);
+    assert_eq!(status(&mut driver), LINK_UP | ANNOUNCE);
+    driver.board.reset();
+    assert_eq!(status(&mut driver), LINK_UP);
+    Board::restore(driver.board.save()).unwrap();
+}

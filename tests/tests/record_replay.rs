@@ -24,6 +24,7 @@ use ftvmm_guest_programs::stream;
 use ftvmm_tests::guest_run::{
     GUEST_ADDRESS, GuestLab, GuestRun, LabPool, PROMPT, READY, TAP, cmdline,
 };
+use ftvmm_tests::lab::Ended;
 use ftvmm_tests::replayed::{Replayed, keep};
 use ftvmm_tests::{clients, clock};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -275,6 +276,34 @@ fn check_pair(site: &GuestLab, seed: u64, number: usize, kept: &Path) -> Result<
     )))
 }
 
+/// A disk that is full in the middle of a recording costs the guest nothing, or ends it, as the user wants; the file and
+/// the cause are named, and what was recorded can be replayed.
+fn a_full_disk_is_named(site: &GuestLab) -> Result<(), Failed> {
+    const FULL: &str = "mkdir /tmp/full && mount -t tmpfs -o size=256k none /tmp/full";
+    const LOG: &str = "/tmp/full/r.log";
+    let host = site.lab.host(0);
+    assert!(host.run(&["sh", "-c", FULL])?.ended.success());
+    let line = cmdline("selfcheck 1; echo DONE; poweroff -f");
+    let more = ["--cmdline", &line, "--record", LOG, "--overwrite", "--record-error"];
+    for (on_error, goes_on) in [("continue", true), ("stop", false)] {
+        let command = site.boot(&[&more[..], &[on_error]].concat());
+        let finished = site.run(&format!("full-{on_error}"), command)?.finish()?;
+        let console = String::from_utf8_lossy(&finished.console).into_owned();
+        println!("{on_error}: {}", finished.errors);
+        assert_eq!(finished.ended, Ended::Status(1), "{}", finished.errors);
+        assert!(finished.errors.contains(LOG) && finished.errors.contains("No space left"));
+        assert_eq!(console.lines().any(|line| line == "DONE"), goes_on, "{console}");
+        let replayed = host.run(&["ftvmm", "replay", LOG])?;
+        assert_eq!(
+            replayed.ended,
+            Ended::Status(1),
+            "{}",
+            String::from_utf8_lossy(&replayed.stderr)
+        );
+    }
+    Ok(())
+}
+
 fn setting<T: FromStr<Err: fmt::Debug>>(name: &str) -> Option<T> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error:?}")))
@@ -298,7 +327,10 @@ fn main() -> ExitCode {
             pool.with(|site| check_pair(site, seed, number, &kept))?
         })
     };
-    let conclusion = libtest_mimic::run(&arguments, (1..=pairs).map(trial).collect());
+    let other = Arc::clone(&pool);
+    let full = Trial::test("a_full_disk_is_named", move || other.with(a_full_disk_is_named)?);
+    let trials = (1..=pairs).map(trial).chain([full]).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
     drop(pool);
     conclusion.exit_code()
 }

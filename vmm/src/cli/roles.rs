@@ -50,7 +50,7 @@ pub fn check(matches: &ArgMatches, args: &RunArgs) -> Result<(), Error> {
     if given("overwrite") && args.record.is_none() && args.report.is_none() {
         return refused("overwrite", "without --record or --report".into());
     }
-    for id in ["check_every", "check_memory_every"] {
+    for id in ["check_every", "check_memory_every", "max_input_delay"] {
         if given(id) && !is_logged {
             return refused(id, "without a log; add --record, or it is for a pair".into());
         }
@@ -88,6 +88,13 @@ mod tests {
             ("--witness file:/w".to_owned(), "it is for --role primary and --role backup"),
             ("--release ack".to_owned(), "--release"),
             ("--check-every 5".to_owned(), "--check-every does nothing without a log"),
+            ("--max-input-delay 5".to_owned(), "--max-input-delay does nothing without a log"),
+            ("--on-link-down ignore".to_owned(), "--on-link-down does nothing in the role solo"),
+            (
+                format!("{primary} --on-link-down ignore"),
+                "--on-link-down does nothing without --net",
+            ),
+            ("--overwrite".to_owned(), "--overwrite does nothing without --record or --report"),
             (format!("{primary} --believe backup"), "without --on-divergence resync"),
             (
                 format!("{primary} --connect 1.2.3.4:5"),

@@ -17,7 +17,8 @@ use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
     BlockedSignals, Console, EventLoop, HostOutputs, RawTerminal, STOP_LONGEST, StopLimit,
-    Subscriber, Tap, TapReader, Ticker, read_console, resting_timer, stderr_dropped_bytes,
+    Subscriber, Tap, TapReader, Ticker, WriteBehind, read_console, resting_timer,
+    stderr_dropped_bytes,
 };
 use crate::input::{
     Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue,
@@ -29,7 +30,7 @@ use crate::peer::announce_restored;
 use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
-use crate::user_file::{self, Named, Written};
+use crate::user_file::{self, Named};
 
 /// Runs a guest in the role the arguments name.
 ///
@@ -110,8 +111,9 @@ pub fn create_log(
     overwrite: bool,
     on_error: OnRecordError,
     header: &LogHeader,
-) -> Result<FileLog<Written>, CommandError> {
+) -> Result<FileLog<WriteBehind>, CommandError> {
     let file = user_file::create("recording", path, overwrite)?;
+    let file = WriteBehind::start(file).map_err(host("thread for the recording"))?;
     let writer = LogWriter::new(file, header)
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
     let left = header.start.as_ref().map_or(0, |start| start.at.0.saturating_sub(1));

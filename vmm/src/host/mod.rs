@@ -15,6 +15,7 @@ mod stop_limit;
 mod tap;
 mod tap_reader;
 mod witness_file;
+mod write_behind;
 
 pub use console::{Console, RawTerminal, read_console, restore_terminal};
 pub use events::{EventLoop, HostEventsError, Subscriber, Ticker, resting_timer, set_timer, watch};
@@ -27,3 +28,4 @@ pub use stop_limit::{STOP_LONGEST, StopLimit};
 pub use tap::{Tap, TapError, VNET_HEADER_BYTES, tap_mtu};
 pub use tap_reader::TapReader;
 pub use witness_file::FileWitness;
+pub use write_behind::WriteBehind;

@@ -53,6 +53,7 @@ pub enum Taken {
 }
 
 /// The buffer and its thread, which lives as long as the process: a blocking write cannot be taken back.
+#[derive(Clone)]
 pub struct Spool(Arc<Shared>);
 
 impl Spool {
@@ -243,6 +244,17 @@ mod tests {
         // What the thread holds may still be read.
         let lost_bytes = spool.dropped_bytes();
         assert!((2000..=sent_bytes).contains(&lost_bytes), "{lost_bytes} of {sent_bytes}");
+    }
+
+    /// What is added to what waits is no sign that somebody reads: else this test would not end.
+    #[test]
+    fn who_writes_on_does_not_keep_the_end_waiting() {
+        let (spool, _reader) = unread(1 << 20);
+        assert_eq!(spool.push(b"nobody reads this"), Taken::Whole);
+        let writer = spool.clone();
+        let writing = std::thread::spawn(move || while writer.push(b"") == Taken::Whole {});
+        spool.finish(PATIENCE);
+        writing.join().unwrap();
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl<W: Write> FileLog<W> {
             self.group.push(&Record { at, event: Event::End(end) });
         }
         // A failure is kept, whatever it leads to while the guest runs.
-        let failed = self.close_group().err();
+        let failed = self.close().err();
         FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }
     }
 
@@ -94,8 +94,16 @@ impl<W: Write> FileLog<W> {
         self.group_since = self.left;
         self.group_since_ns = self.now_ns;
         let group = self.group.finish(self.left);
-        let written = self.writer.write_group(&group).and_then(|()| self.writer.flush());
-        written.or_else(|source| self.fail(source))
+        self.writer.write_group(&group).or_else(|source| self.fail(source))
+    }
+
+    /// The last group, and all that the file has not taken yet.
+    fn close(&mut self) -> Result<(), InputError> {
+        self.close_group()?;
+        if self.broken.is_some() {
+            return Ok(());
+        }
+        self.writer.flush().or_else(|source| self.fail(source))
     }
 
     fn fail(&mut self, source: LogError) -> Result<(), InputError> {
@@ -118,7 +126,7 @@ impl<W: Write> FileLog<W> {
 impl<W: Write> Drop for FileLog<W> {
     fn drop(&mut self) {
         if !std::mem::replace(&mut self.finished, true)
-            && let Err(error) = self.close_group()
+            && let Err(error) = self.close()
         {
             tracing::error!("{error}");
         }

@@ -69,8 +69,8 @@ pub struct LiveInputs {
     sampled_host_ns: u64,
     /// The guest was restored and is to learn that it is another one.
     identity_wanted: bool,
-    /// When a guest whose power button was pressed has had its time.
-    grace_until_host_ns: Option<u64>,
+    /// Guest time at which a guest whose power button was pressed has had its time.
+    grace_until_ns: Option<u64>,
     sampled_at: Option<Ordinal>,
     entropy_at: Option<Ordinal>,
     alarm: Alarm,
@@ -106,7 +106,7 @@ impl LiveInputs {
             last_ns,
             sampled_host_ns: 0,
             identity_wanted: false,
-            grace_until_host_ns: None,
+            grace_until_ns: None,
             sampled_at: None,
             entropy_at: None,
             alarm,
@@ -226,7 +226,8 @@ impl LiveInputs {
                 let grace_ns = u64::try_from(self.queue.grace().as_nanos()).unwrap_or(u64::MAX);
                 let until_host_ns = self.host_now_ns().saturating_add(grace_ns);
                 waiting.shutdown = Shutdown::Grace { until_host_ns };
-                self.grace_until_host_ns = Some(until_host_ns);
+                // Not before it is over by the host's clock.
+                self.grace_until_ns = Some(self.now_ns().saturating_add(grace_ns));
                 waiting.signals.push_back(Input::PowerButton);
                 tracing::info!(
                     seconds = grace_ns / 1_000_000_000,
@@ -279,9 +280,7 @@ impl LiveInputs {
 
     /// A guest that computes is stopped at `at_ns` too, and when its grace is over.
     fn set_alarm(&mut self, at_ns: Option<u64>, now_ns: u64) {
-        let left_ns =
-            self.grace_until_host_ns.map(|until| until.saturating_sub(self.host_now_ns()));
-        let grace_ns = left_ns.filter(|left| *left > 0).map(|left| now_ns.saturating_add(left));
+        let grace_ns = self.grace_until_ns.filter(|until| *until > now_ns);
         let at_ns = at_ns.into_iter().chain(grace_ns).min();
         // Samples are whole microseconds: at an earlier one the timer would not be due yet.
         self.alarm.set(at_ns.map(|at| at.next_multiple_of(SAMPLE_NS)), now_ns);

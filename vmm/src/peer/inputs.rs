@@ -16,14 +16,13 @@ use super::Peer;
 use super::disk::{Compared, compare};
 use super::state::State;
 use crate::disk::Answer;
-use crate::host::{Console, set_timer};
+use crate::host::{Console, WriteBehind, set_timer};
 use crate::input::{
     FileLog, GuestClock, InputError, LiveInputs, LogSink, Recorded, SLICE_GROUP_BYTES,
 };
 use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
 use crate::shipment::{ShippedInputs, put_on_disk};
-use crate::user_file::Written;
 
 /// How long the end of a burst of exits may stay unsent when the guest goes computing.
 const TAIL: Duration = Duration::from_millis(2);
@@ -37,7 +36,7 @@ const SEND_SHARE: u64 = 20;
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
 
-type Recording = FileLog<Written>;
+type Recording = FileLog<WriteBehind>;
 
 /// Sends the log to the backup, and to a recording if there is one.
 pub struct PeerLog {

@@ -192,6 +192,12 @@ mod tests {
     }
 
     #[test]
+    fn code_that_is_full_of_them_is_not_remembered_whole() {
+        let code = [0x0f, 0x31].repeat(SITES_MAX + 1);
+        assert_eq!(find(&code).len(), SITES_MAX);
+    }
+
+    #[test]
     fn replaces_instructions_and_nothing_that_only_looks_like_one() {
         // mov eax,0x310f ; rdtsc ; lfence ; rdtscp ; ret
         let code = [0xb8, 0x0f, 0x31, 0, 0, 0x0f, 0x31, 0x0f, 0xae, 0xe8, 0x0f, 0x01, 0xf9, 0xc3];

@@ -182,6 +182,21 @@ fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
     assert!(matches!(live.next(&at(2, true)), Ok(Step::Stop(StopCause::Requested))));
 }
 
+/// A guest that computes with interrupts disabled makes no exit at which anybody would look.
+#[test]
+fn the_end_of_the_grace_stops_a_guest_that_computes() {
+    let timer = resting_timer().unwrap();
+    let (queue, mut live) = live_inputs(0, 0);
+    live.alarm = Alarm::new(timer.clone());
+    queue.give_grace(Duration::from_secs(86_400));
+    queue.shut_down();
+    let heard =
+        Situation { at: Some(Ordinal(1)), hears_power_button: true, ..Situation::default() };
+    assert!(matches!(live.next(&heard), Ok(Step::Apply(Input::PowerButton))));
+    assert!(matches!(live.next(&heard), Ok(Step::Proceed)));
+    assert!(timer.get().unwrap().is_some());
+}
+
 #[test]
 fn a_restored_guest_first_learns_that_it_is_another() {
     let (_queue, mut live) = live_inputs(0, 0);
