@@ -25,7 +25,7 @@ pub struct LabArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     hosts: u8,
     /// Memory of each host in MiB
-    #[arg(long, value_name = "MiB", default_value_t = 1024)]
+    #[arg(long, value_name = "MiB", default_value_t = 1536)]
     mem: u32,
     /// Folder for consoles, logs and the shared directory [default: out/lab/<time>]
     #[arg(long, value_name = "D")]

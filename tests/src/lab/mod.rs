@@ -70,7 +70,7 @@ pub struct LabConfig {
 }
 
 impl LabConfig {
-    /// One host of 1024 MiB that may be silent for two minutes, its agent found beside the
+    /// One host of 1536 MiB that may be silent for two minutes, its agent found beside the
     /// running program.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl LabConfig {
         Ok(Self {
             backend,
             hosts: 1,
-            memory_mib: 1024,
+            memory_mib: 1536,
             folder: folder.into(),
             silence: Duration::from_secs(120),
             agent: find_agent()?,

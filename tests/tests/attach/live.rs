@@ -8,7 +8,7 @@ use super::*;
 const SPIN: &str = "while :; do spin 24; compute 100; done";
 const DOWNLOAD_BYTES: u64 = 24 * MIB;
 /// Backups that are killed while they attach.
-const DEATHS: u64 = 6;
+const DEATHS: u64 = 3;
 /// The part of the transfer after which the last of them is killed; the looks at the primary are some time apart.
 const LATEST_DEATH: f64 = 0.7;
 
