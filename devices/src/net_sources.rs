@@ -32,11 +32,8 @@ pub enum VlanKind {
 
 impl VlanKind {
     fn of_type(ethernet_type: u16) -> Option<Self> {
-        match ethernet_type {
-            0x8100 => Some(VlanKind::Customer),
-            0x88a8 => Some(VlanKind::Service),
-            _ => None,
-        }
+        let kinds = [VlanKind::Customer, VlanKind::Service];
+        kinds.into_iter().find(|kind| kind.ethernet_type() == ethernet_type)
     }
 
     /// The Ethernet type that says so.

@@ -4,6 +4,7 @@ pub mod clock;
 mod console;
 pub mod entropy;
 mod events;
+mod life;
 mod link;
 pub mod memory;
 mod net_watch;

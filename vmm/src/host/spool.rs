@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use super::clock::HostClock;
+use super::life::Life;
 
 /// Handed on at a time.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -102,16 +102,11 @@ impl Spool {
     /// Waits until everything is written, but no longer than `patience` for each sign that somebody reads. What is
     /// left then counts as dropped, and nothing is taken any more.
     pub fn finish(&self, patience: Duration) {
-        let clock = HostClock::host_start();
         let mut state = self.0.lock();
-        let (mut before, mut sign_ns) = (state.written_bytes, clock.host_now_ns());
+        let mut life = Life::new(patience, state.written_bytes);
         while state.closed.is_none() && (state.writing || !state.waiting.is_empty()) {
             // Who adds to what waits wakes us too, and is no sign of a reader.
-            if state.written_bytes != before {
-                (before, sign_ns) = (state.written_bytes, clock.host_now_ns());
-            }
-            let passed = Duration::from_nanos(clock.host_now_ns() - sign_ns);
-            let Some(left) = patience.checked_sub(passed).filter(|left| !left.is_zero()) else {
+            let Some(left) = life.left(state.written_bytes) else {
                 return state.close("nobody reads it");
             };
             let woken = self.0.changed.wait_timeout(state, left);

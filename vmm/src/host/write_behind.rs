@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::clock::HostClock;
+use super::life::Life;
 
 /// What waits at most, in bytes.
 const WAITING_BYTES_MAX: usize = 64 << 20;
@@ -83,9 +83,8 @@ impl WriteBehind {
 
     /// Waits until `is_so`, as long as the file takes bytes.
     fn wait_until(&self, is_so: impl Fn(&State) -> bool) -> io::Result<MutexGuard<'_, State>> {
-        let clock = HostClock::host_start();
         let mut state = self.shared.lock();
-        let (mut before, mut sign_ns) = (state.written_bytes, clock.host_now_ns());
+        let mut life = Life::new(self.patience, state.written_bytes);
         loop {
             if let Some(failure) = &state.failed {
                 return Err(failure.clone().into());
@@ -93,12 +92,7 @@ impl WriteBehind {
             if is_so(&state) {
                 return Ok(state);
             }
-            if state.written_bytes != before {
-                (before, sign_ns) = (state.written_bytes, clock.host_now_ns());
-            }
-            let passed = Duration::from_nanos(clock.host_now_ns().saturating_sub(sign_ns));
-            let Some(left) = self.patience.checked_sub(passed).filter(|left| !left.is_zero())
-            else {
+            let Some(left) = life.left(state.written_bytes) else {
                 let text = format!("it takes no bytes for {} s", self.patience.as_secs_f32());
                 state.fail(&io::Error::new(ErrorKind::TimedOut, text));
                 continue;
