@@ -97,7 +97,10 @@ const LISTEN: &str = "modprobe -a button evdev; mkdir -p /etc/acpi/PWRF; \
 
 /// SIGTERM is the power button to who listens, and the end to who does not.
 fn is_switched_off(site: &GuestLab) {
-    let run = start(site, "button", GuestKernel::Cloud, &["--cmdline", &cmdline("true")]);
+    // An emulated host may need longer than a person would wait.
+    let line = cmdline("true");
+    let more = ["--cmdline", line.as_str(), "--stop-grace", "86400"];
+    let run = start(site, "button", GuestKernel::Cloud, &more);
     run.wait_for(READY).unwrap();
     run.type_text(LISTEN);
     run.wait_for("\nLISTENS").unwrap();

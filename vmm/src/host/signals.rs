@@ -20,6 +20,20 @@ fn is_ignored(signal: Signal) -> bool {
     }
 }
 
+/// Who sends the signals.
+#[derive(Default)]
+struct Asker {
+    has_asked: bool,
+}
+
+impl Asker {
+    /// Whether this signal means that the end under way takes too long. The first one never does: the run may be ending
+    /// for a reason of its own (its guest switched itself off, another host won the term), with a report to write.
+    fn is_impatient(&mut self, is_ending: bool) -> bool {
+        std::mem::replace(&mut self.has_asked, true) && is_ending
+    }
+}
+
 /// SIGINT, SIGTERM and SIGHUP, taken over.
 pub struct BlockedSignals(SigSet);
 
@@ -44,8 +58,9 @@ impl BlockedSignals {
         Ok(Self(ours))
     }
 
-    /// Calls `stop` when one comes, after which the run may take `longest`, on a thread of its own, for it may wait for a lock whose holder hangs. One that comes
-    /// when the run has been told to end, or while `stop` hangs, ends the process at once.
+    /// Calls `stop` when one comes, after which the run may take `longest`, on a thread of its own, for it may wait for
+    /// a lock whose holder hangs. A later one that comes when the run has been told to end, or while `stop` hangs, ends
+    /// the process at once.
     ///
     /// # Errors
     /// When the host has no thread left.
@@ -56,11 +71,13 @@ impl BlockedSignals {
         stop: impl Fn() + Send + Sync + 'static,
     ) -> Result<(), HostEventsError> {
         let (stop, hangs) = (Arc::new(stop), Arc::new(AtomicBool::new(false)));
+        let mut asker = Asker::default();
         let wait = move || {
             while let Ok(signal) = self.0.wait() {
-                if limit.is_ordered() || hangs.swap(true, Ordering::AcqRel) {
+                if asker.is_impatient(limit.is_ordered() || hangs.load(Ordering::Acquire)) {
                     limit.now(&format!("{signal} came once more"));
                 }
+                hangs.store(true, Ordering::Release);
                 tracing::info!(%signal, "the run is told to end");
                 limit.within(longest, "the stop");
                 let (stop, hangs) = (Arc::clone(&stop), Arc::clone(&hangs));
@@ -75,5 +92,26 @@ impl BlockedSignals {
         };
         std::thread::Builder::new().name("signals".into()).spawn(wait)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_ends_by_itself_may_finish_when_it_is_asked_to_end() {
+        let mut asker = Asker::default();
+        assert!(!asker.is_impatient(true));
+        assert!(asker.is_impatient(true));
+    }
+
+    #[test]
+    fn asking_again_is_impatient_when_the_run_was_told_to_end() {
+        let mut asker = Asker::default();
+        // The guest's power button; then the end; then at once.
+        assert!(!asker.is_impatient(false));
+        assert!(!asker.is_impatient(false));
+        assert!(asker.is_impatient(true));
     }
 }

@@ -21,6 +21,8 @@ const FIRST_IRQ: i32 = 0x20;
 const BEHIND_IRQS: i32 = 0x30;
 /// Bytes pushed below the vector: all registers but RSP.
 const SAVED_BYTES: i32 = 15 * 8;
+/// The resume flag.
+const RF: i32 = 1 << 16;
 /// An odd constant that mixes well (that of Fibonacci hashing).
 const MIXER: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -150,6 +152,9 @@ fn common(a: &mut CodeAssembler, choices: Choices) -> Result<(), IcedError> {
 
     push_all(a)?;
     a.cld()?;
+    // RF should last for one instruction. QEMU 7.2's emulated CPU keeps it to the end of a translated block, wherever a
+    // host interrupt has cut that, so who pushes it (INT n, an interrupt) has another one from run to run.
+    a.and(dword_ptr(rsp + FLAGS), !RF)?;
     a.mov(rbx, qword_ptr(rsp + VECTOR))?;
     a.cmp(ebx, FIRST_IRQ)?;
     a.jae(precise)?;
