@@ -195,6 +195,7 @@ impl Machine {
     /// When KVM fails.
     pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
         self.publish_network();
+        let interrupts_enabled = self.vcpu.interrupts_enabled();
         Ok(Situation {
             at: exit.is_synchronous().then_some(at),
             last: at,
@@ -203,8 +204,9 @@ impl Machine {
             reads_counter: TscTrap::reads_clock(exit),
             deadline_ns: self.board.next_deadline_ns(),
             owes_ticks: self.board.owes_ticks(),
+            interrupts_enabled,
             halted: exit == Exit::Hlt
-                && self.vcpu.interrupts_enabled()
+                && interrupts_enabled
                 && !self.board.interrupt_pending()
                 && !self.wakes_by_nmi()?,
             hears_power_button: self.board.hears_power_button(),

@@ -38,6 +38,8 @@ pub struct Situation {
     pub owes_ticks: bool,
     /// The guest executed HLT and nothing wakes it yet: the source should wait for an input.
     pub halted: bool,
+    /// At an exit: the guest stands where interrupts are enabled.
+    pub interrupts_enabled: bool,
     /// The network card has buffers for frames.
     pub takes_frames: bool,
     /// The guest is in its kernel and has sent nothing yet.

@@ -4,6 +4,9 @@
 //! leave a core idle run in pairs, and the output of each is shown at its end. A step is a command; the
 //! result lines of its tests are counted, and a step without tests counts as one. Each file in
 //! `tests/tests` is a step, so a new one needs no entry here.
+//!
+//! Every step of cargo takes the whole workspace: a package alone has other features of the libraries than all together,
+//! and would have them compiled once more.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -16,11 +19,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ftvmm_tests::guest_run::GUEST_FOLDER;
+use ftvmm_tests::guest_run::{GUEST_FOLDER, ftvmm_program};
 use ftvmm_tests::{Program, clock};
 
+use crate::guest;
 use crate::report::{MachineReport, Step};
-use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -41,19 +44,31 @@ const CHECKS: &[CargoStep] = &[
     ("format", &["fmt", "--all", "--check"]),
     (BUILD, &["build", "--release", "--workspace", "--bins", "--tests"]),
     ("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-    ("unit", &["test", "--release", "--no-fail-fast"]),
+    (UNIT, &["test", "--release", "--no-fail-fast", "--workspace", "--lib", "--bins"]),
     ("packages", &["xtask", "fresh", "--packages-only"]),
-    ("lab-unit", &["test", "--release", "--package", "ftvmm-tests", "--lib", "--bins"]),
 ];
 const BUILD: &str = "build";
+const UNIT: &str = "unit";
 const GUEST: &str = "guest";
 /// Where the end-to-end tests lie, one program in each file.
 const END_TO_END: &str = "tests/tests";
 /// Tests of the lab itself, which no change of the product can break.
 const OF_THE_MACHINERY: &[&str] = &["lab"];
 /// Tests of one guest at a time, seldom on two hosts, the longest first: two of them fit on two cores.
-const OF_ONE_GUEST: &[&str] =
-    &["intel", "logs", "stock_kernel", "tsc", "power", "snapshot", "cpu", "entropy", "idle"];
+const OF_ONE_GUEST: &[&str] = &[
+    "logs",
+    "intel",
+    "tsc",
+    "stock_kernel",
+    "power",
+    "record_replay",
+    "stress",
+    "snapshot",
+    "entropy",
+    "cpu",
+    "bad_input",
+    "idle",
+];
 const AT_ONCE: usize = 2;
 const QUICK_SETTINGS: &[(&str, &str)] = &[("FTVMM_PAIRS", "6")];
 
@@ -104,7 +119,10 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
     for (name, words) in CHECKS {
         let needed = *name == BUILD && !end_to_end.is_empty();
         if needed || session.wants(name) {
-            let counts = session.step(name, words)?;
+            let more = if *name == UNIT { beside_the_code()? } else { Vec::new() };
+            let more = more.iter().flat_map(|test| ["--test", test]);
+            let counts =
+                session.step(name, &words.iter().copied().chain(more).collect::<Vec<_>>())?;
             if *name == BUILD && counts.failed > 0 {
                 return Ok(session.finish());
             }
@@ -128,7 +146,7 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn end_to_end_words(name: &str) -> Vec<&str> {
-    let words = ["test", "--release", "--package", "ftvmm-tests", "--test", name];
+    let words = ["test", "--release", "--workspace", "--test", name];
     [&words[..], &["--", "--nocapture"]].concat()
 }
 
@@ -142,6 +160,35 @@ fn end_to_end_programs() -> Result<Vec<String>, Box<dyn Error>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Test programs of the packages themselves, which need no guest.
+fn beside_the_code() -> Result<Vec<String>, Box<dyn Error>> {
+    let asked = ["metadata", "--no-deps", "--format-version", "1"];
+    let answer = Program::Cargo.command()?.args(asked).current_dir(workspace()).output()?;
+    let metadata: Metadata = serde_json::from_slice(&answer.stdout)?;
+    let packages = metadata.packages.into_iter().filter(|package| package.name != "ftvmm-tests");
+    let targets = packages.flat_map(|package| package.targets);
+    let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
+    Ok(tests.map(|test| test.name).collect())
+}
+
+/// What `cargo metadata` prints, as far as it is of use here.
+#[derive(serde::Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(serde::Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
+#[derive(serde::Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
 }
 
 fn workspace() -> &'static Path {
@@ -221,8 +268,7 @@ impl Session {
             failed: counts.failed,
         };
         let steps = self.summary.iter().map(step).collect();
-        let ftvmm = cargo::build("ftvmm", "ftvmm")?;
-        MachineReport::new("test", &ftvmm)?.with_steps(steps).write()
+        MachineReport::new("test", &ftvmm_program()?)?.with_steps(steps).write()
     }
 
     fn finish(self) -> ExitCode {
@@ -323,5 +369,12 @@ mod tests {
     #[test]
     fn the_end_to_end_tests_are_found() {
         assert!(end_to_end_programs().unwrap().iter().any(|name| name == "record_replay"));
+    }
+
+    #[test]
+    fn tests_beside_the_code_are_found() {
+        let found = beside_the_code().unwrap();
+        assert!(found.iter().any(|name| name == "sim"), "{found:?}");
+        assert!(!found.iter().any(|name| name == "record_replay"), "{found:?}");
     }
 }

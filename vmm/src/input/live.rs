@@ -28,6 +28,9 @@ const LATE_NS_MAX: u64 = 100_000_000;
 /// How many times as fast as the host's clock guest time may go while a guest that computes is behind it: its threads
 /// must get on with its ticks, or it reports one that did not (Linux' watchdog, after 20 s).
 const CATCH_UP: u64 = 4;
+/// A tick is held back at no more exits than this: more than a guest makes for one tick, and a guest that waits with
+/// interrupts disabled for a time to come is not kept from it.
+const HELD_EXITS_MAX: u32 = 64;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -65,6 +68,8 @@ pub struct LiveInputs {
     queue: Arc<LiveQueue>,
     clock: GuestClock,
     last_ns: u64,
+    /// How far guest time was behind its clock when the guest left its last exit.
+    lag_ns: u64,
     /// The host's clock at that sample.
     sampled_host_ns: u64,
     /// The guest was restored and is to learn that it is another one.
@@ -72,6 +77,12 @@ pub struct LiveInputs {
     /// Guest time at which a guest whose power button was pressed has had its time.
     grace_until_ns: Option<u64>,
     sampled_at: Option<Ordinal>,
+    /// The exit the guest stands at, and whether it is one with interrupts enabled at which no tick came.
+    arrived: (Option<Ordinal>, bool),
+    /// The guest has gone past such an exit since its last tick.
+    got_on: bool,
+    /// The last exit at which the next tick was held back, and at how many since the last one.
+    held: (Option<Ordinal>, u32),
     entropy_at: Option<Ordinal>,
     alarm: Alarm,
     patience: Patience,
@@ -104,10 +115,14 @@ impl LiveInputs {
             queue,
             clock,
             last_ns,
+            lag_ns: 0,
             sampled_host_ns: 0,
             identity_wanted: false,
             grace_until_ns: None,
             sampled_at: None,
+            arrived: (None, false),
+            got_on: true,
+            held: (None, 0),
             entropy_at: None,
             alarm,
             patience: Patience::new(delays),
@@ -145,9 +160,9 @@ impl LiveInputs {
         logged_ns(self.clock.host_now_ns()).max(self.last_ns)
     }
 
-    /// Guest time for a sample; for the time stamp counter to the nanosecond: there are drivers that refuse a coarse
+    /// Guest time for a sample, and how far that is behind what its clock shows; for the time stamp counter to the nanosecond: there are drivers that refuse a coarse
     /// one (Linux, `jent_entropy_init`).
-    fn sample_ns(&self, situation: &Situation) -> u64 {
+    fn sample_ns(&self, situation: &Situation) -> (u64, u64) {
         // A guest at its tick has no timer for some exits: the old one is over, the next one not yet set.
         let due_ns = situation.deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
         let latest_ns = logged_ns(due_ns.saturating_add(LATE_NS_MAX));
@@ -156,16 +171,52 @@ impl LiveInputs {
         } else {
             self.now_ns()
         };
-        if now_ns <= latest_ns || situation.halted {
-            // All its threads have had their turn when it halts.
-            return now_ns.min(latest_ns);
+        if now_ns <= latest_ns {
+            return (now_ns, 0);
         }
-        let passed_ns = self.host_now_ns().saturating_sub(self.sampled_host_ns);
-        let step_ns = passed_ns.saturating_mul(CATCH_UP).min(LATE_NS_MAX);
-        logged_ns(self.last_ns.saturating_add(step_ns)).max(self.last_ns)
+        let told_ns = if situation.halted {
+            // All its threads have had their turn when it halts.
+            latest_ns
+        } else {
+            let passed_ns = self.host_now_ns().saturating_sub(self.sampled_host_ns);
+            let step_ns = passed_ns.saturating_mul(CATCH_UP).min(LATE_NS_MAX);
+            logged_ns(self.last_ns.saturating_add(step_ns)).max(self.last_ns)
+        };
+        (told_ns, now_ns.saturating_sub(told_ns))
     }
 
-    fn sample(&mut self, now_ns: u64) -> Step {
+    /// Keeps track of whether the guest has got on since its last tick.
+    fn arrive(&mut self, situation: &Situation) {
+        if self.arrived.0 != situation.at {
+            self.got_on |= self.arrived.1;
+            self.arrived = (situation.at, situation.interrupts_enabled);
+        }
+    }
+
+    /// Whether a tick must wait for the guest to get on. One whose exits are dear, or whose time goes fast after a stall,
+    /// may need longer for a tick than the next one takes to come. At the exit of a clock read the next one would then
+    /// interrupt the reader each time, who reads again when a tick came between (Linux, `ktime_get`), for ever.
+    fn holds_tick(&mut self, situation: &Situation) -> bool {
+        if situation.at.is_none() || situation.halted || self.patience.is_in_slice() {
+            return false;
+        }
+        let (held_at, count) = self.held;
+        if held_at == situation.at {
+            return true;
+        }
+        let holds = !self.got_on && count < HELD_EXITS_MAX;
+        if holds {
+            self.held = (situation.at, count + 1);
+        }
+        holds
+    }
+
+    fn sample(&mut self, now_ns: u64, deadline_ns: Option<u64>) -> Step {
+        if deadline_ns.is_some_and(|at| at <= now_ns) {
+            self.got_on = false;
+            self.arrived.1 = false;
+            self.held = (None, 0);
+        }
         // Readings so close that a step rounds down to nothing must add up, or guest time stands still.
         if now_ns > self.last_ns {
             self.sampled_host_ns = self.host_now_ns();
@@ -259,7 +310,7 @@ impl LiveInputs {
 
     /// When the guest has had its time to make an exit for its timer, and to take the interrupt that waits.
     fn patience_ends_ns(&self, deadline_ns: Option<u64>) -> impl Iterator<Item = u64> {
-        let tick = deadline_ns.map(|at| (at, For::Tick));
+        let tick = deadline_ns.map(|at| (at.saturating_add(self.lag_ns), For::Tick));
         let ends = |(since_ns, whom)| {
             // One that is behind could never catch up.
             let whom = if self.owes_ticks && !self.booting { For::Input } else { whom };
@@ -268,10 +319,10 @@ impl LiveInputs {
         tick.into_iter().chain(self.interrupt_since).map(ends)
     }
 
-    /// The guest goes on: interrupts it when its timer is due, one that is recorded only when it makes no exit by itself.
+    /// The guest goes on at `now_ns` of its clock: interrupts it when its timer is due, one that is recorded only when it makes no exit by itself.
     fn set_guest_alarm(&mut self, deadline_ns: Option<u64>, now_ns: u64) {
         let at_ns = match self.queue.is_unrecorded() {
-            true => deadline_ns,
+            true => deadline_ns.map(|at| at.saturating_add(self.lag_ns)),
             // For an interrupt that has waited its time the guest is stopped at its window.
             false => self.patience_ends_ns(deadline_ns).filter(|at| *at > now_ns).min(),
         };
@@ -296,15 +347,23 @@ impl LiveInputs {
         if self.identity_wanted {
             return self.new_identity();
         }
+        self.arrive(situation);
         loop {
             self.mind_shutdown(&mut waiting, situation.hears_power_button);
             if let Some(cause) = waiting.stop {
                 return Ok(Step::Stop(cause));
             }
-            let now_ns = self.sample_ns(situation);
+            let (mut now_ns, lag_ns) = self.sample_ns(situation);
+            self.lag_ns = lag_ns;
+            let due_ns = situation.deadline_ns.filter(|at| *at <= now_ns);
+            // One that the guest's time has passed is there already.
+            let held_ns = due_ns.filter(|at| *at > self.last_ns && self.holds_tick(situation));
+            if let Some(at) = held_ns {
+                now_ns = logged_ns(at - 1).max(self.last_ns);
+            }
             if situation.reads_clock && self.sampled_at != situation.at {
                 self.sampled_at = situation.at;
-                return Ok(self.sample(now_ns));
+                return Ok(self.sample(now_ns, situation.deadline_ns));
             }
             // Not at a slice, where its interrupt would come before that of what the slice is for.
             if situation.entropy_wanted_bytes > 0
@@ -343,13 +402,16 @@ impl LiveInputs {
             }
             waiting.overdue &= !waiting.is_empty();
             // After what came from outside: its interrupt is to come before the tick's (`Board::settle`).
-            let due = situation.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
-            if due && now_ns > self.last_ns {
-                return Ok(self.sample(now_ns));
+            if due_ns.is_some() && held_ns.is_none() && now_ns > self.last_ns {
+                return Ok(self.sample(now_ns, situation.deadline_ns));
             }
             if !situation.halted {
-                waiting.left = Some((self.clock, now_ns));
-                self.set_guest_alarm(situation.deadline_ns, now_ns);
+                let clock_ns = now_ns + lag_ns;
+                waiting.left = Some((self.clock, clock_ns));
+                match held_ns.is_some() {
+                    true => self.set_alarm(Some(clock_ns + self.patience.inputs_ns()), clock_ns),
+                    false => self.set_guest_alarm(situation.deadline_ns, clock_ns),
+                }
                 return Ok(Step::Proceed);
             }
             if std::mem::take(&mut waiting.attend) {

@@ -1,5 +1,7 @@
 //! What live inputs give, and when.
 
+use nix::sys::timerfd::Expiration;
+
 use ftvmm_replication::{Event, GroupEncoder, Record};
 
 use ftvmm_devices::{DiskOp, DiskRequest};
@@ -152,6 +154,82 @@ fn a_guest_that_computes_catches_up_at_a_pace_its_threads_can_follow() {
     let halted = Situation { at: Some(Ordinal(5000)), halted: true, ..reads };
     let Ok(Step::Apply(Input::Time { now_ns })) = live.next(&halted) else { panic!("none") };
     assert!(now_ns >= told_ns + LATE_NS_MAX - SAMPLE_NS, "{now_ns} after {told_ns}");
+}
+
+/// A kernel that reads its clock over again when a tick came between, and whose next tick is always due by the next exit.
+#[test]
+fn a_guest_whose_ticks_cost_more_than_their_time_gets_on() {
+    const EXITS_PER_TICK: u64 = 5;
+    const ROUNDS: usize = 100;
+    let (_queue, mut live) = live_inputs(5_000_000_000_000, 1_000_000);
+    let mut deadline_ns = 1_000_000;
+    let mut at = 0;
+    let mut read = |live: &mut LiveInputs, deadline_ns, interrupts_enabled| {
+        at += 1;
+        let at = Some(Ordinal(at));
+        let exit = Situation { at, deadline_ns, interrupts_enabled, ..Situation::default() };
+        let Ok(Step::Apply(Input::Time { now_ns })) =
+            live.next(&Situation { reads_clock: true, ..exit })
+        else {
+            panic!("no sample")
+        };
+        let rest = live.next(&Situation { deadline_ns, ..exit });
+        assert!(matches!(rest, Ok(Step::Proceed | Step::Apply(_))), "{rest:?}");
+        let told_ns =
+            if let Ok(Step::Apply(Input::Time { now_ns })) = rest { now_ns } else { now_ns };
+        (told_ns, deadline_ns.is_some_and(|at| at <= told_ns))
+    };
+    let (mut ticks, mut got_on) = (0, 0);
+    for _ in 0..ROUNDS {
+        let (now_ns, ticked) = read(&mut live, Some(deadline_ns), true);
+        if !ticked {
+            got_on += 1;
+            continue;
+        }
+        ticks += 1;
+        deadline_ns = now_ns + 2 * SAMPLE_NS;
+        for _ in 0..EXITS_PER_TICK {
+            let (_, again) = read(&mut live, Some(deadline_ns), false);
+            assert!(!again, "the next tick waits before the guest is back from this one");
+        }
+    }
+    assert!(ticks >= ROUNDS / 2 - 1 && got_on >= ROUNDS / 2 - 1, "{ticks} ticks, {got_on}");
+}
+
+/// A guest far behind its clock is stopped for its tick as soon as one that is not.
+#[test]
+fn the_alarm_of_a_guest_that_is_behind_is_not_late() {
+    const STOOD_AT_NS: u64 = 5_000_000_000;
+    let (_queue, mut live) = live_inputs(STOOD_AT_NS + 40_000_000_000, STOOD_AT_NS);
+    let timer = resting_timer().unwrap();
+    live.alarm = Alarm::new(timer.clone());
+    let overdue = Situation { deadline_ns: Some(0), takes_interrupt: true, ..Situation::default() };
+    assert!(matches!(live.next(&overdue), Ok(Step::Capture)));
+    live.run_mode(Ordinal(1), false);
+    let deadline_ns = Some(STOOD_AT_NS + 1_000_000_000);
+    let exit = Situation { at: Some(Ordinal(2)), deadline_ns, ..Situation::default() };
+    assert!(matches!(live.next(&exit), Ok(Step::Proceed)));
+    let left = match timer.get().unwrap() {
+        Some(Expiration::OneShot(left)) => Duration::from(left),
+        other => panic!("{other:?}"),
+    };
+    assert!(left <= Duration::from_millis(1200), "{left:?}");
+}
+
+#[test]
+fn a_guest_that_waits_with_interrupts_disabled_is_not_kept_from_the_time() {
+    const DUE_NS: u64 = 2_000_000;
+    let (_queue, mut live) = live_inputs(5_000_000_000_000, 1_000_000);
+    let waits = Situation { reads_clock: true, deadline_ns: Some(DUE_NS), ..Situation::default() };
+    live.got_on = false;
+    let told_ns =
+        (1..).map(Ordinal).map(|at| match live.next(&Situation { at: Some(at), ..waits }) {
+            Ok(Step::Apply(Input::Time { now_ns })) => now_ns,
+            other => panic!("{other:?}"),
+        });
+    let told_ns: Vec<u64> = told_ns.take_while(|now_ns| *now_ns < DUE_NS).collect();
+    let held = told_ns.iter().filter(|now_ns| **now_ns == DUE_NS - SAMPLE_NS).count();
+    assert!(held >= HELD_EXITS_MAX as usize, "{held}");
 }
 
 #[test]
