@@ -5,6 +5,7 @@
 //! says that it is there: atomic on local file systems and on NFS (open(2), O_EXCL). The file names its holder.
 //! Files of past terms stay: they are the history, and they keep the number from being won twice.
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -12,6 +13,11 @@ use std::path::PathBuf;
 
 use ftvmm_replication::Term;
 use ftvmm_replication::witness::{Claim, Witness, WitnessEntry, WitnessError, judge};
+
+use crate::user_file;
+
+/// Longer than any term with its holder.
+const ENTRY_BYTES_MAX: u64 = 4096;
 
 /// A witness in the files `PATH.1`, `PATH.2`, …
 #[derive(Clone, Debug)]
@@ -31,7 +37,7 @@ impl FileWitness {
         name.into()
     }
 
-    fn unreachable(&self, source: io::Error) -> WitnessError {
+    fn unreachable(&self, source: impl Error + Send + Sync + 'static) -> WitnessError {
         WitnessError::Unreachable {
             place: self.path.display().to_string(),
             source: Box::new(source),
@@ -58,7 +64,9 @@ impl FileWitness {
             return Ok(None);
         }
         let file = self.suffixed(&format!(".{term}"));
-        let found = fs::read_to_string(&file).map_err(|e| self.unreachable(e))?;
+        let found = user_file::read("witness", &file, ENTRY_BYTES_MAX, "it is one line")
+            .map_err(|e| self.unreachable(e))?;
+        let found = String::from_utf8_lossy(&found).into_owned();
         let entry = WitnessEntry::from_line(&found).filter(|entry| entry.term == term);
         let place = file.display().to_string();
         entry.map(Some).ok_or(WitnessError::Malformed { place, found })
@@ -153,5 +161,20 @@ mod tests {
         std::fs::write(folder.path().join("witness.3"), "hello").unwrap();
         let answer = FileWitness::new(path).claim(Term(4), "a");
         assert!(matches!(answer, Err(WitnessError::Malformed { .. })));
+    }
+
+    #[test]
+    fn an_entry_that_is_no_small_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("witness");
+        let mut witness = FileWitness::new(path.clone());
+        fs::write(folder.path().join("witness.1"), vec![b'x'; 5000]).unwrap();
+        let refused = witness.claim(Term(2), "a").unwrap_err();
+        assert!(matches!(refused, WitnessError::Unreachable { .. }), "{refused:?}");
+        // Nobody writes to this one.
+        let pipe = folder.path().join("witness.2");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = witness.claim(Term(3), "a").unwrap_err();
+        assert!(matches!(refused, WitnessError::Unreachable { .. }), "{refused:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ftvmm_replication::session::incident::IncidentReport;
@@ -28,7 +29,8 @@ fn write_new(folder: &Path, report: &IncidentReport) -> io::Result<PathBuf> {
         let suffix = if number == 1 { String::new() } else { format!("-{number}") };
         let name = format!("ftvmm-incident-{}-term-{}{suffix}.txt", report.reporter, report.term);
         let path = folder.join(name);
-        match File::create_new(&path) {
+        // Its frames are the guest's: nobody but the owner reads them.
+        match File::options().write(true).create_new(true).mode(0o600).open(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             file => return file?.write_all(report.to_string().as_bytes()).map(|()| path),
         }
