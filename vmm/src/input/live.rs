@@ -14,6 +14,7 @@ use super::InputError;
 use super::alarm::Alarm;
 use super::live_queue::{LiveQueue, Shutdown, Waiting};
 use super::patience::{For, InputDelays, Patience};
+use super::tick_hold::TickHold;
 use crate::disk::Answer;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::entropy::host_random_bytes;
@@ -28,9 +29,6 @@ const LATE_NS_MAX: u64 = 100_000_000;
 /// How many times as fast as the host's clock guest time may go while a guest that computes is behind it: its threads
 /// must get on with its ticks, or it reports one that did not (Linux' watchdog, after 20 s).
 const CATCH_UP: u64 = 4;
-/// A tick is held back at no more exits than this: more than a guest makes for one tick, and a guest that waits with
-/// interrupts disabled for a time to come is not kept from it.
-const HELD_EXITS_MAX: u32 = 64;
 /// Resolution of the samples of the host's clock.
 const SAMPLE_NS: u64 = 1000;
 
@@ -77,12 +75,7 @@ pub struct LiveInputs {
     /// Guest time at which a guest whose power button was pressed has had its time.
     grace_until_ns: Option<u64>,
     sampled_at: Option<Ordinal>,
-    /// The exit the guest stands at, and whether it is one with interrupts enabled at which no tick came.
-    arrived: (Option<Ordinal>, bool),
-    /// The guest has gone past such an exit since its last tick.
-    got_on: bool,
-    /// The last exit at which the next tick was held back, and at how many since the last one.
-    held: (Option<Ordinal>, u32),
+    tick_hold: TickHold,
     entropy_at: Option<Ordinal>,
     alarm: Alarm,
     patience: Patience,
@@ -120,9 +113,7 @@ impl LiveInputs {
             identity_wanted: false,
             grace_until_ns: None,
             sampled_at: None,
-            arrived: (None, false),
-            got_on: true,
-            held: (None, 0),
+            tick_hold: TickHold::new(),
             entropy_at: None,
             alarm,
             patience: Patience::new(delays),
@@ -160,8 +151,8 @@ impl LiveInputs {
         logged_ns(self.clock.host_now_ns()).max(self.last_ns)
     }
 
-    /// Guest time for a sample, and how far that is behind what its clock shows; for the time stamp counter to the nanosecond: there are drivers that refuse a coarse
-    /// one (Linux, `jent_entropy_init`).
+    /// Guest time for a sample, and how far that is behind what its clock shows; for the time stamp counter to the
+    /// nanosecond: there are drivers that refuse a coarse one (Linux, `jent_entropy_init`).
     fn sample_ns(&self, situation: &Situation) -> (u64, u64) {
         // A guest at its tick has no timer for some exits: the old one is over, the next one not yet set.
         let due_ns = situation.deadline_ns.unwrap_or(self.rested_ns).max(self.last_ns);
@@ -185,37 +176,9 @@ impl LiveInputs {
         (told_ns, now_ns.saturating_sub(told_ns))
     }
 
-    /// Keeps track of whether the guest has got on since its last tick.
-    fn arrive(&mut self, situation: &Situation) {
-        if self.arrived.0 != situation.at {
-            self.got_on |= self.arrived.1;
-            self.arrived = (situation.at, situation.interrupts_enabled);
-        }
-    }
-
-    /// Whether a tick must wait for the guest to get on. One whose exits are dear, or whose time goes fast after a stall,
-    /// may need longer for a tick than the next one takes to come. At the exit of a clock read the next one would then
-    /// interrupt the reader each time, who reads again when a tick came between (Linux, `ktime_get`), for ever.
-    fn holds_tick(&mut self, situation: &Situation) -> bool {
-        if situation.at.is_none() || situation.halted || self.patience.is_in_slice() {
-            return false;
-        }
-        let (held_at, count) = self.held;
-        if held_at == situation.at {
-            return true;
-        }
-        let holds = !self.got_on && count < HELD_EXITS_MAX;
-        if holds {
-            self.held = (situation.at, count + 1);
-        }
-        holds
-    }
-
     fn sample(&mut self, now_ns: u64, deadline_ns: Option<u64>) -> Step {
         if deadline_ns.is_some_and(|at| at <= now_ns) {
-            self.got_on = false;
-            self.arrived.1 = false;
-            self.held = (None, 0);
+            self.tick_hold.ticked();
         }
         // Readings so close that a step rounds down to nothing must add up, or guest time stands still.
         if now_ns > self.last_ns {
@@ -347,7 +310,8 @@ impl LiveInputs {
         if self.identity_wanted {
             return self.new_identity();
         }
-        self.arrive(situation);
+        self.tick_hold.arrive(situation);
+        let never_holds = situation.halted || self.patience.is_in_slice();
         loop {
             self.mind_shutdown(&mut waiting, situation.hears_power_button);
             if let Some(cause) = waiting.stop {
@@ -357,7 +321,8 @@ impl LiveInputs {
             self.lag_ns = lag_ns;
             let due_ns = situation.deadline_ns.filter(|at| *at <= now_ns);
             // One that the guest's time has passed is there already.
-            let held_ns = due_ns.filter(|at| *at > self.last_ns && self.holds_tick(situation));
+            let may_hold = |at: &u64| *at > self.last_ns && !never_holds;
+            let held_ns = due_ns.filter(may_hold).filter(|_| self.tick_hold.holds());
             if let Some(at) = held_ns {
                 now_ns = logged_ns(at - 1).max(self.last_ns);
             }

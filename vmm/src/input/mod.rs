@@ -9,6 +9,7 @@ mod pulse;
 mod recorded;
 mod replay;
 mod restored;
+mod tick_hold;
 
 use std::path::PathBuf;
 

@@ -217,22 +217,6 @@ fn the_alarm_of_a_guest_that_is_behind_is_not_late() {
 }
 
 #[test]
-fn a_guest_that_waits_with_interrupts_disabled_is_not_kept_from_the_time() {
-    const DUE_NS: u64 = 2_000_000;
-    let (_queue, mut live) = live_inputs(5_000_000_000_000, 1_000_000);
-    let waits = Situation { reads_clock: true, deadline_ns: Some(DUE_NS), ..Situation::default() };
-    live.got_on = false;
-    let told_ns =
-        (1..).map(Ordinal).map(|at| match live.next(&Situation { at: Some(at), ..waits }) {
-            Ok(Step::Apply(Input::Time { now_ns })) => now_ns,
-            other => panic!("{other:?}"),
-        });
-    let told_ns: Vec<u64> = told_ns.take_while(|now_ns| *now_ns < DUE_NS).collect();
-    let held = told_ns.iter().filter(|now_ns| **now_ns == DUE_NS - SAMPLE_NS).count();
-    assert!(held >= HELD_EXITS_MAX as usize, "{held}");
-}
-
-#[test]
 fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
     let at = |at, hears_power_button| Situation {
         at: Some(Ordinal(at)),
