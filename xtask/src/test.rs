@@ -5,8 +5,8 @@
 //! result lines of its tests are counted, and a step without tests counts as one. Each file in
 //! `tests/tests` is a step, so a new one needs no entry here.
 //!
-//! Every step of cargo takes the whole workspace: a package alone has other features of the libraries than all together,
-//! and would have them compiled once more.
+//! Builds and tests are always of the whole workspace: a package alone has other features of the libraries than all
+//! together, and would have them compiled once more.
 
 use std::error::Error;
 use std::ffi::OsString;

@@ -3,7 +3,7 @@
 //! Threads hang in what the host does for them: a file on a server that is gone, a device that does not answer. No thread
 //! can be ended from outside, so the process is.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ struct Limit {
 pub struct StopLimit {
     clock: HostClock,
     limit: Mutex<Option<Limit>>,
+    /// What comes after the guest's standstill may take until then, whoever orders a stop meanwhile; 0 before it.
+    ends_until_ns: AtomicU64,
     changed: Condvar,
     ordered: AtomicBool,
 }
@@ -38,6 +40,7 @@ impl StopLimit {
         let this = Arc::new(Self {
             clock: HostClock::host_start(),
             limit: Mutex::default(),
+            ends_until_ns: AtomicU64::new(0),
             changed: Condvar::new(),
             ordered: AtomicBool::new(false),
         });
@@ -49,6 +52,7 @@ impl StopLimit {
     /// The process is to end within `longest`, and `what` is waited for. An earlier order stands.
     pub fn within(&self, longest: Duration, what: &'static str) {
         let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
+        let until_ns = until_ns.max(self.ends_until_ns.load(Ordering::Acquire));
         let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         if limit.as_ref().is_none_or(|limit| until_ns < limit.until_ns) {
             *limit = Some(Limit { until_ns, what });
@@ -67,9 +71,10 @@ impl StopLimit {
         self.ordered.load(Ordering::Acquire)
     }
 
-    /// A stop got so far; what comes next may take `longest`. Nothing where no stop was ordered.
+    /// A run got so far in its end; what comes next may take `longest` where a stop was ordered, or will be.
     pub fn goes_on(&self, longest: Duration, what: &'static str) {
         let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
+        self.ends_until_ns.store(until_ns, Ordering::Release);
         let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(limit) = &mut *limit {
             *limit = Limit { until_ns, what };

@@ -145,6 +145,14 @@ impl LiveInputs {
     pub fn resume(&mut self, clock: GuestClock, last_ns: u64) {
         self.clock = clock;
         self.last_ns = last_ns;
+        // These are times of the clock before.
+        self.lag_ns = 0;
+        self.interrupt_since = None;
+        self.blocked_since_ns = None;
+        self.grace_until_ns = None;
+        self.patience.rest_no_more();
+        self.tick_hold = TickHold::new();
+        self.alarm.set(None, 0);
     }
 
     fn now_ns(&self) -> u64 {
@@ -319,6 +327,7 @@ impl LiveInputs {
             }
             let (mut now_ns, lag_ns) = self.sample_ns(situation);
             self.lag_ns = lag_ns;
+            let clock_ns = now_ns + lag_ns;
             let due_ns = situation.deadline_ns.filter(|at| *at <= now_ns);
             // One that the guest's time has passed is there already.
             let may_hold = |at: &u64| *at > self.last_ns && !never_holds;
@@ -367,11 +376,17 @@ impl LiveInputs {
             }
             waiting.overdue &= !waiting.is_empty();
             // After what came from outside: its interrupt is to come before the tick's (`Board::settle`).
-            if due_ns.is_some() && held_ns.is_none() && now_ns > self.last_ns {
+            let is_due = due_ns.is_some() && held_ns.is_none();
+            // One that is far behind gets to a timer that is far ahead in steps, and reads no clock on the way.
+            let is_behind = lag_ns > 0
+                && situation.deadline_ns.is_some()
+                && self.patience.is_in_slice()
+                && self.sampled_at != situation.at;
+            if (is_due || is_behind) && now_ns > self.last_ns {
+                self.sampled_at = situation.at;
                 return Ok(self.sample(now_ns, situation.deadline_ns));
             }
             if !situation.halted {
-                let clock_ns = now_ns + lag_ns;
                 waiting.left = Some((self.clock, clock_ns));
                 match held_ns.is_some() {
                     true => self.set_alarm(Some(clock_ns + self.patience.inputs_ns()), clock_ns),

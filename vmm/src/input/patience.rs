@@ -86,6 +86,11 @@ impl Patience {
         }
     }
 
+    /// The clock is another one: what was left alone by the one before is no longer.
+    pub(super) fn rest_no_more(&mut self) {
+        (self.inputs_rest_until_ns, self.ticks_rest_until_ns) = (0, 0);
+    }
+
     /// When something that has waited its time can be given.
     pub(super) fn rests_until_ns(&self, whom: For) -> u64 {
         match whom {

@@ -216,6 +216,50 @@ fn the_alarm_of_a_guest_that_is_behind_is_not_late() {
     assert!(left <= Duration::from_millis(1200), "{left:?}");
 }
 
+/// The alarm may go off where the guest cannot take an interrupt.
+#[test]
+fn every_exit_at_which_a_tick_is_held_sets_the_alarm() {
+    const STOOD_AT_NS: u64 = 5_000_000_000;
+    let (_queue, mut live) = live_inputs(STOOD_AT_NS, STOOD_AT_NS);
+    let timer = resting_timer().unwrap();
+    live.alarm = Alarm::new(timer.clone());
+    let exit = |at, deadline_ns| {
+        // Due by now.
+        std::thread::sleep(Duration::from_millis(1));
+        Situation { at: Some(Ordinal(at)), deadline_ns: Some(deadline_ns), ..Situation::default() }
+    };
+    let first = live.next(&exit(1, STOOD_AT_NS + 1));
+    let Ok(Step::Apply(Input::Time { now_ns })) = first else { panic!("{first:?}") };
+    for at in [2, 3] {
+        assert!(matches!(live.next(&exit(at, now_ns + 1)), Ok(Step::Proceed)));
+        assert!(timer.get().unwrap().is_some(), "exit {at}");
+        crate::host::set_timer(&timer, None);
+    }
+}
+
+/// One whose timer is further away than a step, and who reads no clock.
+#[test]
+fn a_guest_that_is_behind_gets_to_a_timer_that_is_far_ahead() {
+    const STOOD_AT_NS: u64 = 5_000_000_000;
+    const DEADLINE_NS: u64 = STOOD_AT_NS + 300_000_000;
+    let (_queue, mut live) = live_inputs(STOOD_AT_NS + 40_000_000_000, STOOD_AT_NS);
+    let deadline_ns = Some(DEADLINE_NS);
+    let computes = Situation { deadline_ns, takes_interrupt: true, ..Situation::default() };
+    let mut told_ns = STOOD_AT_NS;
+    for at in (1..1000).map(Ordinal) {
+        while !matches!(live.next(&computes), Ok(Step::Capture)) {}
+        let slice = Situation { at: Some(at), deadline_ns, ..Situation::default() };
+        while let Ok(Step::Apply(Input::Time { now_ns })) = live.next(&slice) {
+            told_ns = now_ns;
+        }
+        live.run_mode(at, false);
+        if told_ns >= DEADLINE_NS {
+            return;
+        }
+    }
+    panic!("only {told_ns}");
+}
+
 #[test]
 fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
     let at = |at, hears_power_button| Situation {
