@@ -144,6 +144,9 @@ fn a_computing_guest_is_replayed(host: &IntelHost) {
     let words = guest(GuestKernel::Tiny, "64", "");
     let recorder = start(host, "tiny", &words, &["--record", log, "--control", SOCKET]);
     wait_for(&recorder, PROMPT);
+    // Of a guest that waits for its user, and so makes no slice.
+    let idle = host.run(&["ftvmm", "snapshot", "/tmp/idle.snapshot", "--control", SOCKET]).unwrap();
+    assert_eq!(idle.ended, GOOD, "{}", String::from_utf8_lossy(&idle.stderr));
     recorder.write_stdin(b"selfcheck 1; rdtsc\n");
     wait_for(&recorder, "\nSELFCHECK");
     recorder.write_stdin(format!("echo BEGIN; compute {ROUNDS}\n").as_bytes());

@@ -1,6 +1,6 @@
 //! The whole architectural state of the vCPU, for digests and incident reports.
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_xcr, kvm_xcrs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment, kvm_xcr, kvm_xcrs};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{KvmError, Vcpu, call};
@@ -59,10 +59,7 @@ impl CpuState {
         let s = vcpu.sregs()?;
         let mut segments = Vec::new();
         for seg in [s.cs, s.ds, s.es, s.fs, s.gs, s.ss, s.tr, s.ldt] {
-            segments.extend(seg.base.to_le_bytes());
-            segments.extend(seg.limit.to_le_bytes());
-            segments.extend(seg.selector.to_le_bytes());
-            segments.extend([seg.type_, seg.present, seg.dpl, seg.db, seg.s, seg.l, seg.g]);
+            segments.extend(segment_bytes(&seg));
         }
         for table in [s.gdt, s.idt] {
             segments.extend(table.base.to_le_bytes());
@@ -103,6 +100,18 @@ impl CpuState {
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
         self.parts.iter().map(|(name, bytes)| (*name, bytes.as_slice()))
     }
+}
+
+/// A segment without its attributes where it is not present: what they are then is undefined (SDM vol. 3, 24.4.1), the
+/// CPU leaves others after a null selector than KVM gives a segment it is told of (`vmx_segment_access_rights`), and it is
+/// told of them when a snapshot is taken, which a replay does not do.
+fn segment_bytes(seg: &kvm_segment) -> Vec<u8> {
+    let attributes = match seg.present {
+        0 => [0; 7],
+        present => [seg.type_, present, seg.dpl, seg.db, seg.s, seg.l, seg.g],
+    };
+    let (base, limit) = (seg.base.to_le_bytes(), seg.limit.to_le_bytes());
+    [&base[..], &limit, &seg.selector.to_le_bytes(), &attributes].concat()
 }
 
 fn words(words: &[u64]) -> Vec<u8> {
@@ -163,6 +172,17 @@ fn xcr0(xcrs: &kvm_xcrs) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attributes_count_where_a_segment_is_present() {
+        let null = kvm_segment { unusable: 1, type_: 1, s: 1, ..Default::default() };
+        let told = kvm_segment { unusable: 1, ..Default::default() };
+        assert_eq!(segment_bytes(&null), segment_bytes(&told));
+        let based = kvm_segment { base: 0x7000, ..told };
+        assert_ne!(segment_bytes(&based), segment_bytes(&told), "the base of FS and GS counts");
+        let data = kvm_segment { present: 1, type_: 3, s: 1, ..Default::default() };
+        assert_ne!(segment_bytes(&data), segment_bytes(&kvm_segment { type_: 1, ..data }));
+    }
 
     #[test]
     fn a_state_that_names_no_xcr0_is_that_of_a_cpu_at_reset() {
