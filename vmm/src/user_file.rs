@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
 /// Only its owner reads a file that holds what is in a guest's memory.
-const SECRET: u32 = 0o600;
+pub const SECRET: u32 = 0o600;
 /// What a file is called while it is written, behind its own name.
 const UNFINISHED: &str = ".partial";
 

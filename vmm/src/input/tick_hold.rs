@@ -11,7 +11,7 @@ use crate::run_loop::Situation;
 
 /// A tick is held back at no more exits than this: more than a guest makes for one tick, and a guest that waits with
 /// interrupts disabled for a time to come is not kept from it.
-pub(super) const HELD_EXITS_MAX: u32 = 64;
+const HELD_EXITS_MAX: u32 = 64;
 
 /// See the module documentation.
 #[derive(Debug)]

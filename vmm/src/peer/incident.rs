@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use ftvmm_replication::session::incident::IncidentReport;
 
+use crate::user_file::SECRET;
+
 /// Further reports of one reporter in one term.
 const REPORTS_MAX: u32 = 1000;
 
@@ -30,7 +32,7 @@ fn write_new(folder: &Path, report: &IncidentReport) -> io::Result<PathBuf> {
         let name = format!("ftvmm-incident-{}-term-{}{suffix}.txt", report.reporter, report.term);
         let path = folder.join(name);
         // Its frames are the guest's: nobody but the owner reads them.
-        match File::options().write(true).create_new(true).mode(0o600).open(&path) {
+        match File::options().write(true).create_new(true).mode(SECRET).open(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             file => return file?.write_all(report.to_string().as_bytes()).map(|()| path),
         }
