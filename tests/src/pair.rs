@@ -55,6 +55,8 @@ pub struct RunOptions {
     pub backup_arguments: Vec<String>,
     /// File name of the `ftvmm` in the shared directory's `bin`, where another one is to run.
     pub program: &'static str,
+    /// The run ends when the guest resets or SIGTERM comes, at once. Older builds did so without being told.
+    pub ends_at_once: bool,
 }
 
 impl Default for RunOptions {
@@ -67,6 +69,7 @@ impl Default for RunOptions {
             under: Vec::new(),
             backup_arguments: Vec::new(),
             program: "ftvmm",
+            ends_at_once: true,
         }
     }
 }
@@ -96,6 +99,7 @@ pub struct Report {
     /// Frames whose digest was compared.
     pub frames_compared: u64,
     /// Bytes the guest printed that nobody read.
+    #[serde(default)]
     pub console_dropped_bytes: u64,
     /// Digest of the whole guest.
     pub state_digest: Option<String>,
@@ -151,7 +155,8 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
         "--net".into(),
         format!("tap={TAP}{mac}"),
     ]);
-    if !options.arguments.iter().any(|argument| argument == "--on-reset") {
+    let says_itself = options.arguments.iter().any(|argument| argument == "--on-reset");
+    if options.ends_at_once && !says_itself {
         argv.extend(["--on-reset", "end", "--stop-grace", "0"].map(str::to_owned));
     }
     argv.extend(options.arguments.iter().cloned());

@@ -29,6 +29,7 @@ use ftvmm_tests::pair::{
 };
 use ftvmm_tests::progress::Step;
 
+use self::against::Build;
 pub use self::summary::Summary;
 use self::summary::{Conditions, Sample};
 use crate::cargo;
@@ -44,7 +45,7 @@ const CHANNEL_PORT: u16 = 7007;
 /// Body of the small HTTP request.
 const SMALL_BYTES: usize = 1000;
 /// File name of the `ftvmm` that was built.
-const BUILT: &str = "ftvmm";
+const BUILT: Build = Build { program: "ftvmm", knows_resets: true };
 const ADVICE: &str = "on a busy machine raise --failure-timeout-ms";
 /// Where `--save` puts its files.
 const SAVED: &str = "docs/bench";
@@ -141,9 +142,9 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
         for mode in &MODES {
             let what = format!("{of_all}: {}", mode.title);
             let bench = Bench { lab: &lab, files: &files, amounts, what };
-            let measure = |program| {
-                let sample = bench.measure(mode, program, arguments.failure_timeout_ms);
-                sample.map_err(|error| format!("{}, {program}: {error}", bench.what))
+            let measure = |build: Build| {
+                let sample = bench.measure(mode, build, arguments.failure_timeout_ms);
+                sample.map_err(|error| format!("{}, {}: {error}", bench.what, build.program))
             };
             if let Some(earlier) = earlier {
                 samples_of_earlier.push(measure(earlier)?);
@@ -298,11 +299,12 @@ impl Bench<'_> {
     fn measure(
         &self,
         mode: &'static Mode,
-        program: &'static str,
+        build: Build,
         failure_timeout_ms: Option<u64>,
     ) -> Result<Sample, Box<dyn Error>> {
         let step = self.step("boot");
-        let options = RunOptions { program, ..RunOptions::default() };
+        let Build { program, knows_resets: ends_at_once } = build;
+        let options = RunOptions { program, ends_at_once, ..RunOptions::default() };
         let running = start(self.lab, self.files, mode, failure_timeout_ms, options)?;
         let Some(boot) = boot_time(running.primary())? else {
             let ended = running.primary().ended();

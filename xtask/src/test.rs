@@ -1,9 +1,9 @@
 //! `cargo xtask test`: everything that can be checked, the quick checks first.
 //!
-//! Installs what is missing, then runs one step after the other with its output in view; steps that
-//! leave a core idle run in pairs, and the output of each is shown at its end. A step is a command; the
-//! result lines of its tests are counted, and a step without tests counts as one. Each file in
-//! `tests/tests` is a step, so a new one needs no entry here.
+//! Installs what is missing, then runs one step after the other with its output in view. Steps that start guests
+//! run two at a time, each line with the step's name before it. A step is a command; the result lines of its
+//! tests are counted, and a step without tests counts as one. Each file in `tests/tests` is a step, so a new one
+//! needs no entry here.
 //!
 //! Builds and tests are always of the whole workspace: a package alone has other features of the libraries than all
 //! together, and would have them compiled once more.
@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::iter;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -54,7 +55,8 @@ const GUEST: &str = "guest";
 const END_TO_END: &str = "tests/tests";
 /// Tests of the lab itself, which no change of the product can break.
 const OF_THE_MACHINERY: &[&str] = &["lab"];
-/// Tests of one guest at a time, seldom on two hosts, the longest first: two of them fit on two cores.
+/// Tests of one guest at a time, seldom on two hosts, the longest first. Two of them fit on two cores, and so does one
+/// beside a test of pairs, whose hosts wait for each other a quarter of the time.
 const OF_ONE_GUEST: &[&str] = &[
     "logs",
     "intel",
@@ -69,7 +71,6 @@ const OF_ONE_GUEST: &[&str] = &[
     "bad_input",
     "idle",
 ];
-const AT_ONCE: usize = 2;
 const QUICK_SETTINGS: &[(&str, &str)] = &[("FTVMM_PAIRS", "6")];
 
 #[derive(Clone, Copy, Default)]
@@ -99,6 +100,12 @@ struct Outcome {
     name: String,
     took: Duration,
     counts: Counts,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "=== {}: {}, {:.0} s", self.name, self.counts, self.took.as_secs_f32())
+    }
 }
 
 /// Runs the steps; fails when any of them did.
@@ -131,11 +138,12 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
     if session.wants(GUEST) || !end_to_end.is_empty() {
         session.make_guest();
     }
-    for name in end_to_end.iter().filter(|name| !OF_ONE_GUEST.contains(&name.as_str())) {
-        session.step(name, &end_to_end_words(name))?;
-    }
     let is_wanted = |name: &&&str| end_to_end.iter().any(|wanted| wanted == *name);
-    session.steps_at_once(OF_ONE_GUEST.iter().filter(is_wanted).copied())?;
+    let of_pairs = end_to_end.iter().filter(|name| !OF_ONE_GUEST.contains(&name.as_str()));
+    session.steps_at_once(
+        of_pairs.map(|name| name.as_str()),
+        OF_ONE_GUEST.iter().filter(is_wanted).copied(),
+    )?;
     if !end_to_end.is_empty() {
         // Without it the tests have said what they had to say.
         if let Err(error) = session.write_report() {
@@ -209,34 +217,37 @@ impl Session {
     }
 
     fn step(&mut self, name: &str, words: &[&str]) -> io::Result<Counts> {
+        println!();
         let outcome = run_step(name, words, &self.settings, &mut io::stdout())?;
         let counts = outcome.counts;
-        self.enter(outcome);
+        self.summary.push(outcome);
         Ok(counts)
     }
 
-    fn steps_at_once<'a>(&mut self, names: impl Iterator<Item = &'a str> + Send) -> io::Result<()> {
-        let waiting = Mutex::new(names);
+    /// Two lanes: one has those of pairs first, so that there are never two of them; the other goes on with the rest.
+    fn steps_at_once<'a>(
+        &mut self,
+        of_pairs: impl Iterator<Item = &'a str> + Send,
+        of_one_guest: impl Iterator<Item = &'a str> + Send,
+    ) -> io::Result<()> {
+        let waiting = Mutex::new(of_one_guest);
         let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
         let settings = &self.settings;
-        let lane = || -> io::Result<Vec<Outcome>> {
-            let mut outcomes = Vec::new();
-            while let Some(name) = next() {
-                println!("\n=== {name}: beside another; its output follows");
-                let mut output = Vec::new();
-                let outcome = run_step(name, &end_to_end_words(name), settings, &mut output)?;
-                io::stdout().lock().write_all(&output)?;
-                outcomes.push(outcome);
-            }
-            Ok(outcomes)
+        let lane = |steps: &mut dyn Iterator<Item = &'a str>| -> io::Result<Vec<Outcome>> {
+            let run = |name| {
+                let mut shown = Named { name, output: io::stdout() };
+                run_step(name, &end_to_end_words(name), settings, &mut shown)
+            };
+            steps.map(run).collect()
         };
         let lanes = thread::scope(|scope| {
-            let lanes: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(lane)).collect();
-            lanes.into_iter().map(|lane| lane.join()).collect::<Vec<_>>()
+            let first = scope.spawn(|| lane(&mut of_pairs.chain(iter::from_fn(next))));
+            let second = scope.spawn(|| lane(&mut iter::from_fn(next)));
+            [first, second].map(thread::ScopedJoinHandle::join)
         });
         for outcomes in lanes {
             let outcomes = outcomes.map_err(|_| io::Error::other("a step's thread panicked"))??;
-            outcomes.into_iter().for_each(|outcome| self.enter(outcome));
+            self.summary.extend(outcomes);
         }
         Ok(())
     }
@@ -250,12 +261,8 @@ impl Session {
             Err(error) => eprintln!("{error}"),
         }
         let counts = Counts::default().with_status(made.is_ok());
-        self.enter(Outcome { name: GUEST.to_owned(), took: began.elapsed(), counts });
-    }
-
-    fn enter(&mut self, outcome: Outcome) {
-        let Outcome { name, took, counts } = &outcome;
-        println!("=== {name}: {counts}, {:.0} s", took.as_secs_f32());
+        let outcome = Outcome { name: GUEST.to_owned(), took: began.elapsed(), counts };
+        println!("{outcome}");
         self.summary.push(outcome);
     }
 
@@ -284,14 +291,33 @@ impl Session {
     }
 }
 
-/// Runs one step and shows all it prints.
+/// Shows the lines of a step that runs beside another.
+struct Named<'a, W> {
+    name: &'a str,
+    output: W,
+}
+
+impl<W: Write> Write for Named<'_, W> {
+    /// One line at a time, so that those of two steps do not mix.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let named = [self.name.as_bytes(), b" | ", line].concat();
+        self.output.write_all(&named)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// Runs one step and shows all it prints, a line in each write.
 fn run_step(
     name: &str,
     words: &[&str],
     settings: &Settings,
     shown: &mut impl Write,
 ) -> io::Result<Outcome> {
-    writeln!(shown, "\n=== {name}: cargo {}", words.join(" "))?;
+    shown.write_all(format!("=== {name}: cargo {}\n", words.join(" ")).as_bytes())?;
     let began = clock::now();
     let (output, input) = io::pipe()?;
     let mut running = Program::Cargo
@@ -306,13 +332,15 @@ fn run_step(
         .spawn()?;
     let mut counts = Counts::default();
     for line in BufReader::new(output).split(b'\n') {
-        let line = line?;
+        let mut line = line?;
         counts.add_line(&String::from_utf8_lossy(&line));
+        line.push(b'\n');
         shown.write_all(&line)?;
-        shown.write_all(b"\n")?;
     }
     let counts = counts.with_status(running.wait()?.success());
-    Ok(Outcome { name: name.to_owned(), took: began.elapsed(), counts })
+    let outcome = Outcome { name: name.to_owned(), took: began.elapsed(), counts };
+    shown.write_all(format!("{outcome}\n").as_bytes())?;
+    Ok(outcome)
 }
 
 impl Counts {
@@ -340,6 +368,8 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn counted(lines: &[&str], succeeded: bool) -> (u64, u64) {
@@ -364,6 +394,32 @@ mod tests {
         assert_eq!(counted(&[], true), (1, 0));
         assert_eq!(counted(&[], false), (0, 1));
         assert_eq!(counted(&["test result: ok. 5 passed; 0 failed; 0 ignored"], false), (5, 1));
+    }
+
+    #[test]
+    fn lines_of_steps_at_once_are_named() {
+        let mut shown = Named { name: "disk", output: Vec::new() };
+        for line in ["a line\n", "another\n"] {
+            shown.write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(shown.output, b"disk | a line\ndisk | another\n");
+    }
+
+    /// Packages with their features, as cargo would build them.
+    fn built(of: &[&str]) -> BTreeSet<String> {
+        let words = ["tree", "--locked", "--no-dedupe", "--prefix", "none", "--format", "{p} {f}"];
+        let mut command = Program::Cargo.command().unwrap();
+        let output = command.args(words).args(of).current_dir(workspace()).output();
+        let lines = String::from_utf8(output.unwrap().stdout).unwrap();
+        lines.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+    }
+
+    #[test]
+    fn nothing_of_xtask_is_compiled_twice() {
+        let alone = built(&["--package", "xtask", "--edges", "normal,build"]);
+        let all = built(&["--workspace"]);
+        let twice: Vec<_> = alone.difference(&all).collect();
+        assert!(!alone.is_empty() && twice.is_empty(), "with other features: {twice:?}");
     }
 
     #[test]

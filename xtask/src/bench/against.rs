@@ -14,14 +14,29 @@ use super::summary::{Summary, Value, aligned, short};
 /// File name of the other `ftvmm` in the lab.
 const OTHER: &str = "ftvmm-other";
 
-/// Carries the other `ftvmm` into the lab; returns its name there.
+/// One of the builds that are measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    /// Its file name in the lab.
+    pub program: &'static str,
+    /// Whether it knows `--on-reset` and `--stop-grace`.
+    pub knows_resets: bool,
+}
+
+/// Carries the other `ftvmm` into the lab.
 ///
 /// # Errors
-/// When the file cannot be copied.
-pub fn install(lab: &Lab, file: &Path) -> Result<&'static str, Box<dyn Error>> {
+/// When the file cannot be copied, or does not run there.
+pub fn install(lab: &Lab, file: &Path) -> Result<Build, Box<dyn Error>> {
     let place = lab.share().join("bin").join(OTHER);
     fs::copy(file, &place).map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok(OTHER)
+    let host = lab.host(0);
+    let inside = host.share().join("bin").join(OTHER).display().to_string();
+    let help = host.run(&[inside, "--help".to_owned()])?;
+    if !help.ended.success() {
+        return Err(format!("{} --help: {:?}", file.display(), help.ended).into());
+    }
+    Ok(Build { program: OTHER, knows_resets: help.text().contains("--on-reset") })
 }
 
 /// For every figure and mode the built `ftvmm`, the other one, and the first divided by the second; behind it the
