@@ -331,7 +331,7 @@ impl LiveInputs {
             let due_ns = situation.deadline_ns.filter(|at| *at <= now_ns);
             // One that the guest's time has passed is there already.
             let may_hold = |at: &u64| *at > self.last_ns && !never_holds;
-            let held_ns = due_ns.filter(may_hold).filter(|_| self.tick_hold.holds(lag_ns > 0));
+            let held_ns = due_ns.filter(may_hold).filter(|_| self.tick_hold.holds());
             if let Some(at) = held_ns {
                 now_ns = logged_ns(at - 1).max(self.last_ns);
             }

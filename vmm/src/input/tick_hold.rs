@@ -1,10 +1,9 @@
-//! Holds a tick of the guest's timer back until the guest has got on since the last one, where it would not otherwise.
+//! Holds a tick of the guest's timer back until the guest has got on since the last one.
 //!
 //! Inputs reach a recorded guest at exits, and a clock read is one. A guest whose exits are dear, or whose time goes fast
 //! after a stall, may need longer for a tick than the next one takes to come. The next one would then interrupt its clock
 //! read each time, and a kernel that reads again when a tick came between (Linux, `ktime_get`) would do so for ever.
 //! Ticks a periodic timer owes the guest are none of these: they come when the guest has ended the one before.
-//! A guest that is in time has its ticks when they are due: held ones made its downloads a quarter slower.
 
 use ftvmm_replication::Ordinal;
 
@@ -13,8 +12,6 @@ use crate::run_loop::Situation;
 /// A tick is held back at no more exits than this: more than a guest makes for one tick, and a guest that waits with
 /// interrupts disabled for a time to come is not kept from it.
 const HELD_EXITS_MAX: u32 = 64;
-/// So many ticks may come to a guest that is in time but does not get on.
-const IDLE_TICKS_MAX: u32 = 8;
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -25,8 +22,6 @@ pub(super) struct TickHold {
     is_free: bool,
     /// The guest has gone past such an exit since its last tick.
     got_on: bool,
-    /// Its ticks since then.
-    idle_ticks: u32,
     /// The last exit at which the next tick was held back.
     held_at: Option<Ordinal>,
     /// At how many it was.
@@ -36,32 +31,27 @@ pub(super) struct TickHold {
 impl TickHold {
     /// No tick has come yet.
     pub(super) fn new() -> Self {
-        Self { at: None, is_free: false, got_on: true, idle_ticks: 0, held_at: None, held_exits: 0 }
+        Self { at: None, is_free: false, got_on: true, held_at: None, held_exits: 0 }
     }
 
     /// The guest stands at an exit; may be told of the same one again.
     pub(super) fn arrive(&mut self, situation: &Situation) {
         if self.at != situation.at {
-            if self.is_free {
-                self.got_on = true;
-                self.idle_ticks = 0;
-            }
+            self.got_on |= self.is_free;
             self.at = situation.at;
             self.is_free = situation.interrupts_enabled;
         }
     }
 
-    /// Whether a tick that is due must wait for a later exit; `is_behind` is a guest that its clock has left behind.
-    /// That one must wait stays so at this exit.
-    pub(super) fn holds(&mut self, is_behind: bool) -> bool {
+    /// Whether a tick that is due must wait for a later exit. The answer for an exit stays.
+    pub(super) fn holds(&mut self) -> bool {
         if self.at.is_none() {
             return false;
         }
         if self.held_at == self.at {
             return true;
         }
-        let is_stuck = !self.got_on && (is_behind || self.idle_ticks >= IDLE_TICKS_MAX);
-        let holds = is_stuck && self.held_exits < HELD_EXITS_MAX;
+        let holds = !self.got_on && self.held_exits < HELD_EXITS_MAX;
         if holds {
             self.held_at = self.at;
             self.held_exits += 1;
@@ -71,14 +61,7 @@ impl TickHold {
 
     /// The guest is given a tick.
     pub(super) fn ticked(&mut self) {
-        *self = Self {
-            at: self.at,
-            is_free: false,
-            got_on: false,
-            idle_ticks: self.idle_ticks.saturating_add(1),
-            held_at: None,
-            held_exits: 0,
-        };
+        *self = Self { at: self.at, is_free: false, got_on: false, held_at: None, held_exits: 0 };
     }
 }
 
@@ -90,15 +73,11 @@ mod tests {
         Situation { at: Some(Ordinal(at)), interrupts_enabled, ..Situation::default() }
     }
 
-    /// Whether a tick that is due at this exit to a guest that is behind waits; one that does not is given.
+    /// Whether a tick that is due at this exit waits; one that does not is given.
     fn waits(hold: &mut TickHold, situation: &Situation) -> bool {
-        waits_when(hold, true, situation)
-    }
-
-    fn waits_when(hold: &mut TickHold, is_behind: bool, situation: &Situation) -> bool {
         hold.arrive(situation);
-        let holds = hold.holds(is_behind);
-        assert_eq!(hold.holds(is_behind), holds, "asked again");
+        let holds = hold.holds();
+        assert_eq!(hold.holds(), holds, "asked again");
         if !holds {
             hold.ticked();
         }
@@ -115,17 +94,6 @@ mod tests {
         assert!(waits(&mut hold, &exit(6, true)), "reads its clock again");
         assert!(!waits(&mut hold, &exit(7, true)));
         assert!(waits(&mut hold, &exit(8, true)));
-    }
-
-    #[test]
-    fn a_guest_in_time_is_not_kept_waiting_unless_it_is_stuck() {
-        let mut hold = TickHold::new();
-        let ticks = (1..).take_while(|at| !waits_when(&mut hold, false, &exit(*at, true))).count();
-        assert_eq!(ticks, IDLE_TICKS_MAX as usize);
-        let past = exit(100, true);
-        hold.arrive(&past);
-        assert!(!waits_when(&mut hold, false, &exit(101, true)), "it got on");
-        assert!(!waits_when(&mut hold, false, &exit(102, true)));
     }
 
     #[test]

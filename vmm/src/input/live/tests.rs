@@ -220,14 +220,13 @@ fn the_alarm_of_a_guest_that_is_behind_is_not_late() {
 #[test]
 fn every_exit_at_which_a_tick_is_held_sets_the_alarm() {
     const STOOD_AT_NS: u64 = 5_000_000_000;
-    let (_queue, mut live) = live_inputs(STOOD_AT_NS + 40_000_000_000, STOOD_AT_NS);
+    let (_queue, mut live) = live_inputs(STOOD_AT_NS, STOOD_AT_NS);
     let timer = resting_timer().unwrap();
     live.alarm = Alarm::new(timer.clone());
     let exit = |at, deadline_ns| {
         // Due by now.
         std::thread::sleep(Duration::from_millis(1));
-        let deadline_ns = Some(deadline_ns);
-        Situation { at: Some(Ordinal(at)), deadline_ns, ..Situation::default() }
+        Situation { at: Some(Ordinal(at)), deadline_ns: Some(deadline_ns), ..Situation::default() }
     };
     let first = live.next(&exit(1, STOOD_AT_NS + 1));
     let Ok(Step::Apply(Input::Time { now_ns })) = first else { panic!("{first:?}") };
