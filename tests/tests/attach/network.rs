@@ -68,7 +68,9 @@ fn under_pings<T>(
         let longest = answered.iter().max().copied().unwrap_or_default();
         println!("  {address}: {lost} lost, longest round trip {longest:.0?} with {doing}");
         equal(&format!("pings to {address} lost with {doing}"), lost, 0)?;
-        equal(&format!("pings to {address} answered"), answered.len(), PINGS)?;
+        // `ping -w` goes on asking while answers are on their way.
+        let all = answered.len() >= PINGS;
+        require(all, format!("{} pings to {address} answered with {doing}", answered.len()))?;
     }
     Ok(done)
 }
