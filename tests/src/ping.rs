@@ -1,5 +1,6 @@
 //! `ping` as a client would use it, beside whatever else goes on.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct Pinged {
     pub answered: Vec<Duration>,
     /// Requests before the last one answered that were not.
     pub lost: usize,
+    /// Answers to requests that had been answered before.
+    pub repeated: usize,
 }
 
 impl Ping {
@@ -59,12 +62,15 @@ impl Ping {
 /// Lines such as `64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.345 ms`.
 fn parse(text: &str) -> Pinged {
     let mut pinged = Pinged::default();
-    let mut last = 0;
+    let mut numbers = BTreeSet::new();
     for (number, took) in text.lines().filter_map(answer) {
-        pinged.answered.push(took);
-        last = last.max(number);
+        if numbers.insert(number) {
+            pinged.answered.push(took);
+        } else {
+            pinged.repeated += 1;
+        }
     }
-    pinged.lost = last.saturating_sub(pinged.answered.len());
+    pinged.lost = numbers.last().map_or(0, |last| last.saturating_sub(numbers.len()));
     pinged
 }
 
@@ -78,6 +84,15 @@ fn answer(line: &str) -> Option<(usize, Duration)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repeated_answer_makes_up_for_none_that_was_lost() {
+        let text = "64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=1 ms\n\
+                    64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=2 ms (DUP!)\n\
+                    64 bytes from 10.0.0.1: icmp_seq=3 ttl=64 time=1 ms\n";
+        let pinged = parse(text);
+        assert_eq!((pinged.answered.len(), pinged.lost, pinged.repeated), (2, 1, 1));
+    }
 
     #[test]
     fn answers_and_requests_are_counted() {

@@ -44,7 +44,7 @@ const HTTP_PORT: u16 = 80;
 const CHANNEL_PORT: u16 = 7007;
 /// Body of the small HTTP request.
 const SMALL_BYTES: usize = 1000;
-/// File name of the `ftvmm` that was built.
+/// The `ftvmm` that was built.
 const BUILT: Build = Build { program: "ftvmm", knows_resets: true };
 const ADVICE: &str = "on a busy machine raise --failure-timeout-ms";
 /// Where `--save` puts its files.

@@ -64,10 +64,11 @@ fn under_pings<T>(
     let pings = addresses.map(start).into_iter().collect::<Result<Vec<_>, _>>()?;
     let done = what()?;
     for (address, ping) in addresses.iter().zip(pings) {
-        let Pinged { answered, lost } = ping.finish()?;
+        let Pinged { answered, lost, repeated } = ping.finish()?;
         let longest = answered.iter().max().copied().unwrap_or_default();
         println!("  {address}: {lost} lost, longest round trip {longest:.0?} with {doing}");
         equal(&format!("pings to {address} lost with {doing}"), lost, 0)?;
+        equal(&format!("answers repeated by {address} with {doing}"), repeated, 0)?;
         // `ping -w` goes on asking while answers are on their way.
         let all = answered.len() >= PINGS;
         require(all, format!("{} pings to {address} answered with {doing}", answered.len()))?;

@@ -54,6 +54,7 @@ fn under_ping(site: &Site) -> Result<(), Failed> {
     let pinged = |doing: &str, pinged: Pinged| {
         println!("  {:.0?} with {doing}", longest(&pinged.answered));
         equal("pings lost", pinged.lost, 0)?;
+        equal("answers repeated", pinged.repeated, 0)?;
         equal("pings answered", pinged.answered.len(), PINGS)
     };
     // There and back again, by who only asks; then by a program that has to start first.

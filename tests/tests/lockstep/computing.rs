@@ -33,6 +33,7 @@ fn answers_while_computing(site: &Site) -> Result<(), Failed> {
     equal("backup's slices", backup.slices, primary.slices)?;
     require(primary.slices > 0, "the guest computed without a slice")?;
     equal("pings answered", pinged.answered.len(), PINGS)?;
+    equal("answers repeated", pinged.repeated, 0)?;
     equal("pings lost", pinged.lost, 0)
 }
 
