@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ftvmm_devices::{Board, Input, NetCounters, Output};
 use ftvmm_replication::state::unpack_pages;
-use ftvmm_replication::{Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, Slice, StatePart};
+use ftvmm_replication::{
+    Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -413,22 +415,30 @@ impl Machine {
         self.inputs
     }
 
-    /// What the guest sent since the last call, at exit `at`.
-    pub fn take_outputs(&mut self, at: Ordinal) -> Vec<Output> {
+    /// What the guest sent since the last call.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
         self.publish_network();
-        let outputs = self.board.take_outputs();
-        for output in &outputs {
-            match output {
-                Output::Frame(frame) => self.outputs.link(at, FRAME_OUTPUT, frame),
-                Output::Console(bytes) => self.outputs.link(at, CONSOLE_OUTPUT, bytes),
-                Output::Disk(request) => {
-                    let request = encoded(request);
-                    self.chain.link(at, DISK_ADDRESS, &request);
-                    self.outputs.link(at, DISK_ADDRESS, &request);
-                }
+        self.board.take_outputs()
+    }
+
+    /// Adds an output of exit `at` to the digests; for a frame of a guest that is logged, its own digest. A guest without
+    /// a log is compared with nobody, and to read each of its frames once more would cost a download a tenth.
+    pub fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
+        match output {
+            Output::Frame(frame) => {
+                self.pages.as_ref()?;
+                let digest = OutputDigest::of(at, self.chain.digest(), frame);
+                self.outputs.link(at, FRAME_OUTPUT, &digest.0);
+                return Some(digest);
+            }
+            Output::Console(bytes) => self.outputs.link(at, CONSOLE_OUTPUT, bytes),
+            Output::Disk(request) => {
+                let request = encoded(request);
+                self.chain.link(at, DISK_ADDRESS, &request);
+                self.outputs.link(at, DISK_ADDRESS, &request);
             }
         }
-        outputs
+        None
     }
 
     /// Hands the guest its most urgent interrupt if it can take one here.

@@ -10,7 +10,9 @@
 //! makes none stops it anywhere and makes that point one: a slice, whose state goes into the log.
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, Slice, SnapshotMark, StatePart};
+use ftvmm_replication::{
+    Check, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, SnapshotMark, StatePart,
+};
 use thiserror::Error;
 
 use crate::input::InputError;
@@ -209,11 +211,16 @@ pub trait InputSource {
 
 /// Where outputs go.
 pub trait OutputSink {
-    /// Takes what the guest sent at exit `at`; `chain` is the digest of all exits up to it.
+    /// Takes what the guest sent at exit `at`; a frame of a logged guest has a `digest`.
     ///
     /// # Errors
     /// When the sink is broken.
-    fn emit(&mut self, at: Ordinal, chain: u64, output: Output) -> Result<(), InputError>;
+    fn emit(
+        &mut self,
+        at: Ordinal,
+        digest: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError>;
 }
 
 /// Why a run failed.
@@ -289,8 +296,9 @@ pub fn run(
             continue;
         }
         let ended = machine.handle(at, exit)?;
-        for output in machine.take_outputs(at) {
-            outputs.emit(at, machine.chain(), output)?;
+        for output in machine.take_outputs() {
+            let digest = machine.digest_output(at, &output);
+            outputs.emit(at, digest, output)?;
         }
         match ended {
             Handled::GoesOn => {}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ftvmm_devices::Output;
-use ftvmm_replication::{LogHeader, LogReader, MemoryLook, Ordinal};
+use ftvmm_replication::{LogHeader, LogReader, MemoryLook, Ordinal, OutputDigest};
 
 use super::args::ReplayArgs;
 use super::beginning::Beginning;
@@ -181,7 +181,12 @@ struct Replayed {
 }
 
 impl OutputSink for Replayed {
-    fn emit(&mut self, _: Ordinal, _: u64, output: Output) -> Result<(), InputError> {
+    fn emit(
+        &mut self,
+        _: Ordinal,
+        _: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError> {
         match output {
             Output::Frame(_) => self.frames += 1,
             Output::Console(bytes) => print_console(&bytes),

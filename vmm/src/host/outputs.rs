@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ftvmm_devices::Output;
-use ftvmm_replication::Ordinal;
+use ftvmm_replication::{Ordinal, OutputDigest};
 
 use super::{Console, NetWatch, Tap};
 use crate::disk::Disk;
@@ -39,7 +39,12 @@ impl HostOutputs {
 }
 
 impl OutputSink for HostOutputs {
-    fn emit(&mut self, _: Ordinal, _: u64, output: Output) -> Result<(), InputError> {
+    fn emit(
+        &mut self,
+        _: Ordinal,
+        _: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError> {
         match output {
             Output::Frame(frame) => {
                 self.frames.fetch_add(1, Ordering::Relaxed);

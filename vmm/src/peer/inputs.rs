@@ -146,7 +146,12 @@ impl PeerOutputs {
 }
 
 impl OutputSink for PeerOutputs {
-    fn emit(&mut self, at: Ordinal, chain: u64, output: Output) -> Result<(), InputError> {
+    fn emit(
+        &mut self,
+        at: Ordinal,
+        digest: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError> {
         let frame = match output {
             Output::Frame(frame) => frame,
             Output::Console(bytes) => {
@@ -164,7 +169,7 @@ impl OutputSink for PeerOutputs {
                 return Ok(());
             }
         };
-        let digest = OutputDigest::of(at, chain, &frame);
+        let digest = digest.expect("the guest of a pair is logged");
         let mut state = self.peer.lock();
         // The backup cannot produce this output before it knows that nothing else happens at this exit.
         self.peer.send_log(&mut state);
