@@ -38,6 +38,12 @@ const MISTAKES: &[Mistake] = &[
     mistake("no_arguments", "ftvmm", 2, &["--kernel", "--help"]),
     mistake("unknown_option", "$GOOD --colour red", 2, &["--colour"]),
     mistake("unknown_command", "ftvmm reply x.log", 2, &["reply"]),
+    mistake(
+        "answer_onto_a_full_disk",
+        "ftvmm --help > /dev/full",
+        1,
+        &["standard output", "No space"],
+    ),
     mistake("unknown_role", "$GOOD --role spare", 2, &["spare", "solo", "primary", "backup"]),
     mistake("primary_without_address", "$GOOD --role primary", 2, &["--listen"]),
     mistake("backup_without_address", "$GOOD --role backup", 2, &["--connect"]),

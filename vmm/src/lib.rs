@@ -2,6 +2,9 @@
 //! KVM adapter, the boot loader, the machine and its run loop, host I/O and the command line. It decides
 //! nothing about the replication protocol.
 
+// They panic when nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod boot;
 pub mod cli;
 pub mod control;

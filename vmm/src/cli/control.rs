@@ -1,13 +1,13 @@
 //! `ftvmm status|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm through its control socket.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::CommandError;
 use super::args::{AttachArgs, ControlArgs, SnapshotArgs, StatusArgs};
-use super::{CommandError, host};
+use super::print::{print, print_line};
 use crate::control::{AttachProgress, ClientError, Role, SnapshotSummary, Status, request};
 
 /// `ftvmm status`.
@@ -16,7 +16,7 @@ pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
     while let Some(every_ms) = args.every {
         std::thread::sleep(Duration::from_millis(every_ms));
         if !args.json {
-            println!();
+            print_line("")?;
         }
         match print_status(args) {
             // The run has ended, and its socket with it.
@@ -30,9 +30,7 @@ pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
 fn print_status(args: &StatusArgs) -> Result<(), CommandError> {
     let body = ask(&args.control.control, "GET", "/status", None)?;
     let text = if args.json { format!("{body}\n") } else { describe(&understood(body)?) };
-    let mut stdout = std::io::stdout().lock();
-    let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    printed.map_err(host("write to standard output"))
+    print(text)
 }
 
 /// `ftvmm attach`.
@@ -52,8 +50,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<(), CommandError> {
     let body = json!({ "path": path });
     let answer = ask(&args.control.control, "PUT", "/snapshot", Some(&body))?;
     let SnapshotSummary { exit, bytes } = understood(answer)?;
-    println!("{}: exit {exit}, {bytes} bytes", path.display());
-    Ok(())
+    print_line(format_args!("{}: exit {exit}, {bytes} bytes", path.display()))
 }
 
 /// `ftvmm detach`, `switch` and `stop`, which say nothing but their name.

@@ -14,6 +14,7 @@ use ftvmm_replication::{Check, CpuCheck, Record};
 use super::CommandError;
 use super::disassembly::Symbols;
 use super::logs::damaged;
+use super::print::print_line;
 use super::replay::open_log;
 
 /// Names at most so many pages.
@@ -30,18 +31,19 @@ pub fn diff(left: &Path, right: &Path, vmlinux: Option<&Path>) -> Result<(), Com
         .map_err(|CompareError { in_second, source }| {
             damaged(if in_second { right } else { left })(source)
         })?;
-    println!("{checks_compared} checks compared, {checks_alone} in one of the two only");
+    print_line(format_args!(
+        "{checks_compared} checks compared, {checks_alone} in one of the two only"
+    ))?;
     let Some(difference) = difference else {
-        println!("the two recordings say the same");
-        return Ok(());
+        return print_line("the two recordings say the same");
     };
-    println!("- {}\n+ {}", left.display(), right.display());
+    print_line(format_args!("- {}\n+ {}", left.display(), right.display()))?;
     match &difference {
         LogDifference::Record { a, b, .. } => {
-            println!("- {}\n+ {}", record(a.as_ref()), record(b.as_ref()));
+            print_line(format_args!("- {}\n+ {}", record(a.as_ref()), record(b.as_ref())))?;
         }
         LogDifference::State(state) => {
-            describe(state, &symbols).iter().for_each(|l| println!("{l}"))
+            describe(state, &symbols).iter().try_for_each(print_line)?;
         }
         LogDifference::Fingerprint(_)
         | LogDifference::RtcEpoch { .. }

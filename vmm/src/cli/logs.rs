@@ -7,6 +7,7 @@ use ftvmm_replication::log_stat::stat;
 use super::CommandError;
 use super::args::LogCommand;
 use super::diff::diff;
+use super::print::print_line;
 use super::replay::open_log;
 
 /// Does what the command says, on standard output.
@@ -29,16 +30,15 @@ pub fn damaged(path: &Path) -> impl Fn(ftvmm_replication::LogError) -> CommandEr
 
 fn print_stat(path: &Path) -> Result<(), CommandError> {
     let stat = stat(&mut open_log(path)?).map_err(damaged(path))?;
-    println!("{}:\n{stat}", path.display());
-    Ok(())
+    print_line(format_args!("{}:\n{stat}", path.display()))
 }
 
 fn dump(path: &Path) -> Result<(), CommandError> {
     let mut reader = open_log(path)?;
-    println!("{:#?}", reader.header());
+    print_line(format_args!("{:#?}", reader.header()))?;
     while let Some(group) = reader.next_group().map_err(damaged(path))? {
         for record in &group.records {
-            println!("{record}");
+            print_line(record)?;
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ mod logs;
 mod net_arg;
 mod origin;
 mod pair;
+mod print;
 mod replay;
 mod roles;
 mod run;
@@ -117,6 +118,9 @@ pub enum CommandError {
     /// The two sides are configured differently, or an address cannot be used.
     #[error("{0}")]
     Configuration(String),
+    /// A guest would not run here as it should.
+    #[error("this host is not suitable")]
+    Unsuitable,
     /// Another host holds the right to be live.
     #[error("{0}")]
     LostWitness(String),
@@ -143,6 +147,7 @@ impl CommandError {
             | Self::Host { .. }
             | Self::Peer(_)
             | Self::Unanswered(_)
+            | Self::Unsuitable
             | Self::GuestFailed(_) => status::FAILED,
             Self::Run(RunError::Input(InputError::Divergence { .. })) | Self::Divergence(_) => {
                 status::DIVERGENCE
@@ -179,7 +184,8 @@ pub fn main() -> ExitCode {
     });
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(answer) => return usage(&answer),
+        Err(answer) if answer.use_stderr() => return usage(&answer),
+        Err(answer) => return answered(print::print(answer.render())),
     };
     start_logging();
     abort_on_panic();
@@ -187,11 +193,7 @@ pub fn main() -> ExitCode {
         None => run::run(&cli.run),
         Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Log(command)) => logs::logs(&command),
-        Some(Command::Doctor(args)) => {
-            let status = doctor(args.json);
-            finish_stderr();
-            return status;
-        }
+        Some(Command::Doctor(args)) => doctor(args.json),
         Some(Command::Status(args)) => control::status(&args),
         Some(Command::Attach(args)) => control::attach(&args),
         Some(Command::Detach(args)) => control::bare(&args, "/detach"),
@@ -200,10 +202,18 @@ pub fn main() -> ExitCode {
         Some(Command::Nmi(args)) => control::bare(&args, "/nmi"),
         Some(Command::Stop(args)) => control::bare(&args, "/stop"),
     };
+    answered(result)
+}
+
+/// The exit status, after a word on what went wrong.
+fn answered(result: Result<(), CommandError>) -> ExitCode {
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("ftvmm: {error}"));
+            // doctor has said it.
+            if !matches!(error, CommandError::Unsuitable) {
+                say(&format!("ftvmm: {error}"));
+            }
             ExitCode::from(error.status())
         }
     };
@@ -211,18 +221,14 @@ pub fn main() -> ExitCode {
     status
 }
 
-/// Help goes to standard output; what is wrong with the arguments is one line like every other error.
+/// What is wrong with the arguments is one line like every other error.
 fn usage(answer: &clap::Error) -> ExitCode {
-    if !answer.use_stderr() {
-        print!("{}", answer.render());
-        return ExitCode::SUCCESS;
-    }
     let text = answer.to_string();
     // clap's first paragraph says what is wrong; usage and hints follow.
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = paragraph.split_whitespace().collect();
     let what = words.join(" ");
-    eprintln!("ftvmm: {}; see 'ftvmm --help'", what.trim_start_matches("error: "));
+    say(&format!("ftvmm: {}; see 'ftvmm --help'", what.trim_start_matches("error: ")));
     ExitCode::from(status::BAD_USAGE)
 }
 
@@ -259,17 +265,14 @@ fn start_logging() {
         .init();
 }
 
-fn doctor(json: bool) -> ExitCode {
+fn doctor(json: bool) -> Result<(), CommandError> {
     let diagnosis = crate::doctor::examine();
     if json {
-        match serde_json::to_string(&diagnosis) {
-            Ok(text) => println!("{text}"),
-            Err(error) => eprintln!("ftvmm: {error}"),
-        }
+        print::print_line(serde_json::to_string(&diagnosis).unwrap_or_default())?;
     } else {
-        println!("{diagnosis}");
+        print::print_line(&diagnosis)?;
     }
-    ExitCode::from(if diagnosis.suitable { 0 } else { status::FAILED })
+    if diagnosis.suitable { Ok(()) } else { Err(CommandError::Unsuitable) }
 }
 
 fn write_report(path: Option<&Path>, report: &Report) -> Result<(), CommandError> {

@@ -146,6 +146,7 @@ impl PeerOutputs {
 }
 
 impl OutputSink for PeerOutputs {
+    #[expect(clippy::expect_used, reason = "the guest of a pair is logged")]
     fn emit(
         &mut self,
         at: Ordinal,
@@ -169,7 +170,7 @@ impl OutputSink for PeerOutputs {
                 return Ok(());
             }
         };
-        let digest = digest.expect("the guest of a pair is logged");
+        let digest = digest.expect("a frame of a logged guest has a digest");
         let mut state = self.peer.lock();
         // The backup cannot produce this output before it knows that nothing else happens at this exit.
         self.peer.send_log(&mut state);
