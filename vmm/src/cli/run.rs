@@ -16,13 +16,13 @@ use crate::disk::Telling;
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
-    BlockedSignals, Console, EventLoop, HostOutputs, RawTerminal, STOP_LONGEST, StopLimit,
-    Subscriber, Tap, TapReader, Ticker, WriteBehind, read_console, resting_timer,
-    stderr_dropped_bytes,
+    BlockedSignals, Console, EventLoop, HostEventsError, HostOutputs, RawTerminal, STOP_LONGEST,
+    StopLimit, Subscriber, Tap, TapReader, Ticker, WriteBehind, read_console, resting_timer,
+    set_timer, stderr_dropped_bytes,
 };
 use crate::input::{
-    Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue,
-    OnRecordError, Recorded, Restored,
+    Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Look,
+    OnRecordError, PulseWatch, Recorded, Restored,
 };
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
@@ -31,6 +31,9 @@ use crate::report::{Report, hex};
 use crate::run_loop::{self, Ending, StopCause};
 use crate::shipment::{Gauge, Shipment, ShippedInputs};
 use crate::user_file::{self, Named};
+
+/// The host may hold the processor of a guest that runs alone for so long before it is told.
+const HELD_LONGEST: Duration = Duration::from_secs(1);
 
 /// Runs a guest in the role the arguments name.
 ///
@@ -69,6 +72,24 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
     queue.give_grace(Duration::from_secs(args.stop_grace));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
+}
+
+/// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the log and in `status`. In
+/// a pair the session does, and has the backup take over.
+fn watch_processor(
+    queue: Arc<LiveQueue>,
+    clock: HostClock,
+    longest: Duration,
+) -> Result<Subscriber, HostEventsError> {
+    let (timer, every) = (resting_timer()?, longest / 8);
+    set_timer(&timer, Some(every));
+    let mut watch = PulseWatch::new(longest.as_nanos() as u64);
+    Ok(Box::new(Ticker::on(timer.clone(), move || {
+        if watch.look(clock.host_now_ns(), queue.pulse()) == Look::Interrupt {
+            queue.kick_vcpu();
+        }
+        set_timer(&timer, Some(every));
+    })))
 }
 
 /// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called before the first thread
@@ -187,6 +208,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let ticker = Ticker::new(move || kicked.alarm())?;
     let alarm = Alarm::new(ticker.timer());
     waited.push(Box::new(ticker));
+    waited.push(watch_processor(queue.clone(), host_clock, HELD_LONGEST)?);
     queue.set_unrecorded(log.is_none());
     let mut machine = guest.power_on(&config)?;
     tracing::info!("the guest is switched on");
@@ -319,5 +341,35 @@ pub fn verdict(machine: &Machine, ending: &Ending) -> Result<(), CommandError> {
             "the guest's CPU shut down (triple fault); see its console".into(),
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_that_the_host_holds_is_told_of_until_it_is_back() {
+        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(5)));
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let seen = queue.clone();
+        // As in a call of the host that does not return.
+        let thread = std::thread::spawn(move || {
+            seen.pulse().begin();
+            let _ = held.recv();
+            seen.pulse().end();
+        });
+        let longest = Duration::from_millis(40);
+        let watch = watch_processor(queue.clone(), HostClock::host_start(), longest).unwrap();
+        let events = EventLoop::start(vec![watch]).unwrap();
+        while queue.pulse().stuck_ns().is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while queue.pulse().stuck_ns().is_some() {
+            queue.pulse().beat();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop((events, let_go));
+        thread.join().unwrap();
     }
 }
