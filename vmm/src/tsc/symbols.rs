@@ -73,7 +73,7 @@ impl<'a> Symbols<'a> {
         let last = tokens.start / TABLE_ALIGNMENT * TABLE_ALIGNMENT;
         let first = last.saturating_sub(NAMES_SEARCH_BYTES);
         let mut skipped = 0;
-        let at = (first..last).rev().filter(|at| at % TABLE_ALIGNMENT == 0).find(|&at| {
+        let at = (first..last).step_by(TABLE_ALIGNMENT).rev().find(|&at| {
             let count = u32_at(bytes, at).unwrap_or(0) as usize;
             let names = at + 8;
             let is_likely = SYMBOLS.contains(&count)
@@ -132,15 +132,23 @@ impl<'a> Symbols<'a> {
     /// Addresses of the symbols with these names, where there is one.
     pub fn addresses<const N: usize>(&self, wanted: [&str; N]) -> [Option<u64>; N] {
         let mut found = [None; N];
-        for (number, name) in
-            self.tokens.decode(self.bytes, self.names).take(self.count).enumerate()
-        {
-            let Some(name) = name else { break };
-            for (slot, wanted) in found.iter_mut().zip(wanted) {
-                if slot.is_none() && name[1..] == *wanted.as_bytes() {
-                    *slot = self.address_of(number);
+        let lengths: [usize; TOKENS] =
+            std::array::from_fn(|number| self.tokens.token(number as u8).len());
+        let mut at = self.names;
+        for number in 0..self.count {
+            let Some((numbers, next)) = entry(self.bytes, at) else { break };
+            let bytes: usize = numbers.iter().map(|&number| lengths[usize::from(number)]).sum();
+            // To decode all names of a kernel takes a part of its boot.
+            if wanted.iter().any(|wanted| wanted.len() + 1 == bytes)
+                && let Some(Some(name)) = self.tokens.decode(self.bytes, at).next()
+            {
+                for (slot, wanted) in found.iter_mut().zip(wanted) {
+                    if slot.is_none() && name[1..] == *wanted.as_bytes() {
+                        *slot = self.address_of(number);
+                    }
                 }
             }
+            at = next;
         }
         found
     }
