@@ -198,12 +198,7 @@ impl LiveInputs {
 
     /// A recorded run was stopped between two exits: what now?
     fn between_exits(&mut self, situation: &Situation, waiting: &mut Waiting) -> Step {
-        if let Shutdown::Grace { until_host_ns } = waiting.shutdown
-            && self.host_now_ns() >= until_host_ns
-        {
-            waiting.stop.get_or_insert(StopCause::Requested);
-            waiting.overdue = true;
-        }
+        waiting.overdue |= self.mind_grace(waiting);
         if let Some(cause) = waiting.stop.filter(|_| waiting.stop_at_once) {
             return Step::Stop(cause);
         }
@@ -257,13 +252,21 @@ impl LiveInputs {
                 );
             }
             Shutdown::Wanted => waiting.stop = waiting.stop.or(Some(StopCause::Requested)),
-            Shutdown::Grace { until_host_ns } => {
-                if self.host_now_ns() >= until_host_ns && waiting.stop.is_none() {
-                    tracing::warn!("the guest did not switch itself off; the run ends");
-                    waiting.stop = Some(StopCause::Requested);
-                }
+            Shutdown::Grace { .. } => {
+                self.mind_grace(waiting);
             }
         }
+    }
+
+    /// Ends the run when the guest has had its time to switch itself off; whether it has had it.
+    fn mind_grace(&self, waiting: &mut Waiting) -> bool {
+        let Shutdown::Grace { until_host_ns } = waiting.shutdown else { return false };
+        let is_over = self.host_now_ns() >= until_host_ns;
+        if is_over && waiting.stop.is_none() {
+            tracing::warn!("the guest did not switch itself off; the run ends");
+            waiting.stop = Some(StopCause::Requested);
+        }
+        is_over
     }
 
     fn grace_left(&self, waiting: &Waiting) -> Option<Duration> {

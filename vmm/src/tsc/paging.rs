@@ -313,6 +313,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_guest_with_more_pages_than_a_kernel_has_is_not_remembered_whole() {
+        const FRAMES: u64 = KERNEL_PAGES_MAX as u64 + 512;
+        let (top, second, third, last) = (FRAMES, FRAMES + 1, FRAMES + 2, FRAMES + 3);
+        let frames = last + FRAMES / 512;
+        let memory = Memory::from_ranges(&[(GuestAddress(0), (frames << PAGE_BITS) as usize)]);
+        let memory = memory.unwrap();
+        let link = |table: u64, index: u64, frame: u64| {
+            let place = GuestAddress((table << PAGE_BITS) + 8 * index);
+            memory.write_obj(frame << PAGE_BITS | 3, place).unwrap();
+        };
+        link(top, 511, second);
+        link(second, 0, third);
+        (0..FRAMES / 512).for_each(|index| link(third, index, last + index));
+        (0..FRAMES).for_each(|frame| link(last + frame / 512, frame % 512, frame));
+        let sregs = kvm_sregs { cr3: top << PAGE_BITS, cr4: 0x20, ..Default::default() };
+        let code = AddressSpace::new(&memory, &sregs).kernel_code();
+        assert_eq!(code.len(), KERNEL_PAGES_MAX);
+        // From the highest address down, which is where kernels are.
+        assert_eq!(code.last().unwrap().gpa, (FRAMES - 1) << PAGE_BITS);
+    }
+
+    #[test]
     fn a_read_stops_where_the_mapping_ends() {
         let (memory, sregs) = guest();
         map(&memory, 0x1000, 0x5000, PRESENT | USER);
