@@ -104,6 +104,18 @@ pub struct Lab {
     shared: Arc<Shared>,
 }
 
+/// A file that is listened to: [`Lab::hear`].
+pub struct Hearing<'a> {
+    watch: &'a Watch,
+    log: PathBuf,
+}
+
+impl Drop for Hearing<'_> {
+    fn drop(&mut self) {
+        self.watch.leave(&self.log);
+    }
+}
+
 impl Lab {
     /// Makes the networks, boots the hosts side by side and waits until all take commands.
     ///
@@ -196,6 +208,12 @@ impl Lab {
         let LabConfig { folder, silence, .. } = &self.shared.config;
         let command = self.client(program, arguments)?;
         client::run(command, program.file(), folder, &self.shared.watch, *silence)
+    }
+
+    /// Counts the growth of a file as a sign of life, until the answer is dropped: of what a command writes only there.
+    pub fn hear(&self, log: &Path) -> Hearing<'_> {
+        self.shared.watch.follow(log);
+        Hearing { watch: &self.shared.watch, log: log.to_owned() }
     }
 
     /// Last lines of every log, for a failure message.

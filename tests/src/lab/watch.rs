@@ -62,6 +62,11 @@ impl Watch {
         self.heard().logs.entry(log.to_owned()).or_default();
     }
 
+    /// Ends [`Self::follow`].
+    pub(crate) fn leave(&self, log: &Path) {
+        self.heard().logs.remove(log);
+    }
+
     /// How long nothing was heard.
     pub(crate) fn silence(&self) -> Duration {
         let mut heard = self.heard();
@@ -94,4 +99,28 @@ fn tail(log: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     (!lines.is_empty()).then(|| lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_counts_while_it_is_followed() {
+        const LONG: Duration = Duration::from_secs(60);
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let watch = Watch::new();
+        let silence_after = |content: &str| {
+            watch.heard().last -= LONG;
+            fs::write(&log, content).unwrap();
+            watch.silence()
+        };
+        watch.follow(&log);
+        assert!(silence_after("1") < LONG);
+        assert!(silence_after("2") >= LONG, "it did not grow");
+        assert!(silence_after("33") < LONG);
+        watch.leave(&log);
+        assert!(silence_after("444") >= LONG);
+    }
 }
