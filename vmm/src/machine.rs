@@ -422,7 +422,7 @@ impl Machine {
     }
 
     /// Adds an output of exit `at` to the digests; for a frame of a guest that is logged, its own digest. A guest without
-    /// a log is compared with nobody, and to read each of its frames once more would cost a download a tenth.
+    /// a log is compared with nobody, and reading its frames once more was one instruction of twenty of a download.
     pub fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
         match output {
             Output::Frame(frame) => {
@@ -469,11 +469,6 @@ impl Machine {
     /// Whether an interrupt waits that the guest could not take where it stood.
     pub fn interrupt_waits(&self) -> bool {
         self.board.interrupt_waits()
-    }
-
-    /// Running digest of all exits so far ([`ExitChain`]).
-    pub fn chain(&self) -> u64 {
-        self.chain.digest()
     }
 
     /// How the guest ends where it stands, for `reason`.
