@@ -17,8 +17,8 @@ use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{
     BlockedSignals, Console, EventLoop, HostEventsError, HostOutputs, RawTerminal, STOP_LONGEST,
-    StopLimit, Subscriber, Tap, TapReader, Ticker, WriteBehind, read_console, resting_timer,
-    set_timer, stderr_dropped_bytes,
+    StopLimit, Subscriber, Tap, TapReader, Ticker, WriteBehind, read_console, repeating,
+    resting_timer, stderr_dropped_bytes,
 };
 use crate::input::{
     Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Look,
@@ -81,15 +81,14 @@ fn watch_processor(
     clock: HostClock,
     longest: Duration,
 ) -> Result<Subscriber, HostEventsError> {
-    let (timer, every) = (resting_timer()?, longest / 8);
-    set_timer(&timer, Some(every));
+    let every = longest / 8;
     let mut watch = PulseWatch::new(longest.as_nanos() as u64);
-    Ok(Box::new(Ticker::on(timer.clone(), move || {
+    Ok(Box::new(repeating(every, move || {
         if watch.look(clock.host_now_ns(), queue.pulse()) == Look::Interrupt {
             queue.kick_vcpu();
         }
-        set_timer(&timer, Some(every));
-    })))
+        every
+    })?))
 }
 
 /// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called before the first thread

@@ -110,6 +110,19 @@ pub fn set_timer(timer: &TimerFd, after: Option<Duration>) {
     }
 }
 
+/// Calls `on_tick` after `first`, and then each time after what it answers.
+///
+/// # Errors
+/// When the host refuses a timer.
+pub fn repeating<F: FnMut() -> Duration>(
+    first: Duration,
+    mut on_tick: F,
+) -> Result<Ticker<impl FnMut() + use<F>>, HostEventsError> {
+    let timer = resting_timer()?;
+    set_timer(&timer, Some(first));
+    Ok(Ticker::on(timer.clone(), move || set_timer(&timer, Some(on_tick()))))
+}
+
 /// A timer that calls a function when it fires.
 pub struct Ticker<F> {
     timer: Arc<TimerFd>,

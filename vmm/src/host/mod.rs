@@ -19,7 +19,9 @@ mod witness_file;
 mod write_behind;
 
 pub use console::{Console, RawTerminal, read_console, restore_terminal};
-pub use events::{EventLoop, HostEventsError, Subscriber, Ticker, resting_timer, set_timer, watch};
+pub use events::{
+    EventLoop, HostEventsError, Subscriber, Ticker, repeating, resting_timer, set_timer, watch,
+};
 pub use net_watch::{NetWatch, NetworkReport};
 pub use outputs::{HostOutputs, print_console};
 pub use signals::BlockedSignals;

@@ -10,7 +10,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
 
 use super::{Channel, Peer};
-use crate::host::{HostEventsError, Ticker, resting_timer, set_timer, watch};
+use crate::host::{HostEventsError, Ticker, repeating, watch};
 use crate::input::Look;
 
 /// The peer looks at the clock no more often than this.
@@ -194,9 +194,7 @@ impl Peer {
     /// When the host refuses a timer.
     pub fn ticker(self: &Arc<Self>) -> Result<Ticker<impl FnMut() + use<>>, HostEventsError> {
         let peer = Arc::clone(self);
-        let timer = resting_timer()?;
-        set_timer(&timer, Some(SHORTEST_TICK));
-        Ok(Ticker::on(timer.clone(), move || set_timer(&timer, Some(peer.tick()))))
+        repeating(SHORTEST_TICK, move || peer.tick())
     }
 
     /// A timer for [`super::PeerLog`]: sends what the guest left behind before it went computing.
