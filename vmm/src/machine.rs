@@ -134,7 +134,8 @@ impl Machine {
         self.network = Some(network);
     }
 
-    /// Where the guest sends from changes only when it has sent, so the counters tell.
+    /// Called wherever the card may have changed: by an input, at an exit, with a state. Where the guest sends from changes
+    /// only when it has sent, so the counters tell.
     fn publish_network(&mut self) {
         let counters = self.board.net_counters();
         if let (Some(network), Some(sources)) = (&self.network, self.board.net_sources())
@@ -196,7 +197,6 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
-        self.publish_network();
         let interrupts_enabled = self.vcpu.interrupts_enabled();
         Ok(Situation {
             at: exit.is_synchronous().then_some(at),
@@ -229,7 +229,11 @@ impl Machine {
     /// The one way in for everything the guest cannot compute itself.
     pub fn apply(&mut self, input: Input) {
         self.inputs += 1;
+        let is_of_network = matches!(input, Input::NetRx { .. } | Input::NetAnnounce);
         self.board.apply(&*self.memory, input);
+        if is_of_network {
+            self.publish_network();
+        }
     }
 
     /// Answers an exit.
@@ -399,6 +403,7 @@ impl Machine {
                 self.chain = ExitChain::resumed(state.chain);
                 self.outputs = ExitChain::resumed(state.outputs);
                 (self.inputs, self.slices) = (state.inputs, state.slices);
+                self.publish_network();
                 return Ok(Some((state.at, state.standing.exit())));
             }
         }

@@ -139,6 +139,8 @@ fn inside(folder: &Path, root: &Path) -> Outcome<Vec<Done>> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    // What is `/` inside must be a mount: `ip netns exec` makes it a slave, as on every machine.
+    bind(root, root)?;
     bind(Path::new("/dev"), &root.join("dev"))?;
     bind(&toolchain("RUSTUP_HOME", ".rustup")?, &root.join("root/.rustup"))?;
     bind(&toolchain("CARGO_HOME", ".cargo")?, &root.join("root/.cargo"))?;
