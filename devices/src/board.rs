@@ -326,7 +326,10 @@ impl Board {
 
     /// Guest time of the next interrupt of timer or clock, in nanoseconds since power-on.
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        [self.pit.next_edge_ns(), self.rtc.next_event_ns()].into_iter().flatten().min()
+        match (self.pit.next_edge_ns(), self.rtc.next_event_ns()) {
+            (Some(tick_ns), Some(alarm_ns)) => Some(tick_ns.min(alarm_ns)),
+            (tick_ns, alarm_ns) => tick_ns.or(alarm_ns),
+        }
     }
 
     /// Guest time, in nanoseconds since power-on.

@@ -153,10 +153,14 @@ impl Rtc {
     }
 
     /// Guest time of the next interrupt that is wanted, in nanoseconds.
+    #[inline]
     pub(crate) fn next_event_ns(&self) -> Option<u64> {
         // Asked several times at every exit, and hardly any guest wants one.
-        let is_wanted = self.has_mode(UPDATE | ALARM);
-        if !is_wanted || self.interrupt_line() || self.state.frozen.is_some() {
+        if self.has_mode(UPDATE | ALARM) { self.wanted_event_ns() } else { None }
+    }
+
+    fn wanted_event_ns(&self) -> Option<u64> {
+        if self.interrupt_line() || self.state.frozen.is_some() {
             return None;
         }
         let update_s = self.has_mode(UPDATE).then_some(1);

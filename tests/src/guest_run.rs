@@ -58,6 +58,9 @@ pub enum GuestRunError {
         /// The last it said.
         tail: String,
     },
+    /// No snapshot was made; what `ftvmm` said.
+    #[error("no snapshot: {0}")]
+    NotSaved(String),
     /// An image could not be made.
     #[error(transparent)]
     Image(#[from] ftvmm_guest_images::GuestBuildError),
@@ -229,6 +232,31 @@ impl GuestLab {
         command.extend(["--report".to_owned(), self.inside(&report)]);
         let process = self.lab.host(0).spawn(&command)?;
         Ok(GuestRun { process, report: self.outside(report) })
+    }
+
+    /// Runs an `ftvmm` that answers and ends; of its output there is no report.
+    ///
+    /// # Errors
+    /// What the lab said.
+    pub fn ask(&self, words: &[&str]) -> Result<Finished, GuestRunError> {
+        let output = self.lab.host(0).run(&[&["ftvmm"], words].concat())?;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(Finished { ended: output.ended, errors, console: output.stdout, report: None })
+    }
+
+    /// Has the guest behind the control socket `socket` saved as `name` of the shared folder; the file's path as every host
+    /// sees it.
+    ///
+    /// # Errors
+    /// What the lab said; [`GuestRunError::NotSaved`].
+    pub fn save(&self, socket: &str, name: &str) -> Result<String, GuestRunError> {
+        let snapshot = self.inside(name);
+        let asked = self.ask(&["snapshot", &snapshot, "--control", socket])?;
+        if asked.ended.success() {
+            Ok(snapshot)
+        } else {
+            Err(GuestRunError::NotSaved(asked.errors))
+        }
     }
 
     /// Replays the recording `log` of the shared folder to its end.

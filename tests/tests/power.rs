@@ -125,9 +125,8 @@ fn is_interrupted(site: &GuestLab) {
     let more = ["--cmdline", line.as_str(), "--control", &socket, "--stop-grace", "86400"];
     let run = start(site, "interrupted", GuestKernel::Cloud, &more);
     run.wait_for(READY).unwrap();
-    let asked = ["ftvmm", "nmi", "--control", &socket].map(str::to_owned);
-    let asked = site.lab.host(0).run(&asked).unwrap();
-    assert!(asked.ended.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    let asked = site.ask(&["nmi", "--control", &socket]).unwrap();
+    assert!(asked.ended.success(), "{}", asked.errors);
     run.wait_for("NMI received for unknown reason").unwrap();
     run.type_text(
         "echo +2 > /sys/class/rtc/rtc0/wakealarm; \
@@ -150,10 +149,7 @@ fn is_restored(site: &GuestLab) {
     let more = ["--cmdline", line.as_str(), "--control", &socket, "--stop-grace", "86400"];
     let run = start(site, "origin", GuestKernel::Tiny, &more);
     run.wait_for(READY).unwrap();
-    let snapshot = site.inside("origin.snapshot");
-    let asked = ["ftvmm", "snapshot", &snapshot, "--control", &socket].map(str::to_owned);
-    let asked = site.lab.host(0).run(&asked).unwrap();
-    assert!(asked.ended.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    let snapshot = site.save(&socket, "origin.snapshot").unwrap();
     run.process().signal(SIGTERM);
     assert_eq!(end(&equal(site, "origin", run)), "requested");
     let mut numbers = Vec::new();

@@ -103,10 +103,7 @@ fn ask(site: &GuestLab, name: &str) -> Finished {
 }
 
 fn ftvmm(site: &GuestLab, arguments: &[&str]) -> Finished {
-    let words = [&["ftvmm"], arguments].concat();
-    let output = site.lab.host(0).run(&words).unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    Finished { ended: output.ended, console: output.stdout, errors, report: None }
+    site.ask(arguments).unwrap()
 }
 
 fn assert_refused(answer: &Finished, status: Ended, says: &str) {

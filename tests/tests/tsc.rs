@@ -2,7 +2,8 @@
 //! the #GPs that are none of it, and `--tsc hide`. Modules that read the counter, loaded at random moments; a second
 //! kernel. Each run is recorded and replayed.
 //!
-//! `FTVMM_MODULE_RUNS` and `FTVMM_KEXECS` say how many recordings there are with modules and with a second kernel.
+//! `FTVMM_MODULE_RUNS` and `FTVMM_KEXECS` say how many recordings there are with modules and with a second kernel; those
+//! after the first go on from a snapshot.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use ftvmm_tests::guest_run::{GuestLab, PROMPT, Report, cmdline};
 use ftvmm_tests::replayed::Replayed;
 use ftvmm_tests::stress::cloud::kexec;
 
+const SIGTERM: i32 = 15;
 /// #GPs `tsccheck` takes beside the counter.
 const FAULTS: u64 = 1000;
 /// RDTSCs of a program.
@@ -58,26 +60,74 @@ fn recorded_and_replayed(site: &GuestLab, kernel: GuestKernel, tsc: &str, wanted
     assert_eq!(recorded.rdtsc_late_sites, 0, "{name}: {}", outcome.recorded.errors);
 }
 
-/// Records a script on the cloud kernel and replays it; what both report.
-fn scripted(site: &GuestLab, name: &str, script: &str, more: &[&str]) -> (Report, String) {
-    let (line, log) = (cmdline(script), site.inside(format!("{name}.log")));
-    let words = [&["--cmdline", &line, "--record", &log], more].concat();
-    let run = site.run(&format!("{name}-recorded"), site.boot_kernel(GuestKernel::Cloud, &words));
-    let outcome = Replayed::after(site, name, run.unwrap().finish().unwrap()).unwrap();
-    let console = String::from_utf8_lossy(&outcome.recorded.console).into_owned();
-    assert_eq!(outcome.difference(), None, "{name}: {script}\n{console}");
-    let report = outcome.recorded.report.clone().unwrap();
-    let replayed = outcome.replayed.report.as_ref().unwrap();
-    let facts =
-        |report: &Report| (report.rdtsc_user_reads, report.gp_passed, report.rdtsc_late_sites);
-    assert_eq!(facts(&report), facts(replayed), "{name}");
-    println!(
-        "{name}: {outcome}; sites of new code {}, late {}, kernels {}",
-        report.rdtsc_new_sites, report.rdtsc_late_sites, report.other_kernels
-    );
-    assert_eq!(report.rdtsc_late_sites, 0, "{name}: {}", outcome.recorded.errors);
-    std::fs::remove_file(site.outside(format!("{name}.log"))).unwrap();
-    (report, console)
+/// Cloud guests that run scripts: the first of them from power-on, those after it from a snapshot of another one.
+struct CloudGuests<'a> {
+    site: &'a GuestLab,
+    name: &'static str,
+    words: Vec<String>,
+    saved: Option<String>,
+}
+
+impl<'a> CloudGuests<'a> {
+    fn new(site: &'a GuestLab, name: &'static str, words: &[&str]) -> Self {
+        let words = words.iter().map(|&word| word.to_owned()).collect();
+        Self { site, name, words, saved: None }
+    }
+
+    /// A guest at its prompt, saved.
+    fn save(&self) -> String {
+        let socket = self.site.inside(format!("{}.sock", self.name));
+        let (line, origin) = (cmdline(""), format!("{}-origin", self.name));
+        let words = [&["--cmdline", &line, "--control", &socket], &*self.own_words()].concat();
+        let command = self.site.boot_kernel(GuestKernel::Cloud, &words);
+        let run = self.site.run(&origin, command).unwrap();
+        run.wait_for(PROMPT).unwrap();
+        let saved = self.site.save(&socket, &format!("{origin}.snapshot")).unwrap();
+        run.process().signal(SIGTERM);
+        assert!(run.finish().unwrap().ended.success());
+        saved
+    }
+
+    fn own_words(&self) -> Vec<&str> {
+        self.words.iter().map(String::as_str).collect()
+    }
+
+    /// Records `script` in guest `number` and replays it; what is reported, and what the guest printed.
+    fn script(&mut self, number: u64, script: &str) -> (Report, String) {
+        let (site, name) = (self.site, format!("{}-{number}", self.name));
+        let log = site.inside(format!("{name}.log"));
+        let run = if number == 0 {
+            let line = cmdline(script);
+            let words = [&["--cmdline", &line, "--record", &log], &*self.own_words()].concat();
+            let command = site.boot_kernel(GuestKernel::Cloud, &words);
+            site.run(&format!("{name}-recorded"), command).unwrap()
+        } else {
+            if self.saved.is_none() {
+                self.saved = Some(self.save());
+            }
+            let saved = self.saved.as_deref().unwrap();
+            let words = ["ftvmm", "--restore", saved, "--record", &log];
+            let command = words.map(str::to_owned).to_vec();
+            let run = site.run(&format!("{name}-recorded"), command).unwrap();
+            run.type_text(&format!("{script}\n"));
+            run
+        };
+        let outcome = Replayed::after(site, &name, run.finish().unwrap()).unwrap();
+        let console = String::from_utf8_lossy(&outcome.recorded.console).into_owned();
+        assert_eq!(outcome.difference(), None, "{name}: {script}\n{console}");
+        let report = outcome.recorded.report.clone().unwrap();
+        let replayed = outcome.replayed.report.as_ref().unwrap();
+        let facts =
+            |report: &Report| (report.rdtsc_user_reads, report.gp_passed, report.rdtsc_late_sites);
+        assert_eq!(facts(&report), facts(replayed), "{name}");
+        println!(
+            "{name}: {outcome}; sites of new code {}, late {}, kernels {}",
+            report.rdtsc_new_sites, report.rdtsc_late_sites, report.other_kernels
+        );
+        assert_eq!(report.rdtsc_late_sites, 0, "{name}: {}", outcome.recorded.errors);
+        std::fs::remove_file(site.outside(format!("{name}.log"))).unwrap();
+        (report, console)
+    }
 }
 
 fn runs(variable: &str) -> u64 {
@@ -87,6 +137,8 @@ fn runs(variable: &str) -> u64 {
 /// The jitter entropy generator is a module made of RDTSCs: each value it reads is printed in the end.
 fn modules_read_guest_time(site: &GuestLab) {
     let mut rng = fastrand::Rng::new();
+    let memory = GuestKernel::Cloud.memory_mib().to_string();
+    let mut guests = CloudGuests::new(site, "modules", &["--mem", &memory]);
     for run in 0..runs("FTVMM_MODULE_RUNS") {
         let pause = |rng: &mut fastrand::Rng| format!("usleep {}", rng.u32(1..40_000));
         let (one, two) = (pause(&mut rng), pause(&mut rng));
@@ -95,9 +147,7 @@ fn modules_read_guest_time(site: &GuestLab) {
              {two}; modprobe jitterentropy_rng; jitter; {}; rdtsc {READS}; reboot -f",
             check()
         );
-        let memory = GuestKernel::Cloud.memory_mib().to_string();
-        let (report, console) =
-            scripted(site, &format!("modules-{run}"), &script, &["--mem", &memory]);
+        let (report, console) = guests.script(run, &script);
         assert_eq!(console.matches("JITTER ok").count(), 2, "{console}");
         for said in ["TSCCHECK ok", "RDTSC ok"] {
             assert!(console.contains(said), "{said}: {console}");
@@ -115,9 +165,9 @@ fn a_second_kernel_reads_guest_time(site: &GuestLab) {
     const SCRIPT: &str =
         "modprobe:-a:sha3_generic:algif_rng:jitterentropy_rng,jitter,rdtsc:200,reboot:-f";
     let initramfs = site.kexec_initramfs().unwrap();
+    let mut guests = CloudGuests::new(site, "kexec", &["--mem", "512", "--initrd", &initramfs]);
     for run in 0..runs("FTVMM_KEXECS") {
-        let more = ["--mem", "512", "--initrd", &initramfs];
-        let (report, console) = scripted(site, &format!("kexec-{run}"), &kexec(SCRIPT), &more);
+        let (report, console) = guests.script(run, &kexec(SCRIPT));
         assert_eq!(report.other_kernels, 1, "{console}");
         for said in ["JITTER ok", "RDTSC ok"] {
             assert_eq!(console.matches(said).count(), 1, "{said}: {console}");

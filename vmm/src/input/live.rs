@@ -305,8 +305,10 @@ impl LiveInputs {
 
     /// A guest that computes is stopped at `at_ns` too, and when its grace is over.
     fn set_alarm(&mut self, at_ns: Option<u64>, now_ns: u64) {
-        let grace_ns = self.grace_until_ns.filter(|until| *until > now_ns);
-        let at_ns = at_ns.into_iter().chain(grace_ns).min();
+        let at_ns = match self.grace_until_ns.filter(|until| *until > now_ns) {
+            None => at_ns,
+            Some(grace_ns) => Some(at_ns.map_or(grace_ns, |at| at.min(grace_ns))),
+        };
         // Samples are whole microseconds: at an earlier one the timer would not be due yet.
         self.alarm.set(at_ns.map(|at| at.next_multiple_of(SAMPLE_NS)), now_ns);
     }
