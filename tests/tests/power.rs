@@ -79,12 +79,14 @@ fn panics_on_its_console(site: &GuestLab) {
     assert_eq!(finished.report.unwrap().end.as_deref(), Some("guest_panic"));
 }
 
-/// Debian's driver tells at once, whatever the kernel does then.
-fn panics_with_a_driver(site: &GuestLab) {
-    let line = format!("{} panic=0", cmdline("true"));
-    let run = start(site, "pvpanic", GuestKernel::Cloud, &["--cmdline", &line]);
-    run.wait_for(READY).unwrap();
-    run.type_text("modprobe pvpanic-mmio; echo c > /proc/sysrq-trigger\n");
+/// Debian's driver tells at once, whatever the kernel does then. The guest goes on from `snapshot`.
+fn panics_with_a_driver(site: &GuestLab, snapshot: &str) {
+    let log = site.inside("pvpanic.log");
+    let command = ["ftvmm", "--restore", snapshot, "--record", &log].map(str::to_owned);
+    let run = site.run("pvpanic", command.to_vec()).unwrap();
+    run.type_text(
+        "echo 0 > /proc/sys/kernel/panic; modprobe pvpanic-mmio; echo c > /proc/sysrq-trigger\n",
+    );
     let finished = run.finish().unwrap();
     assert_eq!(finished.ended, Ended::Status(1), "{}", finished.errors);
     assert!(finished.errors.contains("panicked: sysrq triggered crash"), "{}", finished.errors);
@@ -117,14 +119,16 @@ fn stands_still(run: &GuestRun) {
     }
 }
 
-/// A non-maskable interrupt, the alarm of the clock and the power button reach the guest and its replay.
-fn is_interrupted(site: &GuestLab) {
+/// A non-maskable interrupt, the alarm of the clock and the power button reach the guest and its replay. The path of a
+/// snapshot of the guest before all that.
+fn is_interrupted(site: &GuestLab) -> String {
     let socket = site.inside("power.sock");
     let line = cmdline("cat /sys/class/rtc/rtc0/since_epoch");
     // An emulated host may need longer than a person would wait.
     let more = ["--cmdline", line.as_str(), "--control", &socket, "--stop-grace", "86400"];
     let run = start(site, "interrupted", GuestKernel::Cloud, &more);
     run.wait_for(READY).unwrap();
+    let snapshot = site.save(&socket, "interrupted.snapshot").unwrap();
     let asked = site.ask(&["nmi", "--control", &socket]).unwrap();
     assert!(asked.ended.success(), "{}", asked.errors);
     run.wait_for("NMI received for unknown reason").unwrap();
@@ -139,6 +143,7 @@ fn is_interrupted(site: &GuestLab) {
     run.process().signal(SIGTERM);
     let replayed = equal(site, "interrupted", run);
     assert_eq!(end(&replayed), "guest_power_off");
+    snapshot
 }
 
 /// Two guests of one snapshot have other random numbers. The guest they come from does not listen to its power button:
@@ -171,7 +176,7 @@ fn a_machine_that_is_switched_on_and_off_is_the_same_in_its_replay() {
     let site = GuestLab::start(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("power"), 1).unwrap();
     resets(&site);
     panics_on_its_console(&site);
-    panics_with_a_driver(&site);
-    is_interrupted(&site);
+    let snapshot = is_interrupted(&site);
+    panics_with_a_driver(&site, &snapshot);
     is_restored(&site);
 }
