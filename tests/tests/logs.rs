@@ -96,10 +96,7 @@ fn assert_refused(answer: &Finished, status: Ended, says: &str) {
 }
 
 fn ftvmm(site: &GuestLab, arguments: &[&str]) -> Finished {
-    let words = [&["ftvmm"], arguments].concat();
-    let output = site.lab.host(0).run(&words).unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    Finished { ended: output.ended, console: output.stdout, errors, report: None }
+    site.ask(arguments).unwrap()
 }
 
 fn a_whole_recording_replays(site: &GuestLab, whole: &Recording) {
