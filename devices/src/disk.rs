@@ -32,6 +32,7 @@ pub enum DiskOp {
         /// First sector.
         sector: u64,
         /// A multiple of [`SECTOR_BYTES`].
+        #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
     /// Make everything that was written before survive a loss of power.
@@ -60,6 +61,7 @@ pub enum DiskOutcome {
     /// It is done.
     Done {
         /// What was read; empty for other requests.
+        #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
     /// The host's disk failed.

@@ -17,17 +17,20 @@ pub enum Input {
     /// followed by the Ethernet frame.
     NetRx {
         /// Header and frame, in bytes.
+        #[serde(with = "serde_bytes")]
         frame: Vec<u8>,
     },
     /// Bytes typed at the guest's serial console.
     ConsoleRx {
         /// The bytes in order.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// Random bytes for the guest's entropy source, asked for by its driver
     /// ([`crate::Board::entropy_wanted_bytes`]).
     Entropy {
         /// The bytes in order.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// A request of the guest to its disk has ended. One it knows nothing of, because its driver reset the device, is

@@ -38,6 +38,7 @@ pub struct CpuCheck {
     /// The general registers, as [`REGISTER_NAMES`] names them.
     pub registers: [u64; 18],
     /// The bytes at the instruction pointer, at most 15; none where no memory is mapped.
+    #[serde(with = "serde_bytes")]
     pub code: Vec<u8>,
 }
 

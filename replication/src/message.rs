@@ -2,9 +2,11 @@
 //!
 //! Why the tag numbers are written out: they are the wire format (docs/protocol.md). A number is
 //! never given a second meaning and zero is never given one. Fields are encoded with postcard in
-//! the order in which they stand here.
+//! the order in which they stand here; bytes by `serde_bytes`, which writes what a list of numbers
+//! would be, in one go.
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::digest::OutputDigest;
 use crate::fingerprint::Fingerprint;
@@ -115,7 +117,7 @@ messages! {
         /// Outputs up to this one have left the primary.
         released_through: OutputOrdinal,
         /// The group as [`crate::GroupEncoder::finish`] made it.
-        group: Vec<u8>,
+        group: ByteBuf,
     }
     /// The primary is alive.
     6 Heartbeat {

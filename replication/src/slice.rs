@@ -33,8 +33,10 @@ pub const WORD_BYTES: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slice {
     /// Changed pages, as [`PageDeltas`] writes them.
+    #[serde(with = "serde_bytes")]
     pub pages: Vec<u8>,
     /// The processor's state, in the last part only.
+    #[serde(with = "serde_bytes")]
     pub cpu: Option<Vec<u8>>,
 }
 

@@ -28,11 +28,11 @@ pub enum StatePart {
     },
     /// Pages of memory, as [`pack`] makes it: number (guest-physical address divided by 4096) and
     /// content.
-    Pages(Vec<u8>),
+    Pages(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Blocks of the disk, likewise: number (offset divided by 64 KiB) and content.
-    Blocks(Vec<u8>),
+    Blocks(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The machine as it stands at an exit. Nothing comes after it.
-    Machine(Vec<u8>),
+    Machine(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 impl StatePart {

@@ -45,7 +45,7 @@ fn samples() -> Vec<Message> {
         },
         Message::Refuse { refusal: Refusal::SameRole { role: Role::Primary } },
         Message::Ready { term },
-        Message::Log { term, released_through, group: vec![0xaa; 300] },
+        Message::Log { term, released_through, group: vec![0xaa; 300].into() },
         Message::Heartbeat { term, released_through },
         Message::Ack { term, received_through: Ordinal(80), executed_through: Ordinal(70) },
         Message::Digest { term, output: OutputOrdinal(3), at: Ordinal(333), digest },

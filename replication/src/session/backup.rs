@@ -238,7 +238,7 @@ impl Backup {
                 self.carry_out(cx, Trouble::StoodDown, "the primary goes on without us");
             }
             (Phase::Following, Message::Log { released_through, group, .. }) => {
-                self.on_log(cx, released_through, group);
+                self.on_log(cx, released_through, group.into_vec());
             }
             (
                 Phase::Following | Phase::AwaitingVerdict { .. },

@@ -283,7 +283,7 @@ impl Primary {
         let Ok(head) = peek_group(&bytes) else { panic!("the recorder made a damaged group") };
         self.window.push(head, bytes.clone());
         let released_through = self.gate.released_through();
-        cx.send(Message::Log { term: self.term, released_through, group: bytes });
+        cx.send(Message::Log { term: self.term, released_through, group: bytes.into() });
     }
 
     fn on_output(

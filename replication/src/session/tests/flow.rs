@@ -37,7 +37,7 @@ fn groups_reach_the_cursor_as_they_were() {
     let mut pair = Pair::following(|_| {});
     pair.primary.log(10);
     let [Message::Log { group, .. }] = &pair.primary.outbox[..] else { panic!() };
-    let group = group.clone();
+    let group = group.to_vec();
     pair.pump();
     assert_eq!(pair.backup.take_done(), [Action::DeliverGroup(group)]);
 }
@@ -121,7 +121,11 @@ fn a_newer_term_or_a_broken_protocol_is_a_lost_peer() {
         pair.primary.receive(vec![message]);
         assert_eq!(pair.primary.take_rows(), "F");
     }
-    let log = |group| Message::Log { term: Term(1), released_through: OutputOrdinal(0), group };
+    let log = |group: Vec<u8>| Message::Log {
+        term: Term(1),
+        released_through: OutputOrdinal(0),
+        group: group.into(),
+    };
     let (mut ahead, mut behind) = (GroupEncoder::new(), GroupEncoder::new());
     let backwards = vec![log(ahead.finish(Ordinal(9))), log(behind.finish(Ordinal(8)))];
     let heartbeat =
