@@ -134,7 +134,7 @@ impl Machine {
         self.network = Some(network);
     }
 
-    /// Called wherever the card may have changed: by an input, at an exit, with a state. Where the guest sends from changes
+    /// Called wherever the card may have changed: by an input, an access, a state, a reset. Where the guest sends from changes
     /// only when it has sent, so the counters tell.
     fn publish_network(&mut self) {
         let counters = self.board.net_counters();
@@ -263,6 +263,7 @@ impl Machine {
                     Direction::Write => self.board.mmio_write(&*self.memory, addr, data),
                 }
                 self.chain.link(at, addr, data);
+                self.publish_network();
             }
             Exit::Msr(access) => {
                 let answer = if access.index == EFER {
@@ -422,7 +423,6 @@ impl Machine {
 
     /// What the guest sent since the last call.
     pub fn take_outputs(&mut self) -> Vec<Output> {
-        self.publish_network();
         self.board.take_outputs()
     }
 

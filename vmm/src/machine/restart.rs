@@ -82,6 +82,7 @@ impl Machine {
         forget_memory(&self.memory)?;
         self.start.image.load(&self.memory, &self.vcpu)?;
         self.board.reset();
+        self.publish_network();
         act_as_firmware(&mut self.board);
         self.tsc.reset();
         self.chain.link(at, RESET_ADDRESS, &[]);
