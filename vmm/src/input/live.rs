@@ -314,12 +314,12 @@ impl LiveInputs {
     }
 
     /// Takes what waits, for an exit.
-    fn at_exit(
+    fn at_exit<'a>(
         &mut self,
         situation: &Situation,
-        mut waiting: MutexGuard<'_, Waiting>,
+        queue: &'a LiveQueue,
+        mut waiting: MutexGuard<'a, Waiting>,
     ) -> Result<Step, InputError> {
-        let queue = Arc::clone(&self.queue);
         if self.identity_wanted {
             return self.new_identity();
         }
@@ -424,7 +424,7 @@ impl InputSource for LiveInputs {
         }
         self.wants_window = false;
         self.blocked_since_ns = None;
-        self.at_exit(situation, waiting)
+        self.at_exit(situation, &queue, waiting)
     }
 
     fn state_put(&mut self, _: &StatePart, stands: Option<(Ordinal, u64)>) {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
 
-use super::{Channel, Peer};
-use crate::host::{HostEventsError, Ticker, repeating, watch};
+use super::{Channel, Peer, tail};
+use crate::host::{HostEventsError, Ticker, repeating, resting_timer, set_timer, watch};
 use crate::input::Look;
 
 /// The peer looks at the clock no more often than this.
@@ -203,11 +203,17 @@ impl Peer {
     /// When the host refuses a timer.
     pub fn tail_ticker(self: &Arc<Self>) -> Result<Ticker<impl FnMut() + use<>>, HostEventsError> {
         let peer = Arc::clone(self);
-        Ticker::new(move || {
+        let timer = resting_timer()?;
+        Ok(Ticker::on(timer.clone(), move || {
             let mut state = peer.lock();
-            state.tail_armed = false;
-            peer.send_log(&mut state);
-        })
+            match tail::left(state.unsent_since_ns, state.send_cost_ns, peer.clock.host_now_ns()) {
+                Some(left) => set_timer(&timer, Some(left)),
+                None => {
+                    state.tail_armed = false;
+                    peer.send_log(&mut state);
+                }
+            }
+        }))
     }
 
     /// The connection is of no use any more.

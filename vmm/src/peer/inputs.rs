@@ -3,7 +3,6 @@
 
 use std::sync::atomic::Ordering as MemoryOrdering;
 use std::sync::{Arc, MutexGuard};
-use std::time::Duration;
 
 use ftvmm_devices::{DiskOp, Input, Output};
 use ftvmm_replication::{
@@ -12,9 +11,9 @@ use ftvmm_replication::{
 };
 use nix::sys::timerfd::TimerFd;
 
-use super::Peer;
 use super::disk::{Compared, compare};
 use super::state::State;
+use super::{Peer, tail};
 use crate::disk::Answer;
 use crate::host::{Console, WriteBehind, set_timer};
 use crate::input::{
@@ -24,14 +23,8 @@ use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
 use crate::shipment::{ShippedInputs, put_on_disk};
 
-/// How long the end of a burst of exits may stay unsent when the guest goes computing.
-const TAIL: Duration = Duration::from_millis(2);
 /// Exits after which a backup that never waits says how far it is.
 const REPORT_EVERY_EXITS: u64 = 256;
-
-/// Where sending is expensive, horizons that nobody waits for take at most one part in so many of the
-/// guest's time.
-const SEND_SHARE: u64 = 20;
 
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
@@ -100,7 +93,7 @@ impl LogSink for PeerLog {
         state.horizon = at;
         state.unsent = true;
         let now_ns = self.peer.clock.host_now_ns();
-        let pause_ns = state.horizon_ns.max(state.send_cost_ns * SEND_SHARE);
+        let pause_ns = state.horizon_ns.max(tail::pause_ns(state.send_cost_ns));
         let unsent_since_ns = *state.unsent_since_ns.get_or_insert(now_ns);
         let due = if state.session.lag_exits() >= BUSY_EXITS {
             at.0 >= state.sent_horizon.0 + BUSY_EXITS / 2
@@ -112,7 +105,7 @@ impl LogSink for PeerLog {
         if due {
             self.peer.send_log(&mut state);
         } else if !std::mem::replace(&mut state.tail_armed, true) {
-            set_timer(&self.tail, Some(TAIL));
+            set_timer(&self.tail, Some(tail::longest(state.send_cost_ns)));
         }
         if state.congested {
             self.peer.send_log(&mut state);

@@ -19,6 +19,7 @@ mod inputs;
 mod operator;
 mod shipping;
 mod state;
+mod tail;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -232,7 +233,14 @@ impl Peer {
         for term in std::mem::take(&mut state.claims) {
             self.claim(term);
         }
-        self.changed.notify_all();
+        self.wake(state);
+    }
+
+    /// Wakes who waits for the state to change. To wake nobody would cost a system call too, at every message.
+    fn wake(&self, state: &State) {
+        if state.waiters > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Writes an incident report on a thread of its own: its folder may be one that hangs.
@@ -240,8 +248,9 @@ impl Peer {
         let peer = Arc::clone(self);
         let write = move || {
             incident::keep(&peer.incident_dir, &report);
-            peer.lock().incidents_under_way -= 1;
-            peer.changed.notify_all();
+            let mut state = peer.lock();
+            state.incidents_under_way -= 1;
+            peer.wake(&state);
         };
         state.incidents_under_way += 1;
         if let Err(error) = std::thread::Builder::new().name("incident".into()).spawn(write) {
@@ -252,10 +261,13 @@ impl Peer {
 
     /// Waits until the incident reports are written, but not for a folder that hangs.
     pub fn finish_reports(&self) {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.waiters += 1;
         let pending = |state: &mut State| state.incidents_under_way > 0;
         let waited = self.changed.wait_timeout_while(state, REPORTS_LONGEST, pending);
-        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+        let (mut state, time) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waiters -= 1;
+        if time.timed_out() {
             tracing::error!("an incident report is not written yet; it is lost");
         }
     }
@@ -264,7 +276,7 @@ impl Peer {
     fn want_switch(&self, state: &mut State) {
         state.yield_wanted = true;
         self.turn.store(true, Ordering::Release);
-        self.changed.notify_all();
+        self.wake(state);
         self.queue.attend();
     }
 
@@ -440,7 +452,10 @@ impl Peer {
         self.wait(state)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiters += 1;
+        let mut state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiters -= 1;
+        state
     }
 }

@@ -103,6 +103,8 @@ pub struct State {
     pub strays_wait: Vec<Vec<u8>>,
     /// Backup: the guest has left the path of the log.
     pub faulted: bool,
+    /// Threads that wait for this state to change.
+    pub waiters: u32,
     /// Looks whether the guest's thread comes round.
     pub watch: PulseWatch,
     /// When the peer was lost, on the peer's clock.
@@ -165,6 +167,7 @@ impl State {
             strays_until_ns: 0,
             strays_wait: Vec::new(),
             faulted: false,
+            waiters: 0,
             watch: PulseWatch::new(u64::MAX),
             lost_ns: None,
             tap,
