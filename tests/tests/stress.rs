@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::slice::from_ref;
+use std::sync::{Arc, Mutex};
 
 use ftvmm_tests::clock;
 use ftvmm_tests::guest_run::{GuestLab, LabPool};
@@ -27,7 +28,7 @@ fn settings(seed: u64, cases: u64, kept: PathBuf) -> Settings {
 }
 
 fn random_guests_replay_equal(site: &GuestLab, settings: &Settings) -> Result<(), Failed> {
-    let summary = run(site, settings, |line| println!("{line}")).unwrap();
+    let summary = run(from_ref(site), settings, |line| println!("{line}")).unwrap();
     println!("stress: {summary}");
     if summary.equal < summary.cases {
         return Err(Failed::from(summary.to_string()));
@@ -39,8 +40,9 @@ fn random_guests_replay_equal(site: &GuestLab, settings: &Settings) -> Result<()
 fn a_flipped_bit_is_found_and_minimised(site: &GuestLab, settings: Settings) {
     let fault = FAULT.map(str::to_owned).to_vec();
     let settings = Settings { cases: 1, only: Some(Kind::Bare), more: fault, ..settings };
-    let mut said = Vec::new();
-    let summary = run(site, &settings, |line| said.push(line.to_owned())).unwrap();
+    let said = Mutex::new(Vec::new());
+    let say = |line: &str| said.lock().unwrap().push(line.to_owned());
+    let summary = run(from_ref(site), &settings, say).unwrap();
     assert_eq!((summary.cases, summary.equal), (1, 0), "{said:?}");
     let folder = &summary.failed[0];
     let text = std::fs::read_to_string(folder.join("README")).unwrap();

@@ -31,6 +31,9 @@ pub struct StressArguments {
     /// Only these parts of the case
     #[arg(long, value_name = "P,…", value_delimiter = ',', requires = "case")]
     parts: Option<Vec<usize>>,
+    /// How many hosts run cases at the same time; each takes a CPU and 2 GiB
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64), conflicts_with = "case")]
+    jobs: u8,
     /// Leave RDTSC in ring 3 out
     #[arg(long)]
     no_user_rdtsc: bool,
@@ -75,10 +78,11 @@ pub fn run(arguments: &StressArguments) -> Result<ExitCode, Box<dyn Error>> {
         kept: folder.join("failed"),
     };
     println!("stress: --seed {}", settings.seed);
-    let step = Step::start("starting a host");
-    let site = GuestLab::start(&folder.join("lab"), 1)?;
+    let step = Step::start("starting the hosts");
+    let start = |job| GuestLab::start(&folder.join(format!("lab-{job}")), 1);
+    let sites = (0..arguments.jobs).map(start).collect::<Result<Vec<_>, _>>()?;
     drop(step);
-    let summary = run_cases(&site, &settings, |line| println!("{line}"))?;
+    let summary = run_cases(&sites, &settings, |line| println!("{line}"))?;
     println!("stress: --seed {}: {summary}", settings.seed);
     Ok(ExitCode::from(u8::from(summary.equal < summary.cases)))
 }

@@ -1,8 +1,11 @@
-//! Many cases, one after the other; what failed is minimised and kept.
+//! Many cases, one after the other on each host; what failed is minimised and kept.
 
 use std::fmt;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use super::bare::Features;
@@ -80,6 +83,17 @@ pub struct Summary {
     pub failed: Vec<PathBuf>,
 }
 
+impl Summary {
+    fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.equal += other.equal;
+        self.exits += other.exits;
+        self.inputs += other.inputs;
+        self.slices += other.slices;
+        self.failed.extend(other.failed);
+    }
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cases, equal, exits, inputs, slices, took, failed } = self;
@@ -92,49 +106,76 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Runs the cases; `say` gets a line for each.
+/// Runs the cases, one at a time on each of the `sites`; `say` gets a line for each.
 ///
 /// # Errors
-/// When the lab or this program fails; a guest that comes out different is part of the summary.
+/// When a lab or this program fails; a guest that comes out different is part of the summary.
 pub fn run(
-    site: &GuestLab,
+    sites: &[GuestLab],
     settings: &Settings,
-    mut say: impl FnMut(&str),
+    say: impl Fn(&str) + Sync,
 ) -> Result<Summary, StressError> {
     let began = clock::now();
-    let mut summary = Summary::default();
     let end = if settings.cases == 0 { u64::MAX } else { settings.cases };
-    for turn in 0..end {
-        let number = settings.case.unwrap_or(turn);
-        let case = Case::random(settings.seed, number, settings.only, settings.features);
-        let kept = settings.parts.clone().unwrap_or_else(|| case.all());
-        let name = format!("case-{number}");
-        let started = clock::now();
-        let trial = Trial::run(site, &case, &kept, &name, &settings.more)?;
-        let what = format!("{name}: {:?}, {} parts", case.kind(), kept.len());
-        let seconds = started.elapsed().as_secs_f32();
-        summary.cases += 1;
-        if let Some(Report { exits, inputs, slices, .. }) = &trial.recorded.report {
-            summary.exits += exits;
-            summary.inputs += inputs;
-            summary.slices += slices;
-            say(&format!(
-                "{what}, {exits} exits, {inputs} inputs, {slices} slices, {seconds:.1} s"
-            ));
-        } else {
-            say(&format!("{what}, no report, {seconds:.1} s"));
-        }
-        match trial.difference() {
-            None => summary.equal += 1,
-            Some(difference) => {
-                say(&format!("{name} DIFFERS: {difference}"));
-                summary.failed.push(examine(site, settings, &case, kept, &difference, &mut say)?);
+    let turns = Mutex::new(0..end);
+    let next = || turns.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = |site| {
+        let mut own = Summary::default();
+        while let Some(turn) = next() {
+            let number = settings.case.unwrap_or(turn);
+            if let Err(error) = one(site, settings, number, &mut own, &say) {
+                // The others end with the case they are at.
+                *turns.lock().unwrap_or_else(PoisonError::into_inner) = end..end;
+                return Err(error);
             }
         }
-        remove(site, &name)?;
-        summary.took = began.elapsed();
+        Ok(own)
+    };
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = sites.iter().map(|site| scope.spawn(move || work(site))).collect();
+        threads.into_iter().map(thread::ScopedJoinHandle::join).collect()
+    });
+    let mut summary = Summary::default();
+    for outcome in outcomes {
+        summary.add(outcome.unwrap_or_else(|panic| resume_unwind(panic))?);
     }
+    summary.took = began.elapsed();
     Ok(summary)
+}
+
+/// Runs a case and counts it.
+fn one(
+    site: &GuestLab,
+    settings: &Settings,
+    number: u64,
+    summary: &mut Summary,
+    say: &impl Fn(&str),
+) -> Result<(), StressError> {
+    let case = Case::random(settings.seed, number, settings.only, settings.features);
+    let kept = settings.parts.clone().unwrap_or_else(|| case.all());
+    let name = format!("case-{number}");
+    let started = clock::now();
+    let trial = Trial::run(site, &case, &kept, &name, &settings.more)?;
+    let what = format!("{name}: {:?}, {} parts", case.kind(), kept.len());
+    let seconds = started.elapsed().as_secs_f32();
+    summary.cases += 1;
+    if let Some(Report { exits, inputs, slices, .. }) = &trial.recorded.report {
+        summary.exits += exits;
+        summary.inputs += inputs;
+        summary.slices += slices;
+        say(&format!("{what}, {exits} exits, {inputs} inputs, {slices} slices, {seconds:.1} s"));
+    } else {
+        say(&format!("{what}, no report, {seconds:.1} s"));
+    }
+    match trial.difference() {
+        None => summary.equal += 1,
+        Some(difference) => {
+            say(&format!("{name} DIFFERS: {difference}"));
+            summary.failed.push(examine(site, settings, &case, kept, &difference, say)?);
+        }
+    }
+    remove(site, &name)
 }
 
 /// Minimises a failed case and keeps it; returns its folder.
@@ -144,7 +185,7 @@ fn examine(
     case: &Case,
     kept: Vec<usize>,
     difference: &str,
-    say: &mut impl FnMut(&str),
+    say: &impl Fn(&str),
 ) -> Result<PathBuf, StressError> {
     let name = format!("case-{}", case.number);
     let folder = settings.kept.join(&name);
