@@ -205,6 +205,29 @@ mod tests {
         }
 
         #[test]
+        fn runs_are_those_of_a_look_at_each_word(
+            old in prop::collection::vec(0..3u8, 0..400),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..40),
+        ) {
+            let mut new = old.clone();
+            if !new.is_empty() {
+                changes.iter().for_each(|(at, value)| new[at.index(old.len())] = *value);
+            }
+            let mut wanted: Vec<Range<usize>> = Vec::new();
+            for start in (0..old.len() / WORD_BYTES).map(|word| word * WORD_BYTES) {
+                let word = start..start + WORD_BYTES;
+                match wanted.last_mut() {
+                    _ if old[word.clone()] == new[word.clone()] => {}
+                    Some(run) if run.end == start => run.end = word.end,
+                    _ => wanted.push(word),
+                }
+            }
+            let mut runs = Vec::new();
+            find_runs(&old, &new, &mut runs);
+            prop_assert_eq!(runs, wanted);
+        }
+
+        #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = for_each_run(&bytes, |_, offset, data| {
                 assert!(offset + data.len() <= PAGE_BYTES);

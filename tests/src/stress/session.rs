@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -119,15 +120,16 @@ pub fn run(
     let end = if settings.cases == 0 { u64::MAX } else { settings.cases };
     let turns = Mutex::new(0..end);
     let next = || turns.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = |site| {
+    let work = |site| -> Result<Summary, StressError> {
+        let _last = NoMoreTurns(&turns);
         let mut own = Summary::default();
         while let Some(turn) = next() {
             let number = settings.case.unwrap_or(turn);
-            if let Err(error) = one(site, settings, number, &mut own, &say) {
-                // The others end with the case they are at.
-                *turns.lock().unwrap_or_else(PoisonError::into_inner) = end..end;
-                return Err(error);
-            }
+            one(site, settings, number, &mut own, &say).inspect_err(|error| {
+                say(&format!(
+                    "case-{number}: {error}\nthe other hosts end with the case they are at"
+                ));
+            })?;
         }
         Ok(own)
     };
@@ -142,6 +144,15 @@ pub fn run(
     }
     summary.took = began.elapsed();
     Ok(summary)
+}
+
+/// A host that is done, fails or panics ends the session: the others begin no case any more.
+struct NoMoreTurns<'a>(&'a Mutex<Range<u64>>);
+
+impl Drop for NoMoreTurns<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = 0..0;
+    }
 }
 
 /// Runs a case and counts it.

@@ -1,26 +1,27 @@
-//! When what a guest has left behind is sent. While it makes exits, its own thread sends, and nobody is woken for it; a timer
-//! sends the end of a burst when the guest goes computing.
+//! When what a guest has left behind is sent. While it makes exits, its own thread sends; a timer looks every now and then
+//! whether something was left for long, as when the guest goes computing, and sends only then.
 
 use std::time::Duration;
 
-/// Where sending is expensive, horizons that nobody waits for take at most one part in so many of the guest's time.
+/// Where sending is expensive, it takes at most one part in so many of the guest's time, unless [`LONGEST`] asks for more.
 const SEND_SHARE: u64 = 10;
 /// Bounds of [`longest`].
 const SHORTEST: Duration = Duration::from_millis(2);
 const LONGEST: Duration = Duration::from_millis(5);
 
-/// Pause between two messages that nobody waits for, in nanoseconds, where a message costs so much.
+/// Pause between two messages, in nanoseconds, where one costs so much.
 pub fn pause_ns(send_cost_ns: u64) -> u64 {
     send_cost_ns.saturating_mul(SEND_SHARE)
 }
 
-/// How long the end of a burst of exits may stay unsent: longer than the guest's own thread lets it where it makes exits.
+/// How long the end of a burst of exits may stay unsent: longer than the guest's own thread lets it while it makes exits and
+/// [`pause_ns`] is below [`LONGEST`].
 pub fn longest(send_cost_ns: u64) -> Duration {
     Duration::from_nanos(pause_ns(send_cost_ns).saturating_mul(2)).clamp(SHORTEST, LONGEST)
 }
 
-/// How long what has been unsent since then may still be; `None` when its time is over, or all is sent. The guest's thread
-/// may have sent what the timer was set for, and gone on.
+/// How long what has been unsent since then may still be; `None` when its time is over, or no exit was left since the last
+/// message. The guest's thread may have sent what the timer was set for, and gone on.
 pub fn left(unsent_since_ns: Option<u64>, send_cost_ns: u64, now_ns: u64) -> Option<Duration> {
     let waited = Duration::from_nanos(now_ns.saturating_sub(unsent_since_ns?));
     longest(send_cost_ns).checked_sub(waited).filter(|left| !left.is_zero())
