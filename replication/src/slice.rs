@@ -27,8 +27,6 @@ use crate::varint;
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of what pages are compared by.
 pub const WORD_BYTES: usize = 8;
-/// Bytes that are looked at together where few have changed: a cache line.
-const LINE_BYTES: usize = 64;
 
 /// A part of a slice. A slice too big for one record is several parts at the same ordinal; only
 /// together do they mean anything.
@@ -108,15 +106,12 @@ pub fn find_runs(old: &[u8], new: &[u8], runs: &mut Vec<Range<usize>>) {
     if old == new {
         return;
     }
-    let lines = old.chunks(LINE_BYTES).zip(new.chunks(LINE_BYTES)).enumerate();
-    for (line, (old, new)) in lines.filter(|(_, (old, new))| old != new) {
-        for (word, (old, new)) in words(old).zip(words(new)).enumerate() {
-            let start = line * LINE_BYTES + word * WORD_BYTES;
-            match runs.last_mut() {
-                _ if old == new => {}
-                Some(run) if run.end == start => run.end += WORD_BYTES,
-                _ => runs.push(start..start + WORD_BYTES),
-            }
+    for (word, (old, new)) in words(old).zip(words(new)).enumerate() {
+        let start = word * WORD_BYTES;
+        match runs.last_mut() {
+            _ if old == new => {}
+            Some(run) if run.end == start => run.end += WORD_BYTES,
+            _ => runs.push(start..start + WORD_BYTES),
         }
     }
 }

@@ -236,7 +236,7 @@ impl Peer {
         self.wake(state);
     }
 
-    /// Wakes who waits for the state to change. To wake nobody would cost a system call too, at every message.
+    /// Wakes who is in [`Self::wait`]. To wake nobody would cost a system call too, at every message.
     fn wake(&self, state: &State) {
         if state.waiters > 0 {
             self.changed.notify_all();
@@ -248,9 +248,8 @@ impl Peer {
         let peer = Arc::clone(self);
         let write = move || {
             incident::keep(&peer.incident_dir, &report);
-            let mut state = peer.lock();
-            state.incidents_under_way -= 1;
-            peer.wake(&state);
+            peer.lock().incidents_under_way -= 1;
+            peer.changed.notify_all();
         };
         state.incidents_under_way += 1;
         if let Err(error) = std::thread::Builder::new().name("incident".into()).spawn(write) {
@@ -261,13 +260,10 @@ impl Peer {
 
     /// Waits until the incident reports are written, but not for a folder that hangs.
     pub fn finish_reports(&self) {
-        let mut state = self.lock();
-        state.waiters += 1;
+        let state = self.lock();
         let pending = |state: &mut State| state.incidents_under_way > 0;
         let waited = self.changed.wait_timeout_while(state, REPORTS_LONGEST, pending);
-        let (mut state, time) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.waiters -= 1;
-        if time.timed_out() {
+        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
             tracing::error!("an incident report is not written yet; it is lost");
         }
     }

@@ -103,7 +103,7 @@ pub struct State {
     pub strays_wait: Vec<Vec<u8>>,
     /// Backup: the guest has left the path of the log.
     pub faulted: bool,
-    /// Threads that wait for this state to change.
+    /// Threads in [`super::Peer::wait`].
     pub waiters: u32,
     /// Looks whether the guest's thread comes round.
     pub watch: PulseWatch,
