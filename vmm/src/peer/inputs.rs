@@ -1,176 +1,23 @@
-//! The run loop's two ends when there is another host: the log sink and the output sink, the same on both
-//! sides, and the backup's input source.
+//! Inputs of one of two hosts: the other's log, or this host's own.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering as MemoryOrdering;
-use std::sync::{Arc, MutexGuard};
 
-use ftvmm_devices::{DiskOp, Input, Output};
+use ftvmm_devices::Input;
 use ftvmm_replication::{
-    Check, CursorStep, DiskAnswer, Event, Ordinal, OutputDigest, Record, SessionEvent, Slice,
-    SnapshotMark, StatePart,
+    Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice, SnapshotMark, StatePart,
 };
-use nix::sys::timerfd::TimerFd;
 
+use super::Peer;
 use super::disk::{Compared, compare};
-use super::state::State;
-use super::{Peer, tail};
 use crate::disk::Answer;
-use crate::host::{Console, WriteBehind, set_timer};
-use crate::input::{
-    FileLog, GuestClock, InputError, LiveInputs, LogSink, Recorded, SLICE_GROUP_BYTES,
-};
+use crate::input::{GuestClock, InputError, LiveInputs, Recorded};
 use crate::machine_state::MachineState;
-use crate::run_loop::{InputSource, OutputSink, RunMode, Situation, Step, StopCause};
+use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
 use crate::shipment::{ShippedInputs, put_on_disk};
 
 /// Exits after which a backup that never waits says how far it is.
 const REPORT_EVERY_EXITS: u64 = 256;
-
-/// A backup that has so much to execute needs no further horizon soon.
-const BUSY_EXITS: u64 = 512;
-
-type Recording = FileLog<WriteBehind>;
-
-/// Sends the log to the backup, and to a recording if there is one.
-pub struct PeerLog {
-    peer: Arc<Peer>,
-    tail: Arc<TimerFd>,
-    recording: Option<Recording>,
-}
-
-impl PeerLog {
-    /// A log for `peer`; `tail` is [`Peer::tail_ticker`]'s timer.
-    pub fn new(peer: Arc<Peer>, tail: Arc<TimerFd>, recording: Option<Recording>) -> Self {
-        Self { peer, tail, recording }
-    }
-
-    /// Holds the guest, which must not get further ahead; not when it is wanted elsewhere.
-    fn wait_while_congested(&self, mut state: MutexGuard<'_, State>) {
-        let is_wanted = |state: &State| {
-            state.yield_wanted
-                || state.joining
-                || self.peer.shipment.get().is_some_and(|s| s.wants_rest())
-        };
-        while state.congested && state.stop.is_none() && !is_wanted(&state) {
-            state = self.peer.wait_as_guest(state);
-        }
-    }
-
-    /// The recording, to end it.
-    pub fn into_recording(self) -> Option<Recording> {
-        self.recording
-    }
-}
-
-impl LogSink for PeerLog {
-    fn append(&mut self, record: &Record) -> Result<(), InputError> {
-        if let Some(recording) = &mut self.recording {
-            recording.append(record)?;
-        }
-        let mut state = self.peer.lock();
-        if state.records_log() {
-            state.log.push(&record.without_disk_data());
-            state.unsent = true;
-            state.client_waits |=
-                matches!(record.event, Event::Input(Input::NetRx { .. } | Input::ConsoleRx { .. }));
-            // A big slice fills several groups while the guest stands still.
-            if state.log.body_bytes() >= SLICE_GROUP_BYTES {
-                self.peer.send_log(&mut state);
-            }
-        }
-        Ok(())
-    }
-
-    fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
-        if let Some(recording) = &mut self.recording {
-            recording.left(at)?;
-        }
-        let mut state = self.peer.lock();
-        if !state.records_log() {
-            self.wait_while_congested(state);
-            return Ok(());
-        }
-        state.horizon = at;
-        state.unsent = true;
-        let now_ns = self.peer.clock.host_now_ns();
-        let pause_ns = state.horizon_ns.max(tail::pause_ns(state.send_cost_ns));
-        let unsent_since_ns = *state.unsent_since_ns.get_or_insert(now_ns);
-        let due = if state.session.lag_exits() >= BUSY_EXITS {
-            at.0 >= state.sent_horizon.0 + BUSY_EXITS / 2
-        } else {
-            // What a client waits for need not wait for more.
-            let since_ns = if state.client_waits { state.log_sent_ns } else { unsent_since_ns };
-            now_ns >= since_ns + pause_ns
-        };
-        if due {
-            self.peer.send_log(&mut state);
-        } else if !std::mem::replace(&mut state.tail_armed, true) {
-            set_timer(&self.tail, Some(tail::longest(state.send_cost_ns)));
-        }
-        if state.congested {
-            self.peer.send_log(&mut state);
-        }
-        self.wait_while_congested(state);
-        Ok(())
-    }
-
-    fn rest(&mut self) -> Result<(), InputError> {
-        let mut state = self.peer.lock();
-        // A horizon alone is not worth a message now: the timer or the next input takes it along.
-        if state.log.record_count() > 0 {
-            self.peer.send_log(&mut state);
-        }
-        Ok(())
-    }
-}
-
-/// Hands frames to the session, which decides when they leave. The console is printed on both hosts: who
-/// reads it on the backup has it whole after a take-over.
-pub struct PeerOutputs {
-    peer: Arc<Peer>,
-    console: Arc<Console>,
-}
-
-impl PeerOutputs {
-    /// Outputs that go through `peer`'s session.
-    pub fn new(peer: Arc<Peer>, console: Arc<Console>) -> Self {
-        Self { peer, console }
-    }
-}
-
-impl OutputSink for PeerOutputs {
-    #[expect(clippy::expect_used, reason = "the guest of a pair is logged")]
-    fn emit(
-        &mut self,
-        at: Ordinal,
-        digest: Option<OutputDigest>,
-        output: Output,
-    ) -> Result<(), InputError> {
-        let frame = match output {
-            Output::Frame(frame) => frame,
-            Output::Console(bytes) => {
-                self.console.print(&bytes);
-                return Ok(());
-            }
-            Output::Disk(request) => {
-                // The guest will wait for the backup's disk too, which is to hear of a flush at once.
-                if request.op == DiskOp::Flush {
-                    self.peer.send_log(&mut self.peer.lock());
-                }
-                if let Some(disk) = &self.peer.disk {
-                    disk.submit(request);
-                }
-                return Ok(());
-            }
-        };
-        let digest = digest.expect("a frame of a logged guest has a digest");
-        let mut state = self.peer.lock();
-        // The backup cannot produce this output before it knows that nothing else happens at this exit.
-        self.peer.send_log(&mut state);
-        self.peer.step_locked(&mut state, SessionEvent::Output { at, digest, frame });
-        Ok(())
-    }
-}
 
 /// Inputs of one of two hosts: the other's log, or this host's own with a log beside it. The roles may change hands
 /// at any time.
