@@ -31,6 +31,8 @@ use crate::varint::{self, VarintError};
 /// Largest length field and largest decompressed body. A recorder finishes a group long before
 /// this; the bound is there so that a damaged length cannot ask for all memory.
 pub const GROUP_BYTES_MAX: u32 = 16 << 20;
+/// A group that holds this much does not wait for the guest to leave its exit.
+pub const SLICE_GROUP_BYTES: u64 = 1 << 20;
 /// Bodies shorter than this are never compressed: the gain could not pay for the attempt.
 const LZ4_BODY_BYTES_MIN: usize = 512;
 /// Largest ordinal delta that fits the record's first byte.

@@ -18,6 +18,7 @@
 //! | [`digest`], `gate` | what is compared of an output, and when it may leave |
 //! | [`message`], [`wire`] | messages between primary and backup, and their framing |
 //! | [`session`] | the role state machine: handshake, failure, take-over, divergence |
+//! | [`peer`] | one host of a pair: the session and what its decisions touch |
 //! | [`witness`] | who may speak for the guest in a term |
 #![forbid(unsafe_code)]
 
@@ -34,6 +35,7 @@ pub mod log;
 pub mod log_diff;
 pub mod log_stat;
 pub mod message;
+pub mod peer;
 pub mod record;
 pub mod session;
 pub mod slice;
@@ -53,6 +55,7 @@ pub use fingerprint::{Difference, Fingerprint, OnPanic, OnReset, PROTOCOL_VERSIO
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};
+pub use peer::{Effect, PeerCore};
 pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, SnapshotMark, Term};
 pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use session::policy::{

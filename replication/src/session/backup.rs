@@ -427,7 +427,7 @@ impl Backup {
     }
 
     /// The primary will follow this side from where it stands.
-    fn is_followed(&self) -> bool {
+    pub(super) fn is_followed(&self) -> bool {
         matches!(self.yielded, Some(Yielded { follows: true }))
     }
 

@@ -373,6 +373,12 @@ impl Session {
         }
     }
 
+    /// Whether this host takes over because the other asked for it, and the other will follow.
+    #[must_use]
+    pub fn takes_over_by_switch(&self) -> bool {
+        matches!(&self.state, State::Backup(backup) if backup.is_followed())
+    }
+
     /// Whether the guest stands still because the backup was asked to take over.
     #[must_use]
     pub fn is_yielding(&self) -> bool {

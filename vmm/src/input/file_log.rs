@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ftvmm_devices::Input;
+use ftvmm_replication::group::SLICE_GROUP_BYTES;
 use ftvmm_replication::{End, Event, GroupEncoder, LogError, LogWriter, Ordinal, Record};
 
 use super::InputError;
@@ -18,9 +19,6 @@ const GROUP_BYTES: u64 = 64 * 1024;
 const GROUP_NS: u64 = 1_000_000_000;
 /// ... or when the guest went through this many exits without looking at a clock.
 const GROUP_EXITS: u64 = 4096;
-
-/// A group that holds this much does not wait for the guest to leave its exit.
-pub const SLICE_GROUP_BYTES: u64 = 1 << 20;
 
 /// What a recording that cannot be written leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

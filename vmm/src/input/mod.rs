@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use alarm::Alarm;
-pub use file_log::{FileLog, FinishedLog, OnRecordError, SLICE_GROUP_BYTES};
+pub use file_log::{FileLog, FinishedLog, OnRecordError};
 pub use live::{GuestClock, LiveInputs};
 pub use live_queue::LiveQueue;
 pub use patience::InputDelays;

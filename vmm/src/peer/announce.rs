@@ -1,22 +1,16 @@
 //! Tells the switches where the guest is now: every address it sends from, in every VLAN.
 //!
-//! A few times, because a frame may be lost, with growing pauses as QEMU has them (`net/announce.c`). Whoever owns an
-//! [`Announcer`] asks it from a timer, so nobody waits.
+//! An [`Announcer`] says when; it is asked from a timer, so nobody waits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_devices::{NetSource, NetSources};
+use ftvmm_replication::peer::Announcer;
 
 use crate::host::clock::HostClock;
 use crate::host::{HostEventsError, Tap, Ticker, VNET_HEADER_BYTES, resting_timer, set_timer};
 use crate::input::LiveQueue;
-
-/// How often a new place is announced.
-const ROUNDS: u32 = 5;
-/// Pause after the first announcement, and what each further pause is longer, in nanoseconds.
-const FIRST_PAUSE_NS: u64 = 50_000_000;
-const LONGER_NS: u64 = 100_000_000;
 
 /// Shortest Ethernet frame without its checksum.
 const FRAME_BYTES_MIN: usize = 60;
@@ -26,36 +20,6 @@ const RARP_REQUEST: [u8; 10] = [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3];
 
 /// How often a guest that is being restored is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// When the next announcement is due.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Announcer {
-    done: u32,
-    wanted: u32,
-    due_ns: u64,
-}
-
-impl Announcer {
-    /// The guest is at a new place.
-    pub fn start(&mut self, now_ns: u64) {
-        *self = Announcer { done: 0, wanted: ROUNDS, due_ns: now_ns };
-    }
-
-    /// Whether there is none to come.
-    fn is_done(&self) -> bool {
-        self.done == self.wanted
-    }
-
-    /// Whether an announcement is to be made now. True once for each.
-    pub fn is_due(&mut self, now_ns: u64) -> bool {
-        let is_due = self.done < self.wanted && now_ns >= self.due_ns;
-        if is_due {
-            self.due_ns = now_ns + FIRST_PAUSE_NS + u64::from(self.done) * LONGER_NS;
-            self.done += 1;
-        }
-        is_due
-    }
-}
 
 /// Announces the guest once: this host names every address it has sent from, and a guest that has sent anything is asked to
 /// do so too, for what only it knows.
@@ -168,16 +132,5 @@ mod tests {
             let wanted: Vec<_> = wanted.iter().map(frame).collect();
             assert_eq!(frames(MAC, &sources).collect::<Vec<_>>(), wanted);
         }
-    }
-
-    #[test]
-    fn rounds_are_spaced_and_end() {
-        let mut announcer = Announcer::default();
-        assert!(!announcer.is_due(u64::MAX));
-        announcer.start(1000);
-        let millisecond = 1_000_000;
-        let due: Vec<u64> =
-            (0..2000).filter(|ms| announcer.is_due(1000 + ms * millisecond)).collect();
-        assert_eq!(due, [0, 50, 200, 450, 800]);
     }
 }

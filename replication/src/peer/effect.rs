@@ -1,0 +1,114 @@
+//! What a host of a pair wants done.
+
+use crate::record::{Ordinal, Term};
+use crate::session::DisconnectReason;
+use crate::session::decision::Row;
+use crate::session::incident::IncidentReport;
+use crate::session::policy::{ReleasePolicy, StopReason};
+
+/// To be performed in the order in which they come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send these bytes to the other host.
+    Send(Vec<u8>),
+    /// A group of the log was among what is to be sent: report what that costs with
+    /// [`super::PeerCore::log_cost`].
+    LogSent,
+    /// Close the connection, after what was to be sent before.
+    HangUp,
+    /// Put this frame on the network.
+    Transmit(Vec<u8>),
+    /// Tell the network where the guest is now.
+    Announce,
+    /// Ask the witness for this term until it answers, and report
+    /// [`crate::SessionEvent::TermClaimed`].
+    ClaimTerm(Term),
+    /// Send the guest's state to the backup: parts by [`super::PeerCore::send_part`] while the
+    /// guest runs, then [`crate::SessionEvent::StateEnd`].
+    SendState {
+        /// Which one: a newer one ends those before it.
+        number: u64,
+    },
+    /// Call [`super::PeerCore::look_at_log`] in so many nanoseconds.
+    LookAtLogIn {
+        /// From now.
+        ns: u64,
+    },
+    /// What arrives on this host is for the guest.
+    OpenInputs,
+    /// What arrives on this host is not for the guest. Frames that wait go to the other host
+    /// ([`super::PeerCore::strays`]). When the guest was to be switched off here, this host is to
+    /// end: report [`crate::SessionEvent::HostStop`].
+    CloseInputs,
+    /// Give these frames to the guest, as if they had come here.
+    GiveFrames(Vec<Vec<u8>>),
+    /// Have the running guest return from KVM.
+    InterruptGuest,
+    /// Have the guest's thread ask what is wanted of it, wherever it waits.
+    AttendGuest,
+    /// The run is over: the guest must not run on, wherever it is.
+    StopGuest,
+    /// The guest may be told of every flush of its disk up to this one that is done here.
+    CompleteFlushes {
+        /// The last.
+        through: u64,
+    },
+    /// The guest may be told what became of this request to its disk.
+    CompleteDisk {
+        /// The request.
+        id: u64,
+    },
+    /// Keep this report of a divergence.
+    KeepIncident(Box<IncidentReport>),
+    /// Tell the operator.
+    Tell(Notice),
+}
+
+/// What the operator reads in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The connection is gone.
+    Disconnected {
+        /// Why.
+        reason: DisconnectReason,
+    },
+    /// The guest starts in lockstep, or alone.
+    Begins {
+        /// In this term.
+        term: Term,
+        /// When its frames leave.
+        release: ReleasePolicy,
+    },
+    /// This host takes over.
+    TakesOver {
+        /// In this term.
+        term: Term,
+    },
+    /// This host goes on without a backup.
+    GoesAlone {
+        /// In this term.
+        term: Term,
+    },
+    /// A backup follows from this exit on.
+    Protected {
+        /// The exit.
+        at: Ordinal,
+    },
+    /// The other host speaks for the guest now.
+    Follows {
+        /// In this term.
+        term: Term,
+    },
+    /// A row of the decision table was applied.
+    Decided {
+        /// The row.
+        row: &'static Row,
+        /// What led to it.
+        detail: String,
+    },
+    /// The session is over.
+    Over {
+        /// Why.
+        reason: StopReason,
+    },
+}
