@@ -17,7 +17,9 @@ mod counters;
 mod effect;
 mod follower;
 mod pacing;
+mod perform;
 mod transfer;
+mod view;
 
 use std::collections::VecDeque;
 
@@ -28,11 +30,9 @@ pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
 pub use transfer::Transfer;
 
-use crate::group::decode_group;
-use crate::message::Message;
-use crate::record::{End, Event, Ordinal, Record, Term};
+use crate::record::{End, Event, Ordinal, Record};
 use crate::session::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
-use crate::session::{Action, DisconnectReason, Session, SessionEvent};
+use crate::session::{DisconnectReason, Session, SessionEvent};
 use crate::state::StatePart;
 use crate::wire::{self, Decoder};
 
@@ -127,116 +127,6 @@ impl PeerCore {
             events: VecDeque::new(),
             effects: Vec::new(),
         })
-    }
-
-    // What the caller may know.
-
-    /// The role state machine.
-    #[must_use]
-    pub fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// Numbers for the report.
-    #[must_use]
-    pub fn counters(&self) -> &PeerCounters {
-        &self.counters
-    }
-
-    /// Set when the guest may start.
-    #[must_use]
-    pub fn begin(&self) -> Option<Begin> {
-        self.begin
-    }
-
-    /// Why the session is over, if it is.
-    #[must_use]
-    pub fn stop(&self) -> Option<&StopReason> {
-        self.stop.as_ref()
-    }
-
-    /// True while the log goes to a backup.
-    #[must_use]
-    pub fn records_log(&self) -> bool {
-        self.mode == Mode::Recording
-    }
-
-    /// True while inputs come from the other host's log.
-    #[must_use]
-    pub fn follows(&self) -> bool {
-        self.mode == Mode::Following
-    }
-
-    /// True while the guest takes inputs between exits, because nobody follows and nobody records.
-    #[must_use]
-    pub fn is_unrecorded(&self) -> bool {
-        self.mode == Mode::Alone && self.guest.unrecorded_when_alone
-    }
-
-    /// True while a whole state comes or goes.
-    #[must_use]
-    pub fn is_transferring(&self) -> bool {
-        self.follower.is_joining() || self.session.is_attaching()
-    }
-
-    /// True while a connection stands.
-    #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.decoder.is_some()
-    }
-
-    /// True while the guest must wait at its exit.
-    #[must_use]
-    pub fn is_congested(&self) -> bool {
-        self.guest.congested
-    }
-
-    /// True while the guest is to stand still for a switch of roles.
-    #[must_use]
-    pub fn wants_yield(&self) -> bool {
-        self.guest.yields
-    }
-
-    /// True when the guest's thread has to look at the roles before it asks for inputs.
-    #[must_use]
-    pub fn wants_turn(&self) -> bool {
-        self.follower.is_joining() || self.follows() || self.guest.yields
-    }
-
-    /// What follows the other host's log.
-    #[must_use]
-    pub fn follower(&mut self) -> &mut Follower {
-        &mut self.follower
-    }
-
-    /// The log of a guest that is followed.
-    #[must_use]
-    pub fn log(&self) -> &LogPacer {
-        &self.log
-    }
-
-    /// The state on its way to the backup.
-    #[must_use]
-    pub fn transfer(&self) -> &Transfer {
-        &self.transfer
-    }
-
-    /// Counts a state that has been sent.
-    pub fn count_attach(&mut self, stopped_ns: u64) {
-        self.counters.attaches += 1;
-        self.counters.attach_stopped_ns = self.counters.attach_stopped_ns.max(Some(stopped_ns));
-    }
-
-    /// What is to be done, in this order. Empty at the next call.
-    #[must_use]
-    pub fn take_effects(&mut self) -> Vec<Effect> {
-        core::mem::take(&mut self.effects)
-    }
-
-    /// Whether there is anything to be done.
-    #[must_use]
-    pub fn has_effects(&self) -> bool {
-        !self.effects.is_empty()
     }
 
     // The connection.
@@ -461,155 +351,6 @@ impl PeerCore {
             self.session.step(self.now_ns, event, &mut actions);
             actions.drain(..).for_each(|action| self.perform(action));
         }
-    }
-
-    fn count(&mut self, message: &Message) {
-        self.counters.digests += u64::from(matches!(message, Message::Digest { .. }));
-    }
-
-    fn notice(&mut self, notice: Notice) {
-        self.effects.push(Effect::Tell(notice));
-    }
-
-    /// Bytes that leave together are one effect.
-    fn send(&mut self, bytes: &[u8]) {
-        match self.effects.last_mut() {
-            Some(Effect::Send(unsent)) => unsent.extend_from_slice(bytes),
-            _ => self.effects.push(Effect::Send(bytes.to_vec())),
-        }
-    }
-
-    fn perform(&mut self, action: Action) {
-        match action {
-            Action::Send(message) => self.send_message(&message),
-            Action::Transmit(frame) => self.effects.push(Effect::Transmit(frame)),
-            Action::ClaimTerm(term) => {
-                self.counters.lost_peer(self.now_ns);
-                self.effects.push(Effect::ClaimTerm(term));
-            }
-            Action::Begin { term, rtc_epoch_s, release } => {
-                self.begin_guest(term, Begin { rtc_epoch_s, release });
-            }
-            Action::DeliverGroup(bytes) => self.deliver(&bytes),
-            Action::GoLive { term } => self.go_live(term),
-            Action::GoAlone { term } => {
-                self.notice(Notice::GoesAlone { term });
-                self.be_alone();
-            }
-            Action::ShipState => {
-                self.be_alone();
-                let number = self.transfer.begin();
-                self.effects.push(Effect::SendState { number });
-            }
-            Action::StateTaken { taken_bytes } => self.transfer.taken(taken_bytes),
-            Action::Protect { at } => {
-                self.notice(Notice::Protected { at });
-                self.mode = Mode::Recording;
-                self.log.start(Ordinal(at.0.saturating_sub(1)));
-                self.counters.found_peer();
-            }
-            Action::Join { release } => self.join(release),
-            Action::TakeState(part) => self.follower.push_part(part),
-            Action::Follow { term, through } => self.follow(term, through),
-            // The run loop reports when the guest stands still.
-            Action::SwitchRoles => self.want_switch(),
-            Action::Receive(frames) => self.effects.push(Effect::GiveFrames(frames)),
-            Action::Incident(report) => {
-                self.counters.divergences += 1;
-                self.effects.push(Effect::KeepIncident(report));
-            }
-            Action::Congested(congested) => self.guest.congested = congested,
-            Action::TellFlushes { through } => {
-                self.effects.push(Effect::CompleteFlushes { through });
-            }
-            Action::TellDisk { id } => self.effects.push(Effect::CompleteDisk { id }),
-            Action::HangUp => {
-                self.decoder = None;
-                self.effects.push(Effect::HangUp);
-            }
-            Action::Decided { row, detail } => self.notice(Notice::Decided { row, detail }),
-            Action::Stop(reason) => {
-                self.notice(Notice::Over { reason: reason.clone() });
-                self.stop = Some(reason);
-                self.effects.push(Effect::StopGuest);
-            }
-        }
-    }
-
-    fn send_message(&mut self, message: &Message) {
-        self.count(message);
-        if self.decoder.is_none() {
-            return;
-        }
-        match self.effects.last_mut() {
-            Some(Effect::Send(unsent)) => wire::encode(message, unsent),
-            _ => {
-                let mut bytes = Vec::new();
-                wire::encode(message, &mut bytes);
-                self.effects.push(Effect::Send(bytes));
-            }
-        }
-    }
-
-    fn begin_guest(&mut self, term: Term, begin: Begin) {
-        self.notice(Notice::Begins { term, release: begin.release });
-        self.begin = Some(begin);
-        if self.session.role() == Role::Primary {
-            // The switches may know its addresses behind another host.
-            self.announcer.start(self.now_ns);
-        }
-        self.counters.found_peer();
-    }
-
-    fn deliver(&mut self, bytes: &[u8]) {
-        self.counters.log_bytes += bytes.len() as u64;
-        let group = decode_group(bytes).map_err(|error| error.to_string());
-        match group.and_then(|group| self.follower.push_group(group)) {
-            // The guest may be computing past that point.
-            Ok(has_slice) if has_slice => self.effects.push(Effect::InterruptGuest),
-            Ok(_) => {}
-            Err(description) => {
-                self.events.push_back(SessionEvent::ReplayFault { description });
-            }
-        }
-    }
-
-    fn go_live(&mut self, term: Term) {
-        self.notice(Notice::TakesOver { term });
-        self.follower.go_live();
-        match self.session.takes_over_by_switch() {
-            true => self.counters.switches += 1,
-            false => self.counters.takeovers += 1,
-        }
-        self.be_alone();
-        self.effects.push(Effect::InterruptGuest);
-        self.announcer.start(self.now_ns);
-        if self.announcer.is_due(self.now_ns) {
-            self.effects.push(Effect::Announce);
-        }
-    }
-
-    fn be_alone(&mut self) {
-        self.mode = Mode::Alone;
-        self.guest.congested = false;
-        self.effects.push(Effect::OpenInputs);
-    }
-
-    fn join(&mut self, release: ReleasePolicy) {
-        self.mode = Mode::Following;
-        self.follower.join();
-        self.begin.get_or_insert(Begin { rtc_epoch_s: 0, release });
-        let orders = [Effect::CloseInputs, Effect::InterruptGuest, Effect::AttendGuest];
-        self.effects.extend(orders);
-    }
-
-    fn follow(&mut self, term: Term, through: Ordinal) {
-        self.notice(Notice::Follows { term });
-        self.counters.switches += 1;
-        self.mode = Mode::Following;
-        self.follower.follow(through);
-        self.strays_until_ns = self.now_ns + STRAYS_NS;
-        self.effects.push(Effect::CloseInputs);
     }
 }
 

@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::fingerprint::tests::example as fingerprint;
+use crate::message::Message;
+use crate::record::Term;
 use crate::session::policy::{DivergencePolicy, Limits, SessionConfig};
 use ftvmm_devices::Input;
 

@@ -74,13 +74,12 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     }
     let _control = control(args, || PeerOperator::new(peer.clone(), console.clone()))?;
     let (connection, role) = (meet(args, &peer)?, session_role(args).name());
-    let (tail, kicked) = (peer.tail_ticker()?, queue.clone());
+    let (log_timer, kicked) = (peer.log_ticker(), queue.clone());
     let alarm = Ticker::new(move || kicked.alarm())?;
     let parts = Parts {
         peer: peer.clone(),
         queue: queue.clone(),
         alarm: Alarm::new(alarm.timer()),
-        tail: tail.timer(),
         console,
         stop_limit,
         role,
@@ -88,7 +87,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let mut waited: Vec<Subscriber> = vec![
         Box::new(connection),
         Box::new(peer.ticker()?),
-        Box::new(tail),
+        Box::new(log_timer),
         Box::new(alarm),
         patience,
     ];
@@ -221,7 +220,6 @@ struct Parts {
     peer: Arc<Peer>,
     queue: Arc<LiveQueue>,
     alarm: Alarm,
-    tail: Arc<nix::sys::timerfd::TimerFd>,
     console: Arc<Console>,
     stop_limit: Arc<StopLimit>,
     role: &'static str,
@@ -251,7 +249,7 @@ impl Parts {
         self.queue.kick_with(kicker.clone());
         let terminal = RawTerminal::enter();
         read_console(self.queue.clone(), &terminal).map_err(host("console thread"))?;
-        let Self { peer, queue, alarm, tail, console, stop_limit, role } = self;
+        let Self { peer, queue, alarm, console, stop_limit, role } = self;
         let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
         let shipment = machine.pages();
@@ -269,7 +267,7 @@ impl Parts {
             live.renew_identity();
         }
         let mut outputs = PeerOutputs::new(peer.clone(), console.clone());
-        let mut log = PeerLog::new(peer.clone(), tail, recording);
+        let mut log = PeerLog::new(peer.clone(), recording);
         let recorded = Recorded::new(live, &mut log, check_plan(args));
         let shipped = ShippedInputs::new(recorded, shipment.clone());
         let inputs = PairInputs::new(peer.clone(), shipped);

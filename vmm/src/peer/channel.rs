@@ -38,11 +38,23 @@ pub enum ChannelError {
     SetUp(#[from] std::io::Error),
 }
 
-/// A connection and what could not be sent yet.
+/// A connection, before it is served.
 #[derive(Debug)]
 pub struct Channel {
     stream: TcpStream,
+}
+
+/// The half that sends, and what could not be sent yet. Ends the connection when it is dropped.
+#[derive(Debug)]
+pub struct ChannelWriter {
+    stream: TcpStream,
     unsent: Vec<u8>,
+}
+
+/// The half that receives.
+#[derive(Debug)]
+pub struct ChannelReader {
+    stream: TcpStream,
     buffer: Vec<u8>,
 }
 
@@ -85,7 +97,7 @@ impl Channel {
     fn new(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, unsent: Vec::new(), buffer: vec![0; RECEIVE_BYTES] })
+        Ok(Self { stream })
     }
 
     /// This host's end of the connection.
@@ -96,22 +108,29 @@ impl Channel {
         self.stream.local_addr()
     }
 
-    /// A second handle on the connection, to be waited for.
+    /// The two halves.
     ///
     /// # Errors
     /// When the host is out of descriptors.
-    pub fn try_clone_stream(&self) -> std::io::Result<TcpStream> {
-        self.stream.try_clone()
+    pub fn split(self) -> std::io::Result<(ChannelReader, ChannelWriter)> {
+        let buffer = vec![0; RECEIVE_BYTES];
+        let reader = ChannelReader { stream: self.stream.try_clone()?, buffer };
+        Ok((reader, ChannelWriter { stream: self.stream, unsent: Vec::new() }))
+    }
+}
+
+impl ChannelWriter {
+    /// Adds bytes to send; [`Self::flush`] sends them.
+    pub fn push(&mut self, bytes: Vec<u8>) {
+        match self.unsent.is_empty() {
+            true => self.unsent = bytes,
+            false => self.unsent.extend_from_slice(&bytes),
+        }
     }
 
-    /// The other host's address, while the connection stands.
-    pub fn peer_address(&self) -> Option<SocketAddr> {
-        self.stream.peer_addr().ok()
-    }
-
-    /// Where the next bytes to send are to be appended; [`Self::flush`] sends them.
-    pub fn outgoing(&mut self) -> &mut Vec<u8> {
-        &mut self.unsent
+    /// Whether there is anything to send.
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
     }
 
     /// Sends as much as the host takes now; true when nothing is left.
@@ -135,24 +154,43 @@ impl Channel {
         self.unsent.drain(..sent);
         result
     }
+}
 
-    /// What has arrived; `None` when nothing has, an empty slice when the peer closed.
+/// What has arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received<'a> {
+    /// These bytes; there may be more.
+    Bytes(&'a [u8]),
+    /// Nothing.
+    Nothing,
+    /// The peer has closed the connection.
+    Closed,
+}
+
+impl ChannelReader {
+    /// What is to be waited for.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Takes what has arrived.
     ///
     /// # Errors
     /// When the connection is gone.
-    pub fn receive(&mut self) -> std::io::Result<Option<&[u8]>> {
+    pub fn receive(&mut self) -> std::io::Result<Received<'_>> {
         loop {
             match self.stream.read(&mut self.buffer) {
-                Ok(count) => return Ok(Some(&self.buffer[..count])),
+                Ok(0) => return Ok(Received::Closed),
+                Ok(count) => return Ok(Received::Bytes(&self.buffer[..count])),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Received::Nothing),
                 Err(e) => return Err(e),
             }
         }
     }
 }
 
-impl Drop for Channel {
+impl Drop for ChannelWriter {
     /// Ends the connection for every handle on it.
     fn drop(&mut self) {
         let _ = self.stream.shutdown(Shutdown::Both);

@@ -7,7 +7,6 @@ use ftvmm_devices::{DiskOutcome, Input};
 use ftvmm_replication::{DiskAnswer, SessionEvent};
 
 use super::Peer;
-use super::state::State;
 use crate::disk::Answer;
 
 /// What a follower does about a request that ended in its log.
@@ -53,31 +52,33 @@ impl Peer {
     }
 
     fn disk_answered(self: &Arc<Self>, answer: &Answer) {
-        let mut state = self.lock();
-        // Of a guest that another's state replaces: its numbers will be given again.
-        if state.joining {
-            return;
-        }
         let id = answer.id;
-        match answer.failure() {
-            None if answer.is_flush => {
-                self.step_locked(&mut state, SessionEvent::DiskFlushed { id });
+        let tells_guest = self.tell(|core, now_ns| {
+            // Of a guest that another's state replaces: its numbers will be given again.
+            if core.is_joining() {
+                return false;
             }
-            // The primary waits for a follower's flush, so that its log cannot say how to go on.
-            Some(description) if self.disk_failover || answer.is_flush && state.follows() => {
-                self.step_locked(&mut state, SessionEvent::DiskFailed { id, description });
+            match answer.failure() {
+                None if answer.is_flush => core.step(now_ns, SessionEvent::DiskFlushed { id }),
+                // The primary waits for a follower's flush, so that its log cannot say how to go on.
+                Some(description)
+                    if self.limits.disk_failover || answer.is_flush && core.follows() =>
+                {
+                    core.step(now_ns, SessionEvent::DiskFailed { id, description });
+                }
+                _ => return true,
             }
-            _ => {
-                state.tell_disk(id);
-                self.settle(&mut state);
-            }
+            false
+        });
+        if tells_guest {
+            self.complete_disk(id);
+            // A follower that waits for this very answer.
+            self.wake();
         }
     }
-}
 
-impl State {
     /// A live guest may have the disk's answers to its flushes up to this one.
-    pub fn tell_flushes(&mut self, through: u64) {
+    pub(super) fn complete_flushes(&self, through: u64) {
         if let Some(disk) = &self.disk {
             disk.tell_flushes(through);
             self.queue.disk_answered();
@@ -85,7 +86,7 @@ impl State {
     }
 
     /// A live guest may have the disk's answer to this request.
-    pub fn tell_disk(&mut self, id: u64) {
+    pub(super) fn complete_disk(&self, id: u64) {
         if let Some(disk) = &self.disk {
             disk.tell(id);
             self.queue.disk_answered();

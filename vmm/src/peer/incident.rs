@@ -4,17 +4,52 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 
 use ftvmm_replication::session::incident::IncidentReport;
 
+use super::{Peer, REPORTS_LONGEST};
 use crate::user_file::SECRET;
 
 /// Further reports of one reporter in one term.
 const REPORTS_MAX: u32 = 1000;
 
+impl Peer {
+    /// Writes an incident report on a thread of its own: its folder may be one that hangs.
+    pub(super) fn keep_incident(self: &Arc<Self>, report: IncidentReport) {
+        let peer = Arc::clone(self);
+        let write = move || {
+            keep(&peer.incidents.folder, &report);
+            peer.count_incidents(|under_way| *under_way -= 1);
+        };
+        self.count_incidents(|under_way| *under_way += 1);
+        if let Err(error) = std::thread::Builder::new().name("incident".into()).spawn(write) {
+            self.count_incidents(|under_way| *under_way -= 1);
+            tracing::error!(%error, "no thread to keep an incident report");
+        }
+    }
+
+    fn count_incidents(&self, change: impl FnOnce(&mut u32)) {
+        let incidents = &self.incidents;
+        change(&mut incidents.under_way.lock().unwrap_or_else(PoisonError::into_inner));
+        incidents.written.notify_all();
+    }
+
+    /// Waits until the incident reports are written, but not for a folder that hangs.
+    pub fn finish_reports(&self) {
+        let incidents = &self.incidents;
+        let under_way = incidents.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited =
+            incidents.written.wait_timeout_while(under_way, REPORTS_LONGEST, |count| *count > 0);
+        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            tracing::error!("an incident report is not written yet; it is lost");
+        }
+    }
+}
+
 /// Writes the report to a new file in `folder` that names the reporter and the term; a folder that cannot be
 /// written leaves it to the log. May block, so not under a lock.
-pub fn keep(folder: &Path, report: &IncidentReport) {
+fn keep(folder: &Path, report: &IncidentReport) {
     match write_new(folder, report) {
         Ok(path) => {
             tracing::error!(cause = %report.cause, path = %path.display(), "divergence");

@@ -1,15 +1,15 @@
 //! Inputs of one of two hosts: the other's log, or this host's own.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering as MemoryOrdering;
 
 use ftvmm_devices::Input;
 use ftvmm_replication::{
-    Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice, SnapshotMark, StatePart,
+    Check, CursorStep, DiskAnswer, Ordinal, PeerCore, SessionEvent, Slice, SnapshotMark, StatePart,
 };
 
 use super::Peer;
 use super::disk::{Compared, compare};
+use super::guest::Turn;
 use crate::disk::Answer;
 use crate::input::{GuestClock, InputError, LiveInputs, Recorded};
 use crate::machine_state::MachineState;
@@ -28,7 +28,6 @@ pub struct PairInputs<'a> {
     /// Guest time of the last sample, and host time when it was applied.
     clock: GuestClock,
     last_ns: u64,
-    reported: Ordinal,
     expected: Option<Box<Check>>,
     /// A request that ended in the log, while this host's disk is not done with it.
     awaited: Option<DiskAnswer>,
@@ -39,8 +38,7 @@ impl<'a> PairInputs<'a> {
     pub fn new(peer: Arc<Peer>, live: ShippedInputs<Recorded<'a, LiveInputs>>) -> Self {
         let clock = GuestClock::anchored(peer.clock, peer.clock.host_now_ns(), 0);
         let is_live = !peer.follows();
-        let (reported, expected, awaited) = (Ordinal(0), None, None);
-        Self { peer, live, is_live, clock, last_ns: 0, reported, expected, awaited }
+        Self { peer, live, is_live, clock, last_ns: 0, expected: None, awaited: None }
     }
 
     fn fault(&self, at: Ordinal, what: String) -> Step {
@@ -55,46 +53,21 @@ impl<'a> PairInputs<'a> {
         let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
         self.is_live = true;
         self.live.source().source().resume(self.clock, self.last_ns);
-        let mut state = self.peer.lock();
-        self.peer.step_locked(&mut state, SessionEvent::TookOver { through });
-        state.took_over(self.peer.clock.host_now_ns());
-        drop(state);
+        self.peer.tell(|core, now_ns| core.took_over(now_ns, through));
         self.live.next(situation)
     }
 
     /// Lets the roles change, if they are to.
     fn take_turn(&mut self) -> Option<Step> {
-        if !self.peer.turn.swap(false, MemoryOrdering::AcqRel) {
-            return None;
-        }
-        let mut state = self.peer.lock();
-        if std::mem::take(&mut state.yield_wanted) && state.session.may_yield() {
-            self.peer.send_log(&mut state);
-            let through = state.horizon;
-            let since_ns = self.peer.clock.host_now_ns();
-            self.peer.step_locked(&mut state, SessionEvent::Yield { through });
-            while state.session.is_yielding() && state.stop.is_none() {
-                state = self.peer.wait_as_guest(state);
+        match self.peer.take_turn()? {
+            Turn::Stopped => return Some(Step::Stop(StopCause::Protocol)),
+            Turn::Follow if self.is_live => {
+                self.is_live = false;
+                self.expected = None;
             }
-            let stood_ms = (self.peer.clock.host_now_ns() - since_ns) as f64 / 1e6;
-            tracing::info!(stood_ms, "the guest stood still for a change of roles");
-        }
-        if state.stop.is_some() {
-            return Some(Step::Stop(StopCause::Protocol));
-        }
-        if state.follows() && self.is_live {
-            self.is_live = false;
-            self.reported = state.horizon;
-            self.expected = None;
+            Turn::Follow | Turn::Live => {}
         }
         None
-    }
-
-    fn report(&mut self, through: Ordinal) {
-        if through > self.reported {
-            self.reported = through;
-            self.peer.step(SessionEvent::Executed(through));
-        }
     }
 
     fn keep_time(&mut self, now_ns: u64) {
@@ -105,15 +78,9 @@ impl<'a> PairInputs<'a> {
     /// The next part of the state this host is given that is for the guest; what is for the disk is put there.
     fn next_part(&mut self) -> Step {
         loop {
-            let mut state = self.peer.lock();
-            if state.stop.is_some() {
+            let Some(part) = self.peer.next_part() else {
                 return Step::Stop(StopCause::Protocol);
-            }
-            let Some(part) = state.incoming.pop_front() else {
-                drop(self.peer.wait_as_guest(state));
-                continue;
             };
-            drop(state);
             let disk = self.peer.disk.as_ref();
             if let Some(Err(error)) = disk.map(|disk| put_on_disk(disk, &part)) {
                 self.peer.report_fault(format!("the disk cannot be copied: {error}"));
@@ -128,19 +95,20 @@ impl<'a> PairInputs<'a> {
 
     /// Between two exits a follower looks for a slice, and for the end of the log.
     fn between_exits(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        let mut state = self.peer.lock();
-        if state.stop.is_some() {
+        let next = situation.last.next();
+        let mut core = self.peer.lock();
+        if core.stop().is_some() {
             return Ok(Step::Stop(StopCause::Protocol));
         }
-        let next = situation.last.next();
-        if state.cursor.has_slice(next)
-            && let CursorStep::Load(parts) = state.cursor.next(next)
+        let cursor = core.follower().cursor();
+        if cursor.has_slice(next)
+            && let CursorStep::Load(parts) = cursor.next(next)
         {
             return Ok(Step::Load(parts));
         }
         // A guest that computes may not make an exit for long.
-        if state.cursor.is_used_up(next) {
-            drop(state);
+        if cursor.is_used_up(next) {
+            drop(core);
             return self.go_live(situation);
         }
         Ok(Step::Proceed)
@@ -165,69 +133,75 @@ impl<'a> PairInputs<'a> {
     }
 
     fn follow(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if self.peer.lock().joining {
+        if self.peer.lock().is_joining() {
             self.awaited = None;
             return Ok(self.next_part());
         }
         let Some(at) = situation.at else { return self.between_exits(situation) };
         let before = Ordinal(at.0.saturating_sub(1));
-        if before.0 >= self.reported.0 + REPORT_EVERY_EXITS {
-            self.report(before);
-        }
         loop {
-            let mut state = self.peer.lock();
-            if state.stop.is_some() {
-                return Ok(Step::Stop(StopCause::Protocol));
-            }
-            if state.joining {
-                return Ok(Step::Again);
-            }
-            if let Some(primary) = self.awaited {
-                if let Some(own) = self.peer.disk.as_ref().and_then(|disk| disk.take(primary.id)) {
+            match self.ask(at, before) {
+                Asked::Stopped => return Ok(Step::Stop(StopCause::Protocol)),
+                Asked::Joins => return Ok(Step::Again),
+                Asked::Answered(own, primary) => {
                     self.awaited = None;
-                    drop(state);
                     return Ok(self.answer(at, own, primary));
                 }
-                if before > self.reported {
-                    drop(state);
-                    self.report(before);
-                } else {
-                    drop(self.peer.wait_as_guest(state));
-                }
-                continue;
-            }
-            match state.cursor.next(at) {
-                CursorStep::ApplyDisk(answer) => self.awaited = Some(answer),
-                CursorStep::Apply(input) => {
-                    drop(state);
+                Asked::Log(CursorStep::ApplyDisk(answer)) => self.awaited = Some(answer),
+                Asked::Log(CursorStep::Apply(input)) => {
                     if let Input::Time { now_ns } = input {
                         self.keep_time(now_ns);
                     }
                     return Ok(Step::Apply(input));
                 }
-                CursorStep::Proceed => return Ok(Step::Proceed),
-                CursorStep::Load(parts) => return Ok(Step::Load(parts)),
-                CursorStep::Check(check) => {
+                Asked::Log(CursorStep::Proceed) => return Ok(Step::Proceed),
+                Asked::Log(CursorStep::Load(parts)) => return Ok(Step::Load(parts)),
+                Asked::Log(CursorStep::Check(check)) => {
                     let memory = check.memory_look();
                     self.expected = Some(check);
                     return Ok(Step::Measure { memory });
                 }
-                CursorStep::Missed { record, .. } => {
-                    drop(state);
+                Asked::Log(CursorStep::Missed { record, .. }) => {
                     return Ok(self.fault(at, format!("went past the primary's '{record}'")));
                 }
-                CursorStep::End(_) => return Ok(Step::Stop(StopCause::EndOfLog)),
-                CursorStep::Exhausted => {
-                    drop(state);
-                    return self.go_live(situation);
-                }
-                CursorStep::Wait if before > self.reported => {
-                    drop(state);
-                    self.report(before);
-                }
-                CursorStep::Wait => drop(self.peer.wait_as_guest(state)),
+                Asked::Log(CursorStep::End(_)) => return Ok(Step::Stop(StopCause::EndOfLog)),
+                Asked::Log(CursorStep::Exhausted) => return self.go_live(situation),
+                Asked::Log(CursorStep::Wait) => {}
             }
         }
+    }
+
+    /// What the log wants at exit `at`, or what else there is. Before it waits, the primary is told
+    /// how far this host is.
+    fn ask(&self, at: Ordinal, before: Ordinal) -> Asked {
+        let (disk, awaited) = (self.peer.disk.as_ref(), self.awaited);
+        let ask = |core: &mut PeerCore| {
+            if core.stop().is_some() {
+                return Some(Asked::Stopped);
+            }
+            if core.is_joining() {
+                return Some(Asked::Joins);
+            }
+            if let Some(primary) = awaited {
+                let own = disk.and_then(|disk| disk.take(primary.id));
+                return own.map(|own| Asked::Answered(own, primary));
+            }
+            match core.follower().cursor().next(at) {
+                CursorStep::Wait => None,
+                step => Some(Asked::Log(step)),
+            }
+        };
+        let at_once = self.peer.tell(|core, now_ns| {
+            if before.0 >= core.follower().reported().0 + REPORT_EVERY_EXITS {
+                core.executed(now_ns, before);
+            }
+            let asked = ask(core);
+            if asked.is_none() {
+                core.executed(now_ns, before);
+            }
+            asked
+        });
+        at_once.unwrap_or_else(|| self.peer.ask_as_guest(|core, _| ask(core)))
     }
 
     /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this one did not
@@ -236,18 +210,27 @@ impl<'a> PairInputs<'a> {
         if self.is_live {
             return None;
         }
-        loop {
-            let mut state = self.peer.lock();
-            if state.stop.is_some() {
-                return None;
-            }
-            match state.cursor.next(at) {
-                CursorStep::End(_) | CursorStep::Exhausted => return None,
-                CursorStep::Wait => drop(self.peer.wait_as_guest(state)),
-                _ => return Some(format!("exit {at}: the guest ended, the primary's went on")),
-            }
-        }
+        self.peer.ask_as_guest(|core, _| match core.stop() {
+            Some(_) => Some(None),
+            None => match core.follower().cursor().next(at) {
+                CursorStep::End(_) | CursorStep::Exhausted => Some(None),
+                CursorStep::Wait => None,
+                _ => Some(Some(format!("exit {at}: the guest ended, the primary's went on"))),
+            },
+        })
     }
+}
+
+/// What a follower learns at an exit.
+enum Asked {
+    /// The session is over.
+    Stopped,
+    /// A whole state comes.
+    Joins,
+    /// This host's disk has answered the request that ended in the log.
+    Answered(Answer, DiskAnswer),
+    /// What the log wants.
+    Log(CursorStep),
 }
 
 impl InputSource for PairInputs<'_> {
@@ -293,26 +276,20 @@ impl InputSource for PairInputs<'_> {
         if self.is_live {
             if let Some((_, now_ns)) = stands {
                 self.keep_time(now_ns);
-                self.peer.lock().guest_is_here();
+                self.peer.tell(|core, _| core.guest_is_here());
             }
             return self.live.state_put(part, stands);
         }
-        self.peer.gauge.take(part);
+        let gauge = &self.peer.sending.gauge;
+        gauge.take(part);
         if stands.is_some() {
-            self.peer.gauge.end();
+            gauge.end();
         }
-        let mut state = self.peer.lock();
-        state.taken_bytes += part.len_bytes();
-        let taken_bytes = state.taken_bytes;
-        if stands.is_some() {
-            state.joining = false;
-        }
-        self.peer.step_locked(&mut state, SessionEvent::StateTaken { taken_bytes });
-        drop(state);
-        if let Some((at, now_ns)) = stands {
+        let (part_bytes, at) = (part.len_bytes(), stands.map(|(at, _)| at));
+        self.peer.tell(|core, now_ns| core.part_restored(now_ns, part_bytes, at));
+        if let Some((_, now_ns)) = stands {
             // What the guest had not had of its disk came with the state.
             self.peer.queue.disk_answered();
-            self.reported = Ordinal(at.0.saturating_sub(1));
             self.keep_time(now_ns);
         }
     }
@@ -322,8 +299,9 @@ impl InputSource for PairInputs<'_> {
             return self.live.run_mode(at, interrupt_waits);
         }
         self.peer.queue.leave_exit(at);
-        let state = self.peer.lock();
-        match state.joining || state.cursor.has_slice(at.next()) {
+        let mut core = self.peer.lock();
+        let follower = core.follower();
+        match follower.is_joining() || follower.cursor().has_slice(at.next()) {
             true => RunMode::Not,
             false => RunMode::Free,
         }

@@ -1,39 +1,39 @@
-//! The other host: performs what the replication [`Session`] decides.
+//! The other host: performs what [`PeerCore`] decides.
 //!
 //! ```text
-//! vCPU thread    PeerLog, PeerOutputs, FollowInputs ─┐                      ┌─► channel, tap, witness
-//!                                                    ├─► Session ─► actions ┤
-//! host events    channel bytes, ticks, signals ──────┘                      └─► replay cursor, live queue
+//! vCPU thread    PairInputs, PeerLog, PeerOutputs ─┐               ┌─► channel, tap, witness
+//!                                                  ├─► PeerCore ─► effects
+//! host events    channel bytes, ticks, signals ────┘               └─► input queue, disk, threads
 //! ```
 //!
-//! One lock holds the session and everything its actions touch, so actions are performed in the order in
-//! which they were decided. Nothing under the lock blocks: the channel and the tap never do, what is logged
-//! goes through a buffer, and the witness is asked and incident reports are written on threads of their own.
+//! One lock holds the core, and nothing under it blocks or does I/O: what is to be done comes out as
+//! effects, which are performed in the order of decision by whoever has the outbox, after the core
+//! is let go of ([`Peer::tell`]). Lock order: outbox, then core, then the input queue.
 
 mod announce;
 mod channel;
 mod disk;
 mod events;
+mod guest;
 mod incident;
 mod inputs;
 mod log;
 mod operator;
+mod outbox;
 mod outputs;
 mod shipping;
-mod state;
-mod tail;
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ftvmm_replication::session::incident::IncidentReport;
-use ftvmm_replication::session::policy::{ReleasePolicy, Role, SessionConfigError, StopReason};
-use ftvmm_replication::witness::{Claim, Witness};
-use ftvmm_replication::{
-    End, Event, Ordinal as ExitOrdinal, Record, Session, SessionConfig, SessionEvent, Term,
-};
+use ftvmm_replication::peer::{Begin, PeerCounters};
+use ftvmm_replication::session::policy::{Role, SessionConfigError, StopReason};
+use ftvmm_replication::witness::Witness;
+use ftvmm_replication::{PeerCore, SessionConfig, SessionEvent};
+use nix::sys::timerfd::TimerFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use announce::restored as announce_restored;
@@ -42,56 +42,17 @@ pub use events::ChannelEvents;
 pub use inputs::PairInputs;
 pub use log::PeerLog;
 pub use operator::PeerOperator;
+use outbox::{Outbox, Unsent};
 pub use outputs::PeerOutputs;
-use state::State;
 
 use crate::disk::Disk;
-use crate::host::Tap;
-use crate::host::clock::HostClock;
-use crate::input::{LiveQueue, PulseWatch};
+use crate::host::clock::{HostClock, host_unix_seconds};
+use crate::host::{HostEventsError, Tap, resting_timer};
+use crate::input::LiveQueue;
 use crate::shipment::{Gauge, Shipment, Shipped};
 
 /// How long the end of a run waits for incident reports.
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);
-/// Pause between two questions to a witness that does not answer.
-const WITNESS_RETRY: Duration = Duration::from_millis(100);
-
-/// Frames handed on in a message: of the greatest length they take 4 MiB.
-const STRAYS_AT_ONCE: usize = 64;
-
-/// What the session said at the guest's start.
-#[derive(Clone, Copy, Debug)]
-pub struct Begin {
-    /// Unix time of power-on in seconds.
-    pub rtc_epoch_s: u64,
-    /// When frames leave.
-    pub release: ReleasePolicy,
-}
-
-/// Numbers for the report.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PeerCounters {
-    /// Frames the guest sent.
-    pub outputs: u64,
-    /// Bytes of finished log groups sent or received.
-    pub log_bytes: u64,
-    /// Digests of outputs sent or received.
-    pub digests: u64,
-    /// Divergences found.
-    pub divergences: u64,
-    /// Take-overs by this host.
-    pub takeovers: u64,
-    /// From the loss of the peer to the first live exit, in nanoseconds.
-    pub takeover_ns: Option<u64>,
-    /// Backups that got this host's state.
-    pub attaches: u64,
-    /// Longest time the guest stood still for one of them, in nanoseconds.
-    pub attach_stopped_ns: Option<u64>,
-    /// How the last of them went.
-    pub last_attach: Option<Shipped>,
-    /// Switches of roles, to and fro.
-    pub switches: u64,
-}
 
 /// What a peer is made with.
 pub struct PeerConfig {
@@ -119,26 +80,97 @@ pub struct PeerConfig {
     pub unrecorded_when_alone: bool,
 }
 
-/// The session, its channel, and what waits for them.
+/// The core, and how many threads wait for it to change.
+pub struct Core {
+    core: PeerCore,
+    waiters: u32,
+}
+
+impl std::ops::Deref for Core {
+    type Target = PeerCore;
+
+    fn deref(&self) -> &PeerCore {
+        &self.core
+    }
+}
+
+impl std::ops::DerefMut for Core {
+    fn deref_mut(&mut self) -> &mut PeerCore {
+        &mut self.core
+    }
+}
+
+/// The core, its channel, and what waits for them.
 pub struct Peer {
-    state: Mutex<State>,
+    core: Mutex<Core>,
     changed: Condvar,
-    witness: Mutex<Box<dyn Witness + Send>>,
-    holder: String,
+    outbox: Mutex<Outbox>,
+    unsent: Unsent,
+    /// Roles changed, or are to: the vCPU's thread looks at the core before it asks for inputs.
+    turn: AtomicBool,
+    clock: HostClock,
     queue: Arc<LiveQueue>,
     disk: Option<Arc<Disk>>,
-    disk_failover: bool,
-    incident_dir: PathBuf,
-    clock: HostClock,
+    limits: Limits,
+    network: Network,
+    witness: WitnessDesk,
+    /// Looks at the log now and then.
+    log_timer: Arc<TimerFd>,
+    port: Port,
+    sending: Sending,
+    incidents: Incidents,
+}
+
+/// What the operator said.
+struct Limits {
     heartbeat_ns: u64,
-    /// Roles changed, or are to: the vCPU's thread looks at the state before it asks for inputs.
-    turn: AtomicBool,
-    /// Tells the host's event thread that a newcomer could be served.
+    failure_ns: u64,
+    disk_failover: bool,
+}
+
+/// The guest's network card on this host.
+struct Network {
+    tap: Option<Tap>,
+    mac: Option<[u8; 6]>,
+}
+
+/// Where terms are asked for.
+struct WitnessDesk {
+    witness: Mutex<Box<dyn Witness + Send>>,
+    holder: String,
+}
+
+/// Where backups connect.
+struct Port {
+    /// Tells the host's event thread that a newcomer could be served, or that the address changed.
     newcomers: EventFd,
+    address: Mutex<Address>,
+    takes_newcomers: AtomicBool,
+}
+
+#[derive(Default)]
+struct Address {
+    listens_at: Option<SocketAddr>,
+    /// The other host, of the last connection.
+    peer: Option<SocketAddr>,
+    /// From now on.
+    new_listener: Option<TcpListener>,
+}
+
+/// What the guest's state is sent with.
+struct Sending {
     shipment: OnceLock<Arc<Shipment>>,
-    /// Held by the thread that ships a state.
-    ships: Mutex<()>,
+    /// Held by the thread that sends a state.
+    one_at_a_time: Mutex<()>,
     gauge: Gauge,
+    last: Mutex<Option<Shipped>>,
+}
+
+/// Reports of divergences that are being written.
+struct Incidents {
+    folder: PathBuf,
+    under_way: Mutex<u32>,
+    written: Condvar,
 }
 
 /// Why there is no peer.
@@ -150,6 +182,9 @@ pub enum PeerError {
     /// The host is out of descriptors.
     #[error("the host gives no event descriptor: {0}")]
     EventFd(#[from] std::io::Error),
+    /// The host is out of timers.
+    #[error(transparent)]
+    Timer(#[from] HostEventsError),
 }
 
 impl Peer {
@@ -158,32 +193,45 @@ impl Peer {
     /// # Errors
     /// When the session's configuration cannot work.
     pub fn new(config: PeerConfig) -> Result<Arc<Self>, PeerError> {
-        let PeerConfig { session, witness, holder, tap, net_mac, queue, horizon_ns, .. } = config;
-        let (role, heartbeat_ns) = (session.role, session.heartbeat_ns);
-        let watch = PulseWatch::new(session.failure_ns);
-        let session = Session::new(session)?;
+        let PeerConfig { session, queue, horizon_ns, unrecorded_when_alone, .. } = config;
+        let role = session.role;
+        let limits = Limits {
+            heartbeat_ns: session.heartbeat_ns,
+            failure_ns: session.failure_ns,
+            disk_failover: config.disk_failover,
+        };
+        let core = PeerCore::new(session, horizon_ns, unrecorded_when_alone)?;
         queue.set_closed(role == Role::Backup);
-        let mut state = State::new(role, session, tap, net_mac, queue.clone(), horizon_ns);
-        state.unrecorded_when_alone = config.unrecorded_when_alone;
-        state.disk = config.disk.clone();
-        state.watch = watch;
         let clock = HostClock::host_start();
         Ok(Arc::new(Self {
-            state: Mutex::new(state),
+            core: Mutex::new(Core { core, waiters: 0 }),
             changed: Condvar::new(),
-            witness: Mutex::new(witness),
-            holder,
+            outbox: Mutex::default(),
+            unsent: Unsent::default(),
+            turn: AtomicBool::new(false),
+            clock,
             queue,
             disk: config.disk,
-            disk_failover: config.disk_failover,
-            incident_dir: config.incident_dir,
-            clock,
-            heartbeat_ns,
-            gauge: Gauge::new(clock),
-            turn: AtomicBool::new(false),
-            newcomers: EventFd::new(EFD_NONBLOCK)?,
-            shipment: OnceLock::new(),
-            ships: Mutex::default(),
+            limits,
+            network: Network { tap: config.tap, mac: config.net_mac },
+            witness: WitnessDesk { witness: Mutex::new(config.witness), holder: config.holder },
+            log_timer: resting_timer()?,
+            port: Port {
+                newcomers: EventFd::new(EFD_NONBLOCK)?,
+                address: Mutex::default(),
+                takes_newcomers: AtomicBool::new(false),
+            },
+            sending: Sending {
+                shipment: OnceLock::new(),
+                one_at_a_time: Mutex::default(),
+                gauge: Gauge::new(clock),
+                last: Mutex::default(),
+            },
+            incidents: Incidents {
+                folder: config.incident_dir,
+                under_way: Mutex::default(),
+                written: Condvar::new(),
+            },
         }))
     }
 
@@ -197,179 +245,114 @@ impl Peer {
         self.clock
     }
 
-    /// Tells the session what happened and performs what it decides.
+    /// Tells the core what happened, lets go of it, and performs what it decided.
+    pub(crate) fn tell<R>(self: &Arc<Self>, what: impl FnOnce(&mut PeerCore, u64) -> R) -> R {
+        let mut core = self.lock();
+        let now_ns = self.clock.host_now_ns();
+        let answer = what(&mut core, now_ns);
+        self.let_go(core);
+        answer
+    }
+
+    /// As [`Self::tell`], of the session.
     pub fn step(self: &Arc<Self>, event: SessionEvent) {
-        let mut state = self.lock();
-        self.step_locked(&mut state, event);
+        self.tell(|core, now_ns| core.step(now_ns, event));
     }
 
-    fn step_locked(self: &Arc<Self>, state: &mut State, event: SessionEvent) {
-        state.step(self.clock.host_now_ns(), event);
-        self.settle(state);
-    }
-
-    /// After the session's steps: sends what is to be sent, asks what is to be asked, wakes who waits.
-    fn settle(self: &Arc<Self>, state: &mut State) {
-        state.flush_channel();
-        let takes_newcomers = state.session.takes_newcomers();
-        if takes_newcomers && !std::mem::replace(&mut state.takes_newcomers, takes_newcomers) {
-            let _ = self.newcomers.write(1);
+    /// Waits until `answer` has one.
+    fn wait_for<R>(self: &Arc<Self>, mut answer: impl FnMut(&mut PeerCore, u64) -> Option<R>) -> R {
+        let mut core = self.lock();
+        loop {
+            if let Some(answer) = answer(&mut core, self.clock.host_now_ns()) {
+                self.let_go(core);
+                return answer;
+            }
+            core.waiters += 1;
+            core = self.changed.wait(core).unwrap_or_else(PoisonError::into_inner);
+            core.waiters -= 1;
         }
-        state.takes_newcomers = takes_newcomers;
-        if state.joining || state.follows() || state.yield_wanted {
+    }
+
+    /// As [`Self::wait_for`], on the vCPU's thread: whoever waits for the other host is not held by
+    /// this one.
+    fn wait_as_guest<R>(
+        self: &Arc<Self>,
+        answer: impl FnMut(&mut PeerCore, u64) -> Option<R>,
+    ) -> R {
+        let _resting = self.queue.pulse().rest();
+        self.wait_for(answer)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        if core.begin().is_none() {
+            core.tell_time_of_day(host_unix_seconds());
+        }
+        core
+    }
+
+    /// What the guest's thread must know is known before the lock is free; who waits is woken; what
+    /// was decided is performed.
+    fn let_go(self: &Arc<Self>, core: MutexGuard<'_, Core>) {
+        if core.wants_turn() {
             self.turn.store(true, Ordering::Release);
         }
-        // Few enough for one message, whatever their length.
-        let mut strays = std::mem::take(&mut state.strays_wait).into_iter().peekable();
-        while strays.peek().is_some() {
-            let some = strays.by_ref().take(STRAYS_AT_ONCE).collect();
-            self.step_locked(state, SessionEvent::Strays(some));
+        self.queue.set_unrecorded(core.is_unrecorded());
+        let takes_newcomers = core.session().takes_newcomers();
+        let (has_effects, is_waited_for) = (core.has_effects(), core.waiters > 0);
+        drop(core);
+        if is_waited_for {
+            self.changed.notify_all();
         }
-        if std::mem::take(&mut state.switch_wanted) {
-            self.want_switch(state);
+        let port = &self.port;
+        if port.takes_newcomers.swap(takes_newcomers, Ordering::AcqRel) != takes_newcomers
+            && takes_newcomers
+        {
+            let _ = port.newcomers.write(1);
         }
-        if std::mem::take(&mut state.ship_wanted) {
-            self.ship(state.shipping.number);
+        if has_effects {
+            self.perform_effects();
         }
-        for report in std::mem::take(&mut state.incidents) {
-            self.keep(state, report);
-        }
-        for term in std::mem::take(&mut state.claims) {
-            self.claim(term);
-        }
-        self.wake(state);
     }
 
-    /// Wakes who is in [`Self::wait`]. To wake nobody would cost a system call too, at every message.
-    fn wake(&self, state: &State) {
-        if state.waiters > 0 {
+    /// Has the waiting threads look again, as something outside the core changed.
+    fn wake(&self) {
+        let core = self.lock();
+        let is_waited_for = core.waiters > 0;
+        drop(core);
+        if is_waited_for {
             self.changed.notify_all();
         }
     }
 
-    /// Writes an incident report on a thread of its own: its folder may be one that hangs.
-    fn keep(self: &Arc<Self>, state: &mut State, report: IncidentReport) {
-        let peer = Arc::clone(self);
-        let write = move || {
-            incident::keep(&peer.incident_dir, &report);
-            peer.lock().incidents_under_way -= 1;
-            peer.changed.notify_all();
-        };
-        state.incidents_under_way += 1;
-        if let Err(error) = std::thread::Builder::new().name("incident".into()).spawn(write) {
-            state.incidents_under_way -= 1;
-            tracing::error!(%error, "no thread to keep an incident report");
-        }
-    }
-
-    /// Waits until the incident reports are written, but not for a folder that hangs.
-    pub fn finish_reports(&self) {
-        let state = self.lock();
-        let pending = |state: &mut State| state.incidents_under_way > 0;
-        let waited = self.changed.wait_timeout_while(state, REPORTS_LONGEST, pending);
-        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
-            tracing::error!("an incident report is not written yet; it is lost");
-        }
-    }
-
-    /// Has the guest's thread let the roles change at its next exit.
-    fn want_switch(&self, state: &mut State) {
-        state.yield_wanted = true;
-        self.turn.store(true, Ordering::Release);
-        self.wake(state);
-        self.queue.attend();
-    }
-
-    /// Asks the witness on a thread of its own, until it answers.
-    fn claim(self: &Arc<Self>, term: Term) {
-        let peer = Arc::clone(self);
-        let ask = move || {
-            loop {
-                let mut witness = peer.witness.lock().unwrap_or_else(PoisonError::into_inner);
-                match witness.claim(term, &peer.holder) {
-                    Ok(claim) => {
-                        if let Claim::Denied { current } = &claim {
-                            tracing::warn!(%term, holder = current.holder, "the witness says no");
-                        }
-                        drop(witness);
-                        let granted = claim == Claim::Granted;
-                        return peer.step(SessionEvent::TermClaimed { term, granted });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "the witness does not answer; asking again")
-                    }
-                }
-                drop(witness);
-                std::thread::sleep(WITNESS_RETRY);
-            }
-        };
-        let started = std::thread::Builder::new().name("witness".into()).spawn(ask);
-        if let Err(error) = started {
-            tracing::error!(%error, "no thread to ask the witness; this host cannot become live");
-        }
-    }
-
-    /// Waits until the guest may start; an error says why it may not. `None` when the primary is gone before
-    /// it welcomed this backup.
+    /// Waits until the guest may start; an error says why it may not. `None` when the primary is gone
+    /// before it welcomed this backup.
     ///
     /// # Errors
     /// The session's reason to stop.
-    pub fn wait_for_begin(&self, role: Role) -> Result<Option<Begin>, StopReason> {
-        let mut state = self.lock();
-        loop {
-            match (&state.stop, state.begin) {
-                (Some(reason), _) => return Err(reason.clone()),
-                (None, Some(begin)) => return Ok(Some(begin)),
-                // A backup connects once; a primary waits for the next backup.
-                (None, None) if role == Role::Backup && state.channel.is_none() => return Ok(None),
-                (None, None) => state = self.wait(state),
-            }
-        }
-    }
-
-    /// Tells the other host how the guest ended here and waits until both know. `at` is the first exit the
-    /// guest did not get past.
-    pub fn guest_ended(self: &Arc<Self>, at: ExitOrdinal, end: End) -> StopReason {
-        let mut state = self.lock();
-        if state.records_log() {
-            state.log.push(&Record { at, event: Event::End(end) });
-            state.unsent = true;
-            self.send_log(&mut state);
-        }
-        let state_digest = end.state_digest;
-        self.step_locked(&mut state, SessionEvent::GuestEnded { state_digest });
-        self.wait_for_stop(state)
-    }
-
-    /// Tells the other host that this one cannot follow, and waits for what is decided; `None` when this host is to
-    /// go on, with a state that is on its way or with its own.
-    fn report_fault(self: &Arc<Self>, description: String) -> Option<StopReason> {
-        let mut state = self.lock();
-        tracing::error!(description, "this host cannot follow the log");
-        state.faulted = true;
-        self.step_locked(&mut state, SessionEvent::ReplayFault { description });
-        loop {
-            match &state.stop {
-                Some(reason) => return Some(reason.clone()),
-                None if state.joining || !state.follows() => return None,
-                None => state = self.wait_as_guest(state),
-            }
-        }
-    }
-
-    /// As [`Self::report_fault`], for a run that cannot be gone on with.
-    pub fn fault(self: &Arc<Self>, description: String) -> StopReason {
-        match self.report_fault(description) {
-            Some(reason) => reason,
-            None => self.stop_now(),
-        }
+    pub fn wait_for_begin(self: &Arc<Self>, role: Role) -> Result<Option<Begin>, StopReason> {
+        self.wait_for(|core, _| match (core.stop(), core.begin()) {
+            (Some(reason), _) => Some(Err(reason.clone())),
+            (None, Some(begin)) => Some(Ok(Some(begin))),
+            // A backup connects once; a primary waits for the next backup.
+            (None, None) if role == Role::Backup && !core.is_connected() => Some(Ok(None)),
+            (None, None) => None,
+        })
     }
 
     /// Ends the session at the host's request, whatever it waits for.
     pub fn stop_now(self: &Arc<Self>) -> StopReason {
-        let mut state = self.lock();
-        self.step_locked(&mut state, SessionEvent::HostStop);
-        self.wait_for_stop(state)
+        self.step(SessionEvent::HostStop);
+        self.wait_for_stop()
+    }
+
+    fn wait_for_stop(self: &Arc<Self>) -> StopReason {
+        self.wait_for(|core, _| core.stop().cloned())
+    }
+
+    /// Why the session stopped, if it did.
+    pub fn stopped(&self) -> Option<StopReason> {
+        self.lock().stop().cloned()
     }
 
     /// True while inputs come from the other host's log.
@@ -377,85 +360,103 @@ impl Peer {
         self.lock().follows()
     }
 
-    fn wait_for_stop(&self, mut state: MutexGuard<'_, State>) -> StopReason {
-        loop {
-            match &state.stop {
-                Some(reason) => return reason.clone(),
-                None => state = self.wait(state),
-            }
-        }
-    }
-
-    /// Why the session stopped, if it did.
-    pub fn stopped(&self) -> Option<StopReason> {
-        self.lock().stop.clone()
-    }
-
-    /// The user asked this host to stop: a host that speaks for the guest ends it, one that follows leaves.
+    /// The user asked this host to stop: a host that speaks for the guest ends it, one that follows
+    /// leaves.
     pub fn host_stop(self: &Arc<Self>) {
-        let mut state = self.lock();
-        if state.begin.is_some() && !state.follows() {
-            drop(state);
+        let speaks = self.tell(|core, now_ns| {
+            let speaks = core.begin().is_some() && !core.follows();
+            if !speaks {
+                core.step(now_ns, SessionEvent::HostStop);
+            }
+            speaks
+        });
+        if speaks {
             self.queue.shut_down();
-        } else {
-            self.step_locked(&mut state, SessionEvent::HostStop);
-        }
-    }
-
-    /// A frame for the guest came here although the other host speaks for it.
-    pub fn stray(self: &Arc<Self>, frame: Vec<u8>) {
-        let mut state = self.lock();
-        if state.is_stray(self.clock.host_now_ns(), &frame) {
-            self.step_locked(&mut state, SessionEvent::Strays(vec![frame]));
-        } else {
-            self.queue.network().follower_dropped();
         }
     }
 
     /// Clients reach this host, or do not any more.
     pub fn client_link(self: &Arc<Self>, up: bool) {
-        let mut state = self.lock();
-        if up {
-            state.guest_is_here();
-        }
-        self.step_locked(&mut state, SessionEvent::ClientLink { up });
+        self.tell(|core, now_ns| {
+            if up {
+                core.guest_is_here();
+            }
+            core.step(now_ns, SessionEvent::ClientLink { up });
+        });
     }
 
     /// Numbers for the report.
     pub fn counters(&self) -> PeerCounters {
-        self.lock().counters
+        *self.lock().counters()
     }
+}
 
-    /// Sends what the backup may not know yet: the records since the last time, and how far they are complete.
-    fn send_log(self: &Arc<Self>, state: &mut State) {
-        if !std::mem::take(&mut state.unsent) || !state.records_log() {
-            return;
+#[cfg(test)]
+mod tests {
+    use ftvmm_replication::witness::{Claim, WitnessError};
+    use ftvmm_replication::{Effect, Term};
+
+    use super::*;
+
+    /// Grants everything.
+    struct Kind;
+
+    impl Witness for Kind {
+        fn claim(&mut self, _: Term, _: &str) -> Result<Claim, WitnessError> {
+            Ok(Claim::Granted)
         }
-        let bytes = state.log.finish(state.horizon);
-        state.counters.log_bytes += bytes.len() as u64;
-        state.unsent_since_ns = None;
-        state.client_waits = false;
-        state.log_sent_ns = self.clock.host_now_ns();
-        state.sent_horizon = state.horizon;
-        self.step_locked(state, SessionEvent::Group { bytes });
-        let cost_ns = self.clock.host_now_ns() - state.log_sent_ns;
-        state.send_cost_ns = (state.send_cost_ns * 7 + cost_ns) / 8;
+
+        fn highest(&mut self) -> Result<Term, WitnessError> {
+            Ok(Term(0))
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A backup that is not connected, whose card has this address.
+    pub fn backup(net_mac: Option<[u8; 6]>) -> Arc<Peer> {
+        let fingerprint = crate::snapshot::tests::header().fingerprint;
+        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+        Peer::new(PeerConfig {
+            session: SessionConfig::new(Role::Backup, fingerprint, Term(0), 0),
+            witness: Box::new(Kind),
+            holder: "test".into(),
+            tap: None,
+            net_mac,
+            queue,
+            disk: None,
+            disk_failover: false,
+            horizon_ns: 0,
+            incident_dir: PathBuf::new(),
+            unrecorded_when_alone: false,
+        })
+        .unwrap()
     }
 
-    /// As [`Self::wait`], on the vCPU's thread: whoever waits for the other host is not held by this one.
-    fn wait_as_guest<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let _resting = self.queue.pulse().rest();
-        self.wait(state)
+    /// Effects are performed in the order of decision whoever has the outbox, and by the time the
+    /// last thread is done, all of them.
+    #[test]
+    fn no_effect_is_left_behind_by_threads_that_meet_at_the_outbox() {
+        let peer = backup(None);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        peer.tell(|core, _| core.want_switch());
+                    }
+                });
+            }
+        });
+        assert!(!peer.lock().has_effects());
     }
 
-    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        state.waiters += 1;
-        let mut state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        state.waiters -= 1;
-        state
+    #[test]
+    fn who_holds_the_outbox_does_what_others_decide_meanwhile() {
+        let peer = backup(None);
+        let outbox = peer.outbox.lock().unwrap();
+        peer.tell(|core, _| core.want_switch());
+        assert_eq!(peer.lock().take_effects(), [Effect::AttendGuest], "left to the holder");
+        peer.tell(|core, _| core.want_switch());
+        drop(outbox);
+        peer.perform_effects();
+        assert!(!peer.lock().has_effects());
     }
 }

@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, MutexGuard, TryLockError};
+use std::sync::{Arc, TryLockError};
 
 use ftvmm_devices::Input;
 use ftvmm_replication::SessionEvent;
 
-use super::state::State;
 use super::{Channel, Peer};
 use crate::control::{
     AttachProgress, AttachSummary, Operator, Refused, Role, SnapshotSummary, Status, link,
@@ -31,30 +30,35 @@ impl PeerOperator {
 impl Operator for PeerOperator {
     fn status(&self) -> Status {
         let exit = self.peer.queue.last_exit();
-        let state = self.peer.lock();
-        let role = if state.follows() { Role::Backup } else { Role::Primary };
+        let address = self.peer.address();
+        let (peer, listen) = (address.peer, address.listens_at);
+        drop(address);
+        let last_attach = *self.peer.last_attach();
+        let core = self.peer.lock();
+        let (session, counters) = (core.session(), core.counters());
+        let tap = self.peer.network.tap.as_ref();
         Status {
-            role,
-            state: state.session.state_name().into(),
-            protected: state.session.is_protected(),
-            term: state.session.term().map(|term| term.0),
-            peer: state.channel.as_ref().and_then(|channel| channel.peer_address()),
+            role: if core.follows() { Role::Backup } else { Role::Primary },
+            state: session.state_name().into(),
+            protected: session.is_protected(),
+            term: session.term().map(|term| term.0),
+            peer: peer.filter(|_| core.is_connected()),
             exit,
             stuck_ms: self.peer.queue.pulse().stuck_ns().map(|ns| ns / 1_000_000),
-            outputs: state.counters.outputs,
+            outputs: counters.outputs,
             network: self.peer.queue.network().report(),
-            log_bytes: state.counters.log_bytes,
-            lag_exits: state.session.lag_exits(),
-            divergences: state.counters.divergences,
-            takeovers: state.counters.takeovers,
-            takeover_us: state.counters.takeover_ns.map(|ns| ns / 1000),
-            link: state.tap.as_ref().map(link),
-            peer_link_up: state.session.client_links().1.filter(|_| state.tap.is_some()),
+            log_bytes: counters.log_bytes,
+            lag_exits: session.lag_exits(),
+            divergences: counters.divergences,
+            takeovers: counters.takeovers,
+            takeover_us: counters.takeover_ns.map(|ns| ns / 1000),
+            link: tap.map(link),
+            peer_link_up: session.client_links().1.filter(|_| tap.is_some()),
             console_dropped_bytes: self.console.dropped_bytes(),
             uptime_ms: self.peer.clock.host_now_ns() / 1_000_000,
-            listen: state.listens_at,
-            attach: state.is_transferring().then(|| self.progress()),
-            last_attach: state.counters.last_attach.map(|shipped| AttachSummary {
+            listen,
+            attach: core.is_transferring().then(|| self.progress()),
+            last_attach: last_attach.map(|shipped| AttachSummary {
                 duration_ms: shipped.took_ns / 1_000_000,
                 stopped_us: shipped.stopped_ns / 1000,
                 memory_copy_us: shipped.memory_copy_ns / 1000,
@@ -66,7 +70,7 @@ impl Operator for PeerOperator {
 
     fn attach(&self, listen: SocketAddr) -> Result<(), Refused> {
         // It goes on listening where it was told at its start.
-        if self.peer.lock().listens_at == Some(listen) {
+        if self.peer.address().listens_at == Some(listen) {
             return Ok(());
         }
         let listener = Channel::listen(listen)
@@ -76,36 +80,49 @@ impl Operator for PeerOperator {
     }
 
     fn detach(&self) -> Result<(), Refused> {
-        let mut state = self.peer.lock();
-        if !(state.session.may_yield() || state.session.is_attaching()) {
-            return Err(Refused::not_now("no backup follows this host"));
-        }
-        self.peer.step_locked(&mut state, SessionEvent::Detach);
-        self.settled(state, |state| state.session.takes_newcomers())
+        self.peer.tell(|core, now_ns| {
+            let session = core.session();
+            if !(session.may_yield() || session.is_attaching()) {
+                return Err(Refused::not_now("no backup follows this host"));
+            }
+            core.step(now_ns, SessionEvent::Detach);
+            Ok(())
+        })?;
+        self.peer.wait_for(|core, _| match core.stop() {
+            Some(reason) => Some(Err(Refused::Failed { why: reason.to_string() })),
+            None => core.session().takes_newcomers().then_some(Ok(())),
+        })
     }
 
     fn switch(&self) -> Result<(), Refused> {
-        let mut state = self.peer.lock();
-        if state.follows() {
-            return Err(Refused::not_now("this host is the backup; ask the primary"));
+        self.peer.tell(|core, _| {
+            if core.follows() {
+                return Err(Refused::not_now("this host is the backup; ask the primary"));
+            }
+            if !core.session().may_yield() {
+                return Err(Refused::not_now("no backup follows this host"));
+            }
+            core.want_switch();
+            Ok(())
+        })?;
+        let has_switched = self.peer.wait_for(|core, _| {
+            let is_over =
+                core.stop().is_some() || !(core.wants_yield() || core.session().is_yielding());
+            is_over.then(|| core.follows())
+        });
+        match has_switched {
+            true => Ok(()),
+            false => Err(Refused::Failed {
+                why: "the backup did not take over; the guest goes on here".into(),
+            }),
         }
-        if !state.session.may_yield() {
-            return Err(Refused::not_now("no backup follows this host"));
-        }
-        self.peer.want_switch(&mut state);
-        let state =
-            self.wait_while(state, |state| state.yield_wanted || state.session.is_yielding());
-        if state.follows() {
-            return Ok(());
-        }
-        Err(Refused::Failed { why: "the backup did not take over; the guest goes on here".into() })
     }
 
     fn snapshot(&self, path: &Path) -> Result<SnapshotSummary, Refused> {
-        let Some(shipment) = self.peer.shipment.get() else {
+        let Some(shipment) = self.peer.sending.shipment.get() else {
             return Err(Refused::not_now("the guest is not switched on yet"));
         };
-        let _one_at_a_time = match self.peer.ships.try_lock() {
+        let _one_at_a_time = match self.peer.sending.one_at_a_time.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
@@ -115,7 +132,7 @@ impl Operator for PeerOperator {
         if self.peer.follows() {
             return Err(Refused::not_now("this host is the backup; ask the primary"));
         }
-        Ok(save(shipment, &self.peer.gauge, path)?.into())
+        Ok(save(shipment, &self.peer.sending.gauge, path)?.into())
     }
 
     fn nmi(&self) -> Result<(), Refused> {
@@ -134,36 +151,13 @@ impl Operator for PeerOperator {
 
 impl PeerOperator {
     fn progress(&self) -> AttachProgress {
-        let (progress, bytes_per_second) = self.peer.gauge.read();
+        let (progress, bytes_per_second) = self.peer.sending.gauge.read();
         AttachProgress {
             phase: "memory".into(),
             round: progress.round,
             bytes: progress.bytes,
             total_bytes: progress.total_bytes,
             bytes_per_second,
-        }
-    }
-
-    fn wait_while<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        goes_on: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        while state.stop.is_none() && goes_on(&state) {
-            state = self.peer.wait(state);
-        }
-        state
-    }
-
-    fn settled(
-        &self,
-        state: MutexGuard<'_, State>,
-        done: impl Fn(&State) -> bool,
-    ) -> Result<(), Refused> {
-        let state = self.wait_while(state, |state| !done(state));
-        match &state.stop {
-            None => Ok(()),
-            Some(reason) => Err(Refused::Failed { why: reason.to_string() }),
         }
     }
 }

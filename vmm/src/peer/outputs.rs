@@ -41,7 +41,7 @@ impl OutputSink for PeerOutputs {
             Output::Disk(request) => {
                 // The guest will wait for the backup's disk too, which is to hear of a flush at once.
                 if request.op == DiskOp::Flush {
-                    self.peer.send_log(&mut self.peer.lock());
+                    self.peer.tell(|core, now_ns| core.flush_log(now_ns));
                 }
                 if let Some(disk) = &self.peer.disk {
                     disk.submit(request);
@@ -50,10 +50,12 @@ impl OutputSink for PeerOutputs {
             }
         };
         let digest = digest.expect("a frame of a logged guest has a digest");
-        let mut state = self.peer.lock();
-        // The backup cannot produce this output before it knows that nothing else happens at this exit.
-        self.peer.send_log(&mut state);
-        self.peer.step_locked(&mut state, SessionEvent::Output { at, digest, frame });
+        self.peer.tell(|core, now_ns| {
+            // The backup cannot produce this output before it knows that nothing else happens at
+            // this exit.
+            core.flush_log(now_ns);
+            core.step(now_ns, SessionEvent::Output { at, digest, frame });
+        });
         Ok(())
     }
 }

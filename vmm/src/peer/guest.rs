@@ -1,0 +1,88 @@
+//! What the guest's thread asks of the peer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering as MemoryOrdering;
+
+use ftvmm_replication::session::policy::StopReason;
+use ftvmm_replication::{End, Ordinal, PeerCore, StatePart};
+
+use super::Peer;
+
+/// What became of the roles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The session is over.
+    Stopped,
+    /// The other host speaks for the guest.
+    Follow,
+    /// This host does.
+    Live,
+}
+
+impl Peer {
+    /// Lets the roles change, if they are to; `None` when nothing has changed.
+    pub(super) fn take_turn(self: &Arc<Self>) -> Option<Turn> {
+        if !self.turn.swap(false, MemoryOrdering::AcqRel) {
+            return None;
+        }
+        let since_ns = self.clock.host_now_ns();
+        if self.tell(|core, now_ns| core.take_turn(now_ns)) {
+            self.wait_as_guest(|core, _| {
+                let is_over = !core.session().is_yielding() || core.stop().is_some();
+                is_over.then_some(())
+            });
+            let stood_ms = (self.clock.host_now_ns() - since_ns) as f64 / 1e6;
+            tracing::info!(stood_ms, "the guest stood still for a change of roles");
+        }
+        let core = self.lock();
+        Some(match core.stop() {
+            Some(_) => Turn::Stopped,
+            None if core.follows() => Turn::Follow,
+            None => Turn::Live,
+        })
+    }
+
+    /// The next part of the state this host is given; `None` when the session is over.
+    pub(super) fn next_part(self: &Arc<Self>) -> Option<StatePart> {
+        self.wait_as_guest(|core, _| match core.stop() {
+            Some(_) => Some(None),
+            None => core.follower().next_part().map(Some),
+        })
+    }
+
+    /// Asks the core until it has an answer, which it may not have before the other host has said
+    /// more.
+    pub(super) fn ask_as_guest<R>(
+        self: &Arc<Self>,
+        answer: impl FnMut(&mut PeerCore, u64) -> Option<R>,
+    ) -> R {
+        self.wait_as_guest(answer)
+    }
+
+    /// Tells the other host how the guest ended here and waits until both know. `at` is the first
+    /// exit the guest did not get past.
+    pub fn guest_ended(self: &Arc<Self>, at: Ordinal, end: End) -> StopReason {
+        self.tell(|core, now_ns| core.guest_ended(now_ns, at, end));
+        self.wait_for_stop()
+    }
+
+    /// Tells the other host that this one cannot follow, and waits for what is decided; `None` when
+    /// this host is to go on, with a state that is on its way or with its own.
+    pub(super) fn report_fault(self: &Arc<Self>, description: String) -> Option<StopReason> {
+        tracing::error!(description, "this host cannot follow the log");
+        self.tell(|core, now_ns| core.fault(now_ns, description));
+        self.wait_as_guest(|core, _| match core.stop() {
+            Some(reason) => Some(Some(reason.clone())),
+            None if core.is_joining() || !core.follows() => Some(None),
+            None => None,
+        })
+    }
+
+    /// As [`Self::report_fault`], for a run that cannot be gone on with.
+    pub fn fault(self: &Arc<Self>, description: String) -> StopReason {
+        match self.report_fault(description) {
+            Some(reason) => reason,
+            None => self.stop_now(),
+        }
+    }
+}
