@@ -22,7 +22,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::board::FLOATING_BUS;
+use crate::bus::FLOATING_BUS;
 use crate::reset::PowerEvent;
 use crate::state::InvalidState;
 
