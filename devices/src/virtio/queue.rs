@@ -252,7 +252,7 @@ pub(crate) struct Segments {
 }
 
 /// A buffer in guest memory, as it was when its chain was looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     address: u64,
     length_bytes: u32,

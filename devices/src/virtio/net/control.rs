@@ -48,3 +48,6 @@ pub(crate) fn serve<M: GuestMemory>(
     transport.end_of_queue(mem, CONTROL_QUEUE)?;
     Ok(announced)
 }
+
+#[cfg(test)]
+mod tests;
