@@ -40,7 +40,7 @@ impl Board {
         self.virtio.net.as_ref().is_none_or(|net| net.counters().tx_frames == 0)
     }
 
-    /// Most random bytes an [`Input::Entropy`] could give the guest now; 0 while it asks for none.
+    /// Most random bytes an [`crate::Input::Entropy`] could give the guest now; 0 while it asks for none.
     pub fn entropy_wanted_bytes(&self) -> u64 {
         self.virtio.entropy.wanted_bytes()
     }
