@@ -47,7 +47,7 @@ fn an_access_reaches_the_device_at_its_address_if_it_is_there() {
         (0xd000_0008, Some(VirtioNet::ID), None),
         (0xd000_1008, Some(VirtioEntropy::ID), Some(VirtioEntropy::ID)),
         (0xd000_2008, Some(VirtioBlk::ID), None),
-        (0xd000_3008, None, None),
+        (0xe000_0008, None, None),
         (0xcfff_fffe, None, None),
     ] {
         assert_eq!(id_at(&mut full, addr), in_full, "{addr:#x}");
