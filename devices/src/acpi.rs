@@ -22,7 +22,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::board::FLOATING_BUS;
+use crate::bus::FLOATING_BUS;
 use crate::reset::PowerEvent;
 use crate::state::InvalidState;
 
@@ -66,7 +66,7 @@ const SLEEP_TYPE_SHIFT: u32 = 10;
 const SLEEP_TYPE_MASK: u16 = 7 << SLEEP_TYPE_SHIFT;
 const SLEEP_ENABLE: u16 = 1 << 13;
 
-/// What the registers remember; plain data, checked when it becomes an [`AcpiPm`] again.
+/// What the registers remember; plain data, checked when it becomes an `AcpiPm` again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcpiPmState {
     status: u16,

@@ -161,3 +161,34 @@ impl GuestFaults {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: GuestFault = GuestFault::FrameHeader { problem: HeaderProblem::ShortFrame };
+    const GREAT: GuestFault = GuestFault::QueueNotReady { queue: 1 };
+
+    #[test]
+    fn only_a_bad_frame_leaves_the_device_running() {
+        assert!(!SMALL.needs_reset());
+        assert!(GREAT.needs_reset());
+    }
+
+    #[test]
+    fn the_first_fault_and_the_last_are_kept_and_all_are_counted() {
+        let mut faults = GuestFaults::default();
+        [GREAT, SMALL, SMALL].into_iter().for_each(|fault| faults.record(fault));
+        assert_eq!(faults, GuestFaults { count: 3, first: Some(GREAT), last: Some(SMALL) });
+    }
+
+    #[test]
+    fn of_two_devices_the_first_one_that_has_faults_tells_them() {
+        let mut one = GuestFaults::default();
+        one.record(SMALL);
+        let none = GuestFaults::default();
+        assert_eq!((one.and(none), none.and(one)), (one, one));
+        let other = GuestFaults { count: 2, first: Some(GREAT), last: Some(GREAT) };
+        assert_eq!(one.and(other), GuestFaults { count: 3, ..one });
+    }
+}

@@ -2,11 +2,12 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::{AcpiPm, Board, PanicWatch, Pic, Pit, ResetPorts};
-use crate::acpi::GENERATION_ID_ADDRESS;
-use crate::reset::PowerEvent;
-use crate::virtio_blk::VirtioBlk;
-use crate::virtio_net::VirtioNet;
+use super::Board;
+use crate::acpi::{AcpiPm, GENERATION_ID_ADDRESS};
+use crate::pic::Pic;
+use crate::pit::Pit;
+use crate::pvpanic::PanicWatch;
+use crate::reset::{PowerEvent, ResetPorts};
 
 impl Board {
     /// What the guest has asked the machine to do with itself; stays until the next [`Self::reset`]. A panic the guest
@@ -58,9 +59,7 @@ impl Board {
         self.reset = ResetPorts::new();
         self.acpi = AcpiPm::new();
         self.panic = PanicWatch::default();
-        self.net.iter_mut().for_each(VirtioNet::power_on);
-        self.entropy.power_on();
-        self.disk.iter_mut().for_each(VirtioBlk::power_on);
+        self.virtio.power_on();
         self.nmi_pending = false;
         self.resets += 1;
         self.settle();

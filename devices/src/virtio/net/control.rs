@@ -10,11 +10,12 @@
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_ERR, VIRTIO_NET_OK,
 };
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::GuestMemory;
 
 use crate::fault::GuestFault;
-use crate::virtqueue::{gather_front, next_chain, ring_fault, scatter, total_bytes};
+use crate::virtio::queue::{gather_front, next_chain, scatter, total_bytes};
+use crate::virtio::transport::Transport;
 
 /// The control queue of a card with one pair of queues (§5.1.2).
 pub(crate) const CONTROL_QUEUE: u16 = 2;
@@ -23,12 +24,13 @@ const ANNOUNCE_ACK: [u8; 2] = [VIRTIO_NET_CTRL_ANNOUNCE as u8, VIRTIO_NET_CTRL_A
 
 /// Serves the driver's commands, at most one queue length of them; how often it said that it has announced the guest.
 pub(crate) fn serve<M: GuestMemory>(
-    queue: &mut Queue,
+    transport: &mut Transport,
     mem: &M,
     may_announce: bool,
 ) -> Result<u64, GuestFault> {
     let mut announced = 0;
-    for _ in 0..queue.size() {
+    for _ in 0..transport.queue(CONTROL_QUEUE).size() {
+        let queue = transport.queue(CONTROL_QUEUE);
         let Some(chain) = next_chain(queue, CONTROL_QUEUE, mem)? else { break };
         let head = chain.head();
         let segments = chain.segments()?;
@@ -41,11 +43,11 @@ pub(crate) fn serve<M: GuestMemory>(
         let answer = if is_known { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
         announced += u64::from(is_known);
         scatter(mem, CONTROL_QUEUE, &segments.writable, &[answer as u8])?;
-        queue.add_used(mem, head, 1).map_err(|error| ring_fault(error, CONTROL_QUEUE))?;
+        transport.add_used(mem, CONTROL_QUEUE, head, 1)?;
     }
-    // The guest stands still, so more commands now mean that its rings lie on top of one another.
-    if queue.enable_notification(mem).map_err(|error| ring_fault(error, CONTROL_QUEUE))? {
-        return Err(GuestFault::AvailableIndex { queue: CONTROL_QUEUE });
-    }
+    transport.end_of_queue(mem, CONTROL_QUEUE)?;
     Ok(announced)
 }
+
+#[cfg(test)]
+mod tests;

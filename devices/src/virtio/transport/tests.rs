@@ -33,7 +33,7 @@ fn busy() -> TransportState {
     }
     assert!(transport.is_live(0) && !transport.is_live(1) && !transport.is_live(2));
     assert_eq!(transport.write(&mem, VIRTIO_MMIO_QUEUE_NOTIFY, 0), Request::Notify(0));
-    transport.interrupt_used();
+    transport.complete(&mem, 0, 3, 8).unwrap();
     transport.record_fault(GuestFault::QueueOutsideMemory { queue: 0 });
     transport.save()
 }

@@ -5,6 +5,10 @@
 //! Indirect tables (§2.7.5.3) are not offered; virtio-queue follows them all the same, within the same bounds.
 
 use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
@@ -12,9 +16,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 use crate::fault::GuestFault;
 use crate::state::InvalidState;
 
-/// A queue's registers and positions, in a form that can be saved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VirtqueueState {
+/// The encoding of virtio-queue's `QueueState`.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "QueueState")]
+struct QueueStateDef {
     max_size: u16,
     next_avail: u16,
     next_used: u16,
@@ -26,30 +31,13 @@ pub struct VirtqueueState {
     used_ring: u64,
 }
 
+/// A queue's registers and positions, in a form that can be saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtqueueState(#[serde(with = "QueueStateDef")] QueueState);
+
 impl From<QueueState> for VirtqueueState {
     fn from(state: QueueState) -> Self {
-        let QueueState {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        } = state;
-        VirtqueueState {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        }
+        VirtqueueState(state)
     }
 }
 
@@ -57,29 +45,7 @@ impl TryFrom<VirtqueueState> for Queue {
     type Error = InvalidState;
 
     fn try_from(state: VirtqueueState) -> Result<Self, InvalidState> {
-        let VirtqueueState {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        } = state;
-        let state = QueueState {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        };
-        Queue::try_from(state).map_err(|_| InvalidState { field: "virtqueue" })
+        Queue::try_from(state.0).map_err(|_| InvalidState { field: "virtqueue" })
     }
 }
 
@@ -88,6 +54,56 @@ pub(crate) fn ring_fault(error: virtio_queue::Error, queue: u16) -> GuestFault {
     match error {
         virtio_queue::Error::InvalidAvailRingIndex => GuestFault::AvailableIndex { queue },
         _ => GuestFault::QueueOutsideMemory { queue },
+    }
+}
+
+/// The driver chooses how long a queue is.
+pub(crate) fn set_size(queue: &mut Queue, number: u16, value: u32) -> Result<(), GuestFault> {
+    u16::try_from(value)
+        .ok()
+        .and_then(|size| queue.try_set_size(size).ok())
+        .ok_or(GuestFault::QueueSize { queue: number, size: value })
+}
+
+/// The driver writes half of a ring's address: the register at `offset`. virtio-queue silently keeps
+/// the old address when the new one is misaligned; a driver deserves to know.
+pub(crate) fn set_ring_address(
+    queue: &mut Queue,
+    number: u16,
+    offset: u32,
+    value: u32,
+) -> Result<(), GuestFault> {
+    let address = match offset {
+        VIRTIO_MMIO_QUEUE_DESC_LOW => {
+            queue.set_desc_table_address(Some(value), None);
+            queue.desc_table()
+        }
+        VIRTIO_MMIO_QUEUE_AVAIL_LOW => {
+            queue.set_avail_ring_address(Some(value), None);
+            queue.avail_ring()
+        }
+        VIRTIO_MMIO_QUEUE_USED_LOW => {
+            queue.set_used_ring_address(Some(value), None);
+            queue.used_ring()
+        }
+        VIRTIO_MMIO_QUEUE_DESC_HIGH => {
+            queue.set_desc_table_address(None, Some(value));
+            return Ok(());
+        }
+        VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
+            queue.set_avail_ring_address(None, Some(value));
+            return Ok(());
+        }
+        VIRTIO_MMIO_QUEUE_USED_HIGH => {
+            queue.set_used_ring_address(None, Some(value));
+            return Ok(());
+        }
+        _ => return Ok(()),
+    };
+    if address as u32 == value {
+        Ok(())
+    } else {
+        Err(GuestFault::QueueAlignment { queue: number, address_low: value })
     }
 }
 
@@ -236,7 +252,7 @@ pub(crate) struct Segments {
 }
 
 /// A buffer in guest memory, as it was when its chain was looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     address: u64,
     length_bytes: u32,
@@ -320,3 +336,6 @@ pub(crate) fn write_last_byte<M: GuestMemory>(
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

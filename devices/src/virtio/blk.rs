@@ -1,4 +1,4 @@
-//! The disk: a virtio block device (virtio 1.2 §5.2) behind the transport of [`crate::virtio_mmio`].
+//! The disk: a virtio block device (virtio 1.2 §5.2) behind the transport of [`super::transport`].
 //!
 //! | offset | name | access | reset |
 //! |--------|------|--------|-------|
@@ -12,7 +12,7 @@
 //! | 0x138 | write_zeroes_may_unmap | r | 1 |
 //! | the rest | of features not offered | r | 0 |
 //!
-//! Queue 0 takes requests ([`crate::blk_request`]). Offered: VERSION_1, EVENT_IDX, SIZE_MAX, SEG_MAX, BLK_SIZE, FLUSH,
+//! Queue 0 takes requests ([`self::request`]). Offered: VERSION_1, EVENT_IDX, SIZE_MAX, SEG_MAX, BLK_SIZE, FLUSH,
 //! DISCARD, WRITE_ZEROES.
 //!
 //! A request becomes an output at the notification, with its data copied. Its buffers are remembered until the answer
@@ -25,28 +25,28 @@
 //!
 //! From outside: answers, through [`VirtioBlk::complete`].
 
+mod request;
+
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK;
 use virtio_queue::QueueT;
 use vm_memory::GuestMemory;
 
-use crate::blk_request::{
+use self::request::{
     DISCARD_RANGES_MAX, HEADER_BYTES, Kind, Parsed, RANGE_SECTORS_MAX, Status, ZERO_RANGES_MAX,
     parse,
 };
+use super::device::{CONFIG_BYTES_MAX, VirtioDevice};
+use super::queue::{Segment, Segments, gather, next_chain, scatter, total_bytes, write_last_byte};
+use super::transport::{QUEUE_SIZE_MAX, Transport, TransportState};
 use crate::disk::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
 use crate::event::Output;
-use crate::fault::{GuestFault, GuestFaults};
+use crate::fault::GuestFault;
 use crate::state::InvalidState;
-use crate::virtio_mmio::{QUEUE_SIZE_MAX, Request, Transport, TransportState};
-use crate::virtqueue::{
-    Segment, Segments, gather, next_chain, ring_fault, scatter, total_bytes, write_last_byte,
-};
 
 /// Most bytes of a buffer and most buffers of a request, as the driver is told: together they bound a request's data.
 const SEGMENT_BYTES_MAX: u32 = 32 << 10;
@@ -58,16 +58,7 @@ const IN_FLIGHT_MAX: usize = QUEUE_SIZE_MAX as usize;
 const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
 
 const QUEUE: u16 = 0;
-const QUEUE_COUNT: usize = 1;
-const FEATURES: u64 = 1 << VIRTIO_BLK_F_SIZE_MAX
-    | 1 << VIRTIO_BLK_F_SEG_MAX
-    | 1 << VIRTIO_BLK_F_BLK_SIZE
-    | 1 << VIRTIO_BLK_F_FLUSH
-    | 1 << VIRTIO_BLK_F_DISCARD
-    | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
-/// `struct virtio_blk_config` up to the end of write_zeroes_may_unmap (§5.2.4).
-const CONFIG_BYTES: usize = 60;
 
 /// What the guest has asked of its disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,49 +148,29 @@ impl TryFrom<VirtioBlkState> for VirtioBlk {
     }
 }
 
-impl VirtioBlk {
-    pub(crate) fn new(size_bytes: u64) -> Self {
-        VirtioBlk {
-            capacity_sectors: size_bytes / SECTOR_BYTES,
-            transport: Transport::new(VIRTIO_ID_BLOCK, FEATURES, QUEUE_COUNT),
-            in_flight: Vec::new(),
-            last_id: 0,
-            counters: DiskCounters::default(),
-        }
+impl VirtioDevice for VirtioBlk {
+    type State = VirtioBlkState;
+
+    const ID: u32 = VIRTIO_ID_BLOCK;
+    const FEATURES: u64 = 1 << VIRTIO_BLK_F_SIZE_MAX
+        | 1 << VIRTIO_BLK_F_SEG_MAX
+        | 1 << VIRTIO_BLK_F_BLK_SIZE
+        | 1 << VIRTIO_BLK_F_FLUSH
+        | 1 << VIRTIO_BLK_F_DISCARD
+        | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+    const QUEUE_COUNT: usize = 1;
+
+    fn transport(&self) -> &Transport {
+        &self.transport
     }
 
-    /// The device as at power-on. The host goes on with what it was asked for, and the numbers of requests go on, so
-    /// that an answer to one from before is known for what it is.
-    pub(crate) fn power_on(&mut self) {
-        self.transport.reset();
-        self.forget_if_stopped();
+    fn transport_mut(&mut self) -> &mut Transport {
+        &mut self.transport
     }
 
-    pub(crate) fn save(&self) -> VirtioBlkState {
-        let VirtioBlk { capacity_sectors, transport, in_flight, last_id, counters } = self;
-        VirtioBlkState {
-            capacity_sectors: *capacity_sectors,
-            transport: transport.save(),
-            in_flight: in_flight.clone(),
-            last_id: *last_id,
-            counters: *counters,
-        }
-    }
-
-    pub(crate) fn faults(&self) -> &GuestFaults {
-        self.transport.faults()
-    }
-
-    pub(crate) fn counters(&self) -> &DiskCounters {
-        &self.counters
-    }
-
-    pub(crate) fn interrupt_line(&self) -> bool {
-        self.transport.interrupt_line()
-    }
-
-    fn config(&self) -> [u8; CONFIG_BYTES] {
-        let mut config = [0; CONFIG_BYTES];
+    /// `struct virtio_blk_config` up to the end of write_zeroes_may_unmap (§5.2.4).
+    fn config_space(&self) -> [u8; CONFIG_BYTES_MAX] {
+        let mut config = [0; CONFIG_BYTES_MAX];
         config[..8].copy_from_slice(&self.capacity_sectors.to_le_bytes());
         for (offset, value) in [
             (8, SEGMENT_BYTES_MAX),
@@ -217,28 +188,47 @@ impl VirtioBlk {
         config
     }
 
-    /// The guest reads `data.len()` bytes at `offset` of the device's registers.
-    pub(crate) fn read(&self, offset: u32, data: &mut [u8]) {
-        self.transport.read_bytes(&self.config(), offset, data);
-    }
-
-    /// The guest writes `data` at `offset` of the device's registers. Returns whether it was an interrupt acknowledge.
-    pub(crate) fn write<M: GuestMemory>(
+    fn on_notify<M: GuestMemory>(
         &mut self,
         mem: &M,
-        offset: u32,
-        data: &[u8],
+        _queue: u16,
         outputs: &mut Vec<Output>,
-    ) -> bool {
-        let Some(request) = self.transport.write_bytes(mem, offset, data) else {
-            return false;
-        };
-        if let Request::Notify(_) = request {
-            let served = self.serve(mem, outputs);
-            self.note(served);
+    ) -> Result<(), GuestFault> {
+        self.serve(mem, outputs)
+    }
+
+    /// A driver that resets the device, or has to, no longer waits for answers. The host goes on
+    /// with what it was asked for, and the numbers of requests go on, so that an answer to one from
+    /// before is known for what it is.
+    fn on_stopped(&mut self) {
+        self.in_flight.iter_mut().for_each(|request| request.writable.clear());
+    }
+
+    fn save(&self) -> VirtioBlkState {
+        let VirtioBlk { capacity_sectors, transport, in_flight, last_id, counters } = self;
+        VirtioBlkState {
+            capacity_sectors: *capacity_sectors,
+            transport: transport.save(),
+            in_flight: in_flight.clone(),
+            last_id: *last_id,
+            counters: *counters,
         }
-        self.forget_if_stopped();
-        offset == VIRTIO_MMIO_INTERRUPT_ACK
+    }
+}
+
+impl VirtioBlk {
+    pub(crate) fn new(size_bytes: u64) -> Self {
+        VirtioBlk {
+            capacity_sectors: size_bytes / SECTOR_BYTES,
+            transport: Self::new_transport(),
+            in_flight: Vec::new(),
+            last_id: 0,
+            counters: DiskCounters::default(),
+        }
+    }
+
+    pub(crate) fn counters(&self) -> &DiskCounters {
+        &self.counters
     }
 
     /// The host has carried out request `id`.
@@ -263,21 +253,7 @@ impl VirtioBlk {
             };
             // There is room for another request.
             let served = answered.and_then(|()| self.serve(mem, outputs));
-            self.note(served);
-            self.forget_if_stopped();
-        }
-    }
-
-    fn note(&mut self, served: Result<(), GuestFault>) {
-        if let Err(fault) = served {
-            self.transport.record_fault(fault);
-        }
-    }
-
-    /// A driver that resets the device, or has to, no longer waits for answers.
-    fn forget_if_stopped(&mut self) {
-        if !self.transport.is_live(QUEUE) {
-            self.in_flight.iter_mut().for_each(|request| request.writable.clear());
+            self.conclude(served);
         }
     }
 
@@ -305,11 +281,7 @@ impl VirtioBlk {
             self.take(mem, head, segments, outputs)?;
         }
         if !self.is_full() {
-            let queue = self.transport.queue(QUEUE);
-            // The guest stands still, so more requests now mean that its rings lie on top of one another.
-            if queue.enable_notification(mem).map_err(|error| ring_fault(error, QUEUE))? {
-                return Err(GuestFault::AvailableIndex { queue: QUEUE });
-            }
+            self.transport.end_of_queue(mem, QUEUE)?;
         }
         Ok(())
     }
@@ -375,12 +347,9 @@ impl VirtioBlk {
         self.counters.failed += u64::from(status != Status::Ok);
         scatter(mem, QUEUE, writable, data)?;
         write_last_byte(mem, QUEUE, writable, status as u8)?;
-        let queue = self.transport.queue(QUEUE);
-        let written_bytes = data.len() as u32 + 1;
-        queue.add_used(mem, head, written_bytes).map_err(|error| ring_fault(error, QUEUE))?;
-        if queue.needs_notification(mem).map_err(|error| ring_fault(error, QUEUE))? {
-            self.transport.interrupt_used();
-        }
-        Ok(())
+        self.transport.complete(mem, QUEUE, head, data.len() as u32 + 1)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The entropy source: a virtio entropy device (virtio 1.2 §5.4) behind the transport of [`crate::virtio_mmio`].
+//! The entropy source: a virtio entropy device (virtio 1.2 §5.4) behind the transport of [`super::transport`].
 //!
 //! | offset | name | access | reset |
 //! |--------|------|--------|-------|
@@ -17,18 +17,17 @@
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK;
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueOwnedT;
 use vm_memory::GuestMemory;
 
-use crate::fault::{GuestFault, GuestFaults};
+use super::device::VirtioDevice;
+use super::queue::next_chain;
+use super::transport::{Transport, TransportState};
+use crate::event::Output;
+use crate::fault::GuestFault;
 use crate::state::InvalidState;
-use crate::virtio_mmio::{Request, Transport, TransportState};
-use crate::virtqueue::{next_chain, ring_fault};
 
 const QUEUE: u16 = 0;
-const QUEUE_COUNT: usize = 1;
-const FEATURES: u64 = 0;
 
 /// What the entropy source remembers; plain data, checked when it becomes a [`VirtioEntropy`] again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,22 +60,35 @@ impl TryFrom<VirtioEntropyState> for VirtioEntropy {
     }
 }
 
-impl VirtioEntropy {
-    pub(crate) fn new() -> Self {
-        VirtioEntropy {
-            transport: Transport::new(VIRTIO_ID_RNG, FEATURES, QUEUE_COUNT),
-            wanted_bytes: 0,
-            supplied_bytes: 0,
-        }
+impl VirtioDevice for VirtioEntropy {
+    type State = VirtioEntropyState;
+
+    const ID: u32 = VIRTIO_ID_RNG;
+    const FEATURES: u64 = 0;
+    const QUEUE_COUNT: usize = 1;
+
+    fn transport(&self) -> &Transport {
+        &self.transport
     }
 
-    /// The device as at power-on; its counters go on.
-    pub(crate) fn power_on(&mut self) {
-        self.transport.reset();
+    fn transport_mut(&mut self) -> &mut Transport {
+        &mut self.transport
+    }
+
+    fn on_notify<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        _queue: u16,
+        _outputs: &mut Vec<Output>,
+    ) -> Result<(), GuestFault> {
+        self.look(mem)
+    }
+
+    fn on_stopped(&mut self) {
         self.wanted_bytes = 0;
     }
 
-    pub(crate) fn save(&self) -> VirtioEntropyState {
+    fn save(&self) -> VirtioEntropyState {
         let VirtioEntropy { transport, wanted_bytes, supplied_bytes } = self;
         VirtioEntropyState {
             transport: transport.save(),
@@ -84,13 +96,11 @@ impl VirtioEntropy {
             supplied_bytes: *supplied_bytes,
         }
     }
+}
 
-    pub(crate) fn faults(&self) -> &GuestFaults {
-        self.transport.faults()
-    }
-
-    pub(crate) fn interrupt_line(&self) -> bool {
-        self.transport.interrupt_line()
+impl VirtioEntropy {
+    pub(crate) fn new() -> Self {
+        VirtioEntropy { transport: Self::new_transport(), wanted_bytes: 0, supplied_bytes: 0 }
     }
 
     /// Most bytes [`Self::supply`] would take now.
@@ -103,38 +113,11 @@ impl VirtioEntropy {
         self.supplied_bytes
     }
 
-    /// The guest reads `data.len()` bytes at `offset` of the device's registers.
-    pub(crate) fn read(&self, offset: u32, data: &mut [u8]) {
-        self.transport.read_bytes(&[], offset, data);
-    }
-
-    /// The guest writes `data` at `offset` of the device's registers. Returns whether it was an interrupt acknowledge.
-    pub(crate) fn write<M: GuestMemory>(&mut self, mem: &M, offset: u32, data: &[u8]) -> bool {
-        let Some(request) = self.transport.write_bytes(mem, offset, data) else {
-            return false;
-        };
-        if let Request::Notify(_) = request {
-            let looked = self.look(mem);
-            self.note(looked);
-        }
-        if !self.transport.is_live(QUEUE) {
-            self.wanted_bytes = 0;
-        }
-        offset == VIRTIO_MMIO_INTERRUPT_ACK
-    }
-
     /// Random bytes arrived from the host. Those for which there is no room are dropped.
     pub(crate) fn supply<M: GuestMemory>(&mut self, mem: &M, bytes: &[u8]) {
         if self.transport.is_live(QUEUE) && !bytes.is_empty() {
             let filled = self.fill(mem, bytes);
-            self.note(filled);
-        }
-    }
-
-    fn note(&mut self, served: Result<(), GuestFault>) {
-        if let Err(fault) = served {
-            self.transport.record_fault(fault);
-            self.wanted_bytes = 0;
+            self.conclude(filled);
         }
     }
 
@@ -148,7 +131,7 @@ impl VirtioEntropy {
             }
             None => {
                 // The answer to "are there new buffers" is known: the guest stands still.
-                queue.enable_notification(mem).map_err(|error| ring_fault(error, QUEUE))?;
+                self.transport.enable_notification(mem, QUEUE)?;
                 0
             }
         };
@@ -165,12 +148,12 @@ impl VirtioEntropy {
         let head = chain.head();
         let part = &bytes[..bytes.len().min(self.wanted_bytes as usize)];
         chain.write(part)?;
-        queue.add_used(mem, head, part.len() as u32).map_err(|error| ring_fault(error, QUEUE))?;
+        self.transport.add_used(mem, QUEUE, head, part.len() as u32)?;
         self.supplied_bytes += part.len() as u64;
-        let interrupt = queue.needs_notification(mem).map_err(|error| ring_fault(error, QUEUE))?;
-        if interrupt {
-            self.transport.interrupt_used();
-        }
+        self.transport.interrupt_if_wanted(mem, QUEUE)?;
         self.look(mem)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,10 +41,10 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemory;
 
-use crate::board::FLOATING_BUS;
+use super::queue::{VirtqueueState, ring_fault, set_ring_address, set_size};
+use crate::bus::FLOATING_BUS;
 use crate::fault::{GuestFault, GuestFaults};
 use crate::state::InvalidState;
-use crate::virtqueue::VirtqueueState;
 
 /// Largest queue the device takes.
 pub(crate) const QUEUE_SIZE_MAX: u16 = 256;
@@ -228,9 +228,66 @@ impl Transport {
         &self.faults
     }
 
-    /// Tells the driver that the device has used buffers.
-    pub(crate) fn interrupt_used(&mut self) {
-        self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+    /// Gives the chain at `head` back to the driver, with `length_bytes` written to it, and tells
+    /// the driver if it wants to hear.
+    pub(crate) fn complete<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        queue: u16,
+        head: u16,
+        length_bytes: u32,
+    ) -> Result<(), GuestFault> {
+        self.add_used(mem, queue, head, length_bytes)?;
+        self.interrupt_if_wanted(mem, queue)
+    }
+
+    /// The first half of [`Self::complete`], for a device that gives back several chains and tells
+    /// the driver once, by [`Self::interrupt_if_wanted`].
+    pub(crate) fn add_used<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        queue: u16,
+        head: u16,
+        length_bytes: u32,
+    ) -> Result<(), GuestFault> {
+        let used = self.queue(queue).add_used(mem, head, length_bytes);
+        used.map_err(|error| ring_fault(error, queue))
+    }
+
+    /// Tells the driver that the device has used buffers, if it wants to hear.
+    pub(crate) fn interrupt_if_wanted<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        queue: u16,
+    ) -> Result<(), GuestFault> {
+        let wanted = self.queue(queue).needs_notification(mem);
+        if wanted.map_err(|error| ring_fault(error, queue))? {
+            self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to notify `queue` again. Returns whether more buffers are there already.
+    pub(crate) fn enable_notification<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        queue: u16,
+    ) -> Result<bool, GuestFault> {
+        let more = self.queue(queue).enable_notification(mem);
+        more.map_err(|error| ring_fault(error, queue))
+    }
+
+    /// Ends the serving of a queue that is empty. The guest stands still, so more buffers now mean
+    /// that its rings lie on top of one another.
+    pub(crate) fn end_of_queue<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        queue: u16,
+    ) -> Result<(), GuestFault> {
+        if self.enable_notification(mem, queue)? {
+            return Err(GuestFault::AvailableIndex { queue });
+        }
+        Ok(())
     }
 
     /// The device's configuration is another one now (§2.5.1); with `notify` the driver is told.
@@ -261,14 +318,9 @@ impl Transport {
         self.queues.get(self.queue_select as usize)
     }
 
-    /// The guest reads `data.len()` bytes at `offset` of the device's registers. `config` is the device's own space,
-    /// zero where it ends.
-    pub(crate) fn read_bytes(&self, config: &[u8], offset: u32, data: &mut [u8]) {
-        if let Some(start) = offset.checked_sub(VIRTIO_MMIO_CONFIG) {
-            for (index, byte) in (start as usize..).zip(data) {
-                *byte = config.get(index).copied().unwrap_or(0);
-            }
-        } else if data.len() == 4 && offset.is_multiple_of(4) {
+    /// The guest reads `data.len()` bytes at `offset`, below the configuration.
+    pub(crate) fn read_bytes(&self, offset: u32, data: &mut [u8]) {
+        if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read(offset).to_le_bytes());
         } else {
             data.fill(FLOATING_BUS);
@@ -426,54 +478,6 @@ impl Transport {
             }
             _ => set_ring_address(queue, number, offset, value),
         }
-    }
-}
-
-fn set_size(queue: &mut Queue, number: u16, value: u32) -> Result<(), GuestFault> {
-    u16::try_from(value)
-        .ok()
-        .and_then(|size| queue.try_set_size(size).ok())
-        .ok_or(GuestFault::QueueSize { queue: number, size: value })
-}
-
-/// virtio-queue silently keeps the old address when the new one is misaligned; a driver deserves to know.
-fn set_ring_address(
-    queue: &mut Queue,
-    number: u16,
-    offset: u32,
-    value: u32,
-) -> Result<(), GuestFault> {
-    let address = match offset {
-        VIRTIO_MMIO_QUEUE_DESC_LOW => {
-            queue.set_desc_table_address(Some(value), None);
-            queue.desc_table()
-        }
-        VIRTIO_MMIO_QUEUE_AVAIL_LOW => {
-            queue.set_avail_ring_address(Some(value), None);
-            queue.avail_ring()
-        }
-        VIRTIO_MMIO_QUEUE_USED_LOW => {
-            queue.set_used_ring_address(Some(value), None);
-            queue.used_ring()
-        }
-        VIRTIO_MMIO_QUEUE_DESC_HIGH => {
-            queue.set_desc_table_address(None, Some(value));
-            return Ok(());
-        }
-        VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
-            queue.set_avail_ring_address(None, Some(value));
-            return Ok(());
-        }
-        VIRTIO_MMIO_QUEUE_USED_HIGH => {
-            queue.set_used_ring_address(None, Some(value));
-            return Ok(());
-        }
-        _ => return Ok(()),
-    };
-    if address as u32 == value {
-        Ok(())
-    } else {
-        Err(GuestFault::QueueAlignment { queue: number, address_low: value })
     }
 }
 
