@@ -35,6 +35,7 @@ pub mod log_diff;
 pub mod log_stat;
 pub mod message;
 pub mod record;
+pub mod replay;
 pub mod session;
 pub mod slice;
 pub mod snapshot;
@@ -54,6 +55,7 @@ pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_g
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};
 pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, SnapshotMark, Term};
+pub use replay::{ReplayStep, Replayer};
 pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use session::policy::{
     DivergencePolicy, Limits, LinkPolicy, Refusal, ReleasePolicy, Role, SessionConfig,

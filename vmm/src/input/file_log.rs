@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use ftvmm_devices::Input;
 use ftvmm_replication::{End, Event, GroupEncoder, LogError, LogWriter, Ordinal, Record};
 
-use super::InputError;
 use super::recorded::LogSink;
+use crate::input_error::InputError;
 
 /// A group is closed when it holds this much, ...
 const GROUP_BYTES: u64 = 64 * 1024;
@@ -43,7 +43,7 @@ pub struct FileLog<W: Write> {
     /// Guest time at which the group began, and the last one seen.
     group_since_ns: u64,
     now_ns: u64,
-    left: Ordinal,
+    complete: Ordinal,
     finished: bool,
 }
 
@@ -57,18 +57,24 @@ pub struct FinishedLog {
 }
 
 impl<W: Write> FileLog<W> {
-    /// A log that goes to `writer`, whose header is written, of a guest that has left `left`. `path` is where it lies.
-    pub fn new(writer: LogWriter<W>, left: Ordinal, path: &Path, on_error: OnRecordError) -> Self {
+    /// A log that goes to `writer`, whose header is written, of a guest that has completed exit `complete`. `path` is
+    /// where it lies.
+    pub fn new(
+        writer: LogWriter<W>,
+        complete: Ordinal,
+        path: &Path,
+        on_error: OnRecordError,
+    ) -> Self {
         Self {
             writer,
             path: path.into(),
             on_error,
             broken: None,
             group: GroupEncoder::new(),
-            group_since: left,
+            group_since: complete,
             group_since_ns: 0,
             now_ns: 0,
-            left,
+            complete,
             finished: false,
         }
     }
@@ -87,13 +93,24 @@ impl<W: Write> FileLog<W> {
         FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }
     }
 
+    /// Closes the file of a run that failed: what was recorded up to there is in it, without an end.
+    pub fn abandon(mut self) -> FinishedLog {
+        let failed = self.close_unless_finished();
+        FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }
+    }
+
+    fn close_unless_finished(&mut self) -> Option<InputError> {
+        let finished = std::mem::replace(&mut self.finished, true);
+        if finished { None } else { self.close().err() }
+    }
+
     fn close_group(&mut self) -> Result<(), InputError> {
         if self.broken.is_some() {
             return Ok(());
         }
-        self.group_since = self.left;
+        self.group_since = self.complete;
         self.group_since_ns = self.now_ns;
-        let group = self.group.finish(self.left);
+        let group = self.group.finish(self.complete);
         self.writer.write_group(&group).or_else(|source| self.fail(source))
     }
 
@@ -107,7 +124,8 @@ impl<W: Write> FileLog<W> {
     }
 
     fn fail(&mut self, source: LogError) -> Result<(), InputError> {
-        let error = || InputError::LogWrite { path: self.path.clone(), at: self.left.0, source };
+        let error =
+            || InputError::LogWrite { path: self.path.clone(), at: self.complete.0, source };
         match self.on_error {
             OnRecordError::Stop => {
                 self.finished = true;
@@ -125,9 +143,7 @@ impl<W: Write> FileLog<W> {
 
 impl<W: Write> Drop for FileLog<W> {
     fn drop(&mut self) {
-        if !std::mem::replace(&mut self.finished, true)
-            && let Err(error) = self.close()
-        {
+        if let Some(error) = self.close_unless_finished() {
             tracing::error!("{error}");
         }
     }
@@ -149,8 +165,8 @@ impl<W: Write> LogSink for FileLog<W> {
         Ok(())
     }
 
-    fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
-        self.left = at;
+    fn exit_complete(&mut self, at: Ordinal) -> Result<(), InputError> {
+        self.complete = at;
         let full = self.group.body_bytes() >= GROUP_BYTES;
         let old = self.now_ns - self.group_since_ns >= GROUP_NS;
         if full || old || at.0 - self.group_since.0 >= GROUP_EXITS {
@@ -159,7 +175,7 @@ impl<W: Write> LogSink for FileLog<W> {
         Ok(())
     }
 
-    fn rest(&mut self) -> Result<(), InputError> {
+    fn idle(&mut self) -> Result<(), InputError> {
         Ok(())
     }
 }
@@ -221,7 +237,7 @@ mod tests {
         let (disk, mut log) = log(1 << 20, OnRecordError::Stop);
         for at in 1..=7 {
             log.append(&time(at)).unwrap();
-            log.left(Ordinal(at)).unwrap();
+            log.exit_complete(Ordinal(at)).unwrap();
         }
         assert_eq!(read(&disk), Ordinal(0), "the group is open");
         drop(log);
@@ -231,7 +247,7 @@ mod tests {
     fn fill(log: &mut FileLog<Disk>) -> Result<(), InputError> {
         (1..=100_000).try_for_each(|at| {
             log.append(&time(at))?;
-            log.left(Ordinal(at))
+            log.exit_complete(Ordinal(at))
         })
     }
 

@@ -1,48 +1,132 @@
-//! Inputs of one of two hosts: the other's log, or this host's own.
+//! A pair's part in where inputs come from: which of the two hosts speaks for the guest, and the log of the other
+//! one while this host follows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering as MemoryOrdering;
 
-use ftvmm_devices::Input;
 use ftvmm_replication::{
-    Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice, SnapshotMark, StatePart,
+    Check, DiskAnswer, Ordinal, ReplayStep, Replayer, SessionEvent, StatePart,
 };
 
 use super::Peer;
 use super::disk::{Compared, compare};
+use super::state::State;
 use crate::disk::Answer;
-use crate::input::{GuestClock, InputError, LiveInputs, Recorded};
-use crate::machine_state::MachineState;
-use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
-use crate::shipment::{ShippedInputs, put_on_disk};
+use crate::input::{Divergence, Fed, Feed, GuestClock, Replay};
+use crate::input_error::InputError;
+use crate::shipment::put_on_disk;
+use crate::step::{RunMode, Situation, Standpoint, Step, StopCause};
 
-/// Exits after which a backup that never waits says how far it is.
-const REPORT_EVERY_EXITS: u64 = 256;
-
-/// Inputs of one of two hosts: the other's log, or this host's own with a log beside it. The roles may change hands
-/// at any time.
-pub struct PairInputs<'a> {
+/// The roles of a pair, which may change hands at any time, and the log of the other host.
+pub struct PairPort {
     peer: Arc<Peer>,
-    live: ShippedInputs<Recorded<'a, LiveInputs>>,
-    is_live: bool,
+    log: Replay<PeerFeed>,
+    follows: bool,
     /// Guest time of the last sample, and host time when it was applied.
     clock: GuestClock,
     last_ns: u64,
-    reported: Ordinal,
-    expected: Option<Box<Check>>,
-    /// A request that ended in the log, while this host's disk is not done with it.
-    awaited: Option<DiskAnswer>,
 }
 
-impl<'a> PairInputs<'a> {
-    /// Inputs as `peer`'s session says; `live` are this host's own.
-    pub fn new(peer: Arc<Peer>, live: ShippedInputs<Recorded<'a, LiveInputs>>) -> Self {
+impl PairPort {
+    /// Inputs as `peer`'s session says.
+    pub fn new(peer: Arc<Peer>) -> Self {
         let clock = GuestClock::anchored(peer.clock, peer.clock.host_now_ns(), 0);
-        let is_live = !peer.follows();
-        let (reported, expected, awaited) = (Ordinal(0), None, None);
-        Self { peer, live, is_live, clock, last_ns: 0, reported, expected, awaited }
+        let follows = peer.follows();
+        let log = Replay::new(PeerFeed { peer: peer.clone() });
+        Self { peer, log, follows, clock, last_ns: 0 }
     }
 
+    /// Whether inputs come from the other host's log.
+    pub fn follows(&self) -> bool {
+        self.follows
+    }
+
+    /// Lets the roles change, if they are to.
+    pub fn change_roles(&mut self) -> Option<Step> {
+        if !self.peer.turn.swap(false, MemoryOrdering::AcqRel) {
+            return None;
+        }
+        let Turn { stopped, follows, through } = self.peer.take_turn();
+        if stopped {
+            return Some(Step::Stop(StopCause::Protocol));
+        }
+        if follows && !self.follows {
+            self.follows = true;
+            self.log.parts().1.start_after(through);
+        }
+        None
+    }
+
+    /// The next thing to do while this host follows; `None` when the log is used up and sealed: this host's own
+    /// inputs from now on.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn follow(&mut self, situation: &Situation) -> Result<Option<Step>, InputError> {
+        self.log.next(situation)
+    }
+
+    /// This host speaks for the guest from now on. The clock its inputs go on with, and the guest time the guest
+    /// has seen.
+    pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, u64) {
+        let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
+        self.follows = false;
+        self.peer.took_over(through);
+        (self.clock, self.last_ns)
+    }
+
+    /// The guest was told this guest time.
+    pub fn keep_time(&mut self, now_ns: u64) {
+        self.last_ns = now_ns;
+        self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
+    }
+
+    /// The execution of a follower was measured.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn measured(&mut self, at: Ordinal, check: &Check) -> Result<(), InputError> {
+        self.log.measured(at, check)
+    }
+
+    /// A part of a state is in place.
+    pub fn restored(&mut self, part: &StatePart, stands: Option<Standpoint>) {
+        // A host that speaks for the guest is given a state by a snapshot only.
+        if self.follows {
+            self.peer.has_restored(part, stands.is_some());
+        } else if stands.is_some() {
+            self.peer.lock().guest_is_here();
+        }
+        let Some(Standpoint { at, guest_ns }) = stands else { return };
+        self.keep_time(guest_ns);
+        if self.follows {
+            // What the guest had not had of its disk came with the state.
+            self.peer.queue.disk_answered();
+            self.log.parts().1.start_after(Ordinal(at.0.saturating_sub(1)));
+        }
+    }
+
+    /// How far a follower may run from exit `at` on.
+    pub fn run_mode(&mut self, at: Ordinal) -> RunMode {
+        self.peer.queue.leave_exit(at);
+        self.log.run_mode(at)
+    }
+
+    /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this one did not
+    /// get past. `None` when it ended too or is gone.
+    pub fn primary_went_on(&mut self, at: Ordinal) -> Option<String> {
+        let (feed, replayer) = self.log.parts();
+        let went_on = self.follows && feed.primary_went_on(replayer, at);
+        went_on.then(|| format!("exit {at}: the guest ended, the primary's went on"))
+    }
+}
+
+/// The log of the other host, as it comes.
+pub struct PeerFeed {
+    peer: Arc<Peer>,
+}
+
+impl PeerFeed {
     fn fault(&self, at: Ordinal, what: String) -> Step {
         match self.peer.report_fault(format!("exit {at}: {what}")) {
             Some(_) => Step::Stop(StopCause::Protocol),
@@ -50,103 +134,23 @@ impl<'a> PairInputs<'a> {
         }
     }
 
-    /// The log is used up and sealed: this host's own inputs from now on.
-    fn go_live(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
-        self.is_live = true;
-        self.live.source().source().resume(self.clock, self.last_ns);
-        let mut state = self.peer.lock();
-        self.peer.step_locked(&mut state, SessionEvent::TookOver { through });
-        state.took_over(self.peer.clock.host_now_ns());
-        drop(state);
-        self.live.next(situation)
-    }
-
-    /// Lets the roles change, if they are to.
-    fn take_turn(&mut self) -> Option<Step> {
-        if !self.peer.turn.swap(false, MemoryOrdering::AcqRel) {
-            return None;
-        }
-        let mut state = self.peer.lock();
-        if std::mem::take(&mut state.yield_wanted) && state.session.may_yield() {
-            self.peer.send_log(&mut state);
-            let through = state.horizon;
-            let since_ns = self.peer.clock.host_now_ns();
-            self.peer.step_locked(&mut state, SessionEvent::Yield { through });
-            while state.session.is_yielding() && state.stop.is_none() {
-                state = self.peer.wait_as_guest(state);
-            }
-            let stood_ms = (self.peer.clock.host_now_ns() - since_ns) as f64 / 1e6;
-            tracing::info!(stood_ms, "the guest stood still for a change of roles");
-        }
-        if state.stop.is_some() {
-            return Some(Step::Stop(StopCause::Protocol));
-        }
-        if state.follows() && self.is_live {
-            self.is_live = false;
-            self.reported = state.horizon;
-            self.expected = None;
-        }
-        None
-    }
-
-    fn report(&mut self, through: Ordinal) {
-        if through > self.reported {
-            self.reported = through;
-            self.peer.step(SessionEvent::Executed(through));
-        }
-    }
-
-    fn keep_time(&mut self, now_ns: u64) {
-        self.last_ns = now_ns;
-        self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
-    }
-
     /// The next part of the state this host is given that is for the guest; what is for the disk is put there.
-    fn next_part(&mut self) -> Step {
+    fn next_part(&self) -> Step {
         loop {
-            let mut state = self.peer.lock();
-            if state.stop.is_some() {
-                return Step::Stop(StopCause::Protocol);
-            }
-            let Some(part) = state.incoming.pop_front() else {
-                drop(self.peer.wait_as_guest(state));
-                continue;
-            };
-            drop(state);
+            let Some(part) = self.peer.next_part() else { return Step::Stop(StopCause::Protocol) };
             let disk = self.peer.disk.as_ref();
             if let Some(Err(error)) = disk.map(|disk| put_on_disk(disk, &part)) {
                 self.peer.report_fault(format!("the disk cannot be copied: {error}"));
                 return Step::Again;
             }
             if !matches!(part, StatePart::Blocks(_)) {
-                return Step::PutState(part);
+                return Step::RestoreState(part);
             }
-            self.state_put(&part, None);
+            self.peer.has_restored(&part, false);
         }
     }
 
-    /// Between two exits a follower looks for a slice, and for the end of the log.
-    fn between_exits(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        let mut state = self.peer.lock();
-        if state.stop.is_some() {
-            return Ok(Step::Stop(StopCause::Protocol));
-        }
-        let next = situation.last.next();
-        if state.cursor.has_slice(next)
-            && let CursorStep::Load(parts) = state.cursor.next(next)
-        {
-            return Ok(Step::Load(parts));
-        }
-        // A guest that computes may not make an exit for long.
-        if state.cursor.is_used_up(next) {
-            drop(state);
-            return self.go_live(situation);
-        }
-        Ok(Step::Proceed)
-    }
-
-    /// Gives the guest what both disks say.
+    /// Tells the guest what both disks say.
     fn answer(&self, at: Ordinal, own: Answer, primary: DiskAnswer) -> Step {
         match compare(own, primary) {
             Compared::Apply(input) => Step::Apply(input),
@@ -164,168 +168,163 @@ impl<'a> PairInputs<'a> {
         }
     }
 
-    fn follow(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if self.peer.lock().joining {
-            self.awaited = None;
-            return Ok(self.next_part());
-        }
-        let Some(at) = situation.at else { return self.between_exits(situation) };
-        let before = Ordinal(at.0.saturating_sub(1));
-        if before.0 >= self.reported.0 + REPORT_EVERY_EXITS {
-            self.report(before);
+    /// What `ask` says under the peer's lock. While it says nothing the guest waits, and the primary is told how far
+    /// it is: it has left `left`.
+    fn ask<T>(
+        &self,
+        replayer: &mut Replayer,
+        left: Ordinal,
+        mut ask: impl FnMut(&mut Replayer, &mut State) -> Option<T>,
+    ) -> Result<T, Step> {
+        if replayer.report_is_due(left, false) {
+            self.peer.step(SessionEvent::Executed(left));
         }
         loop {
             let mut state = self.peer.lock();
             if state.stop.is_some() {
-                return Ok(Step::Stop(StopCause::Protocol));
+                return Err(Step::Stop(StopCause::Protocol));
             }
             if state.joining {
-                return Ok(Step::Again);
+                return Err(Step::Again);
             }
-            if let Some(primary) = self.awaited {
-                if let Some(own) = self.peer.disk.as_ref().and_then(|disk| disk.take(primary.id)) {
-                    self.awaited = None;
-                    drop(state);
-                    return Ok(self.answer(at, own, primary));
-                }
-                if before > self.reported {
-                    drop(state);
-                    self.report(before);
-                } else {
-                    drop(self.peer.wait_as_guest(state));
-                }
-                continue;
+            if let Some(answer) = ask(replayer, &mut state) {
+                return Ok(answer);
             }
-            match state.cursor.next(at) {
-                CursorStep::ApplyDisk(answer) => self.awaited = Some(answer),
-                CursorStep::Apply(input) => {
-                    drop(state);
-                    if let Input::Time { now_ns } = input {
-                        self.keep_time(now_ns);
-                    }
-                    return Ok(Step::Apply(input));
-                }
-                CursorStep::Proceed => return Ok(Step::Proceed),
-                CursorStep::Load(parts) => return Ok(Step::Load(parts)),
-                CursorStep::Check(check) => {
-                    let memory = check.memory_look();
-                    self.expected = Some(check);
-                    return Ok(Step::Measure { memory });
-                }
-                CursorStep::Missed { record, .. } => {
-                    drop(state);
-                    return Ok(self.fault(at, format!("went past the primary's '{record}'")));
-                }
-                CursorStep::End(_) => return Ok(Step::Stop(StopCause::EndOfLog)),
-                CursorStep::Exhausted => {
-                    drop(state);
-                    return self.go_live(situation);
-                }
-                CursorStep::Wait if before > self.reported => {
-                    drop(state);
-                    self.report(before);
-                }
-                CursorStep::Wait => drop(self.peer.wait_as_guest(state)),
+            if replayer.report_is_due(left, true) {
+                drop(state);
+                self.peer.step(SessionEvent::Executed(left));
+            } else {
+                drop(self.peer.wait_as_guest(state));
             }
         }
     }
 
-    /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this one did not
-    /// get past. `None` when it ended too or is gone.
-    pub fn primary_went_on(&mut self, at: Ordinal) -> Option<String> {
-        if self.is_live {
-            return None;
-        }
+    fn primary_went_on(&self, replayer: &mut Replayer, at: Ordinal) -> bool {
         loop {
             let mut state = self.peer.lock();
             if state.stop.is_some() {
-                return None;
+                return false;
             }
-            match state.cursor.next(at) {
-                CursorStep::End(_) | CursorStep::Exhausted => return None,
-                CursorStep::Wait => drop(self.peer.wait_as_guest(state)),
-                _ => return Some(format!("exit {at}: the guest ended, the primary's went on")),
+            match replayer.recorder_went_on(&mut state.cursor, at) {
+                Some(went_on) => return went_on,
+                None => drop(self.peer.wait_as_guest(state)),
             }
         }
     }
 }
 
-impl InputSource for PairInputs<'_> {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if let Some(step) = self.take_turn() {
-            return Ok(step);
+impl Feed for PeerFeed {
+    fn next(&mut self, replayer: &mut Replayer, situation: &Situation) -> Result<Fed, InputError> {
+        if self.peer.lock().joining {
+            return Ok(Fed::First(self.next_part()));
         }
-        if !self.is_live {
-            return self.follow(situation);
-        }
-        let step = self.live.next(situation)?;
-        if let Step::Apply(Input::Time { now_ns }) = step {
-            self.keep_time(now_ns);
-        }
-        Ok(step)
-    }
-
-    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
-        if self.is_live {
-            return self.live.measured(at, check);
-        }
-        if let Some(what) = self.expected.take().and_then(|theirs| check.difference(&theirs)) {
-            // The run ends when the protocol has decided so, at the next question.
-            self.fault(at, format!("this host differs from the primary: {what}"));
-        }
-        Ok(())
-    }
-
-    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
-        self.live.captured(at, parts)
-    }
-
-    fn state_taken(&mut self, state: MachineState) -> Result<(), InputError> {
-        self.live.state_taken(state)
-    }
-
-    fn saved(&mut self, at: Ordinal, mark: SnapshotMark) -> Result<(), InputError> {
-        self.live.saved(at, mark)
-    }
-
-    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
-        // A host that speaks for the guest is given a state by a snapshot only.
-        if self.is_live {
-            if let Some((_, now_ns)) = stands {
-                self.keep_time(now_ns);
-                self.peer.lock().guest_is_here();
+        let asked = match situation.at {
+            Some(at) => self.ask(replayer, left_before(at), |replayer, state| {
+                Some(replayer.at_exit(&mut state.cursor, at))
+                    .filter(|step| !matches!(step, ReplayStep::Wait))
+            }),
+            None => {
+                let mut state = self.peer.lock();
+                match state.stop {
+                    Some(_) => Err(Step::Stop(StopCause::Protocol)),
+                    None => Ok(replayer.between_exits(&mut state.cursor, situation.last)),
+                }
             }
-            return self.live.state_put(part, stands);
+        };
+        Ok(asked.map_or_else(Fed::First, Fed::Log))
+    }
+
+    fn compare_disk(
+        &mut self,
+        replayer: &mut Replayer,
+        at: Ordinal,
+        answer: DiskAnswer,
+    ) -> Result<Step, InputError> {
+        let own = self.ask(replayer, left_before(at), |_, _| {
+            self.peer.disk.as_ref().and_then(|disk| disk.take(answer.id))
+        });
+        Ok(own.map_or_else(|step| step, |own| self.answer(at, own, answer)))
+    }
+
+    fn diverged(&mut self, at: Ordinal, how: Divergence) -> Result<Step, InputError> {
+        let what = match how {
+            Divergence::Missed(record) => format!("went past the primary's '{record}'"),
+            Divergence::Check(what) => format!("this host differs from the primary: {what}"),
+        };
+        Ok(self.fault(at, what))
+    }
+
+    fn has_slice(&mut self, at: Ordinal) -> bool {
+        let state = self.peer.lock();
+        state.joining || state.cursor.has_slice(at)
+    }
+}
+
+/// The last exit that a guest at exit `at` has left.
+fn left_before(at: Ordinal) -> Ordinal {
+    Ordinal(at.0.saturating_sub(1))
+}
+
+/// What a turn of the roles came to.
+struct Turn {
+    stopped: bool,
+    follows: bool,
+    /// The log is complete up to here.
+    through: Ordinal,
+}
+
+/// All that touches the peer's state here.
+impl Peer {
+    /// Yields the guest to the other host, if that is wanted, and waits until it is decided who speaks for it.
+    fn take_turn(self: &Arc<Self>) -> Turn {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.yield_wanted) && state.session.may_yield() {
+            self.send_log(&mut state);
+            let through = state.horizon;
+            let since_ns = self.clock.host_now_ns();
+            self.step_locked(&mut state, SessionEvent::Yield { through });
+            while state.session.is_yielding() && state.stop.is_none() {
+                state = self.wait_as_guest(state);
+            }
+            let stood_ms = (self.clock.host_now_ns() - since_ns) as f64 / 1e6;
+            tracing::info!(stood_ms, "the guest stood still for a change of roles");
         }
-        self.peer.gauge.take(part);
-        if stands.is_some() {
-            self.peer.gauge.end();
+        Turn { stopped: state.stop.is_some(), follows: state.follows(), through: state.horizon }
+    }
+
+    /// The guest has left exit `through` and goes on with this host's own inputs.
+    fn took_over(self: &Arc<Self>, through: Ordinal) {
+        let mut state = self.lock();
+        self.step_locked(&mut state, SessionEvent::TookOver { through });
+        state.took_over(self.clock.host_now_ns());
+    }
+
+    /// The next part of the state that is to be put in place first; `None` when the session is over.
+    fn next_part(&self) -> Option<StatePart> {
+        let mut state = self.lock();
+        loop {
+            if state.stop.is_some() {
+                return None;
+            }
+            match state.incoming.pop_front() {
+                Some(part) => return Some(part),
+                None => state = self.wait_as_guest(state),
+            }
         }
-        let mut state = self.peer.lock();
+    }
+
+    /// A part of the other host's state is in place; with the last one this host has it whole.
+    fn has_restored(self: &Arc<Self>, part: &StatePart, whole: bool) {
+        self.gauge.take(part);
+        if whole {
+            self.gauge.end();
+        }
+        let mut state = self.lock();
         state.taken_bytes += part.len_bytes();
         let taken_bytes = state.taken_bytes;
-        if stands.is_some() {
+        if whole {
             state.joining = false;
         }
-        self.peer.step_locked(&mut state, SessionEvent::StateTaken { taken_bytes });
-        drop(state);
-        if let Some((at, now_ns)) = stands {
-            // What the guest had not had of its disk came with the state.
-            self.peer.queue.disk_answered();
-            self.reported = Ordinal(at.0.saturating_sub(1));
-            self.keep_time(now_ns);
-        }
-    }
-
-    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
-        if self.is_live {
-            return self.live.run_mode(at, interrupt_waits);
-        }
-        self.peer.queue.leave_exit(at);
-        let state = self.peer.lock();
-        match state.joining || state.cursor.has_slice(at.next()) {
-            true => RunMode::Not,
-            false => RunMode::Free,
-        }
+        self.step_locked(&mut state, SessionEvent::StateTaken { taken_bytes });
     }
 }

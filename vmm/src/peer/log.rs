@@ -1,4 +1,4 @@
-//! The log of a pair's guest: to the backup, and to a recording if there is one.
+//! The log of a pair's guest, to the backup.
 
 use std::sync::{Arc, MutexGuard};
 
@@ -8,25 +8,22 @@ use nix::sys::timerfd::TimerFd;
 
 use super::state::State;
 use super::{Peer, tail};
-use crate::host::{WriteBehind, set_timer};
-use crate::input::{FileLog, InputError, LogSink, SLICE_GROUP_BYTES};
+use crate::host::set_timer;
+use crate::input::{InputError, LogSink, SLICE_GROUP_BYTES};
 
 /// A backup that has so much to execute needs no further horizon soon.
 const BUSY_EXITS: u64 = 512;
 
-type Recording = FileLog<WriteBehind>;
-
-/// Sends the log to the backup, and to a recording if there is one.
+/// Sends the log to the backup.
 pub struct PeerLog {
     peer: Arc<Peer>,
     tail: Arc<TimerFd>,
-    recording: Option<Recording>,
 }
 
 impl PeerLog {
     /// A log for `peer`; `tail` is [`Peer::tail_ticker`]'s timer.
-    pub fn new(peer: Arc<Peer>, tail: Arc<TimerFd>, recording: Option<Recording>) -> Self {
-        Self { peer, tail, recording }
+    pub fn new(peer: Arc<Peer>, tail: Arc<TimerFd>) -> Self {
+        Self { peer, tail }
     }
 
     /// Holds the guest, which must not get further ahead; not when it is wanted elsewhere.
@@ -40,18 +37,10 @@ impl PeerLog {
             state = self.peer.wait_as_guest(state);
         }
     }
-
-    /// The recording, to end it.
-    pub fn into_recording(self) -> Option<Recording> {
-        self.recording
-    }
 }
 
 impl LogSink for PeerLog {
     fn append(&mut self, record: &Record) -> Result<(), InputError> {
-        if let Some(recording) = &mut self.recording {
-            recording.append(record)?;
-        }
         let mut state = self.peer.lock();
         if state.records_log() {
             state.log.push(&record.without_disk_data());
@@ -66,10 +55,7 @@ impl LogSink for PeerLog {
         Ok(())
     }
 
-    fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
-        if let Some(recording) = &mut self.recording {
-            recording.left(at)?;
-        }
+    fn exit_complete(&mut self, at: Ordinal) -> Result<(), InputError> {
         let mut state = self.peer.lock();
         if !state.records_log() {
             self.wait_while_congested(state);
@@ -99,7 +85,7 @@ impl LogSink for PeerLog {
         Ok(())
     }
 
-    fn rest(&mut self) -> Result<(), InputError> {
+    fn idle(&mut self) -> Result<(), InputError> {
         let mut state = self.peer.lock();
         // A horizon alone is not worth a message now: the timer or the next input takes it along.
         if state.log.record_count() > 0 {

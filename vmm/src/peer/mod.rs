@@ -1,7 +1,7 @@
 //! The other host: performs what the replication [`Session`] decides.
 //!
 //! ```text
-//! vCPU thread    PeerLog, PeerOutputs, FollowInputs ─┐                      ┌─► channel, tap, witness
+//! vCPU thread    PeerLog, PeerOutputs, PairPort ─────┐                      ┌─► channel, tap, witness
 //!                                                    ├─► Session ─► actions ┤
 //! host events    channel bytes, ticks, signals ──────┘                      └─► replay cursor, live queue
 //! ```
@@ -39,7 +39,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use announce::restored as announce_restored;
 pub use channel::{Channel, ChannelError};
 pub use events::ChannelEvents;
-pub use inputs::PairInputs;
+pub use inputs::PairPort;
 pub use log::PeerLog;
 pub use operator::PeerOperator;
 pub use outputs::PeerOutputs;

@@ -7,8 +7,8 @@ use ftvmm_replication::{Ordinal, OutputDigest, SessionEvent};
 
 use super::Peer;
 use crate::host::Console;
-use crate::input::InputError;
-use crate::run_loop::OutputSink;
+use crate::input_error::InputError;
+use crate::step::OutputSink;
 
 /// Hands frames to the session, which decides when they leave. The console is printed on both hosts: who
 /// reads it on the backup has it whole after a take-over.
