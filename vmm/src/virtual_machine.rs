@@ -119,3 +119,6 @@ pub trait VirtualMachine {
     /// When KVM fails.
     fn end(&self, reason: EndReason) -> Result<End, KvmError>;
 }
+
+#[cfg(test)]
+pub(crate) mod fake;

@@ -17,6 +17,8 @@ pub use live::{GuestClock, LiveInputs};
 pub use live_queue::LiveQueue;
 pub use patience::InputDelays;
 pub use pulse::{Look, Pulse, PulseWatch, Resting};
+#[cfg(test)]
+pub(crate) use recorded::tests::Told;
 pub use recorded::{CheckPlan, LogSink, Recorder, Recording};
 pub use replay::{Divergence, Fed, Feed, FileFeed, Replay};
 pub use restored::Restore;

@@ -328,3 +328,90 @@ impl Peer {
         self.step_locked(&mut state, SessionEvent::StateTaken { taken_bytes });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use ftvmm_devices::Input;
+    use ftvmm_replication::session::policy::Role;
+    use ftvmm_replication::{Event, Group, Record, SessionConfig, Slice, Term};
+
+    use super::*;
+    use crate::host::{FileWitness, resting_timer};
+    use crate::input::LiveQueue;
+    use crate::peer::PeerConfig;
+
+    /// A backup that was sent a log through exit `horizon`.
+    fn follower(horizon: u64, records: Vec<(u64, Event)>) -> PairPort {
+        let fingerprint = crate::snapshot::tests::header().fingerprint;
+        let queue = LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
+        let config = PeerConfig {
+            session: SessionConfig::new(Role::Backup, fingerprint, Term(0), 0),
+            witness: Box::new(FileWitness::new(PathBuf::from("/nowhere"))),
+            holder: "test".into(),
+            tap: None,
+            net_mac: None,
+            queue: Arc::new(queue),
+            disk: None,
+            disk_failover: false,
+            horizon_ns: 0,
+            incident_dir: PathBuf::from("/nowhere"),
+            unrecorded_when_alone: false,
+        };
+        let peer = Peer::new(config).unwrap();
+        let record = |(at, event)| Record { at: Ordinal(at), event };
+        let records = records.into_iter().map(record).collect();
+        peer.lock().cursor.push_group(Group { horizon: Ordinal(horizon), records }).unwrap();
+        PairPort::new(peer)
+    }
+
+    fn at(at: u64) -> Situation {
+        Situation { at: Some(Ordinal(at)), last: Ordinal(at), ..Situation::default() }
+    }
+
+    #[test]
+    fn a_follower_does_what_the_log_says_and_stops_at_its_slices() {
+        let time = Event::Input(Input::Time { now_ns: 10 });
+        let slice = Event::Slice(Slice { pages: vec![], cpu: Some(vec![1]) });
+        let mut pair = follower(3, vec![(3, time), (4, slice)]);
+        assert!(pair.follows());
+        assert_eq!(pair.run_mode(Ordinal(2)), RunMode::Free);
+        let step = pair.follow(&at(3)).unwrap();
+        assert!(matches!(step, Some(Step::Apply(Input::Time { now_ns: 10 }))), "{step:?}");
+        assert!(matches!(pair.follow(&at(3)), Ok(Some(Step::Proceed))));
+        assert_eq!(pair.run_mode(Ordinal(3)), RunMode::Not);
+        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        assert!(matches!(pair.follow(&between), Ok(Some(Step::Load(_)))));
+    }
+
+    #[test]
+    fn a_log_that_is_used_up_is_this_hosts_turn_also_between_exits() {
+        let mut pair = follower(3, vec![]);
+        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        assert!(matches!(pair.follow(&between), Ok(Some(Step::Proceed))), "more may come");
+        pair.peer.lock().cursor.seal();
+        assert!(matches!(pair.follow(&between), Ok(None)));
+        assert!(matches!(pair.follow(&at(4)), Ok(None)));
+        assert!(matches!(pair.follow(&at(3)), Ok(Some(Step::Proceed))));
+    }
+
+    #[test]
+    fn the_primary_went_on_where_its_log_goes_on() {
+        let mut pair = follower(6, vec![]);
+        let what = pair.primary_went_on(Ordinal(6)).unwrap();
+        assert_eq!(what, "exit 6: the guest ended, the primary's went on");
+        pair.peer.lock().cursor.seal();
+        assert_eq!(pair.primary_went_on(Ordinal(7)), None, "it is gone");
+    }
+
+    #[test]
+    fn a_session_that_is_over_ends_the_run() {
+        let mut pair = follower(3, vec![]);
+        pair.peer.stop_now();
+        assert!(matches!(pair.follow(&at(9)), Ok(Some(Step::Stop(StopCause::Protocol)))));
+        assert!(matches!(pair.change_roles(), Some(Step::Stop(StopCause::Protocol))));
+        assert!(pair.change_roles().is_none(), "said once");
+    }
+}
