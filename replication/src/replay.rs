@@ -1,8 +1,9 @@
 //! Following a log: what a guest does next, whoever brings the log.
 //!
-//! A [`Replayer`] keeps what a follower must remember between two steps: the check it was asked for,
-//! how far it has reported, and how the recorded guest ended. The log itself is a [`ReplayCursor`],
-//! which its owner fills: from a file that is read on, or from a channel that is waited for.
+//! A [`Replayer`] keeps what a follower must remember between two steps: the check it was asked
+//! for, how far it has reported, and how the recorded guest ended. The log itself is a
+//! [`ReplayCursor`], which its owner fills: from a file that is read on, or from a channel that is
+//! waited for.
 
 use ftvmm_devices::Input;
 
@@ -102,8 +103,8 @@ impl Replayer {
         self.expected.take().and_then(|expected| check.difference(&expected))
     }
 
-    /// Whether to tell the recorder that exit `left` is done: now and then, and when the follower has
-    /// to wait (`waits`).
+    /// Whether to tell the recorder that exit `left` is done: now and then, and when the follower
+    /// has to wait (`waits`).
     pub fn report_is_due(&mut self, left: Ordinal, waits: bool) -> bool {
         let least = if waits { 1 } else { REPORT_EVERY_EXITS };
         let is_due = left.0 >= self.reported.0 + least;
@@ -113,8 +114,8 @@ impl Replayer {
         is_due
     }
 
-    /// The guest has ended, and `at` is the first exit it did not get past: whether the recorded one
-    /// went on. `None` when that is not known yet: more of the log must come first.
+    /// The guest has ended, and `at` is the first exit it did not get past: whether the recorded
+    /// one went on. `None` when that is not known yet: more of the log must come first.
     pub fn recorder_went_on(&mut self, cursor: &mut ReplayCursor, at: Ordinal) -> Option<bool> {
         if self.end.is_some() {
             return Some(false);

@@ -1,13 +1,14 @@
-//! The run loop. It serves every role: a role is a choice of where inputs come from and where outputs go,
-//! and the loop does not know which.
+//! The run loop. It serves every role: a role is a choice of where inputs come from and where
+//! outputs go, and the loop does not know which.
 //!
 //! ```text
 //! exit → inputs for this ordinal → apply → handle → outputs → sink → interrupt
 //! ```
 //!
-//! Inputs come before the exit is answered, so that a clock the guest reads shows the sample taken at that
-//! very exit. Only synchronous exits have an ordinal. A recorded run that must give an input to a guest that
-//! makes none stops it anywhere and makes that point one: a slice, whose state goes into the log.
+//! Inputs come before the exit is answered, so that a clock the guest reads shows the sample taken
+//! at that very exit. Only synchronous exits have an ordinal. A recorded run that must give an
+//! input to a guest that makes none stops it anywhere and makes that point one: a slice, whose
+//! state goes into the log.
 
 use ftvmm_replication::Ordinal;
 use thiserror::Error;
@@ -55,8 +56,8 @@ impl Point {
     }
 }
 
-/// Runs `machine` until it ends itself, its inputs end it, or something fails. `last` follows the last exit
-/// ordinal, also of a run that fails.
+/// Runs `machine` until it ends itself, its inputs end it, or something fails. `last` follows the
+/// last exit ordinal, also of a run that fails.
 ///
 /// # Errors
 /// When KVM or the input source fails.

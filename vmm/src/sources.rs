@@ -1,4 +1,5 @@
-//! The order in which a run's inputs are asked for: [`Inputs`] puts together what a role has of the sources.
+//! The order in which a run's inputs are asked for: [`Inputs`] puts together what a role has of the
+//! sources.
 
 use ftvmm_devices::Input;
 use ftvmm_replication::{Check, Ordinal, StatePart};
@@ -11,7 +12,8 @@ use crate::step::{Answer, InputSource, RunMode, Situation, Standpoint, Step, Sto
 
 /// Where a guest's inputs come from when nothing comes first.
 pub enum Source {
-    /// The live host: its clock, its tap, its console. Of a pair, while this host speaks for the guest.
+    /// The live host: its clock, its tap, its console. Of a pair, while this host speaks for the
+    /// guest.
     Live(Box<LiveInputs>),
     /// A recording.
     Recording(Box<Replay<FileFeed>>),
@@ -93,8 +95,8 @@ impl Inputs {
         self.pair.as_ref().is_some_and(PairPort::follows)
     }
 
-    /// What the other host of a pair says: a role that changes, or its log. `None` when this host's own inputs are
-    /// to be asked.
+    /// What the other host of a pair says: a role that changes, or its log. `None` when this host's
+    /// own inputs are to be asked.
     fn of_the_pair(&mut self, situation: &Situation) -> Result<Option<Step>, InputError> {
         let Some(pair) = &mut self.pair else { return Ok(None) };
         if let Some(step) = pair.change_roles() {

@@ -1,5 +1,5 @@
-//! What the run loop and its neighbours say to each other: where the guest stands, what is to be done there,
-//! what came of it, and why a run ends.
+//! What the run loop and its neighbours say to each other: where the guest stands, what is to be
+//! done there, what came of it, and why a run ends.
 
 use ftvmm_devices::{Input, Output};
 use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart};
@@ -22,7 +22,8 @@ pub struct Situation {
     pub reads_counter: bool,
     /// Guest time at which the next timer event is due, in nanoseconds since power-on.
     pub deadline_ns: Option<u64>,
-    /// The guest's timer owes it ticks: they come one at a time, so it falls behind while they wait.
+    /// The guest's timer owes it ticks: they come one at a time, so it falls behind while they
+    /// wait.
     pub owes_ticks: bool,
     /// The guest executed HLT and nothing wakes it yet: the source should wait for an input.
     pub halted: bool,
@@ -55,11 +56,11 @@ pub enum Step {
     Capture,
     /// Put the guest into the state of this slice, which is the next exit ordinal; then ask again.
     Load(Vec<Slice>),
-    /// Answer with the whole machine as it stands here, [`Answer::Saved`]; then ask again. Only at an exit
-    /// that leaves nothing to complete: a slice, or a halted guest.
+    /// Answer with the whole machine as it stands here, [`Answer::Saved`]; then ask again. Only at
+    /// an exit that leaves nothing to complete: a slice, or a halted guest.
     SaveState,
-    /// Put this part of a state in place, answer with [`Answer::Restored`], then ask again. After the last part
-    /// the guest stands where it says.
+    /// Put this part of a state in place, answer with [`Answer::Restored`], then ask again. After
+    /// the last part the guest stands where it says.
     RestoreState(StatePart),
     /// Ask again.
     Again,
@@ -185,8 +186,8 @@ impl Ending {
 
 /// Where inputs come from.
 pub trait InputSource {
-    /// The next thing to do in this situation. May block: while the guest is halted, and while it is not yet
-    /// known what happens at this exit.
+    /// The next thing to do in this situation. May block: while the guest is halted, and while it
+    /// is not yet known what happens at this exit.
     ///
     /// # Errors
     /// When the source is broken, or its inputs do not fit this guest (a divergence).
@@ -198,8 +199,8 @@ pub trait InputSource {
     /// When it is not what a recording says (a divergence), or it cannot go where it is to go.
     fn answer(&mut self, answer: Answer) -> Result<(), InputError>;
 
-    /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could not take
-    /// an interrupt here that is pending.
+    /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could
+    /// not take an interrupt here that is pending.
     fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode;
 }
 

@@ -1,4 +1,5 @@
-//! What the run loop needs of a machine. [`crate::machine::Machine`] is the one on KVM; tests have another.
+//! What the run loop needs of a machine. [`crate::machine::Machine`] is the one on KVM; tests have
+//! another.
 
 use ftvmm_devices::{Input, Output};
 use ftvmm_replication::{
@@ -72,15 +73,15 @@ pub trait VirtualMachine {
     /// When KVM fails or the slice is none of this guest.
     fn load(&mut self, parts: &[Slice]) -> Result<(), LoadError>;
 
-    /// The whole machine as it stands at `exit` `at`; `None` when that leaves something to complete, and for a
-    /// guest whose memory is not tracked.
+    /// The whole machine as it stands at `exit` `at`; `None` when that leaves something to
+    /// complete, and for a guest whose memory is not tracked.
     ///
     /// # Errors
     /// When KVM fails.
     fn save(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError>;
 
-    /// Puts a part of a state in place, whatever the guest was doing; after the last one, where the guest
-    /// stands.
+    /// Puts a part of a state in place, whatever the guest was doing; after the last one, where the
+    /// guest stands.
     ///
     /// # Errors
     /// When KVM fails or the state is none of this guest.

@@ -1,4 +1,5 @@
-//! What a live run has of its host: the queue of its inputs, signals, the watch over its processor, the control socket.
+//! What a live run has of its host: the queue of its inputs, signals, the watch over its processor,
+//! the control socket.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,8 +46,8 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
 }
 
-/// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the log and in `status`. In
-/// a pair the session does, and has the backup take over.
+/// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the
+/// log and in `status`. In a pair the session does, and has the backup take over.
 pub fn watch_processor(
     queue: Arc<LiveQueue>,
     clock: HostClock,
@@ -62,8 +63,8 @@ pub fn watch_processor(
     })?))
 }
 
-/// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called before the first thread
-/// starts.
+/// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called
+/// before the first thread starts.
 pub fn heed_signals(
     queue: &LiveQueue,
     args: &RunArgs,
@@ -77,7 +78,8 @@ pub fn heed_signals(
     Ok(limit)
 }
 
-/// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
+/// The control socket, if there is to be one. To be held to the end of the run, and made after the
+/// signals are blocked.
 pub fn control<O: Operator + 'static>(
     args: &RunArgs,
     operator: impl FnOnce() -> O,

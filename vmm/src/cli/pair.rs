@@ -203,8 +203,8 @@ impl Timers {
     }
 }
 
-/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup when it has
-/// taken over.
+/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup
+/// when it has taken over.
 fn meet(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
     let listener = args.listen.map(Channel::listen).transpose()?;
     let (listener, connection) = match (args.role, args.connect) {

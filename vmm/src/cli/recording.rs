@@ -40,7 +40,8 @@ pub fn damaged(path: &Path) -> impl Fn(LogError) -> CommandError {
     move |e| CommandError::Recording { path: path.into(), why: e.to_string() }
 }
 
-/// A recording that was wanted and is not there as a whole is a failure, however well the guest ended.
+/// A recording that was wanted and is not there as a whole is a failure, however well the guest
+/// ended.
 ///
 /// # Errors
 /// What the host said when it was written.

@@ -71,8 +71,8 @@ impl Conclusion {
     }
 }
 
-/// What a run has of its host; a replay has nothing of it. Fields are dropped in their order: first the terminal is as it
-/// was, then no event reaches the guest any more, then no client.
+/// What a run has of its host; a replay has nothing of it. Fields are dropped in their order: first
+/// the terminal is as it was, then no event reaches the guest any more, then no client.
 #[derive(Default)]
 pub struct HostSide {
     /// Where the vCPU's thread waits, with its pulse.
@@ -153,8 +153,9 @@ impl HostSide {
     }
 }
 
-/// One run of a guest. It is put together by its role and ended here, in one order on every path: also when
-/// something fails between power-on and the first instruction, and when the run itself fails.
+/// One run of a guest. It is put together by its role and ended here, in one order on every path:
+/// also when something fails between power-on and the first instruction, and when the run itself
+/// fails.
 ///
 /// 1. The pulse ends, so that nobody takes the guest's thread for one that is stuck.
 /// 2. The shipment ends: a snapshot that was begun is complete or gone.
@@ -165,8 +166,8 @@ impl HostSide {
 /// 7. What the guest printed is written out.
 /// 8. The report is written, also of a run that failed.
 ///
-/// What is left ends with the fields, in their order: the role waits for its incident reports, then the event
-/// thread ends, then the control socket, then the inputs and the machine.
+/// What is left ends with the fields, in their order: the role waits for its incident reports, then
+/// the event thread ends, then the control socket, then the inputs and the machine.
 pub struct Run<M, R> {
     role: R,
     host: HostSide,
@@ -183,7 +184,8 @@ impl<M: Reported, R: Role<M>> Run<M, R> {
         Self { role, host, inputs, machine, last: Ordinal(0), clock }
     }
 
-    /// Runs the guest, after `prepare`, to its end. A report goes to the file `report`, and calls the role `name`.
+    /// Runs the guest, after `prepare`, to its end. A report goes to the file `report`, and calls
+    /// the role `name`.
     ///
     /// # Errors
     /// Anything that ends the run badly.

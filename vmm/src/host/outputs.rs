@@ -1,5 +1,5 @@
-//! Outputs of a guest that speaks for itself, frames to the tap and console bytes to standard output; and of one that
-//! is replayed.
+//! Outputs of a guest that speaks for itself, frames to the tap and console bytes to standard
+//! output; and of one that is replayed.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ pub struct HostOutputs {
 }
 
 impl HostOutputs {
-    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them; what the tap drops is told to `network`.
+    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them; what the tap drops is
+    /// told to `network`.
     pub fn new(
         tap: Option<Tap>,
         disk: Option<Arc<Disk>>,
@@ -99,7 +100,8 @@ impl OutputSink for ReplayOutputs {
     }
 }
 
-/// Prints as fast as is read: nobody waits for a replay. A console nobody reads any more does not end it.
+/// Prints as fast as is read: nobody waits for a replay. A console nobody reads any more does not
+/// end it.
 fn print_console(bytes: &[u8]) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());

@@ -1,7 +1,8 @@
 //! A log sink that is a file.
 //!
-//! The file is as good as it can be however the run ends: what was recorded up to there is written when this is dropped,
-//! without an end, so that a run that failed can be replayed to where it failed.
+//! The file is as good as it can be however the run ends: what was recorded up to there is written
+//! when this is dropped, without an end, so that a run that failed can be replayed to where it
+//! failed.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use crate::input_error::InputError;
 
 /// A group is closed when it holds this much, ...
 const GROUP_BYTES: u64 = 64 * 1024;
-/// ... or when its guest time spans this much, in nanoseconds, so that a torn file loses little, ...
+/// ... or when its guest time spans this much, in nanoseconds, so that a torn file loses little,
+/// ...
 const GROUP_NS: u64 = 1_000_000_000;
 /// ... or when the guest went through this many exits without looking at a clock.
 const GROUP_EXITS: u64 = 4096;
@@ -57,8 +59,8 @@ pub struct FinishedLog {
 }
 
 impl<W: Write> FileLog<W> {
-    /// A log that goes to `writer`, whose header is written, of a guest that has completed exit `complete`. `path` is
-    /// where it lies.
+    /// A log that goes to `writer`, whose header is written, of a guest that has completed exit
+    /// `complete`. `path` is where it lies.
     pub fn new(
         writer: LogWriter<W>,
         complete: Ordinal,
@@ -79,8 +81,8 @@ impl<W: Write> FileLog<W> {
         }
     }
 
-    /// Writes how the guest ended, if it ended where a replay can end too, and closes the file. `at` is the first
-    /// exit the guest did not get past.
+    /// Writes how the guest ended, if it ended where a replay can end too, and closes the file.
+    /// `at` is the first exit the guest did not get past.
     pub fn finish(mut self, at: Ordinal, end: Option<End>) -> FinishedLog {
         self.finished = true;
         if let Some(end) = end
@@ -93,7 +95,8 @@ impl<W: Write> FileLog<W> {
         FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }
     }
 
-    /// Closes the file of a run that failed: what was recorded up to there is in it, without an end.
+    /// Closes the file of a run that failed: what was recorded up to there is in it, without an
+    /// end.
     pub fn abandon(mut self) -> FinishedLog {
         let failed = self.close_unless_finished();
         FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }

@@ -21,8 +21,8 @@ pub struct CheckPlan {
 }
 
 impl CheckPlan {
-    /// Whether a check is due at this exit, and what it does about memory. The first exit has one: from there
-    /// on both sides have a copy of what was loaded, and slices need not carry it.
+    /// Whether a check is due at this exit, and what it does about memory. The first exit has one:
+    /// from there on both sides have a copy of what was loaded, and slices need not carry it.
     fn due(&self, at: Ordinal) -> Option<MemoryLook> {
         let is_due =
             |every: u64| every > 0 && at >= self.from && (at.0 == 1 || at.0.is_multiple_of(every));
@@ -101,7 +101,8 @@ impl Recorder {
         self.sinks().try_for_each(LogSink::idle)
     }
 
-    /// Writes `step`, which the source chose here; what is to be done, which may be a check that is due first.
+    /// Writes `step`, which the source chose here; what is to be done, which may be a check that is
+    /// due first.
     ///
     /// # Errors
     /// When the log is broken.

@@ -1,4 +1,5 @@
-//! Inputs from a log: one replayer for a recording that is read on and for a channel that is waited for.
+//! Inputs from a log: one replayer for a recording that is read on and for a channel that is waited
+//! for.
 
 use std::io::Read;
 
@@ -27,7 +28,8 @@ pub enum Divergence {
 
 /// Where a replayer's log comes from.
 pub trait Feed {
-    /// What the log says of this point. Brings more of the log, rather than to answer with [`ReplayStep::Wait`].
+    /// What the log says of this point. Brings more of the log, rather than to answer with
+    /// [`ReplayStep::Wait`].
     ///
     /// # Errors
     /// When the log is broken.

@@ -15,7 +15,8 @@ pub struct Restore {
 }
 
 impl Restore {
-    /// Puts `parts` in place; what they hold of the disk goes to `disk`, which a replay does without.
+    /// Puts `parts` in place; what they hold of the disk goes to `disk`, which a replay does
+    /// without.
     pub fn new(parts: Parts, disk: Option<Arc<Disk>>) -> Self {
         Self { parts, disk }
     }

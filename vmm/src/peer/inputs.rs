@@ -1,5 +1,5 @@
-//! A pair's part in where inputs come from: which of the two hosts speaks for the guest, and the log of the other
-//! one while this host follows.
+//! A pair's part in where inputs come from: which of the two hosts speaks for the guest, and the
+//! log of the other one while this host follows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering as MemoryOrdering;
@@ -57,8 +57,8 @@ impl PairPort {
         None
     }
 
-    /// The next thing to do while this host follows; `None` when the log is used up and sealed: this host's own
-    /// inputs from now on.
+    /// The next thing to do while this host follows; `None` when the log is used up and sealed:
+    /// this host's own inputs from now on.
     ///
     /// # Errors
     /// None of its own.
@@ -66,8 +66,8 @@ impl PairPort {
         self.log.next(situation)
     }
 
-    /// This host speaks for the guest from now on. The clock its inputs go on with, and the guest time the guest
-    /// has seen.
+    /// This host speaks for the guest from now on. The clock its inputs go on with, and the guest
+    /// time the guest has seen.
     pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, u64) {
         let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
         self.follows = false;
@@ -112,8 +112,8 @@ impl PairPort {
         self.log.run_mode(at)
     }
 
-    /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this one did not
-    /// get past. `None` when it ended too or is gone.
+    /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this
+    /// one did not get past. `None` when it ended too or is gone.
     pub fn primary_went_on(&mut self, at: Ordinal) -> Option<String> {
         let (feed, replayer) = self.log.parts();
         let went_on = self.follows && feed.primary_went_on(replayer, at);
@@ -134,7 +134,8 @@ impl PeerFeed {
         }
     }
 
-    /// The next part of the state this host is given that is for the guest; what is for the disk is put there.
+    /// The next part of the state this host is given that is for the guest; what is for the disk is
+    /// put there.
     fn next_part(&self) -> Step {
         loop {
             let Some(part) = self.peer.next_part() else { return Step::Stop(StopCause::Protocol) };
@@ -168,8 +169,8 @@ impl PeerFeed {
         }
     }
 
-    /// What `ask` says under the peer's lock. While it says nothing the guest waits, and the primary is told how far
-    /// it is: it has left `left`.
+    /// What `ask` says under the peer's lock. While it says nothing the guest waits, and the
+    /// primary is told how far it is: it has left `left`.
     fn ask<T>(
         &self,
         replayer: &mut Replayer,
@@ -275,7 +276,8 @@ struct Turn {
 
 /// All that touches the peer's state here.
 impl Peer {
-    /// Yields the guest to the other host, if that is wanted, and waits until it is decided who speaks for it.
+    /// Yields the guest to the other host, if that is wanted, and waits until it is decided who
+    /// speaks for it.
     fn take_turn(self: &Arc<Self>) -> Turn {
         let mut state = self.lock();
         if std::mem::take(&mut state.yield_wanted) && state.session.may_yield() {
@@ -299,7 +301,8 @@ impl Peer {
         state.took_over(self.clock.host_now_ns());
     }
 
-    /// The next part of the state that is to be put in place first; `None` when the session is over.
+    /// The next part of the state that is to be put in place first; `None` when the session is
+    /// over.
     fn next_part(&self) -> Option<StatePart> {
         let mut state = self.lock();
         loop {

@@ -10,8 +10,8 @@ use crate::host::Console;
 use crate::input_error::InputError;
 use crate::step::OutputSink;
 
-/// Hands frames to the session, which decides when they leave. The console is printed on both hosts: who
-/// reads it on the backup has it whole after a take-over.
+/// Hands frames to the session, which decides when they leave. The console is printed on both
+/// hosts: who reads it on the backup has it whole after a take-over.
 pub struct PeerOutputs {
     peer: Arc<Peer>,
     console: Arc<Console>,
@@ -39,7 +39,8 @@ impl OutputSink for PeerOutputs {
                 return Ok(());
             }
             Output::Disk(request) => {
-                // The guest will wait for the backup's disk too, which is to hear of a flush at once.
+                // The guest will wait for the backup's disk too, which is to hear of a flush at
+                // once.
                 if request.op == DiskOp::Flush {
                     self.peer.send_log(&mut self.peer.lock());
                 }
@@ -51,7 +52,8 @@ impl OutputSink for PeerOutputs {
         };
         let digest = digest.expect("a frame of a logged guest has a digest");
         let mut state = self.peer.lock();
-        // The backup cannot produce this output before it knows that nothing else happens at this exit.
+        // The backup cannot produce this output before it knows that nothing else happens at this
+        // exit.
         self.peer.send_log(&mut state);
         self.peer.step_locked(&mut state, SessionEvent::Output { at, digest, frame });
         Ok(())

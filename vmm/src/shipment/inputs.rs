@@ -15,19 +15,21 @@ use crate::step::{Situation, Step};
 struct Halt {
     /// The last point at which the guest was stopped between two exits.
     captured: Option<Ordinal>,
-    /// The exit at which the copy of memory was renewed, and the log says so; nothing has been applied since.
+    /// The exit at which the copy of memory was renewed, and the log says so; nothing has been
+    /// applied since.
     renewed: Option<Ordinal>,
 }
 
 impl Halt {
-    /// What brings the guest closer to giving its state; `None` at an exit that must be completed first.
+    /// What brings the guest closer to giving its state; `None` at an exit that must be completed
+    /// first.
     fn step(&self, situation: &Situation) -> Option<Step> {
         match situation.at {
             None => Some(Step::Capture),
             Some(at) if !situation.halted && self.captured != Some(at) => None,
             Some(at) if self.renewed == Some(at) => Some(Step::SaveState),
-            // The state is taken with the copy up to date. Whoever follows the log must know of that, or the next
-            // slice does not fit his copy.
+            // The state is taken with the copy up to date. Whoever follows the log must know of
+            // that, or the next slice does not fit his copy.
             Some(_) => Some(Step::Measure { memory: MemoryLook::Renew }),
         }
     }
@@ -104,7 +106,8 @@ impl TransferPort {
         self.halt.captured(at);
     }
 
-    /// Hands over what is left, with the machine as it stands; what is to be put into the guest's log here.
+    /// Hands over what is left, with the machine as it stands; what is to be put into the guest's
+    /// log here.
     ///
     /// # Errors
     /// When the disk cannot be read.

@@ -1,4 +1,5 @@
-//! A machine without a processor, for tests: it makes the exits it is told to make, and says what is done to it.
+//! A machine without a processor, for tests: it makes the exits it is told to make, and says what
+//! is done to it.
 
 use std::collections::VecDeque;
 
