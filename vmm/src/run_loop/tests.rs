@@ -116,8 +116,8 @@ fn an_unrecorded_guest_takes_interrupts_and_sends_between_exits_too() {
     let steps = vec![Step::Proceed, Step::Apply(Input::Time { now_ns: 1 }), Step::Proceed];
     let (told, _, _) = told(machine, RunMode::Unrecorded, steps);
     let between = ["next between exits", "apply", "next between exits", "handle nothing 1"];
-    assert_eq!(told[6..10], between, "{told:?}");
-    assert_eq!(told[10..12], ["emit 1", "interrupt"]);
+    assert_eq!(told[8..12], between, "{told:?}");
+    assert_eq!(told[12..14], ["emit 1", "interrupt"]);
 }
 
 #[test]
