@@ -37,6 +37,7 @@ pub mod log_stat;
 pub mod message;
 pub mod peer;
 pub mod record;
+pub mod replay;
 pub mod session;
 pub mod slice;
 pub mod snapshot;
@@ -57,6 +58,7 @@ pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};
 pub use peer::{Effect, PeerCore};
 pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, SnapshotMark, Term};
+pub use replay::{ReplayStep, Replayer};
 pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use session::policy::{
     DivergencePolicy, Limits, LinkPolicy, Refusal, ReleasePolicy, Role, SessionConfig,

@@ -103,7 +103,7 @@ impl Bench {
 
     fn leave(&mut self, address: u64, data: &[u8]) -> Vec<Output> {
         self.chain.link(self.at, address, data);
-        self.log.left(self.at).expect("a sink takes everything");
+        self.log.exit_complete(self.at).expect("a sink takes everything");
         self.driver.board.take_outputs()
     }
 

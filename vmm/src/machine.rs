@@ -1,6 +1,7 @@
 //! The machine: CPU, memory and devices. A deterministic function of the guest image and the inputs that
 //! [`Machine::apply`] was given.
 
+mod in_loop;
 mod restart;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,11 +24,12 @@ use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
 use crate::machine_state::{MachineState, Standing, StateError};
 use crate::msr::MsrBank;
 use crate::page_tracker::{LoadError, PageTracker};
-use crate::run_loop::{RunMode, Situation, StopCause};
+use crate::step::{RunMode, Situation, StopCause};
 use crate::tsc::TscTrap;
+use crate::virtual_machine::Handled;
 
+pub use restart::Start;
 use restart::Verdict;
-pub use restart::{RestartError, Start};
 
 /// Bytes of memory hashed at a time.
 const DIGEST_CHUNK_BYTES: usize = 1 << 20;
@@ -69,17 +71,6 @@ pub struct Machine {
     told_ns: Option<u64>,
     network: Option<Arc<NetWatch>>,
     published: NetCounters,
-}
-
-/// What an exit leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handled {
-    /// The guest goes on.
-    GoesOn,
-    /// The machine is to go back to power-on ([`Machine::restart`]).
-    Restarts,
-    /// The guest has ended.
-    Ended(StopCause),
 }
 
 impl From<Verdict> for Handled {
@@ -353,7 +344,7 @@ impl Machine {
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn state(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError> {
+    pub fn save(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError> {
         let (Some(standing), Some(pages)) = (Standing::of(exit), &self.pages) else {
             return Ok(None);
         };
@@ -378,7 +369,7 @@ impl Machine {
     ///
     /// # Errors
     /// When KVM fails or the state is none of this guest.
-    pub fn take_state(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
+    pub fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
         let pages = self.pages.as_ref().ok_or(StateError::NotTracked)?;
         match part {
             StatePart::Outline { .. } => lock(pages).clear(),

@@ -6,7 +6,7 @@ use ftvmm_devices::DiskCounters;
 use serde::Serialize;
 
 use crate::host::NetworkReport;
-use crate::run_loop::StopCause;
+use crate::step::StopCause;
 
 /// How much of a run a recording has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -17,8 +17,6 @@ pub struct Follower {
     taken_bytes: u64,
     /// The guest has left the path of the log.
     faulted: bool,
-    /// The last exit the other host has been told of.
-    reported: Ordinal,
 }
 
 impl Follower {
@@ -38,12 +36,6 @@ impl Follower {
     #[must_use]
     pub fn has_faulted(&self) -> bool {
         self.faulted
-    }
-
-    /// The last exit the other host has been told of.
-    #[must_use]
-    pub fn reported(&self) -> Ordinal {
-        self.reported
     }
 
     /// The next part of a state that is to be put in place.
@@ -67,13 +59,12 @@ impl Follower {
 
     /// A whole state is about to come: the one there is counts no more.
     pub(super) fn join(&mut self) {
-        *self = Self { joining: true, reported: self.reported, ..Self::default() };
+        *self = Self { joining: true, ..Self::default() };
     }
 
     /// A log is about to come for a guest that has left `through`.
     pub(super) fn follow(&mut self, through: Ordinal) {
         self.cursor = ReplayCursor::starting_at(through);
-        self.reported = through;
     }
 
     /// No more will come. A guest that has left the path of the log may consume nothing of it.
@@ -89,19 +80,9 @@ impl Follower {
     }
 
     /// Bytes in place so far.
-    pub(super) fn part_restored(&mut self, part_bytes: u64, stands: Option<Ordinal>) -> u64 {
+    pub(super) fn part_restored(&mut self, part_bytes: u64, is_whole: bool) -> u64 {
         self.taken_bytes += part_bytes;
-        if let Some(at) = stands {
-            self.joining = false;
-            self.reported = Ordinal(at.0.saturating_sub(1));
-        }
+        self.joining &= !is_whole;
         self.taken_bytes
-    }
-
-    /// Whether the other host has not been told of exit `through`. It is told now.
-    pub(super) fn report(&mut self, through: Ordinal) -> bool {
-        let is_news = through > self.reported;
-        self.reported = self.reported.max(through);
-        is_news
     }
 }

@@ -281,16 +281,9 @@ impl PeerCore {
         self.step(now_ns, SessionEvent::ReplayFault { description });
     }
 
-    /// A follower has left exit `through`.
-    pub fn executed(&mut self, now_ns: u64, through: Ordinal) {
-        if self.follower.report(through) {
-            self.step(now_ns, SessionEvent::Executed(through));
-        }
-    }
-
-    /// A part of the state that comes is in place; after the last one the guest stands at `stands`.
-    pub fn part_restored(&mut self, now_ns: u64, part_bytes: u64, stands: Option<Ordinal>) {
-        let taken_bytes = self.follower.part_restored(part_bytes, stands);
+    /// A part of the state that comes is in place; with the last one it is whole.
+    pub fn part_restored(&mut self, now_ns: u64, part_bytes: u64, is_whole: bool) {
+        let taken_bytes = self.follower.part_restored(part_bytes, is_whole);
         self.step(now_ns, SessionEvent::StateTaken { taken_bytes });
     }
 

@@ -275,17 +275,3 @@ pub enum StopReason {
         term: Term,
     },
 }
-
-impl StopReason {
-    /// Exit status of the process (design.md section 8).
-    #[must_use]
-    pub fn exit_status(&self) -> u8 {
-        match self {
-            Self::Clean | Self::HostRequest => 0,
-            Self::Incomplete | Self::DiskFailed { .. } => 1,
-            Self::BadConfiguration(_) => 2,
-            Self::Divergence => 3,
-            Self::LostWitness { .. } => 4,
-        }
-    }
-}

@@ -6,8 +6,7 @@ use ftvmm_replication::{Event, FileHeader, LogError, LogReader, Ordinal, Snapsho
 
 use super::CommandError;
 use super::args::ReplayArgs;
-use super::logs::damaged;
-use super::replay::open_log;
+use super::recording::{damaged, open_log};
 use crate::snapshot::Snapshot;
 
 /// Where a replay begins.

@@ -13,9 +13,8 @@ use ftvmm_replication::{Check, CpuCheck, Record};
 
 use super::CommandError;
 use super::disassembly::Symbols;
-use super::logs::damaged;
 use super::print::print_line;
-use super::replay::open_log;
+use super::recording::{damaged, open_log};
 
 /// Names at most so many pages.
 const PAGES_NAMED: usize = 32;

@@ -8,7 +8,7 @@ use super::CommandError;
 use super::args::LogCommand;
 use super::diff::diff;
 use super::print::print_line;
-use super::replay::open_log;
+use super::recording::{damaged, open_log};
 
 /// Does what the command says, on standard output.
 ///
@@ -21,11 +21,6 @@ pub fn logs(command: &LogCommand) -> Result<(), CommandError> {
         LogCommand::Dump { file } => dump(file),
         LogCommand::Diff { left, right, vmlinux } => diff(left, right, vmlinux.as_deref()),
     }
-}
-
-/// What to say of a recording that cannot be read to its end.
-pub fn damaged(path: &Path) -> impl Fn(ftvmm_replication::LogError) -> CommandError {
-    move |e| CommandError::Recording { path: path.into(), why: e.to_string() }
 }
 
 fn print_stat(path: &Path) -> Result<(), CommandError> {

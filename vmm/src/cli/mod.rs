@@ -3,17 +3,23 @@
 mod args;
 mod beginning;
 mod control;
+mod described;
 mod diff;
 mod disassembly;
 mod disk;
+mod live_host;
 mod logs;
 mod net_arg;
 mod origin;
+mod outcome;
 mod pair;
 mod print;
+mod recording;
 mod replay;
 mod roles;
 mod run;
+mod solo;
+mod start;
 
 use std::backtrace::BacktraceStatus;
 use std::io::IsTerminal;
@@ -190,7 +196,7 @@ pub fn main() -> ExitCode {
     start_logging();
     abort_on_panic();
     let result = match cli.command {
-        None => run::run(&cli.run),
+        None => start::start(&cli.run),
         Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Log(command)) => logs::logs(&command),
         Some(Command::Doctor(args)) => doctor(args.json),

@@ -1,13 +1,13 @@
 //! Where a run begins: at power-on, or at a snapshot.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_devices::{BoardConfig, DEFAULT_MTU, NetConfig};
-use ftvmm_replication::{FileHeader, Fingerprint, Start};
+use ftvmm_devices::{BoardConfig, NetConfig};
+use ftvmm_replication::Start;
 
 use super::CommandError;
 use super::args::{Role, RunArgs};
+use super::described::{Elsewhere, described};
 use super::disk::open_disk;
 use super::net_arg::NetArg;
 use crate::cpu_template::DEFAULT_TEMPLATE;
@@ -113,44 +113,5 @@ fn guest_config(
         on_panic: args.on_panic.into(),
         rtc_epoch_s,
         logged: args.record.is_some() || args.role != Role::Solo || args.control.is_some(),
-    }
-}
-
-/// Files that are not where a header says they were.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Elsewhere<'a> {
-    /// The kernel.
-    pub kernel: Option<&'a Path>,
-    /// The initramfs.
-    pub initramfs: Option<&'a Path>,
-    /// The CPU template.
-    pub cpu_template: Option<&'a Path>,
-}
-
-/// The guest that a file's header describes.
-pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
-    let Fingerprint { cmdline, cpu_template, memory_mib, tsc, on_reset, on_panic, .. } =
-        &header.fingerprint;
-    let Fingerprint { net_mac, net_mtu, .. } = header.fingerprint;
-    let or = |given: Option<&Path>, recorded: &str| {
-        given.map_or_else(|| recorded.into(), Path::to_path_buf)
-    };
-    let initramfs = header.initramfs_path.as_ref().map(PathBuf::from);
-    GuestConfig {
-        kernel: or(files.kernel, &header.kernel_path),
-        initramfs: files.initramfs.map(Path::to_path_buf).or(initramfs),
-        cmdline: cmdline.clone(),
-        cpu_template: or(files.cpu_template, cpu_template),
-        memory_mib: *memory_mib,
-        net: net_mac.map(|mac| NetConfig { mac, mtu: net_mtu.unwrap_or(DEFAULT_MTU) }),
-        disk: header
-            .fingerprint
-            .disk_bytes
-            .map(|size_bytes| DiskFacts { size_bytes, sha256: header.fingerprint.disk_sha256 }),
-        tsc: *tsc,
-        on_reset: *on_reset,
-        on_panic: *on_panic,
-        rtc_epoch_s: header.rtc_epoch_s,
-        logged: true,
     }
 }

@@ -4,45 +4,110 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use ftvmm_replication::session::policy::{
-    DivergencePolicy, LinkPolicy, Refusal, ReleasePolicy, Role as SessionRole, SessionConfig,
-    StopReason,
+    DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;
-use ftvmm_replication::{End, LogHeader, SessionEvent};
+use ftvmm_replication::{LogHeader, SessionEvent};
 
-use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role, RunArgs};
-use super::origin::Origin;
-use super::run::{
-    END, check_plan, complete, control, create_log, end_at, end_longest, heed_signals,
-    input_delays, live_queue, recording_error, report, verdict,
+use super::args::{
+    Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role as RoleArg, RunArgs,
 };
-use super::{CommandError, host, write_report};
+use super::live_host::{check_plan, control, heed_signals, input_delays, live_queue};
+use super::origin::Origin;
+use super::outcome::{end_at, stopped_by};
+use super::recording::create_log;
+use super::run::{Conclusion, HostSide, Role, Run};
+use super::{CommandError, host};
 use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
-use crate::host::{
-    Console, EventLoop, FileWitness, RawTerminal, StopLimit, Subscriber, Tap, TapReader, Ticker,
-    read_console,
-};
-use crate::input::{Alarm, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded, Restored};
+use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
+use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorder, Restore};
 use crate::machine::Machine;
 use crate::peer::{
-    Channel, ChannelError, ChannelEvents, PairInputs, Peer, PeerConfig, PeerLog, PeerOperator,
+    Channel, ChannelError, ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator,
     PeerOutputs,
 };
 use crate::report::Report;
-use crate::run_loop::{self, Ending, RunError, StopCause};
-use crate::shipment::{Shipment, ShippedInputs};
+use crate::shipment::{Shipment, TransferPort};
+use crate::sources::{Inputs, Source};
+use crate::step::{Ending, OutputSink, StopCause};
 
 /// A peer that is alive says so this many times within the failure limit.
 const HEARTBEATS_PER_FAILURE: u64 = 10;
+
+/// One half of a pair.
+struct Half {
+    peer: Arc<Peer>,
+    outputs: PeerOutputs,
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        self.peer.finish_reports();
+    }
+}
+
+impl Role<Machine> for Half {
+    fn outputs(&mut self) -> &mut dyn OutputSink {
+        &mut self.outputs
+    }
+
+    /// Tells the other host how the run ended here, and learns how the pair ends.
+    fn conclude(
+        &mut self,
+        machine: &Machine,
+        inputs: &mut Inputs,
+        result: Result<Ending, CommandError>,
+    ) -> Result<Conclusion, CommandError> {
+        let peer = &self.peer;
+        let ending = match result {
+            Ok(ending) => ending,
+            // A backup whose CPU or inputs fail has left the path of the primary.
+            Err(error) if peer.follows() => {
+                let reason = peer.fault(error.to_string());
+                stopped_by(&reason)?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        let went_on = inputs.pair().filter(|_| ending.by_guest());
+        let went_on = went_on.and_then(|pair| pair.primary_went_on(ending.first_incomplete()));
+        machine.tsc().warn_of_late_sites();
+        let end = end_at(machine, &ending)?;
+        let reason = match (went_on, end, ending.cause) {
+            (Some(description), ..) => peer.fault(description),
+            (None, _, StopCause::Protocol) => peer.stopped().unwrap_or(StopReason::HostRequest),
+            (None, Some(end), _) => peer.guest_ended(ending.first_incomplete(), end),
+            (None, None, _) => peer.stop_now(),
+        };
+        Ok(Conclusion { verdict: stopped_by(&reason), ..Conclusion::new(ending, end) })
+    }
+
+    fn report(&self, _: &mut Inputs, report: Report) -> Report {
+        let counters = self.peer.counters();
+        let seconds = |ns| ns as f64 / 1e9;
+        Report {
+            outputs: counters.outputs,
+            log_bytes: counters.log_bytes,
+            divergences: counters.divergences,
+            takeovers: counters.takeovers,
+            attaches: counters.attaches,
+            attach_stopped_seconds: counters.attach_stopped_ns.map(seconds),
+            switches: counters.switches,
+            takeover_seconds: counters.takeover_ns.map(seconds),
+            frames_compared: counters.digests,
+            ..report
+        }
+    }
+}
 
 /// Runs one half of a pair.
 ///
 /// # Errors
 /// Anything that ends the run badly.
 pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
-    if args.role == Role::Backup && args.record.is_some() {
+    if args.role == RoleArg::Backup && args.record.is_some() {
         return Err(CommandError::Configuration(
             "--record is for the primary or a guest alone: a backup follows the log it is sent"
                 .into(),
@@ -72,60 +137,76 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     if queue.is_stopped() {
         peer.host_stop();
     }
-    let _control = control(args, || PeerOperator::new(peer.clone(), console.clone()))?;
-    let (connection, role) = (meet(args, &peer)?, session_role(args).name());
-    let (log_timer, kicked) = (peer.log_ticker(), queue.clone());
-    let alarm = Ticker::new(move || kicked.alarm())?;
-    let parts = Parts {
-        peer: peer.clone(),
-        queue: queue.clone(),
-        alarm: Alarm::new(alarm.timer()),
-        console,
-        stop_limit,
-        role,
+    let mut host = HostSide {
+        queue: Some(queue.clone()),
+        console: Some(console.clone()),
+        stop_limit: Some(stop_limit),
+        control: control(args, || PeerOperator::new(peer.clone(), console.clone()))?,
+        ..HostSide::default()
     };
-    let mut waited: Vec<Subscriber> = vec![
-        Box::new(connection),
-        Box::new(peer.ticker()?),
-        Box::new(log_timer),
-        Box::new(alarm),
-        patience,
-    ];
+    let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
+    let mut events: Vec<Subscriber> = vec![Box::new(meet(args, &peer)?), patience];
+    let timers = Timers::add_to(&mut events, &peer, &queue)?;
     if let Some(tap) = reader {
         let strayed = peer.clone();
         let strays = Box::new(move |frame| strayed.stray(frame));
         let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
         let linked = peer.clone();
         let on_link = Box::new(move |up| linked.client_link(up));
-        waited.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
+        events.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
     }
-    let _events = EventLoop::start(waited)?;
+    // The other host decides when the guest begins.
+    host.wait_for(events)?;
     if args.start_alone {
         peer.step(SessionEvent::StartAlone);
     }
     let begin = match peer.wait_for_begin(session_role(args)) {
         Ok(Some(begin)) => begin,
-        Ok(None) => {
-            let address = args.connect.map(|a| a.to_string()).unwrap_or_default();
-            return Err(CommandError::Configuration(format!(
-                "the peer at {address} was lost before it welcomed this backup; is the address an ftvmm \
-                 primary's?"
-            )));
-        }
+        Ok(None) => return Err(not_welcomed(args)),
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
-    let result = parts.run(args, guest, &config, origin);
-    peer.finish_reports();
-    result
+    let parts = Parts { half, host, queue, timers };
+    let run = parts.switch_on(args, origin, guest, &config)?;
+    run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
 }
 
-/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup when it has
-/// taken over.
+fn not_welcomed(args: &RunArgs) -> CommandError {
+    let address = args.connect.map(|a| a.to_string()).unwrap_or_default();
+    CommandError::Configuration(format!(
+        "the peer at {address} was lost before it welcomed this backup; is the address an ftvmm \
+         primary's?"
+    ))
+}
+
+/// The timers the guest's thread sets.
+struct Timers {
+    alarm: Alarm,
+}
+
+impl Timers {
+    /// Timers that wait among `events`, with that of the session.
+    fn add_to(
+        events: &mut Vec<Subscriber>,
+        peer: &Arc<Peer>,
+        queue: &Arc<LiveQueue>,
+    ) -> Result<Self, CommandError> {
+        let (log, kicked) = (peer.log_ticker(), queue.clone());
+        let alarm = Ticker::new(move || kicked.alarm())?;
+        let timers = Self { alarm: Alarm::new(alarm.timer()) };
+        events.push(Box::new(peer.ticker()?));
+        events.push(Box::new(log));
+        events.push(Box::new(alarm));
+        Ok(timers)
+    }
+}
+
+/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup
+/// when it has taken over.
 fn meet(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
     let listener = args.listen.map(Channel::listen).transpose()?;
     let (listener, connection) = match (args.role, args.connect) {
-        (Role::Backup, Some(address)) => {
+        (RoleArg::Backup, Some(address)) => {
             let channel = Channel::connect(address)?;
             let listener = match listener {
                 None => {
@@ -149,7 +230,7 @@ fn meet(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError>
 
 fn session_role(args: &RunArgs) -> SessionRole {
     match args.role {
-        Role::Backup => SessionRole::Backup,
+        RoleArg::Backup => SessionRole::Backup,
         _ => SessionRole::Primary,
     }
 }
@@ -217,22 +298,22 @@ fn make_peer(
 
 /// What the run needs besides the guest.
 struct Parts {
-    peer: Arc<Peer>,
+    half: Half,
+    host: HostSide,
     queue: Arc<LiveQueue>,
-    alarm: Alarm,
-    console: Arc<Console>,
-    stop_limit: Arc<StopLimit>,
-    role: &'static str,
+    timers: Timers,
 }
 
 impl Parts {
-    fn run(
+    fn switch_on(
         self,
         args: &RunArgs,
+        origin: Origin,
         guest: Guest,
         config: &GuestConfig,
-        origin: Origin,
-    ) -> Result<(), CommandError> {
+    ) -> Result<Run<Machine, Half>, CommandError> {
+        let Self { mut host, half, queue, timers } = self;
+        let (peer, clock) = (half.peer.clone(), half.peer.clock());
         let header = guest.log_header(config);
         let log_header = LogHeader { start: origin.start(), ..header.clone() };
         let create = |path: &PathBuf| {
@@ -244,121 +325,30 @@ impl Parts {
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
         }
-        machine.show_network(self.queue.network().clone());
+        machine.show_network(queue.network().clone());
         let kicker = machine.vcpu().kicker();
-        self.queue.kick_with(kicker.clone());
-        let terminal = RawTerminal::enter();
-        read_console(self.queue.clone(), &terminal).map_err(host("console thread"))?;
-        let Self { peer, queue, alarm, console, stop_limit, role } = self;
-        let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
-        let started_ns = peer.clock().host_now_ns();
-        let shipment = machine.pages();
-        let ship = |pages| {
-            Arc::new(Shipment::new(pages, peer.disk(), queue.clone(), peer.clock(), header))
-        };
-        let shipment = shipment.map(ship);
-        if let Some(shipment) = &shipment {
+        queue.kick_with(kicker.clone());
+        host.kicker = Some(kicker);
+        host.memory_mib = config.memory_mib;
+        let guest_clock = GuestClock::anchored(clock, clock.host_now_ns(), 0);
+        let ship =
+            |pages| Arc::new(Shipment::new(pages, peer.disk(), queue.clone(), clock, header));
+        host.shipment = machine.pages().map(ship);
+        if let Some(shipment) = &host.shipment {
             peer.ship_with(shipment.clone());
         }
-        let pulsing = queue.clone();
-        let network = queue.network().clone();
-        let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+        let mut live = LiveInputs::new(queue, guest_clock, 0, timers.alarm, input_delays(args));
         if origin.start().is_some() {
             live.renew_identity();
         }
-        let mut outputs = PeerOutputs::new(peer.clone(), console.clone());
-        let mut log = PeerLog::new(peer.clone(), recording);
-        let recorded = Recorded::new(live, &mut log, check_plan(args));
-        let shipped = ShippedInputs::new(recorded, shipment.clone());
-        let inputs = PairInputs::new(peer.clone(), shipped);
-        let mut inputs = Restored::new(inputs, origin.into_parts(), peer.disk());
-        pulsing.pulse().begin();
-        let result = run_loop::run(&mut machine, &mut inputs, &mut outputs);
-        pulsing.pulse().end();
-        if let Some(shipment) = shipment {
-            shipment.end();
-        }
-        let mut inputs = inputs.into_source();
-        let went_on = match &result {
-            Ok(ending) if ending.by_guest() => inputs.primary_went_on(ending.first_incomplete()),
-            _ => None,
-        };
-        kicker.retire();
-        stop_limit.goes_on(end_longest(config.memory_mib), END);
-        drop(terminal);
-        let seconds = (peer.clock().host_now_ns() - started_ns) as f64 / 1e9;
-        let (ending, end, reason) = conclude(&peer, &machine, result, went_on)?;
-        // The other host's word may have ordered a stop only now.
-        stop_limit.goes_on(end_longest(config.memory_mib), END);
-        let finish = |recording: FileLog<_>| recording.finish(ending.first_incomplete(), end);
-        let recording = log.into_recording().map(finish);
-        console.finish();
-        machine.tsc().warn_of_late_sites();
-        let counters = peer.counters();
-        let report = Report {
-            outputs: counters.outputs,
-            log_bytes: counters.log_bytes,
-            recording_error: recording_error(recording.as_ref()),
-            divergences: counters.divergences,
-            takeovers: counters.takeovers,
-            attaches: counters.attaches,
-            attach_stopped_seconds: counters.attach_stopped_ns.map(|ns| ns as f64 / 1e9),
-            switches: counters.switches,
-            takeover_seconds: counters.takeover_ns.map(|ns| ns as f64 / 1e9),
-            frames_compared: counters.digests,
-            console_dropped_bytes: console.dropped_bytes(),
-            network: network.report(),
-            ..report(role, &machine, &ending, end, seconds)
-        };
-        write_report(args.report.as_deref(), &report)?;
-        stopped_by(&reason)?;
-        verdict(&machine, &ending)?;
-        complete(recording)
-    }
-}
-
-/// Tells the other host how the run ended here, and learns how the pair ends.
-fn conclude(
-    peer: &Arc<Peer>,
-    machine: &Machine,
-    result: Result<Ending, RunError>,
-    went_on: Option<String>,
-) -> Result<(Ending, Option<End>, StopReason), CommandError> {
-    let ending = match result {
-        Ok(ending) => ending,
-        // A backup whose CPU or inputs fail has left the path of the primary.
-        Err(error) if peer.follows() => {
-            let reason = peer.fault(error.to_string());
-            stopped_by(&reason)?;
-            return Err(error.into());
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let end = end_at(machine, &ending)?;
-    let reason = match (went_on, end, ending.cause) {
-        (Some(description), ..) => peer.fault(description),
-        (None, _, StopCause::Protocol) => peer.stopped().unwrap_or(StopReason::HostRequest),
-        (None, Some(end), _) => peer.guest_ended(ending.first_incomplete(), end),
-        (None, None, _) => peer.stop_now(),
-    };
-    Ok((ending, end, reason))
-}
-
-/// The exit status of the protocol's reason to stop.
-fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
-    match reason {
-        StopReason::Clean | StopReason::HostRequest => Ok(()),
-        StopReason::BadConfiguration(Refusal::Wire(error)) => {
-            Err(CommandError::Configuration(format!("{error}; is the address an ftvmm's?")))
-        }
-        StopReason::BadConfiguration(refusal) => {
-            Err(CommandError::Configuration(format!("the two hosts do not fit: {refusal}")))
-        }
-        StopReason::Incomplete | StopReason::DiskFailed { .. } => {
-            Err(CommandError::Peer(reason.to_string()))
-        }
-        StopReason::Divergence => Err(CommandError::Divergence(reason.to_string())),
-        StopReason::LostWitness { .. } => Err(CommandError::LostWitness(reason.to_string())),
+        let log = PeerLog::new(peer.clone());
+        let recorder = Recorder::new(recording, Some(Box::new(log)), check_plan(args));
+        let inputs = Inputs::new(Source::Live(Box::new(live)))
+            .recorded(Some(recorder))
+            .transferable(host.shipment.clone().map(TransferPort::new))
+            .paired(PairPort::new(peer.clone()))
+            .restored(origin.into_parts().map(|parts| Restore::new(parts, peer.disk())));
+        Ok(Run::new(machine, half, inputs, host, clock))
     }
 }
 

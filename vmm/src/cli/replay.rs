@@ -1,36 +1,116 @@
 //! `ftvmm replay FILE`: runs the recorded guest again and says whether it came out the same.
 
-use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use ftvmm_devices::Output;
-use ftvmm_replication::{LogHeader, LogReader, MemoryLook, Ordinal, OutputDigest};
+use ftvmm_replication::{LogHeader, MemoryLook, Ordinal};
 
 use super::args::ReplayArgs;
 use super::beginning::Beginning;
-use super::origin::{Elsewhere, described};
-use super::run::{complete, create_log, end_at, recording_error, report, verdict};
-use super::{CommandError, check_report, write_report};
+use super::described::{Elsewhere, described};
+use super::outcome::end_at;
+use super::recording::{create_log, open_log};
+use super::run::{Conclusion, HostSide, Role, Run};
+use super::{CommandError, check_report};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::HostClock;
-use crate::host::{NetWatch, print_console};
-use crate::input::{CheckPlan, InputError, LogInputs, OnRecordError, Recorded, Restored};
+use crate::host::{NetWatch, ReplayOutputs};
+use crate::input::{CheckPlan, FileFeed, OnRecordError, Recorder, Replay, Restore};
+use crate::input_error::InputError;
 use crate::kvm::install_kick_handler;
+use crate::machine::Machine;
 use crate::report::{Extent, Report};
-use crate::run_loop::{self, OutputSink, RunError};
+use crate::run_loop::RunError;
 use crate::snapshot::Snapshot;
-use crate::user_file::{self, Named};
+use crate::sources::{Inputs, Source};
+use crate::step::{Ending, OutputSink};
+use crate::user_file::Named;
 
-/// Opens a recording and reads its header.
-///
-/// # Errors
-/// When the file is none, or from another version.
-pub fn open_log(path: &Path) -> Result<LogReader<BufReader<File>>, CommandError> {
-    let file = user_file::open("recording", path)?;
-    LogReader::new(BufReader::new(file))
-        .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })
+/// What a replay compares its guest with.
+struct Replayed {
+    path: PathBuf,
+    outputs: ReplayOutputs,
+    network: Arc<NetWatch>,
+    /// How much of a run the recording has, when the guest's run ended.
+    extent: Option<Extent>,
+}
+
+impl Role<Machine> for Replayed {
+    fn outputs(&mut self) -> &mut dyn OutputSink {
+        &mut self.outputs
+    }
+
+    fn conclude(
+        &mut self,
+        machine: &Machine,
+        inputs: &mut Inputs,
+        result: Result<Ending, CommandError>,
+    ) -> Result<Conclusion, CommandError> {
+        let ending = result.map_err(|error| self.unreadable(error))?;
+        let end = end_at(machine, &ending)?;
+        let Some(log) = inputs.replayed() else { return Ok(Conclusion::new(ending, end)) };
+        let recorded = match log.feed().was_stopped() {
+            true => Ok(None),
+            false => log.recorded_end(ending.first_incomplete()),
+        };
+        let extent = match (&recorded, log.feed().torn()) {
+            _ if log.feed().was_stopped() => Extent::NotReached,
+            (Ok(Some(_)) | Err(_), _) => Extent::Complete,
+            (Ok(None), Some(_)) => Extent::Torn,
+            (Ok(None), None) => Extent::Unfinished,
+        };
+        self.extent = Some(extent);
+        // A replay that was stopped, or had no more log, is no guest that ended.
+        let is_over = ending.by_guest() || matches!(recorded, Ok(Some(_)));
+        let why = match (extent, log.feed().torn()) {
+            (Extent::Torn, Some(torn)) => Some(format!("its tail is damaged ({torn})")),
+            (Extent::Unfinished, _) => Some("it does not say how the run ended".into()),
+            _ => None,
+        };
+        let remark = why.map_or(Ok(()), |why| Err(self.is_not_complete(&why, &ending)));
+        let verdict = recorded.map_err(CommandError::from).and_then(|recorded| {
+            let both = recorded.zip(end);
+            match both.and_then(|(recorded, end)| end.difference(&recorded)) {
+                None => Ok(()),
+                Some(difference) => {
+                    Err(CommandError::Divergence(format!("at exit {}: {difference}", ending.at)))
+                }
+            }
+        });
+        Ok(Conclusion { is_over, verdict, remark, ..Conclusion::new(ending, end) })
+    }
+
+    fn report(&self, inputs: &mut Inputs, report: Report) -> Report {
+        Report {
+            outputs: self.outputs.frames(),
+            log_bytes: inputs.replayed().map_or(0, |log| log.feed().bytes_read()),
+            network: self.network.report(),
+            recording: self.extent,
+            ..report
+        }
+    }
+}
+
+impl Replayed {
+    fn is_not_complete(&self, why: &str, ending: &Ending) -> CommandError {
+        CommandError::GuestFailed(format!(
+            "recording '{}' is not complete: {why}; what it has was replayed, up to exit {}",
+            self.path.display(),
+            ending.at
+        ))
+    }
+
+    /// A run that failed because of a file, by the file's name.
+    fn unreadable(&self, error: CommandError) -> CommandError {
+        match error {
+            CommandError::Run(RunError::Input(
+                source @ (InputError::LogRead { .. }
+                | InputError::LogOrder { .. }
+                | InputError::SnapshotRead { .. }),
+            )) => CommandError::Recording { path: self.path.clone(), why: source.to_string() },
+            error => error,
+        }
+    }
 }
 
 /// Replays a recording.
@@ -61,90 +141,23 @@ pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
         let header = LogHeader { start, ..guest.log_header(&config) };
         create_log(path, args.overwrite, OnRecordError::Stop, &header)
     };
-    let mut log = args.record.as_ref().map(create).transpose()?;
+    let recording = args.record.as_ref().map(create).transpose()?;
     let mut machine = guest.power_on(&config)?;
     if let Some(fault) = args.inject_fault {
         machine.schedule(fault);
     }
     let network = Arc::<NetWatch>::default();
     machine.show_network(network.clone());
+    let log = Replay::new(FileFeed::new(reader, args.until.map(Ordinal), skip));
+    let record = |recording| Recorder::new(Some(recording), None, check_plan(args));
     let parts = snapshot.map(Snapshot::into_parts);
-    let mut inputs = LogInputs::new(reader, args.until.map(Ordinal), skip);
-    let mut outputs = Replayed::default();
-    let clock = HostClock::host_start();
-    let result = match &mut log {
-        None => {
-            let mut restored = Restored::new(inputs, parts, None);
-            let result = run_loop::run(&mut machine, &mut restored, &mut outputs);
-            inputs = restored.into_source();
-            result
-        }
-        Some(log) => {
-            let recorded = Recorded::new(inputs, log, check_plan(args));
-            let mut restored = Restored::new(recorded, parts, None);
-            let result = run_loop::run(&mut machine, &mut restored, &mut outputs);
-            inputs = restored.into_source().into_source();
-            result
-        }
-    };
-    let ending = match result {
-        Ok(ending) => ending,
-        // What a recording of it is wanted for: it ends with the check that differs.
-        Err(error) => return Err(unreadable(error, args)),
-    };
-    let seconds = clock.host_now_ns() as f64 / 1e9;
-    let end = end_at(&machine, &ending)?;
-    let recorded = match inputs.was_stopped() {
-        true => Ok(None),
-        false => inputs.recorded_end(ending.first_incomplete()),
-    };
-    let extent = match (&recorded, inputs.torn()) {
-        _ if inputs.was_stopped() => Extent::NotReached,
-        (Ok(Some(_)) | Err(_), _) => Extent::Complete,
-        (Ok(None), Some(_)) => Extent::Torn,
-        (Ok(None), None) => Extent::Unfinished,
-    };
-    // A replay that was stopped, or had no more log, is no guest that ended.
-    let has_ended = ending.by_guest() || matches!(recorded, Ok(Some(_)));
-    let copy = log.map(|log| log.finish(ending.first_incomplete(), end.filter(|_| has_ended)));
-    let report = Report {
-        outputs: outputs.frames,
-        log_bytes: inputs.bytes_read(),
-        network: network.report(),
-        recording: Some(extent),
-        recording_error: recording_error(copy.as_ref()),
-        ..report("replay", &machine, &ending, end, seconds)
-    };
-    write_report(args.report.as_deref(), &report)?;
-    if let (Some(recorded), Some(end)) = (recorded?, &end)
-        && let Some(difference) = end.difference(&recorded)
-    {
-        return Err(CommandError::Divergence(format!("at exit {}: {difference}", ending.at)));
-    }
-    verdict(&machine, &ending)?;
-    complete(copy)?;
-    let why = match (extent, inputs.torn()) {
-        (Extent::Torn, Some(torn)) => format!("its tail is damaged ({torn})"),
-        (Extent::Unfinished, _) => "it does not say how the run ended".into(),
-        _ => return Ok(()),
-    };
-    Err(CommandError::GuestFailed(format!(
-        "recording '{}' is not complete: {why}; what it has was replayed, up to exit {}",
-        args.file.display(),
-        ending.at
-    )))
-}
-
-/// A run that failed because of a file, by the file's name.
-fn unreadable(error: RunError, args: &ReplayArgs) -> CommandError {
-    match error {
-        RunError::Input(
-            source @ (InputError::LogRead { .. }
-            | InputError::LogOrder { .. }
-            | InputError::SnapshotRead { .. }),
-        ) => CommandError::Recording { path: args.file.clone(), why: source.to_string() },
-        error => error.into(),
-    }
+    let inputs = Inputs::new(Source::Recording(Box::new(log)))
+        .recorded(recording.map(record))
+        .restored(parts.map(|parts| Restore::new(parts, None)));
+    let outputs = ReplayOutputs::default();
+    let role = Replayed { path: args.file.clone(), outputs, network, extent: None };
+    let (host, clock) = (HostSide::default(), HostClock::host_start());
+    Run::new(machine, role, inputs, host, clock).go("replay", args.report.as_deref(), |_| Ok(()))
 }
 
 /// Slices refer to the copies of memory the recorder took, so a check of our own takes none.
@@ -173,26 +186,4 @@ fn check_files(
         .written("--report", args.report.as_deref());
     named.check()?;
     check_report(args.report.as_deref(), args.overwrite)
-}
-
-#[derive(Default)]
-struct Replayed {
-    frames: u64,
-}
-
-impl OutputSink for Replayed {
-    fn emit(
-        &mut self,
-        _: Ordinal,
-        _: Option<OutputDigest>,
-        output: Output,
-    ) -> Result<(), InputError> {
-        match output {
-            Output::Frame(_) => self.frames += 1,
-            Output::Console(bytes) => print_console(&bytes),
-            // The log has the answers.
-            Output::Disk(_) => {}
-        }
-        Ok(())
-    }
 }

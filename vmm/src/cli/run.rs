@@ -1,374 +1,275 @@
-//! `ftvmm --kernel …`: chooses where inputs come from and where outputs go, then enters the run loop.
+//! One run of a guest, in any role: from a machine that is switched on to the exit status.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
+use ftvmm_replication::{End, Ordinal};
 
-use super::args::{Role, RunArgs};
-use super::origin::Origin;
-use super::{CommandError, check_report, host, write_report};
-use crate::control::{ControlServer, Operator, SoloOperator};
-use crate::disk::Telling;
-use crate::guest::{Guest, GuestConfig};
-use crate::host::clock::{HostClock, host_unix_seconds};
-use crate::host::{
-    BlockedSignals, Console, EventLoop, HostEventsError, HostOutputs, RawTerminal, STOP_LONGEST,
-    StopLimit, Subscriber, Tap, TapReader, Ticker, WriteBehind, read_console, repeating,
-    resting_timer, stderr_dropped_bytes,
-};
-use crate::input::{
-    Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Look,
-    OnRecordError, PulseWatch, Recorded, Restored,
-};
-use crate::kvm::install_kick_handler;
-use crate::machine::Machine;
-use crate::peer::announce_restored;
-use crate::report::{Report, hex};
-use crate::run_loop::{self, Ending, StopCause};
-use crate::shipment::{Gauge, Shipment, ShippedInputs};
-use crate::user_file::{self, Named};
-
-/// The host may hold the processor of a guest that runs alone for so long before it is told.
-const HELD_LONGEST: Duration = Duration::from_secs(1);
-
-/// Runs a guest in the role the arguments name.
-///
-/// # Errors
-/// Anything that ends the run badly.
-pub fn run(args: &RunArgs) -> Result<(), CommandError> {
-    check_files(args)?;
-    install_kick_handler()?;
-    match args.role {
-        Role::Solo => solo(args),
-        Role::Primary | Role::Backup => super::pair::pair(args),
-    }
-}
-
-/// How often the recorder states what a replayer must agree with.
-pub fn check_plan(args: &RunArgs) -> CheckPlan {
-    CheckPlan {
-        every_exits: args.check_every,
-        memory_every_exits: args.check_memory_every,
-        from: Ordinal(1),
-        memory: MemoryLook::Renew,
-    }
-}
-
-/// How long inputs wait for an exit of a recorded guest.
-pub fn input_delays(args: &RunArgs) -> InputDelays {
-    args.max_input_delay
-        .map(Duration::from_millis)
-        .map_or_else(InputDelays::default, InputDelays::all)
-}
-
-/// Where live inputs wait, and what waits for them to be overdue.
-pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
-    let timer = resting_timer()?;
-    let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
-    queue.give_grace(Duration::from_secs(args.stop_grace));
-    let waited = queue.clone();
-    Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
-}
-
-/// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the log and in `status`. In
-/// a pair the session does, and has the backup take over.
-fn watch_processor(
-    queue: Arc<LiveQueue>,
-    clock: HostClock,
-    longest: Duration,
-) -> Result<Subscriber, HostEventsError> {
-    let every = longest / 8;
-    let mut watch = PulseWatch::new(longest.as_nanos() as u64);
-    Ok(Box::new(repeating(every, move || {
-        if watch.look(clock.host_now_ns(), queue.pulse()) == Look::Interrupt {
-            queue.kick_vcpu();
-        }
-        every
-    })?))
-}
-
-/// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called before the first thread
-/// starts.
-pub fn heed_signals(
-    queue: &LiveQueue,
-    args: &RunArgs,
-    stop: impl Fn() + Send + Sync + 'static,
-) -> Result<Arc<StopLimit>, CommandError> {
-    let signals = BlockedSignals::block()?;
-    let limit = StopLimit::start().map_err(host("thread for the end of the run"))?;
-    queue.limit_stops_with(limit.clone());
-    let longest = STOP_LONGEST + Duration::from_secs(args.stop_grace);
-    signals.on_signal(limit.clone(), longest, stop)?;
-    Ok(limit)
-}
+use super::outcome::{Reported, verdict};
+use super::recording::complete;
+use super::{CommandError, host, write_report};
+use crate::control::ControlServer;
+use crate::host::clock::HostClock;
+use crate::host::{Console, EventLoop, RawTerminal, StopLimit, Subscriber, read_console};
+use crate::input::{FinishedLog, LiveQueue};
+use crate::kvm::Kicker;
+use crate::report::Report;
+use crate::run_loop;
+use crate::shipment::Shipment;
+use crate::sources::Inputs;
+use crate::step::{Ending, OutputSink};
 
 /// What a run still does when its guest stands still.
-pub const END: &str = "the end of the recording and of the report";
+const END: &str = "the end of the recording and of the report";
 
 /// How long [`END`] may take: all memory is digested.
-pub fn end_longest(memory_mib: u32) -> Duration {
+fn end_longest(memory_mib: u32) -> Duration {
     const LEAST: Duration = Duration::from_secs(20);
     const PER_GIB: Duration = Duration::from_secs(10);
     LEAST + PER_GIB * (memory_mib / 1024)
 }
 
-/// The control socket, if there is to be one. To be held to the end of the run, and made after the signals are blocked.
-pub fn control<O: Operator + 'static>(
-    args: &RunArgs,
-    operator: impl FnOnce() -> O,
-) -> Result<Option<ControlServer>, CommandError> {
-    let start = |path: &PathBuf| ControlServer::start(path, Arc::new(operator()));
-    Ok(args.control.as_ref().map(start).transpose()?)
+/// In what the roles differ. Dropped before the host's threads end.
+pub trait Role<M> {
+    /// Where the guest's outputs go.
+    fn outputs(&mut self) -> &mut dyn OutputSink;
+
+    /// The guest stands still: what the run came to, after whoever else must hear of it has.
+    ///
+    /// # Errors
+    /// When the run failed, or its end cannot be told. The recording has no end then.
+    fn conclude(
+        &mut self,
+        machine: &M,
+        inputs: &mut Inputs,
+        result: Result<Ending, CommandError>,
+    ) -> Result<Conclusion, CommandError>;
+
+    /// Adds to the report what the role knows.
+    fn report(&self, inputs: &mut Inputs, report: Report) -> Report;
 }
 
-/// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
-pub fn create_log(
-    path: &Path,
-    overwrite: bool,
-    on_error: OnRecordError,
-    header: &LogHeader,
-) -> Result<FileLog<WriteBehind>, CommandError> {
-    let file = user_file::create("recording", path, overwrite)?;
-    let file = WriteBehind::start(file).map_err(host("thread for the recording"))?;
-    let writer = LogWriter::new(file, header)
-        .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
-    let left = header.start.as_ref().map_or(0, |start| start.at.0.saturating_sub(1));
-    Ok(FileLog::new(writer, Ordinal(left), path, on_error))
+/// What a run came to that did not fail.
+pub struct Conclusion {
+    /// Where it ended.
+    pub ending: Ending,
+    /// How the guest stood there, if a replay can end there too.
+    pub end: Option<End>,
+    /// That is the guest's end, and the recording's: not so of a replay that goes no further.
+    pub is_over: bool,
+    /// What the other host or the recording says.
+    pub verdict: Result<(), CommandError>,
+    /// What is to be said of a run that is otherwise well.
+    pub remark: Result<(), CommandError>,
 }
 
-/// Refuses files that would be lost, and reports that could not be written.
-fn check_files(args: &RunArgs) -> Result<(), CommandError> {
-    let disk = args.disk.as_ref().map(|disk| disk.0.as_path());
-    let named = Named::default()
-        .read("--kernel", args.kernel.as_deref())
-        .read("--initrd", args.initrd.as_deref())
-        .read("--cpu-template", args.cpu_template.as_deref())
-        .read("--restore", args.restore.as_deref())
-        .written("--disk", disk)
-        .written("--control", args.control.as_deref())
-        .written("--record", args.record.as_deref())
-        .written("--report", args.report.as_deref());
-    named.check()?;
-    if let Some(path) = &args.record {
-        user_file::may_replace("recording", path, args.overwrite)?;
+impl Conclusion {
+    /// The guest ended here, and nobody has anything against it.
+    pub fn new(ending: Ending, end: Option<End>) -> Self {
+        Self { ending, end, is_over: true, verdict: Ok(()), remark: Ok(()) }
     }
-    check_report(args.report.as_deref(), args.overwrite)
 }
 
-fn solo(args: &RunArgs) -> Result<(), CommandError> {
-    let (queue, patience) = live_queue(args)?;
-    let (stopped, watched) = (queue.clone(), queue.clone());
-    let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
-    let console = Console::start().map_err(host("thread for the console"))?;
-    let mut waited: Vec<Subscriber> = vec![patience];
-    let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
-    let guest = Guest::assemble(&origin.config)?;
-    origin.check(&guest)?;
-    if let Some(disk) = &disk {
-        let answered = queue.clone();
-        queue.take_from_disk(disk.clone());
-        disk.on_answer(move |_| answered.disk_answered());
-    }
-    let is_restored = origin.start().is_some();
-    if let (Some(tap), Some(net), true) = (&tap, &origin.config.net, is_restored) {
-        waited.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
-    }
-    let network = queue.network().clone();
-    let mut outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network.clone());
-    let (means, host_clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
-    let _control = control(args, || SoloOperator {
-        queue: queue.clone(),
-        outputs: outputs.frames(),
-        console: console.clone(),
-        tap: tap.clone(),
-        recording: args.record.clone(),
-        clock: host_clock,
-        shipment: means.clone(),
-        gauge: Gauge::new(host_clock),
-    })?;
-    if let Some(tap) = tap {
-        let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
-        let (strays, on_link) = (Box::new(drop), Box::new(drop));
-        waited.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
-    }
-    // Files were read and hashed meanwhile.
-    let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
-    let header = guest.log_header(&config);
-    let log_header = LogHeader { start: origin.start(), ..header.clone() };
-    let create =
-        |path: &PathBuf| create_log(path, args.overwrite, args.record_error.into(), &log_header);
-    let mut log = args.record.as_ref().map(create).transpose()?;
-    let kicked = queue.clone();
-    let ticker = Ticker::new(move || kicked.alarm())?;
-    let alarm = Alarm::new(ticker.timer());
-    waited.push(Box::new(ticker));
-    waited.push(watch_processor(queue.clone(), host_clock, HELD_LONGEST)?);
-    queue.set_unrecorded(log.is_none());
-    let mut machine = guest.power_on(&config)?;
-    tracing::info!("the guest is switched on");
-    if let Some(fault) = args.inject_fault {
-        machine.schedule(fault);
-    }
-    machine.show_network(queue.network().clone());
-    let kicker = machine.vcpu().kicker();
-    queue.kick_with(kicker.clone());
-    let _events = EventLoop::start(waited)?;
-    let terminal = RawTerminal::enter();
-    read_console(queue.clone(), &terminal).map_err(host("console thread"))?;
+/// What a run has of its host; a replay has nothing of it. Fields are dropped in their order: first
+/// the terminal is as it was, then no event reaches the guest any more, then no client.
+#[derive(Default)]
+pub struct HostSide {
+    /// Where the vCPU's thread waits, with its pulse.
+    pub queue: Option<Arc<LiveQueue>>,
+    /// Interrupts the vCPU's thread.
+    pub kicker: Option<Kicker>,
+    /// Where the guest prints.
+    pub console: Option<Arc<Console>>,
+    /// Ends the process when its end takes too long.
+    pub stop_limit: Option<Arc<StopLimit>>,
+    /// The way of the guest's state to somewhere else.
+    pub shipment: Option<Arc<Shipment>>,
+    /// How much memory is digested at the end.
+    pub memory_mib: u32,
+    /// The terminal, while what is typed there is the guest's.
+    pub terminal: Option<RawTerminal>,
+    /// The thread that waits for the host.
+    pub events: Option<EventLoop>,
+    /// The control socket.
+    #[expect(dead_code, reason = "it is served while it is held")]
+    pub control: Option<ControlServer>,
+}
 
-    let started = host_clock.host_now_ns();
-    let clock = GuestClock::anchored(host_clock, started, 0);
-    let pages = machine.pages().filter(|_| args.control.is_some());
-    let own_disk = disk.clone();
-    let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
-    let shipment = pages.map(ship);
-    let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
-    if is_restored {
-        live.renew_identity();
+impl HostSide {
+    /// Starts to wait for the host's events.
+    ///
+    /// # Errors
+    /// When the host refuses a descriptor or a thread.
+    pub fn wait_for(&mut self, events: Vec<Subscriber>) -> Result<(), CommandError> {
+        self.events = Some(EventLoop::start(events)?);
+        Ok(())
     }
-    if let Some(shipment) = &shipment {
-        let _ = means.set(shipment.clone());
-    }
-    let parts = origin.into_parts();
-    watched.pulse().begin();
-    let result = match &mut log {
-        None => {
-            let mut inputs =
-                Restored::new(ShippedInputs::new(live, shipment.clone()), parts, own_disk);
-            run_loop::run(&mut machine, &mut inputs, &mut outputs)
+
+    /// Gives the guest what is typed at the terminal.
+    ///
+    /// # Errors
+    /// When the host refuses a thread.
+    pub fn enter_terminal(&mut self) -> Result<(), CommandError> {
+        let terminal = self.terminal.insert(RawTerminal::enter());
+        match &self.queue {
+            Some(queue) => read_console(queue.clone(), terminal).map_err(host("console thread")),
+            None => Ok(()),
         }
-        Some(log) => {
-            let recorded = Recorded::new(live, log, check_plan(args));
-            let mut inputs =
-                Restored::new(ShippedInputs::new(recorded, shipment.clone()), parts, own_disk);
-            run_loop::run(&mut machine, &mut inputs, &mut outputs)
-        }
-    };
-    if let Some(shipment) = shipment {
-        shipment.end();
     }
-    watched.pulse().end();
-    kicker.retire();
-    stop_limit.goes_on(end_longest(config.memory_mib), END);
-    drop(terminal);
-    console.finish();
-    let seconds = (host_clock.host_now_ns() - started) as f64 / 1e9;
-    let ending = result?;
-    machine.tsc().warn_of_late_sites();
-    let end = end_at(&machine, &ending)?;
-    let recording = log.map(|log| log.finish(ending.first_incomplete(), end));
-    let report = Report {
-        log_bytes: recording.as_ref().map_or(0, |recording| recording.bytes),
-        recording_error: recording_error(recording.as_ref()),
-        outputs: outputs.frames().load(Ordering::Relaxed),
-        console_dropped_bytes: console.dropped_bytes(),
-        network: network.report(),
-        ..report("solo", &machine, &ending, end, seconds)
-    };
-    write_report(args.report.as_deref(), &report)?;
-    verdict(&machine, &ending)?;
-    complete(recording)
+
+    fn begin(&self) {
+        if let Some(queue) = &self.queue {
+            queue.pulse().begin();
+        }
+    }
+
+    /// The guest does not run any more.
+    fn stand_still(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.pulse().end();
+        }
+        if let Some(shipment) = &self.shipment {
+            shipment.end();
+        }
+        if let Some(kicker) = &self.kicker {
+            kicker.retire();
+        }
+        self.prolong_stop();
+        self.terminal = None;
+    }
+
+    /// A stop that was ordered may take as long as the end of a run does.
+    fn prolong_stop(&self) {
+        if let Some(limit) = &self.stop_limit {
+            limit.goes_on(end_longest(self.memory_mib), END);
+        }
+    }
+
+    fn finish_console(&self) {
+        if let Some(console) = &self.console {
+            console.finish();
+        }
+    }
 }
 
-/// Why there is less in the recording than the guest did.
-pub fn recording_error(recording: Option<&FinishedLog>) -> Option<String> {
-    recording.and_then(|recording| recording.broken.as_ref()).map(ToString::to_string)
-}
-
-/// A recording that was wanted and is not there as a whole is a failure, however well the guest ended.
+/// One run of a guest. It is put together by its role and ended here, in one order on every path:
+/// also when something fails between power-on and the first instruction, and when the run itself
+/// fails.
 ///
-/// # Errors
-/// What the host said when it was written.
-pub fn complete(recording: Option<FinishedLog>) -> Result<(), CommandError> {
-    recording.and_then(|recording| recording.broken).map_or(Ok(()), |broken| Err(broken.into()))
+/// 1. The pulse ends, so that nobody takes the guest's thread for one that is stuck.
+/// 2. The shipment ends: a snapshot that was begun is complete or gone.
+/// 3. No kick reaches the vCPU any more; an ordered stop gets the time the rest may take.
+/// 4. The terminal is as it was.
+/// 5. The role concludes: the other host, or the recording that is replayed, has the last word.
+/// 6. The recording is closed: with the guest's end, or with all there was before a failure.
+/// 7. What the guest printed is written out.
+/// 8. The report is written, also of a run that failed.
+///
+/// What is left ends with the fields, in their order: the role waits for its incident reports, then
+/// the event thread ends, then the control socket, then the inputs and the machine.
+pub struct Run<M, R> {
+    role: R,
+    host: HostSide,
+    inputs: Inputs,
+    machine: M,
+    /// The last exit of the guest.
+    last: Ordinal,
+    clock: HostClock,
 }
 
-/// What a replay must agree with at the end, when the run ended where a replay can end too.
-pub fn end_at(machine: &Machine, ending: &Ending) -> Result<Option<End>, CommandError> {
-    Ok(if ending.at_exit { Some(machine.end(ending.reason())?) } else { None })
-}
-
-/// The part of the report every role has.
-pub fn report(
-    role: &'static str,
-    machine: &Machine,
-    ending: &Ending,
-    end: Option<End>,
-    seconds: f64,
-) -> Report {
-    let tsc = machine.tsc().counters();
-    Report {
-        role,
-        end: Some(ending.cause),
-        exits: ending.at.0,
-        resets: machine.board().resets(),
-        inputs: machine.inputs(),
-        slices: machine.slices(),
-        state_digest: end.map(|end| hex(&end.state_digest)),
-        guest_faults: machine.board().guest_faults().count,
-        disk: machine.board().disk_counters(),
-        rdtsc_sites: tsc.sites,
-        rdtsc_new_sites: tsc.new_sites,
-        other_kernels: tsc.other_kernels,
-        rdtsc_late_sites: tsc.late_sites,
-        rdtsc_user_reads: tsc.user_reads,
-        gp_passed: tsc.passed_gps,
-        unknown_msrs: unknown_msrs(machine),
-        log_dropped_bytes: stderr_dropped_bytes(),
-        seconds,
-        ..Report::default()
+impl<M: Reported, R: Role<M>> Run<M, R> {
+    /// A run of `machine`, which is switched on.
+    pub fn new(machine: M, role: R, inputs: Inputs, host: HostSide, clock: HostClock) -> Self {
+        Self { role, host, inputs, machine, last: Ordinal(0), clock }
     }
-}
 
-fn unknown_msrs(machine: &Machine) -> BTreeMap<String, u64> {
-    machine.msrs().unknown().iter().map(|(index, count)| (format!("{index:#x}"), *count)).collect()
-}
+    /// Runs the guest, after `prepare`, to its end. A report goes to the file `report`, and calls
+    /// the role `name`.
+    ///
+    /// # Errors
+    /// Anything that ends the run badly.
+    pub fn go(
+        mut self,
+        name: &'static str,
+        report: Option<&Path>,
+        prepare: impl FnOnce(&mut HostSide) -> Result<(), CommandError>,
+    ) -> Result<(), CommandError> {
+        let prepared = prepare(&mut self.host);
+        let started_ns = self.clock.host_now_ns();
+        let result = prepared.and_then(|()| self.execute());
+        let seconds = (self.clock.host_now_ns() - started_ns) as f64 / 1e9;
+        self.end(result, Report { role: name, seconds, ..Report::default() }, report)
+    }
 
-/// A guest that crashed is a failure; every other end is clean.
-pub fn verdict(machine: &Machine, ending: &Ending) -> Result<(), CommandError> {
-    match ending.cause {
-        StopCause::GuestPanic => Err(CommandError::GuestFailed(format!(
-            "the guest's kernel panicked{}; see its console",
-            machine.board().panic_reason().escape_ascii()
-        ))),
-        StopCause::GuestTripleFault => Err(CommandError::GuestFailed(
-            "the guest's CPU shut down (triple fault); see its console".into(),
-        )),
-        _ => Ok(()),
+    fn execute(&mut self) -> Result<Ending, CommandError> {
+        self.host.begin();
+        let Self { machine, inputs, role, last, .. } = self;
+        Ok(run_loop::run(machine, inputs, role.outputs(), last)?)
+    }
+
+    fn end(
+        mut self,
+        result: Result<Ending, CommandError>,
+        report: Report,
+        path: Option<&Path>,
+    ) -> Result<(), CommandError> {
+        self.host.stand_still();
+        let concluded = self.role.conclude(&self.machine, &mut self.inputs, result);
+        // The other host's word may have ordered a stop only now.
+        self.host.prolong_stop();
+        let recording = self.close_recording(concluded.as_ref().ok());
+        self.host.finish_console();
+        let report = self.report(report, concluded.as_ref().ok(), recording.as_ref());
+        let written = write_report(path, &report);
+        let Conclusion { ending, verdict: said, remark, .. } = concluded.inspect_err(|_| {
+            // The failure itself is what the command ends with.
+            if let Err(error) = &written {
+                tracing::error!("{error}");
+            }
+        })?;
+        written?;
+        said?;
+        verdict(&self.machine, &ending)?;
+        complete(recording)?;
+        remark
+    }
+
+    fn close_recording(&mut self, conclusion: Option<&Conclusion>) -> Option<FinishedLog> {
+        let recording = self.inputs.take_recording()?;
+        Some(match conclusion {
+            None => recording.abandon(),
+            Some(Conclusion { ending, end, is_over, .. }) => {
+                recording.finish(ending.first_incomplete(), end.filter(|_| *is_over))
+            }
+        })
+    }
+
+    fn report(
+        &mut self,
+        begun: Report,
+        conclusion: Option<&Conclusion>,
+        recording: Option<&FinishedLog>,
+    ) -> Report {
+        let end = conclusion.and_then(|conclusion| conclusion.end);
+        let console = self.host.console.as_ref();
+        let network = self.host.queue.as_ref().map(|queue| queue.network().report());
+        let broken = recording.and_then(|recording| recording.broken.as_ref());
+        let report = Report {
+            role: begun.role,
+            seconds: begun.seconds,
+            end: conclusion.map(|conclusion| conclusion.ending.cause),
+            exits: self.last.0,
+            log_bytes: recording.map_or(0, |recording| recording.bytes),
+            recording_error: broken.map(ToString::to_string),
+            state_digest: end.map(|end| crate::report::hex(&end.state_digest)),
+            console_dropped_bytes: console.map_or(0, |console| console.dropped_bytes()),
+            network: network.unwrap_or_default(),
+            ..self.machine.report()
+        };
+        self.role.report(&mut self.inputs, report)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_processor_that_the_host_holds_is_told_of_until_it_is_back() {
-        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(5)));
-        let (let_go, held) = std::sync::mpsc::channel::<()>();
-        let seen = queue.clone();
-        // As in a call of the host that does not return.
-        let thread = std::thread::spawn(move || {
-            seen.pulse().begin();
-            let _ = held.recv();
-            seen.pulse().end();
-        });
-        let longest = Duration::from_millis(40);
-        let watch = watch_processor(queue.clone(), HostClock::host_start(), longest).unwrap();
-        let events = EventLoop::start(vec![watch]).unwrap();
-        while queue.pulse().stuck_ns().is_none() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        while queue.pulse().stuck_ns().is_some() {
-            queue.pulse().beat();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        drop((events, let_go));
-        thread.join().unwrap();
-    }
-}
+mod tests;

@@ -13,7 +13,7 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 
 use super::spool::{Spool, Taken};
 use crate::input::LiveQueue;
-use crate::run_loop::StopCause;
+use crate::step::StopCause;
 
 /// Ctrl-A, then x ends the run, b sends a break, as in QEMU.
 const ESCAPE: u8 = 0x01;

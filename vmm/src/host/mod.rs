@@ -23,7 +23,7 @@ pub use events::{
     EventLoop, HostEventsError, Subscriber, Ticker, repeating, resting_timer, set_timer, watch,
 };
 pub use net_watch::{NetWatch, NetworkReport};
-pub use outputs::{HostOutputs, print_console};
+pub use outputs::{HostOutputs, ReplayOutputs};
 pub use signals::BlockedSignals;
 pub use stderr::{StandardError, finish_stderr, say, spool_stderr, stderr_dropped_bytes};
 pub use stop_limit::{STOP_LONGEST, StopLimit};

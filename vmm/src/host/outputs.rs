@@ -1,4 +1,5 @@
-//! Outputs of a guest that speaks for itself: frames to the tap, console bytes to standard output.
+//! Outputs of a guest that speaks for itself, frames to the tap and console bytes to standard
+//! output; and of one that is replayed.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use ftvmm_replication::{Ordinal, OutputDigest};
 
 use super::{Console, NetWatch, Tap};
 use crate::disk::Disk;
-use crate::input::InputError;
-use crate::run_loop::OutputSink;
+use crate::input_error::InputError;
+use crate::step::OutputSink;
 
 /// Writes to the host at once.
 pub struct HostOutputs {
@@ -22,7 +23,8 @@ pub struct HostOutputs {
 }
 
 impl HostOutputs {
-    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them; what the tap drops is told to `network`.
+    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them; what the tap drops is
+    /// told to `network`.
     pub fn new(
         tap: Option<Tap>,
         disk: Option<Arc<Disk>>,
@@ -68,9 +70,39 @@ impl OutputSink for HostOutputs {
     }
 }
 
-/// Prints what a replayed guest printed, as fast as it is read: nobody waits for a replay. A console nobody reads any more
-/// does not end it.
-pub fn print_console(bytes: &[u8]) {
+/// Outputs of a guest that is replayed: they are counted, and what it prints is printed again.
+#[derive(Default)]
+pub struct ReplayOutputs {
+    frames: u64,
+}
+
+impl ReplayOutputs {
+    /// Frames the guest sent so far.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+}
+
+impl OutputSink for ReplayOutputs {
+    fn emit(
+        &mut self,
+        _: Ordinal,
+        _: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError> {
+        match output {
+            Output::Frame(_) => self.frames += 1,
+            Output::Console(bytes) => print_console(&bytes),
+            // The log has the answers.
+            Output::Disk(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Prints as fast as is read: nobody waits for a replay. A console nobody reads any more does not
+/// end it.
+fn print_console(bytes: &[u8]) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
 }

@@ -1,7 +1,8 @@
 //! A log sink that is a file.
 //!
-//! The file is as good as it can be however the run ends: what was recorded up to there is written when this is dropped,
-//! without an end, so that a run that failed can be replayed to where it failed.
+//! The file is as good as it can be however the run ends: what was recorded up to there is written
+//! when this is dropped, without an end, so that a run that failed can be replayed to where it
+//! failed.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,12 +11,13 @@ use ftvmm_devices::Input;
 use ftvmm_replication::group::SLICE_GROUP_BYTES;
 use ftvmm_replication::{End, Event, GroupEncoder, LogError, LogWriter, Ordinal, Record};
 
-use super::InputError;
 use super::recorded::LogSink;
+use crate::input_error::InputError;
 
 /// A group is closed when it holds this much, ...
 const GROUP_BYTES: u64 = 64 * 1024;
-/// ... or when its guest time spans this much, in nanoseconds, so that a torn file loses little, ...
+/// ... or when its guest time spans this much, in nanoseconds, so that a torn file loses little,
+/// ...
 const GROUP_NS: u64 = 1_000_000_000;
 /// ... or when the guest went through this many exits without looking at a clock.
 const GROUP_EXITS: u64 = 4096;
@@ -41,7 +43,7 @@ pub struct FileLog<W: Write> {
     /// Guest time at which the group began, and the last one seen.
     group_since_ns: u64,
     now_ns: u64,
-    left: Ordinal,
+    complete: Ordinal,
     finished: bool,
 }
 
@@ -55,24 +57,30 @@ pub struct FinishedLog {
 }
 
 impl<W: Write> FileLog<W> {
-    /// A log that goes to `writer`, whose header is written, of a guest that has left `left`. `path` is where it lies.
-    pub fn new(writer: LogWriter<W>, left: Ordinal, path: &Path, on_error: OnRecordError) -> Self {
+    /// A log that goes to `writer`, whose header is written, of a guest that has completed exit
+    /// `complete`. `path` is where it lies.
+    pub fn new(
+        writer: LogWriter<W>,
+        complete: Ordinal,
+        path: &Path,
+        on_error: OnRecordError,
+    ) -> Self {
         Self {
             writer,
             path: path.into(),
             on_error,
             broken: None,
             group: GroupEncoder::new(),
-            group_since: left,
+            group_since: complete,
             group_since_ns: 0,
             now_ns: 0,
-            left,
+            complete,
             finished: false,
         }
     }
 
-    /// Writes how the guest ended, if it ended where a replay can end too, and closes the file. `at` is the first
-    /// exit the guest did not get past.
+    /// Writes how the guest ended, if it ended where a replay can end too, and closes the file.
+    /// `at` is the first exit the guest did not get past.
     pub fn finish(mut self, at: Ordinal, end: Option<End>) -> FinishedLog {
         self.finished = true;
         if let Some(end) = end
@@ -85,13 +93,25 @@ impl<W: Write> FileLog<W> {
         FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }
     }
 
+    /// Closes the file of a run that failed: what was recorded up to there is in it, without an
+    /// end.
+    pub fn abandon(mut self) -> FinishedLog {
+        let failed = self.close_unless_finished();
+        FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }
+    }
+
+    fn close_unless_finished(&mut self) -> Option<InputError> {
+        let finished = std::mem::replace(&mut self.finished, true);
+        if finished { None } else { self.close().err() }
+    }
+
     fn close_group(&mut self) -> Result<(), InputError> {
         if self.broken.is_some() {
             return Ok(());
         }
-        self.group_since = self.left;
+        self.group_since = self.complete;
         self.group_since_ns = self.now_ns;
-        let group = self.group.finish(self.left);
+        let group = self.group.finish(self.complete);
         self.writer.write_group(&group).or_else(|source| self.fail(source))
     }
 
@@ -105,7 +125,8 @@ impl<W: Write> FileLog<W> {
     }
 
     fn fail(&mut self, source: LogError) -> Result<(), InputError> {
-        let error = || InputError::LogWrite { path: self.path.clone(), at: self.left.0, source };
+        let error =
+            || InputError::LogWrite { path: self.path.clone(), at: self.complete.0, source };
         match self.on_error {
             OnRecordError::Stop => {
                 self.finished = true;
@@ -123,9 +144,7 @@ impl<W: Write> FileLog<W> {
 
 impl<W: Write> Drop for FileLog<W> {
     fn drop(&mut self) {
-        if !std::mem::replace(&mut self.finished, true)
-            && let Err(error) = self.close()
-        {
+        if let Some(error) = self.close_unless_finished() {
             tracing::error!("{error}");
         }
     }
@@ -147,8 +166,8 @@ impl<W: Write> LogSink for FileLog<W> {
         Ok(())
     }
 
-    fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
-        self.left = at;
+    fn exit_complete(&mut self, at: Ordinal) -> Result<(), InputError> {
+        self.complete = at;
         let full = self.group.body_bytes() >= GROUP_BYTES;
         let old = self.now_ns - self.group_since_ns >= GROUP_NS;
         if full || old || at.0 - self.group_since.0 >= GROUP_EXITS {
@@ -157,7 +176,7 @@ impl<W: Write> LogSink for FileLog<W> {
         Ok(())
     }
 
-    fn rest(&mut self) -> Result<(), InputError> {
+    fn idle(&mut self) -> Result<(), InputError> {
         Ok(())
     }
 }
@@ -219,7 +238,7 @@ mod tests {
         let (disk, mut log) = log(1 << 20, OnRecordError::Stop);
         for at in 1..=7 {
             log.append(&time(at)).unwrap();
-            log.left(Ordinal(at)).unwrap();
+            log.exit_complete(Ordinal(at)).unwrap();
         }
         assert_eq!(read(&disk), Ordinal(0), "the group is open");
         drop(log);
@@ -229,7 +248,7 @@ mod tests {
     fn fill(log: &mut FileLog<Disk>) -> Result<(), InputError> {
         (1..=100_000).try_for_each(|at| {
             log.append(&time(at))?;
-            log.left(Ordinal(at))
+            log.exit_complete(Ordinal(at))
         })
     }
 

@@ -8,9 +8,8 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use ftvmm_devices::Input;
-use ftvmm_replication::{Ordinal, StatePart};
+use ftvmm_replication::Ordinal;
 
-use super::InputError;
 use super::alarm::Alarm;
 use super::live_queue::{LiveQueue, Shutdown, Waiting};
 use super::patience::{For, InputDelays, Patience};
@@ -18,7 +17,8 @@ use super::tick_hold::TickHold;
 use crate::disk::Answer;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::entropy::host_random_bytes;
-use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
+use crate::input_error::InputError;
+use crate::step::{RunMode, Situation, Step, StopCause};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
@@ -413,8 +413,12 @@ impl LiveInputs {
     }
 }
 
-impl InputSource for LiveInputs {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+impl LiveInputs {
+    /// The next thing to do in this situation. Waits while the guest is halted.
+    ///
+    /// # Errors
+    /// When the host gives no random bytes.
+    pub fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
         let queue = Arc::clone(&self.queue);
         let mut waiting = queue.lock();
         self.booting &= situation.booting;
@@ -427,16 +431,17 @@ impl InputSource for LiveInputs {
         self.at_exit(situation, &queue, waiting)
     }
 
-    fn state_put(&mut self, _: &StatePart, stands: Option<(Ordinal, u64)>) {
-        if let Some((_, now_ns)) = stands {
-            let host = self.clock.host();
-            self.resume(GuestClock::anchored(host, host.host_now_ns(), now_ns), now_ns);
-            // What the guest had not had of its disk came with the state.
-            self.queue.disk_answered();
-        }
+    /// The guest's state was restored from a snapshot; it has seen guest time up to `now_ns`.
+    pub fn restored(&mut self, now_ns: u64) {
+        let host = self.clock.host();
+        self.resume(GuestClock::anchored(host, host.host_now_ns(), now_ns), now_ns);
+        // What the guest had not had of its disk came with the state.
+        self.queue.disk_answered();
     }
 
-    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+    /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could not take
+    /// an interrupt here that is pending.
+    pub fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
         self.queue.leave_exit(at);
         let at_slice = self.patience.is_in_slice();
         if at_slice {

@@ -14,7 +14,7 @@ use super::{GuestClock, Pulse};
 use crate::disk::{Answer, Disk};
 use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
 use crate::kvm::Kicker;
-use crate::run_loop::StopCause;
+use crate::step::StopCause;
 
 /// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch would.
 const FRAMES_MAX: usize = 1024;

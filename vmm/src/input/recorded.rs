@@ -1,11 +1,11 @@
-//! Any source with a log beside it: what it hands out is what is written.
+//! The log beside the inputs: what the guest is given is what is written.
 
-use ftvmm_replication::{
-    Check, Event, MemoryLook, Ordinal, Record, Slice, SnapshotMark, StatePart,
-};
+use ftvmm_replication::{Check, Event, MemoryLook, Ordinal, Record, Slice, SnapshotMark};
 
-use super::InputError;
-use crate::run_loop::{InputSource, RunMode, Situation, Step};
+use super::file_log::FileLog;
+use crate::host::WriteBehind;
+use crate::input_error::InputError;
+use crate::step::{Situation, Step};
 
 /// How often the recorder states what a replayer must agree with.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +21,8 @@ pub struct CheckPlan {
 }
 
 impl CheckPlan {
-    /// Whether a check is due at this exit, and what it does about memory. The first exit has one: from there
-    /// on both sides have a copy of what was loaded, and slices need not carry it.
+    /// Whether a check is due at this exit, and what it does about memory. The first exit has one:
+    /// from there on both sides have a copy of what was loaded, and slices need not carry it.
     fn due(&self, at: Ordinal) -> Option<MemoryLook> {
         let is_due =
             |every: u64| every > 0 && at >= self.from && (at.0 == 1 || at.0.is_multiple_of(every));
@@ -33,7 +33,7 @@ impl CheckPlan {
     }
 }
 
-/// Where log records go: a file, the channel to a backup, or both.
+/// Where log records go: a file, or the channel to a backup.
 pub trait LogSink {
     /// Takes a record.
     ///
@@ -45,46 +45,68 @@ pub trait LogSink {
     ///
     /// # Errors
     /// When the sink is broken.
-    fn left(&mut self, at: Ordinal) -> Result<(), InputError>;
+    fn exit_complete(&mut self, at: Ordinal) -> Result<(), InputError>;
 
     /// The guest waits at its exit: what was appended should get where it goes.
     ///
     /// # Errors
     /// When the sink is broken.
-    fn rest(&mut self) -> Result<(), InputError>;
+    fn idle(&mut self) -> Result<(), InputError>;
 }
 
-/// A source and its log.
-pub struct Recorded<'a, S> {
-    source: S,
-    log: &'a mut dyn LogSink,
+/// A recording in a file.
+pub type Recording = FileLog<WriteBehind>;
+
+/// Writes what the guest is given, and states what a replayer must agree with.
+pub struct Recorder {
+    /// First: what a backup knows is in the recording.
+    recording: Option<Recording>,
+    channel: Option<Box<dyn LogSink>>,
     plan: CheckPlan,
     measured: Ordinal,
 }
 
-impl<'a, S: InputSource> Recorded<'a, S> {
-    /// Writes what `source` hands out to `log`.
-    pub fn new(source: S, log: &'a mut dyn LogSink, plan: CheckPlan) -> Self {
-        Self { source, log, plan, measured: Ordinal(0) }
+impl Recorder {
+    /// Writes to `recording`, `channel` or both.
+    pub fn new(
+        recording: Option<Recording>,
+        channel: Option<Box<dyn LogSink>>,
+        plan: CheckPlan,
+    ) -> Self {
+        Self { recording, channel, plan, measured: Ordinal(0) }
     }
 
-    /// The source under it.
-    pub fn source(&mut self) -> &mut S {
-        &mut self.source
+    /// The recording, to end it.
+    pub fn into_recording(self) -> Option<Recording> {
+        self.recording
     }
 
-    /// The source again, when the run has ended.
-    pub fn into_source(self) -> S {
-        self.source
+    fn sinks(&mut self) -> impl Iterator<Item = &mut dyn LogSink> {
+        let file = self.recording.as_mut().map(|recording| recording as &mut dyn LogSink);
+        let channel = self.channel.as_mut().map(|channel| &mut **channel as &mut dyn LogSink);
+        file.into_iter().chain(channel)
     }
-}
 
-impl<S: InputSource> InputSource for Recorded<'_, S> {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if situation.halted {
-            self.log.rest()?;
-        }
-        let step = self.source.next(situation)?;
+    fn append(&mut self, at: Ordinal, event: Event) -> Result<Event, InputError> {
+        let record = Record { at, event };
+        self.sinks().try_for_each(|sink| sink.append(&record))?;
+        Ok(record.event)
+    }
+
+    /// The guest waits at its exit: what was appended should get where it goes.
+    ///
+    /// # Errors
+    /// When the log is broken.
+    pub fn idle(&mut self) -> Result<(), InputError> {
+        self.sinks().try_for_each(LogSink::idle)
+    }
+
+    /// Writes `step`, which the source chose here; what is to be done, which may be a check that is
+    /// due first.
+    ///
+    /// # Errors
+    /// When the log is broken.
+    pub fn record(&mut self, situation: &Situation, step: Step) -> Result<Step, InputError> {
         if let Step::Load(parts) = step {
             let at = situation.at.unwrap_or_else(|| situation.last.next());
             self.captured(at, parts.clone())?;
@@ -94,14 +116,10 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
             return Ok(step);
         };
         match step {
-            Step::Apply(input) => {
-                let record = Record { at, event: Event::Input(input) };
-                self.log.append(&record)?;
-                let Event::Input(input) = record.event else {
-                    unreachable!("made two lines above")
-                };
-                Ok(Step::Apply(input))
-            }
+            Step::Apply(input) => match self.append(at, Event::Input(input))? {
+                Event::Input(input) => Ok(Step::Apply(input)),
+                _ => unreachable!("it is what was appended"),
+            },
             Step::Measure { memory } => {
                 Ok(Step::Measure { memory: memory.max(self.plan.due(at).unwrap_or_default()) })
             }
@@ -111,34 +129,134 @@ impl<S: InputSource> InputSource for Recorded<'_, S> {
                 {
                     return Ok(Step::Measure { memory });
                 }
-                self.log.left(at)?;
+                self.sinks().try_for_each(|sink| sink.exit_complete(at))?;
                 Ok(Step::Proceed)
             }
             step => Ok(step),
         }
     }
 
-    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
+    /// The execution was measured at exit `at`.
+    ///
+    /// # Errors
+    /// When the log is broken.
+    pub fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
         self.measured = at;
-        self.log.append(&Record { at, event: Event::Check(Box::new(check.clone())) })?;
-        self.source.measured(at, check)
+        self.append(at, Event::Check(Box::new(check))).map(drop)
     }
 
-    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
-        parts
-            .into_iter()
-            .try_for_each(|part| self.log.append(&Record { at, event: Event::Slice(part) }))
+    /// Exit `at` is a slice of these parts.
+    ///
+    /// # Errors
+    /// When the log is broken.
+    pub fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
+        parts.into_iter().try_for_each(|part| self.append(at, Event::Slice(part)).map(drop))
     }
 
-    fn saved(&mut self, at: Ordinal, mark: SnapshotMark) -> Result<(), InputError> {
-        self.log.append(&Record { at, event: Event::Snapshot(mark) })
+    /// The state as it stands at exit `at` goes into a snapshot.
+    ///
+    /// # Errors
+    /// When the log is broken.
+    pub fn saved(&mut self, at: Ordinal, mark: SnapshotMark) -> Result<(), InputError> {
+        self.append(at, Event::Snapshot(mark)).map(drop)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use ftvmm_devices::Input;
+
+    use super::*;
+
+    /// A log that keeps what it was told, in words.
+    #[derive(Clone, Default)]
+    pub(crate) struct Told(pub Arc<Mutex<Vec<String>>>);
+
+    impl Told {
+        pub(crate) fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+
+        pub(crate) fn tell(&self, what: impl Into<String>) {
+            self.0.lock().unwrap().push(what.into());
+        }
     }
 
-    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
-        self.source.state_put(part, stands);
+    impl LogSink for Told {
+        fn append(&mut self, record: &Record) -> Result<(), InputError> {
+            let what = match &record.event {
+                Event::Input(_) => "input",
+                Event::Check(_) => "check",
+                Event::Slice(_) => "slice",
+                Event::Snapshot(_) => "snapshot",
+                Event::DiskAnswer(_) | Event::End(_) => "other",
+            };
+            self.tell(format!("{} {what}", record.at));
+            Ok(())
+        }
+
+        fn exit_complete(&mut self, at: Ordinal) -> Result<(), InputError> {
+            self.tell(format!("{at} complete"));
+            Ok(())
+        }
+
+        fn idle(&mut self) -> Result<(), InputError> {
+            self.tell("idle");
+            Ok(())
+        }
     }
 
-    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
-        self.source.run_mode(at, interrupt_waits)
+    fn recorder(every_exits: u64, memory_every_exits: u64) -> (Told, Recorder) {
+        let told = Told::default();
+        let from = Ordinal(1);
+        let memory = MemoryLook::Renew;
+        let plan = CheckPlan { every_exits, memory_every_exits, from, memory };
+        (told.clone(), Recorder::new(None, Some(Box::new(told)), plan))
+    }
+
+    fn at(at: u64) -> Situation {
+        Situation { at: Some(Ordinal(at)), last: Ordinal(at), ..Situation::default() }
+    }
+
+    #[test]
+    fn a_check_that_is_due_comes_before_the_exit_is_complete() {
+        let (told, mut recorder) = recorder(4, 8);
+        for (exit, look) in [(1, MemoryLook::Renew), (4, MemoryLook::None), (8, MemoryLook::Renew)]
+        {
+            let step = recorder.record(&at(exit), Step::Proceed).unwrap();
+            assert!(matches!(step, Step::Measure { memory } if memory == look), "{exit}: {step:?}");
+            assert!(told.take().is_empty(), "the exit is not complete");
+            recorder.measured(Ordinal(exit), Check::default()).unwrap();
+            assert!(matches!(recorder.record(&at(exit), Step::Proceed), Ok(Step::Proceed)));
+            assert_eq!(told.take(), [format!("{exit} check"), format!("{exit} complete")]);
+        }
+        assert!(matches!(recorder.record(&at(9), Step::Proceed), Ok(Step::Proceed)));
+        assert_eq!(told.take(), ["9 complete"]);
+    }
+
+    #[test]
+    fn a_check_that_is_asked_for_does_what_a_due_one_does() {
+        let (_, mut recorder) = recorder(0, 8);
+        let asked = || Step::Measure { memory: MemoryLook::Digest };
+        let step = recorder.record(&at(8), asked()).unwrap();
+        assert!(matches!(step, Step::Measure { memory: MemoryLook::Renew }), "{step:?}");
+        let step = recorder.record(&at(9), asked()).unwrap();
+        assert!(matches!(step, Step::Measure { memory: MemoryLook::Digest }), "{step:?}");
+    }
+
+    #[test]
+    fn what_the_guest_is_given_is_written_and_what_is_between_exits_is_not() {
+        let (told, mut recorder) = recorder(0, 0);
+        let time = || Step::Apply(Input::Time { now_ns: 1 });
+        let step = recorder.record(&at(3), time()).unwrap();
+        assert!(matches!(step, Step::Apply(Input::Time { now_ns: 1 })));
+        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        assert!(matches!(recorder.record(&between, Step::Proceed), Ok(Step::Proceed)));
+        assert!(matches!(recorder.record(&between, time()), Ok(Step::Apply(_))));
+        let slice = Slice { pages: vec![], cpu: Some(vec![]) };
+        recorder.record(&between, Step::Load(vec![slice])).unwrap();
+        assert_eq!(told.take(), ["3 input", "4 slice"]);
     }
 }

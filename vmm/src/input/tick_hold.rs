@@ -7,7 +7,7 @@
 
 use ftvmm_replication::Ordinal;
 
-use crate::run_loop::Situation;
+use crate::step::Situation;
 
 /// A tick is held back at no more exits than this: more than a guest makes for one tick, and a guest that waits with
 /// interrupts disabled for a time to come is not kept from it.

@@ -15,6 +15,7 @@ const INTERRUPT_FLAG: u64 = 1 << 9;
 ///
 /// The FPU goes by KVM_GET_XSAVE: KVM_SET_FPU on a vCPU that never ran is lost.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub struct VcpuState {
     regs: kvm_regs,
     sregs: kvm_sregs,

@@ -6,10 +6,11 @@ use ftvmm_devices::PowerEvent;
 use ftvmm_replication::{OnPanic, OnReset, Ordinal};
 
 use super::Machine;
-use crate::boot::{BootError, BootImage};
+use crate::boot::BootImage;
 use crate::guest::act_as_firmware;
-use crate::kvm::{KvmError, VcpuState, forget_memory};
-use crate::run_loop::StopCause;
+use crate::kvm::{VcpuState, forget_memory};
+use crate::step::StopCause;
+use crate::virtual_machine::RestartError;
 
 /// What the exit chain takes for the address of a reset.
 const RESET_ADDRESS: u64 = u64::MAX - 2;
@@ -26,17 +27,6 @@ pub struct Start {
     pub on_reset: OnReset,
     /// What a panic of the guest's kernel leads to.
     pub on_panic: OnPanic,
-}
-
-/// Why a machine cannot go back to power-on.
-#[derive(Debug, thiserror::Error)]
-pub enum RestartError {
-    /// KVM refused.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// What was loaded before cannot be loaded again.
-    #[error("after the guest's reset: {0}")]
-    Boot(#[from] BootError),
 }
 
 /// What is to happen now.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering as MemoryOrdering;
 
 use ftvmm_replication::session::policy::StopReason;
-use ftvmm_replication::{End, Ordinal, PeerCore, StatePart};
+use ftvmm_replication::{End, Ordinal, StatePart};
 
 use super::Peer;
 
@@ -13,8 +13,11 @@ use super::Peer;
 pub enum Turn {
     /// The session is over.
     Stopped,
-    /// The other host speaks for the guest.
-    Follow,
+    /// The other host speaks for the guest. Its log begins after this exit.
+    Follow {
+        /// The exit.
+        through: Ordinal,
+    },
     /// This host does.
     Live,
 }
@@ -37,7 +40,7 @@ impl Peer {
         let core = self.lock();
         Some(match core.stop() {
             Some(_) => Turn::Stopped,
-            None if core.follows() => Turn::Follow,
+            None if core.follows() => Turn::Follow { through: core.log().horizon() },
             None => Turn::Live,
         })
     }
@@ -50,13 +53,15 @@ impl Peer {
         })
     }
 
-    /// Asks the core until it has an answer, which it may not have before the other host has said
-    /// more.
-    pub(super) fn ask_as_guest<R>(
-        self: &Arc<Self>,
-        answer: impl FnMut(&mut PeerCore, u64) -> Option<R>,
-    ) -> R {
-        self.wait_as_guest(answer)
+    /// A part of the other host's state is in place; with the last one this host has it whole.
+    pub(super) fn has_restored(self: &Arc<Self>, part: &StatePart, is_whole: bool) {
+        let gauge = &self.sending.gauge;
+        gauge.take(part);
+        if is_whole {
+            gauge.end();
+        }
+        let part_bytes = part.len_bytes();
+        self.tell(|core, now_ns| core.part_restored(now_ns, part_bytes, is_whole));
     }
 
     /// Tells the other host how the guest ended here and waits until both know. `at` is the first

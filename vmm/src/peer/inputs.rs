@@ -1,46 +1,128 @@
-//! Inputs of one of two hosts: the other's log, or this host's own.
+//! A pair's part in where inputs come from: which of the two hosts speaks for the guest, and the
+//! log of the other one while this host follows.
 
 use std::sync::Arc;
 
-use ftvmm_devices::Input;
 use ftvmm_replication::{
-    Check, CursorStep, DiskAnswer, Ordinal, PeerCore, SessionEvent, Slice, SnapshotMark, StatePart,
+    Check, DiskAnswer, Ordinal, PeerCore, ReplayStep, Replayer, SessionEvent, StatePart,
 };
 
 use super::Peer;
 use super::disk::{Compared, compare};
 use super::guest::Turn;
 use crate::disk::Answer;
-use crate::input::{GuestClock, InputError, LiveInputs, Recorded};
-use crate::machine_state::MachineState;
-use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
-use crate::shipment::{ShippedInputs, put_on_disk};
+use crate::input::{Divergence, Fed, Feed, GuestClock, Replay};
+use crate::input_error::InputError;
+use crate::shipment::put_on_disk;
+use crate::step::{RunMode, Situation, Standpoint, Step, StopCause};
 
-/// Exits after which a backup that never waits says how far it is.
-const REPORT_EVERY_EXITS: u64 = 256;
-
-/// Inputs of one of two hosts: the other's log, or this host's own with a log beside it. The roles may change hands
-/// at any time.
-pub struct PairInputs<'a> {
+/// The roles of a pair, which may change hands at any time, and the log of the other host.
+pub struct PairPort {
     peer: Arc<Peer>,
-    live: ShippedInputs<Recorded<'a, LiveInputs>>,
-    is_live: bool,
+    log: Replay<PeerFeed>,
+    follows: bool,
     /// Guest time of the last sample, and host time when it was applied.
     clock: GuestClock,
     last_ns: u64,
-    expected: Option<Box<Check>>,
-    /// A request that ended in the log, while this host's disk is not done with it.
-    awaited: Option<DiskAnswer>,
 }
 
-impl<'a> PairInputs<'a> {
-    /// Inputs as `peer`'s session says; `live` are this host's own.
-    pub fn new(peer: Arc<Peer>, live: ShippedInputs<Recorded<'a, LiveInputs>>) -> Self {
+impl PairPort {
+    /// Inputs as `peer`'s session says.
+    pub fn new(peer: Arc<Peer>) -> Self {
         let clock = GuestClock::anchored(peer.clock, peer.clock.host_now_ns(), 0);
-        let is_live = !peer.follows();
-        Self { peer, live, is_live, clock, last_ns: 0, expected: None, awaited: None }
+        let follows = peer.follows();
+        let log = Replay::new(PeerFeed { peer: peer.clone() });
+        Self { peer, log, follows, clock, last_ns: 0 }
     }
 
+    /// Whether inputs come from the other host's log.
+    pub fn follows(&self) -> bool {
+        self.follows
+    }
+
+    /// Lets the roles change, if they are to.
+    pub fn change_roles(&mut self) -> Option<Step> {
+        match self.peer.take_turn()? {
+            Turn::Stopped => return Some(Step::Stop(StopCause::Protocol)),
+            Turn::Follow { through } if !self.follows => {
+                self.follows = true;
+                self.log.parts().1.start_after(through);
+            }
+            Turn::Follow { .. } | Turn::Live => {}
+        }
+        None
+    }
+
+    /// The next thing to do while this host follows; `None` when the log is used up and sealed:
+    /// this host's own inputs from now on.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn follow(&mut self, situation: &Situation) -> Result<Option<Step>, InputError> {
+        self.log.next(situation)
+    }
+
+    /// This host speaks for the guest from now on. The clock its inputs go on with, and the guest
+    /// time the guest has seen.
+    pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, u64) {
+        let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
+        self.follows = false;
+        self.peer.tell(|core, now_ns| core.took_over(now_ns, through));
+        (self.clock, self.last_ns)
+    }
+
+    /// The guest was told this guest time.
+    pub fn keep_time(&mut self, now_ns: u64) {
+        self.last_ns = now_ns;
+        self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
+    }
+
+    /// The execution of a follower was measured.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn measured(&mut self, at: Ordinal, check: &Check) -> Result<(), InputError> {
+        self.log.measured(at, check)
+    }
+
+    /// A part of a state is in place.
+    pub fn restored(&mut self, part: &StatePart, stands: Option<Standpoint>) {
+        // A host that speaks for the guest is given a state by a snapshot only.
+        if self.follows {
+            self.peer.has_restored(part, stands.is_some());
+        } else if stands.is_some() {
+            self.peer.tell(|core, _| core.guest_is_here());
+        }
+        let Some(Standpoint { at, guest_ns }) = stands else { return };
+        self.keep_time(guest_ns);
+        if self.follows {
+            // What the guest had not had of its disk came with the state.
+            self.peer.queue.disk_answered();
+            self.log.parts().1.start_after(Ordinal(at.0.saturating_sub(1)));
+        }
+    }
+
+    /// How far a follower may run from exit `at` on.
+    pub fn run_mode(&mut self, at: Ordinal) -> RunMode {
+        self.peer.queue.leave_exit(at);
+        self.log.run_mode(at)
+    }
+
+    /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this
+    /// one did not get past. `None` when it ended too or is gone.
+    pub fn primary_went_on(&mut self, at: Ordinal) -> Option<String> {
+        let (feed, replayer) = self.log.parts();
+        let went_on = self.follows && feed.primary_went_on(replayer, at);
+        went_on.then(|| format!("exit {at}: the guest ended, the primary's went on"))
+    }
+}
+
+/// The log of the other host, as it comes.
+pub struct PeerFeed {
+    peer: Arc<Peer>,
+}
+
+impl PeerFeed {
     fn fault(&self, at: Ordinal, what: String) -> Step {
         match self.peer.report_fault(format!("exit {at}: {what}")) {
             Some(_) => Step::Stop(StopCause::Protocol),
@@ -48,73 +130,24 @@ impl<'a> PairInputs<'a> {
         }
     }
 
-    /// The log is used up and sealed: this host's own inputs from now on.
-    fn go_live(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
-        self.is_live = true;
-        self.live.source().source().resume(self.clock, self.last_ns);
-        self.peer.tell(|core, now_ns| core.took_over(now_ns, through));
-        self.live.next(situation)
-    }
-
-    /// Lets the roles change, if they are to.
-    fn take_turn(&mut self) -> Option<Step> {
-        match self.peer.take_turn()? {
-            Turn::Stopped => return Some(Step::Stop(StopCause::Protocol)),
-            Turn::Follow if self.is_live => {
-                self.is_live = false;
-                self.expected = None;
-            }
-            Turn::Follow | Turn::Live => {}
-        }
-        None
-    }
-
-    fn keep_time(&mut self, now_ns: u64) {
-        self.last_ns = now_ns;
-        self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
-    }
-
-    /// The next part of the state this host is given that is for the guest; what is for the disk is put there.
-    fn next_part(&mut self) -> Step {
+    /// The next part of the state this host is given that is for the guest; what is for the disk is
+    /// put there.
+    fn next_part(&self) -> Step {
         loop {
-            let Some(part) = self.peer.next_part() else {
-                return Step::Stop(StopCause::Protocol);
-            };
+            let Some(part) = self.peer.next_part() else { return Step::Stop(StopCause::Protocol) };
             let disk = self.peer.disk.as_ref();
             if let Some(Err(error)) = disk.map(|disk| put_on_disk(disk, &part)) {
                 self.peer.report_fault(format!("the disk cannot be copied: {error}"));
                 return Step::Again;
             }
             if !matches!(part, StatePart::Blocks(_)) {
-                return Step::PutState(part);
+                return Step::RestoreState(part);
             }
-            self.state_put(&part, None);
+            self.peer.has_restored(&part, false);
         }
     }
 
-    /// Between two exits a follower looks for a slice, and for the end of the log.
-    fn between_exits(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        let next = situation.last.next();
-        let mut core = self.peer.lock();
-        if core.stop().is_some() {
-            return Ok(Step::Stop(StopCause::Protocol));
-        }
-        let cursor = core.follower().cursor();
-        if cursor.has_slice(next)
-            && let CursorStep::Load(parts) = cursor.next(next)
-        {
-            return Ok(Step::Load(parts));
-        }
-        // A guest that computes may not make an exit for long.
-        if cursor.is_used_up(next) {
-            drop(core);
-            return self.go_live(situation);
-        }
-        Ok(Step::Proceed)
-    }
-
-    /// Gives the guest what both disks say.
+    /// Tells the guest what both disks say.
     fn answer(&self, at: Ordinal, own: Answer, primary: DiskAnswer) -> Step {
         match compare(own, primary) {
             Compared::Apply(input) => Step::Apply(input),
@@ -132,178 +165,162 @@ impl<'a> PairInputs<'a> {
         }
     }
 
-    fn follow(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if self.peer.lock().is_joining() {
-            self.awaited = None;
-            return Ok(self.next_part());
-        }
-        let Some(at) = situation.at else { return self.between_exits(situation) };
-        let before = Ordinal(at.0.saturating_sub(1));
-        loop {
-            match self.ask(at, before) {
-                Asked::Stopped => return Ok(Step::Stop(StopCause::Protocol)),
-                Asked::Joins => return Ok(Step::Again),
-                Asked::Answered(own, primary) => {
-                    self.awaited = None;
-                    return Ok(self.answer(at, own, primary));
-                }
-                Asked::Log(CursorStep::ApplyDisk(answer)) => self.awaited = Some(answer),
-                Asked::Log(CursorStep::Apply(input)) => {
-                    if let Input::Time { now_ns } = input {
-                        self.keep_time(now_ns);
-                    }
-                    return Ok(Step::Apply(input));
-                }
-                Asked::Log(CursorStep::Proceed) => return Ok(Step::Proceed),
-                Asked::Log(CursorStep::Load(parts)) => return Ok(Step::Load(parts)),
-                Asked::Log(CursorStep::Check(check)) => {
-                    let memory = check.memory_look();
-                    self.expected = Some(check);
-                    return Ok(Step::Measure { memory });
-                }
-                Asked::Log(CursorStep::Missed { record, .. }) => {
-                    return Ok(self.fault(at, format!("went past the primary's '{record}'")));
-                }
-                Asked::Log(CursorStep::End(_)) => return Ok(Step::Stop(StopCause::EndOfLog)),
-                Asked::Log(CursorStep::Exhausted) => return self.go_live(situation),
-                Asked::Log(CursorStep::Wait) => {}
-            }
-        }
-    }
-
-    /// What the log wants at exit `at`, or what else there is. Before it waits, the primary is told
-    /// how far this host is.
-    fn ask(&self, at: Ordinal, before: Ordinal) -> Asked {
-        let (disk, awaited) = (self.peer.disk.as_ref(), self.awaited);
-        let ask = |core: &mut PeerCore| {
+    /// What `ask` says. While it says nothing the guest waits, and the primary is told how far it
+    /// is: it has left `left`.
+    fn ask<T>(
+        &self,
+        replayer: &mut Replayer,
+        left: Ordinal,
+        mut ask: impl FnMut(&mut Replayer, &mut PeerCore) -> Option<T>,
+    ) -> Result<T, Step> {
+        let mut asked = |replayer: &mut Replayer, core: &mut PeerCore| {
             if core.stop().is_some() {
-                return Some(Asked::Stopped);
+                return Some(Err(Step::Stop(StopCause::Protocol)));
             }
             if core.is_joining() {
-                return Some(Asked::Joins);
+                return Some(Err(Step::Again));
             }
-            if let Some(primary) = awaited {
-                let own = disk.and_then(|disk| disk.take(primary.id));
-                return own.map(|own| Asked::Answered(own, primary));
-            }
-            match core.follower().cursor().next(at) {
-                CursorStep::Wait => None,
-                step => Some(Asked::Log(step)),
-            }
+            ask(replayer, core).map(Ok)
         };
         let at_once = self.peer.tell(|core, now_ns| {
-            if before.0 >= core.follower().reported().0 + REPORT_EVERY_EXITS {
-                core.executed(now_ns, before);
+            let report = |replayer: &mut Replayer, core: &mut PeerCore, waits| {
+                if replayer.report_is_due(left, waits) {
+                    core.step(now_ns, SessionEvent::Executed(left));
+                }
+            };
+            report(replayer, core, false);
+            let answer = asked(replayer, core);
+            if answer.is_none() {
+                report(replayer, core, true);
             }
-            let asked = ask(core);
-            if asked.is_none() {
-                core.executed(now_ns, before);
-            }
-            asked
+            answer
         });
-        at_once.unwrap_or_else(|| self.peer.ask_as_guest(|core, _| ask(core)))
+        at_once.unwrap_or_else(|| self.peer.wait_as_guest(|core, _| asked(replayer, core)))
     }
 
-    /// After the guest ended by itself: what the primary's guest did at `at`, the first exit this one did not
-    /// get past. `None` when it ended too or is gone.
-    pub fn primary_went_on(&mut self, at: Ordinal) -> Option<String> {
-        if self.is_live {
-            return None;
-        }
-        self.peer.ask_as_guest(|core, _| match core.stop() {
-            Some(_) => Some(None),
-            None => match core.follower().cursor().next(at) {
-                CursorStep::End(_) | CursorStep::Exhausted => Some(None),
-                CursorStep::Wait => None,
-                _ => Some(Some(format!("exit {at}: the guest ended, the primary's went on"))),
-            },
+    fn primary_went_on(&self, replayer: &mut Replayer, at: Ordinal) -> bool {
+        self.peer.wait_as_guest(|core, _| match core.stop() {
+            Some(_) => Some(false),
+            None => replayer.recorder_went_on(core.follower().cursor(), at),
         })
     }
 }
 
-/// What a follower learns at an exit.
-enum Asked {
-    /// The session is over.
-    Stopped,
-    /// A whole state comes.
-    Joins,
-    /// This host's disk has answered the request that ended in the log.
-    Answered(Answer, DiskAnswer),
-    /// What the log wants.
-    Log(CursorStep),
+impl Feed for PeerFeed {
+    fn next(&mut self, replayer: &mut Replayer, situation: &Situation) -> Result<Fed, InputError> {
+        if self.peer.lock().is_joining() {
+            return Ok(Fed::First(self.next_part()));
+        }
+        let asked = match situation.at {
+            Some(at) => self.ask(replayer, left_before(at), |replayer, core| {
+                Some(replayer.at_exit(core.follower().cursor(), at))
+                    .filter(|step| !matches!(step, ReplayStep::Wait))
+            }),
+            None => {
+                let mut core = self.peer.lock();
+                match core.stop() {
+                    Some(_) => Err(Step::Stop(StopCause::Protocol)),
+                    None => Ok(replayer.between_exits(core.follower().cursor(), situation.last)),
+                }
+            }
+        };
+        Ok(asked.map_or_else(Fed::First, Fed::Log))
+    }
+
+    fn compare_disk(
+        &mut self,
+        replayer: &mut Replayer,
+        at: Ordinal,
+        answer: DiskAnswer,
+    ) -> Result<Step, InputError> {
+        let own = self.ask(replayer, left_before(at), |_, _| {
+            self.peer.disk.as_ref().and_then(|disk| disk.take(answer.id))
+        });
+        Ok(own.map_or_else(|step| step, |own| self.answer(at, own, answer)))
+    }
+
+    fn diverged(&mut self, at: Ordinal, how: Divergence) -> Result<Step, InputError> {
+        let what = match how {
+            Divergence::Missed(record) => format!("went past the primary's '{record}'"),
+            Divergence::Check(what) => format!("this host differs from the primary: {what}"),
+        };
+        Ok(self.fault(at, what))
+    }
+
+    fn has_slice(&mut self, at: Ordinal) -> bool {
+        let mut core = self.peer.lock();
+        core.is_joining() || core.follower().cursor().has_slice(at)
+    }
 }
 
-impl InputSource for PairInputs<'_> {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if let Some(step) = self.take_turn() {
-            return Ok(step);
-        }
-        if !self.is_live {
-            return self.follow(situation);
-        }
-        let step = self.live.next(situation)?;
-        if let Step::Apply(Input::Time { now_ns }) = step {
-            self.keep_time(now_ns);
-        }
-        Ok(step)
+/// The last exit that a guest at exit `at` has left.
+fn left_before(at: Ordinal) -> Ordinal {
+    Ordinal(at.0.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use ftvmm_devices::Input;
+    use ftvmm_replication::{Event, Group, Record, Slice};
+
+    use super::*;
+    use crate::peer::tests::backup;
+
+    /// A backup that was sent a log through exit `horizon`.
+    fn follower(horizon: u64, records: Vec<(u64, Event)>) -> PairPort {
+        let peer = backup(None);
+        let record = |(at, event)| Record { at: Ordinal(at), event };
+        let records = records.into_iter().map(record).collect();
+        let group = Group { horizon: Ordinal(horizon), records };
+        peer.lock().follower().cursor().push_group(group).unwrap();
+        PairPort::new(peer)
     }
 
-    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
-        if self.is_live {
-            return self.live.measured(at, check);
-        }
-        if let Some(what) = self.expected.take().and_then(|theirs| check.difference(&theirs)) {
-            // The run ends when the protocol has decided so, at the next question.
-            self.fault(at, format!("this host differs from the primary: {what}"));
-        }
-        Ok(())
+    fn at(at: u64) -> Situation {
+        Situation { at: Some(Ordinal(at)), last: Ordinal(at), ..Situation::default() }
     }
 
-    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
-        self.live.captured(at, parts)
+    #[test]
+    fn a_follower_does_what_the_log_says_and_stops_at_its_slices() {
+        let time = Event::Input(Input::Time { now_ns: 10 });
+        let slice = Event::Slice(Slice { pages: vec![], cpu: Some(vec![1]) });
+        let mut pair = follower(3, vec![(3, time), (4, slice)]);
+        assert!(pair.follows());
+        assert_eq!(pair.run_mode(Ordinal(2)), RunMode::Free);
+        let step = pair.follow(&at(3)).unwrap();
+        assert!(matches!(step, Some(Step::Apply(Input::Time { now_ns: 10 }))), "{step:?}");
+        assert!(matches!(pair.follow(&at(3)), Ok(Some(Step::Proceed))));
+        assert_eq!(pair.run_mode(Ordinal(3)), RunMode::Not);
+        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        assert!(matches!(pair.follow(&between), Ok(Some(Step::Load(_)))));
     }
 
-    fn state_taken(&mut self, state: MachineState) -> Result<(), InputError> {
-        self.live.state_taken(state)
+    #[test]
+    fn a_log_that_is_used_up_is_this_hosts_turn_also_between_exits() {
+        let mut pair = follower(3, vec![]);
+        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        assert!(matches!(pair.follow(&between), Ok(Some(Step::Proceed))), "more may come");
+        pair.peer.lock().follower().cursor().seal();
+        assert!(matches!(pair.follow(&between), Ok(None)));
+        assert!(matches!(pair.follow(&at(4)), Ok(None)));
+        assert!(matches!(pair.follow(&at(3)), Ok(Some(Step::Proceed))));
     }
 
-    fn saved(&mut self, at: Ordinal, mark: SnapshotMark) -> Result<(), InputError> {
-        self.live.saved(at, mark)
+    #[test]
+    fn the_primary_went_on_where_its_log_goes_on() {
+        let mut pair = follower(6, vec![]);
+        let what = pair.primary_went_on(Ordinal(6)).unwrap();
+        assert_eq!(what, "exit 6: the guest ended, the primary's went on");
+        pair.peer.lock().follower().cursor().seal();
+        assert_eq!(pair.primary_went_on(Ordinal(7)), None, "it is gone");
     }
 
-    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
-        // A host that speaks for the guest is given a state by a snapshot only.
-        if self.is_live {
-            if let Some((_, now_ns)) = stands {
-                self.keep_time(now_ns);
-                self.peer.tell(|core, _| core.guest_is_here());
-            }
-            return self.live.state_put(part, stands);
-        }
-        let gauge = &self.peer.sending.gauge;
-        gauge.take(part);
-        if stands.is_some() {
-            gauge.end();
-        }
-        let (part_bytes, at) = (part.len_bytes(), stands.map(|(at, _)| at));
-        self.peer.tell(|core, now_ns| core.part_restored(now_ns, part_bytes, at));
-        if let Some((_, now_ns)) = stands {
-            // What the guest had not had of its disk came with the state.
-            self.peer.queue.disk_answered();
-            self.keep_time(now_ns);
-        }
-    }
-
-    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
-        if self.is_live {
-            return self.live.run_mode(at, interrupt_waits);
-        }
-        self.peer.queue.leave_exit(at);
-        let mut core = self.peer.lock();
-        let follower = core.follower();
-        match follower.is_joining() || follower.cursor().has_slice(at.next()) {
-            true => RunMode::Not,
-            false => RunMode::Free,
-        }
+    #[test]
+    fn a_session_that_is_over_ends_the_run() {
+        let mut pair = follower(3, vec![]);
+        pair.peer.stop_now();
+        assert!(matches!(pair.follow(&at(9)), Ok(Some(Step::Stop(StopCause::Protocol)))));
+        assert!(matches!(pair.change_roles(), Some(Step::Stop(StopCause::Protocol))));
+        assert!(pair.change_roles().is_none(), "said once");
     }
 }

@@ -1,30 +1,21 @@
-//! The log of a pair's guest: to the backup, and to a recording if there is one.
+//! The log of a pair's guest, to the backup.
 
 use std::sync::Arc;
 
 use ftvmm_replication::{Ordinal, PeerCore, Record};
 
 use super::Peer;
-use crate::host::WriteBehind;
-use crate::input::{FileLog, InputError, LogSink};
+use crate::input::{InputError, LogSink};
 
-type Recording = FileLog<WriteBehind>;
-
-/// Sends the log to the backup, and to a recording if there is one.
+/// Sends the log to the backup.
 pub struct PeerLog {
     peer: Arc<Peer>,
-    recording: Option<Recording>,
 }
 
 impl PeerLog {
     /// A log for `peer`.
-    pub fn new(peer: Arc<Peer>, recording: Option<Recording>) -> Self {
-        Self { peer, recording }
-    }
-
-    /// The recording, to end it.
-    pub fn into_recording(self) -> Option<Recording> {
-        self.recording
+    pub fn new(peer: Arc<Peer>) -> Self {
+        Self { peer }
     }
 
     /// Holds the guest, which must not get further ahead; not when it is wanted elsewhere.
@@ -44,17 +35,11 @@ impl PeerLog {
 
 impl LogSink for PeerLog {
     fn append(&mut self, record: &Record) -> Result<(), InputError> {
-        if let Some(recording) = &mut self.recording {
-            recording.append(record)?;
-        }
         self.peer.tell(|core, now_ns| core.append(now_ns, record));
         Ok(())
     }
 
-    fn left(&mut self, at: Ordinal) -> Result<(), InputError> {
-        if let Some(recording) = &mut self.recording {
-            recording.left(at)?;
-        }
+    fn exit_complete(&mut self, at: Ordinal) -> Result<(), InputError> {
         let must_wait = self.peer.tell(|core, now_ns| {
             core.exit_complete(now_ns, at);
             core.is_congested()
@@ -65,7 +50,7 @@ impl LogSink for PeerLog {
         Ok(())
     }
 
-    fn rest(&mut self) -> Result<(), InputError> {
+    fn idle(&mut self) -> Result<(), InputError> {
         self.peer.tell(|core, now_ns| core.idle(now_ns));
         Ok(())
     }

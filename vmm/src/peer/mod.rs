@@ -1,7 +1,7 @@
 //! The other host: performs what [`PeerCore`] decides.
 //!
 //! ```text
-//! vCPU thread    PairInputs, PeerLog, PeerOutputs ─┐               ┌─► channel, tap, witness
+//! vCPU thread    PairPort, PeerLog, PeerOutputs ───┐               ┌─► channel, tap, witness
 //!                                                  ├─► PeerCore ─► effects
 //! host events    channel bytes, ticks, signals ────┘               └─► input queue, disk, threads
 //! ```
@@ -39,7 +39,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use announce::restored as announce_restored;
 pub use channel::{Channel, ChannelError};
 pub use events::ChannelEvents;
-pub use inputs::PairInputs;
+pub use inputs::PairPort;
 pub use log::PeerLog;
 pub use operator::PeerOperator;
 use outbox::{Outbox, Unsent};

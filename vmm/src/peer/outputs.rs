@@ -7,11 +7,11 @@ use ftvmm_replication::{Ordinal, OutputDigest, SessionEvent};
 
 use super::Peer;
 use crate::host::Console;
-use crate::input::InputError;
-use crate::run_loop::OutputSink;
+use crate::input_error::InputError;
+use crate::step::OutputSink;
 
-/// Hands frames to the session, which decides when they leave. The console is printed on both hosts: who
-/// reads it on the backup has it whole after a take-over.
+/// Hands frames to the session, which decides when they leave. The console is printed on both
+/// hosts: who reads it on the backup has it whole after a take-over.
 pub struct PeerOutputs {
     peer: Arc<Peer>,
     console: Arc<Console>,
@@ -39,7 +39,8 @@ impl OutputSink for PeerOutputs {
                 return Ok(());
             }
             Output::Disk(request) => {
-                // The guest will wait for the backup's disk too, which is to hear of a flush at once.
+                // The guest will wait for the backup's disk too, which is to hear of a flush at
+                // once.
                 if request.op == DiskOp::Flush {
                     self.peer.tell(|core, now_ns| core.flush_log(now_ns));
                 }

@@ -1,33 +1,35 @@
-//! The vCPU's side of a shipment: any source of inputs, whose guest can be stopped for its state.
+//! The vCPU's side of a shipment: what the sender wants of the guest's thread, between the inputs.
 
 use std::sync::Arc;
 
-use ftvmm_replication::{Check, MemoryLook, Ordinal, Slice, StatePart};
+use ftvmm_replication::{Check, MemoryLook, Ordinal, SnapshotMark};
 
 use super::blocks::read_blocks;
 use super::{Rest, Shipment, Wanted};
-use crate::input::InputError;
+use crate::input_error::InputError;
 use crate::machine_state::MachineState;
-use crate::run_loop::{InputSource, RunMode, Situation, Step};
+use crate::step::{Situation, Step};
 
 /// Where a guest can be stopped for its state, and what comes first there.
 #[derive(Default)]
 struct Halt {
     /// The last point at which the guest was stopped between two exits.
     captured: Option<Ordinal>,
-    /// The exit at which the copy of memory was renewed, and the log says so; nothing has been applied since.
+    /// The exit at which the copy of memory was renewed, and the log says so; nothing has been
+    /// applied since.
     renewed: Option<Ordinal>,
 }
 
 impl Halt {
-    /// What brings the guest closer to giving its state; `None` at an exit that must be completed first.
+    /// What brings the guest closer to giving its state; `None` at an exit that must be completed
+    /// first.
     fn step(&self, situation: &Situation) -> Option<Step> {
         match situation.at {
             None => Some(Step::Capture),
             Some(at) if !situation.halted && self.captured != Some(at) => None,
-            Some(at) if self.renewed == Some(at) => Some(Step::TakeState),
-            // The state is taken with the copy up to date. Whoever follows the log must know of that, or the next
-            // slice does not fit his copy.
+            Some(at) if self.renewed == Some(at) => Some(Step::SaveState),
+            // The state is taken with the copy up to date. Whoever follows the log must know of
+            // that, or the next slice does not fit his copy.
             Some(_) => Some(Step::Measure { memory: MemoryLook::Renew }),
         }
     }
@@ -50,40 +52,23 @@ impl Halt {
 }
 
 /// See the module documentation.
-pub struct ShippedInputs<S> {
-    source: S,
-    shipment: Option<Arc<Shipment>>,
+pub struct TransferPort {
+    shipment: Arc<Shipment>,
     halt: Halt,
     /// When a look was asked for that has not been answered.
     looks_since_ns: Option<u64>,
     stopped_since_ns: Option<u64>,
 }
 
-impl<S: InputSource> ShippedInputs<S> {
-    /// `source`, for a guest that can be shipped when there is a `shipment`.
-    pub fn new(source: S, shipment: Option<Arc<Shipment>>) -> Self {
-        Self {
-            source,
-            shipment,
-            halt: Halt::default(),
-            looks_since_ns: None,
-            stopped_since_ns: None,
-        }
+impl TransferPort {
+    /// For the guest that `shipment` ships.
+    pub fn new(shipment: Arc<Shipment>) -> Self {
+        Self { shipment, halt: Halt::default(), looks_since_ns: None, stopped_since_ns: None }
     }
 
-    /// The source under it.
-    pub fn source(&mut self) -> &mut S {
-        &mut self.source
-    }
-
-    /// The source again, when the run has ended.
-    pub fn into_source(self) -> S {
-        self.source
-    }
-
-    /// What the shipment wants here, if anything.
-    fn wanted(&mut self, situation: &Situation) -> Option<Step> {
-        let shipment = self.shipment.as_ref()?;
+    /// What the sender wants here, if anything.
+    pub fn wanted(&mut self, situation: &Situation) -> Option<Step> {
+        let shipment = &self.shipment;
         if shipment.wants(Wanted::Look) && situation.at.is_some() {
             self.looks_since_ns = Some(shipment.clock.host_now_ns());
             return Some(Step::Measure { memory: MemoryLook::Renew });
@@ -95,20 +80,16 @@ impl<S: InputSource> ShippedInputs<S> {
         self.stopped_since_ns.get_or_insert_with(|| shipment.clock.host_now_ns());
         Some(step)
     }
-}
 
-impl<S: InputSource> InputSource for ShippedInputs<S> {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
-        if let Some(step) = self.wanted(situation) {
-            return Ok(step);
-        }
-        let step = self.source.next(situation)?;
-        self.halt.given(&step);
-        Ok(step)
+    /// The guest is given `step`, which was not wanted here.
+    pub fn given(&mut self, step: &Step) {
+        self.halt.given(step);
     }
 
-    fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
-        if let (Some(since_ns), Some(shipment)) = (self.looks_since_ns.take(), &self.shipment) {
+    /// The execution was measured at exit `at`.
+    pub fn measured(&mut self, at: Ordinal, check: &Check) {
+        if let Some(since_ns) = self.looks_since_ns.take() {
+            let shipment = &self.shipment;
             shipment.done(Wanted::Look);
             let took_ns = shipment.clock.host_now_ns() - since_ns;
             let mut meeting = shipment.lock();
@@ -117,17 +98,21 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
             drop(meeting);
             shipment.changed.notify_all();
         }
-        self.halt.measured(at, &check);
-        self.source.measured(at, check)
+        self.halt.measured(at, check);
     }
 
-    fn captured(&mut self, at: Ordinal, parts: Vec<Slice>) -> Result<(), InputError> {
+    /// Exit `at` is a slice.
+    pub fn captured(&mut self, at: Ordinal) {
         self.halt.captured(at);
-        self.source.captured(at, parts)
     }
 
-    fn state_taken(&mut self, mut machine: MachineState) -> Result<(), InputError> {
-        let Some(shipment) = &self.shipment else { return Ok(()) };
+    /// Hands over what is left, with the machine as it stands; what is to be put into the guest's
+    /// log here.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub fn saved(&mut self, mut machine: MachineState) -> Result<Option<SnapshotMark>, InputError> {
+        let shipment = &self.shipment;
         shipment.done(Wanted::Rest);
         let at = machine.at;
         let pages = {
@@ -156,15 +141,7 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
         meeting.stopped_ns = now_ns - self.stopped_since_ns.take().unwrap_or(now_ns);
         drop(meeting);
         shipment.changed.notify_all();
-        mark.map_or(Ok(()), |mark| self.source.saved(at, mark))
-    }
-
-    fn state_put(&mut self, part: &StatePart, stands: Option<(Ordinal, u64)>) {
-        self.source.state_put(part, stands);
-    }
-
-    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
-        self.source.run_mode(at, interrupt_waits)
+        Ok(mark)
     }
 }
 
@@ -197,7 +174,7 @@ mod tests {
         halt.measured(AT, &check(false));
         assert!(renews(halt.step(&at_exit(true))));
         halt.measured(AT, &check(true));
-        assert!(matches!(halt.step(&at_exit(true)), Some(Step::TakeState)));
+        assert!(matches!(halt.step(&at_exit(true)), Some(Step::SaveState)));
         // An input writes to memory.
         halt.given(&Step::Apply(Input::Time { now_ns: 1 }));
         assert!(renews(halt.step(&at_exit(true))));
@@ -209,7 +186,7 @@ mod tests {
         assert!(halt.step(&at_exit(false)).is_none());
         assert!(matches!(halt.step(&Situation::default()), Some(Step::Capture)));
         halt.captured(AT);
-        assert!(matches!(halt.step(&at_exit(false)), Some(Step::TakeState)));
+        assert!(matches!(halt.step(&at_exit(false)), Some(Step::SaveState)));
         halt.given(&Step::Apply(Input::Time { now_ns: 1 }));
         assert!(renews(halt.step(&at_exit(false))));
         let next = Situation { at: Some(AT.next()), ..Situation::default() };

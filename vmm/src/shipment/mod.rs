@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sender thread   copy of memory ──parts──► Destination        looks, and at last a stop, asked of the vCPU
-//! vCPU thread     ShippedInputs: looks at memory, stops at a slice or a HLT, hands over the rest
+//! vCPU thread     TransferPort: looks at memory, stops at a slice or a HLT, hands over the rest
 //! ```
 //! What is sent while the guest runs is the tracker's copy of memory, which stands still between two looks at
 //! memory; a page that a look finds changed is sent again. When few are left the guest is stopped, for as long as the
@@ -22,7 +22,7 @@ use ftvmm_replication::{FileHeader, Ordinal as ExitOrdinal, SnapshotMark};
 
 pub use blocks::put_on_disk;
 pub use file::{SaveError, Saved, save};
-pub use inputs::ShippedInputs;
+pub use inputs::TransferPort;
 pub use progress::{Gauge, Progress};
 pub use sender::{Shipped, rest_parts, ship};
 

@@ -91,7 +91,7 @@ fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
 fn a_restored_guest_never_sees_time_go_back() {
     const STOOD_AT_NS: u64 = 5_000_000_000;
     let (_queue, mut live) = live_inputs(0, 0);
-    live.state_put(&StatePart::Machine(vec![]), Some((Ordinal(7), STOOD_AT_NS)));
+    live.restored(STOOD_AT_NS);
     let reads = Situation { at: Some(Ordinal(7)), reads_clock: true, ..Situation::default() };
     let Ok(Step::Apply(Input::Time { now_ns })) = live.next(&reads) else { panic!("no sample") };
     assert!(now_ns >= STOOD_AT_NS, "{now_ns}");

@@ -1,0 +1,187 @@
+//! A guest that runs alone, recorded or not.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use ftvmm_replication::LogHeader;
+
+use super::args::RunArgs;
+use super::live_host::{
+    HELD_LONGEST, check_plan, control, heed_signals, input_delays, live_queue, watch_processor,
+};
+use super::origin::Origin;
+use super::outcome::end_at;
+use super::recording::create_log;
+use super::run::{Conclusion, HostSide, Role, Run};
+use super::{CommandError, host};
+use crate::control::SoloOperator;
+use crate::disk::{Disk, Telling};
+use crate::guest::{Guest, GuestConfig};
+use crate::host::clock::{HostClock, host_unix_seconds};
+use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
+use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorder, Restore};
+use crate::machine::Machine;
+use crate::peer::announce_restored;
+use crate::report::Report;
+use crate::shipment::{Gauge, Shipment, TransferPort};
+use crate::sources::{Inputs, Source};
+use crate::step::{Ending, OutputSink};
+
+/// What a guest alone speaks through.
+struct Solo {
+    outputs: HostOutputs,
+}
+
+impl Role<Machine> for Solo {
+    fn outputs(&mut self) -> &mut dyn OutputSink {
+        &mut self.outputs
+    }
+
+    fn conclude(
+        &mut self,
+        machine: &Machine,
+        _: &mut Inputs,
+        result: Result<Ending, CommandError>,
+    ) -> Result<Conclusion, CommandError> {
+        let ending = result?;
+        machine.tsc().warn_of_late_sites();
+        let end = end_at(machine, &ending)?;
+        Ok(Conclusion::new(ending, end))
+    }
+
+    fn report(&self, _: &mut Inputs, report: Report) -> Report {
+        Report { outputs: self.outputs.frames().load(Ordering::Relaxed), ..report }
+    }
+}
+
+/// Runs a guest alone.
+///
+/// # Errors
+/// Anything that ends the run badly.
+pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
+    let (queue, patience) = live_queue(args)?;
+    let stopped = queue.clone();
+    let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
+    let console = Console::start().map_err(host("thread for the console"))?;
+    let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
+    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
+    let guest = Guest::assemble(&origin.config)?;
+    origin.check(&guest)?;
+    if let Some(disk) = &disk {
+        let answered = queue.clone();
+        queue.take_from_disk(disk.clone());
+        disk.on_answer(move |_| answered.disk_answered());
+    }
+    let network = queue.network().clone();
+    let outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network);
+    let (means, clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
+    let control = control(args, || SoloOperator {
+        queue: queue.clone(),
+        outputs: outputs.frames(),
+        console: console.clone(),
+        tap: tap.clone(),
+        recording: args.record.clone(),
+        clock,
+        shipment: means.clone(),
+        gauge: Gauge::new(clock),
+    })?;
+    let mut events = events(args, &origin, tap, &queue)?;
+    let kicked = queue.clone();
+    let ticker = Ticker::new(move || kicked.alarm())?;
+    let alarm = Alarm::new(ticker.timer());
+    events.extend([
+        patience,
+        Box::new(ticker),
+        watch_processor(queue.clone(), clock, HELD_LONGEST)?,
+    ]);
+    let host = HostSide {
+        queue: Some(queue),
+        console: Some(console),
+        stop_limit: Some(stop_limit),
+        control,
+        ..HostSide::default()
+    };
+    let parts = Parts { host, disk, clock, alarm, means };
+    parts.switch_on(args, origin, guest, outputs)?.go("solo", args.report.as_deref(), |host| {
+        host.wait_for(events)?;
+        host.enter_terminal()
+    })
+}
+
+/// What a guest alone waits for besides its timers.
+fn events(
+    args: &RunArgs,
+    origin: &Origin,
+    tap: Option<Tap>,
+    queue: &Arc<LiveQueue>,
+) -> Result<Vec<Subscriber>, CommandError> {
+    let Some(tap) = tap else { return Ok(Vec::new()) };
+    let mut events: Vec<Subscriber> = Vec::new();
+    if let (Some(net), Some(_)) = (&origin.config.net, origin.start()) {
+        events.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
+    }
+    let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
+    let (strays, on_link) = (Box::new(drop), Box::new(drop));
+    events.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
+    Ok(events)
+}
+
+/// What the run needs besides the guest.
+struct Parts {
+    host: HostSide,
+    disk: Option<Arc<Disk>>,
+    clock: HostClock,
+    alarm: Alarm,
+    means: Arc<OnceLock<Arc<Shipment>>>,
+}
+
+impl Parts {
+    fn switch_on(
+        self,
+        args: &RunArgs,
+        origin: Origin,
+        guest: Guest,
+        outputs: HostOutputs,
+    ) -> Result<Run<Machine, Solo>, CommandError> {
+        let Self { mut host, disk, clock, alarm, means } = self;
+        // Files were read and hashed meanwhile.
+        let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
+        let header = guest.log_header(&config);
+        let log_header = LogHeader { start: origin.start(), ..header.clone() };
+        let create = |path: &PathBuf| {
+            create_log(path, args.overwrite, args.record_error.into(), &log_header)
+        };
+        let recording = args.record.as_ref().map(create).transpose()?;
+        let mut machine = guest.power_on(&config)?;
+        tracing::info!("the guest is switched on");
+        if let Some(fault) = args.inject_fault {
+            machine.schedule(fault);
+        }
+        let guest_clock = GuestClock::anchored(clock, clock.host_now_ns(), 0);
+        let Some(queue) = host.queue.clone() else { unreachable!("it was put there") };
+        queue.set_unrecorded(recording.is_none());
+        machine.show_network(queue.network().clone());
+        let kicker = machine.vcpu().kicker();
+        queue.kick_with(kicker.clone());
+        host.kicker = Some(kicker);
+        host.memory_mib = config.memory_mib;
+        let pages = machine.pages().filter(|_| args.control.is_some());
+        let ship =
+            |pages| Arc::new(Shipment::new(pages, disk.clone(), queue.clone(), clock, header));
+        host.shipment = pages.map(ship);
+        if let Some(shipment) = &host.shipment {
+            let _ = means.set(shipment.clone());
+        }
+        let mut live = LiveInputs::new(queue, guest_clock, 0, alarm, input_delays(args));
+        if origin.start().is_some() {
+            live.renew_identity();
+        }
+        let record = |recording| Recorder::new(Some(recording), None, check_plan(args));
+        let inputs = Inputs::new(Source::Live(Box::new(live)))
+            .recorded(recording.map(record))
+            .transferable(host.shipment.clone().map(TransferPort::new))
+            .restored(origin.into_parts().map(|parts| Restore::new(parts, disk)));
+        Ok(Run::new(machine, Solo { outputs }, inputs, host, clock))
+    }
+}

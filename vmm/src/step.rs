@@ -1,0 +1,219 @@
+//! What the run loop and its neighbours say to each other: where the guest stands, what is to be
+//! done there, what came of it, and why a run ends.
+
+use ftvmm_devices::{Input, Output};
+use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart};
+
+use crate::input_error::InputError;
+use crate::machine_state::MachineState;
+
+/// Where the guest stands and what it would take; all an [`InputSource`] may know of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Situation {
+    /// The exit ordinal, or `None` between two exits (after a kick or an interrupt window).
+    pub at: Option<Ordinal>,
+    /// The last exit ordinal.
+    pub last: Ordinal,
+    /// Running digest of all exits so far.
+    pub chain: u64,
+    /// The guest is about to read a clock.
+    pub reads_clock: bool,
+    /// The clock is the time stamp counter.
+    pub reads_counter: bool,
+    /// Guest time at which the next timer event is due, in nanoseconds since power-on.
+    pub deadline_ns: Option<u64>,
+    /// The guest's timer owes it ticks: they come one at a time, so it falls behind while they
+    /// wait.
+    pub owes_ticks: bool,
+    /// The guest executed HLT and nothing wakes it yet: the source should wait for an input.
+    pub halted: bool,
+    /// At an exit: the guest stands where interrupts are enabled.
+    pub interrupts_enabled: bool,
+    /// The network card has buffers for frames.
+    pub takes_frames: bool,
+    /// The guest is in its kernel and has sent nothing yet.
+    pub booting: bool,
+    /// The guest listens to its power button.
+    pub hears_power_button: bool,
+    /// Random bytes the guest's entropy source could take.
+    pub entropy_wanted_bytes: u64,
+    /// Between two exits: an interrupt could be delivered here.
+    pub takes_interrupt: bool,
+}
+
+/// What to do at an exit.
+#[derive(Debug)]
+pub enum Step {
+    /// Apply this, then ask again.
+    Apply(Input),
+    /// Measure the execution, answer with [`Answer::Measured`], then ask again.
+    Measure {
+        /// What to do about memory.
+        memory: MemoryLook,
+    },
+    /// Between two exits: make this point an exit ordinal of its own and answer with its state,
+    /// [`Answer::Captured`]; then ask again, for inputs.
+    Capture,
+    /// Put the guest into the state of this slice, which is the next exit ordinal; then ask again.
+    Load(Vec<Slice>),
+    /// Answer with the whole machine as it stands here, [`Answer::Saved`]; then ask again. Only at
+    /// an exit that leaves nothing to complete: a slice, or a halted guest.
+    SaveState,
+    /// Put this part of a state in place, answer with [`Answer::Restored`], then ask again. After
+    /// the last part the guest stands where it says.
+    RestoreState(StatePart),
+    /// Ask again.
+    Again,
+    /// There is no more for this exit.
+    Proceed,
+    /// End the run here, before the exit is answered.
+    Stop(StopCause),
+}
+
+/// What came of a [`Step`] that asks for something.
+pub enum Answer {
+    /// Of [`Step::Measure`].
+    Measured {
+        /// The exit at which the guest stands.
+        at: Ordinal,
+        /// What was measured.
+        check: Check,
+    },
+    /// Of [`Step::Capture`].
+    Captured {
+        /// The slice's ordinal.
+        at: Ordinal,
+        /// Its parts.
+        parts: Vec<Slice>,
+    },
+    /// Of [`Step::SaveState`].
+    Saved(Box<MachineState>),
+    /// Of [`Step::RestoreState`].
+    Restored {
+        /// What is in place now.
+        part: StatePart,
+        /// After the last part: where the guest stands.
+        stands: Option<Standpoint>,
+    },
+}
+
+/// Where a guest stands whose state was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standpoint {
+    /// The exit ordinal.
+    pub at: Ordinal,
+    /// Guest time, in nanoseconds since power-on.
+    pub guest_ns: u64,
+}
+
+/// How far the guest may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunMode {
+    /// To its next exit, or until it is kicked.
+    Free,
+    /// Likewise, or to where it can take an interrupt.
+    UntilInterruptible,
+    /// Not at all: the log says that a slice follows.
+    Not,
+    /// As it likes: nothing is recorded, so inputs and interrupts also reach it between exits.
+    Unrecorded,
+}
+
+/// Why a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopCause {
+    /// The guest switched itself off.
+    GuestPowerOff,
+    /// The guest reset itself.
+    GuestReset,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// The guest halted with interrupts disabled: nothing can wake it.
+    GuestHalted,
+    /// The guest's CPU shut down after a triple fault.
+    GuestTripleFault,
+    /// The user asked for it.
+    Requested,
+    /// The recording ends here.
+    EndOfLog,
+    /// The replication protocol said so.
+    Protocol,
+}
+
+/// Where a run ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// Why.
+    pub cause: StopCause,
+    /// The last exit ordinal reached.
+    pub at: Ordinal,
+    /// True when the guest stood at that exit, so that a replay can end at the same point.
+    pub at_exit: bool,
+}
+
+impl Ending {
+    /// The first exit the guest did not get past: a replay ends there too.
+    pub fn first_incomplete(&self) -> Ordinal {
+        match self.cause {
+            StopCause::GuestPowerOff
+            | StopCause::GuestReset
+            | StopCause::GuestPanic
+            | StopCause::GuestHalted
+            | StopCause::GuestTripleFault => self.at.next(),
+            StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => self.at,
+        }
+    }
+
+    /// True when the guest ended itself.
+    pub fn by_guest(&self) -> bool {
+        self.first_incomplete() != self.at
+    }
+
+    /// The reason as recordings name it.
+    pub fn reason(&self) -> EndReason {
+        match self.cause {
+            StopCause::GuestPowerOff | StopCause::GuestHalted => EndReason::PowerOff,
+            StopCause::GuestReset => EndReason::Reset,
+            StopCause::GuestPanic => EndReason::Panic,
+            StopCause::GuestTripleFault => EndReason::Shutdown,
+            StopCause::Requested | StopCause::EndOfLog | StopCause::Protocol => {
+                EndReason::HostRequest
+            }
+        }
+    }
+}
+
+/// Where inputs come from.
+pub trait InputSource {
+    /// The next thing to do in this situation. May block: while the guest is halted, and while it
+    /// is not yet known what happens at this exit.
+    ///
+    /// # Errors
+    /// When the source is broken, or its inputs do not fit this guest (a divergence).
+    fn next(&mut self, situation: &Situation) -> Result<Step, InputError>;
+
+    /// Takes what came of the last step, when that asked for something.
+    ///
+    /// # Errors
+    /// When it is not what a recording says (a divergence), or it cannot go where it is to go.
+    fn answer(&mut self, answer: Answer) -> Result<(), InputError>;
+
+    /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could
+    /// not take an interrupt here that is pending.
+    fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode;
+}
+
+/// Where outputs go.
+pub trait OutputSink {
+    /// Takes what the guest sent at exit `at`; a frame of a logged guest has a `digest`.
+    ///
+    /// # Errors
+    /// When the sink is broken.
+    fn emit(
+        &mut self,
+        at: Ordinal,
+        digest: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError>;
+}
