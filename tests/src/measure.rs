@@ -15,7 +15,7 @@ use crate::lab::{LabError, LabProcess};
 use crate::pair::READY;
 
 /// What `ftvmm` logs when the guest's first instruction is next.
-const SWITCHED_ON: &str = "the guest is switched on";
+pub const SWITCHED_ON: &str = "the guest is switched on";
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Requests before the ones that count.
 const WARM_UP: usize = 5;

@@ -25,6 +25,7 @@ use ftvmm_tests::guest_run::{
     GUEST_ADDRESS, GuestLab, GuestRun, LabPool, PROMPT, READY, TAP, cmdline,
 };
 use ftvmm_tests::lab::Ended;
+use ftvmm_tests::measure::SWITCHED_ON;
 use ftvmm_tests::replayed::{Replayed, keep};
 use ftvmm_tests::{clients, clock};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -214,6 +215,8 @@ fn disturb_and_end(site: &GuestLab, run: &GuestRun, plan: &Plan) -> Result<(), F
         let noise = scope.spawn(|| send_noise(site, plan));
         let calls = scope.spawn(|| make_calls(site, run, plan));
         if let End::StopAfter(pause) = plan.end {
+            // Before, nothing heeds the signal but the kernel.
+            run.process().wait_for_stderr(SWITCHED_ON)?;
             thread::sleep(pause);
             stop();
             return Ok(());
