@@ -32,72 +32,85 @@ const EXTENSIONS: [&str; 2] = ["rs", "toml"];
 fn main() -> Result<(), Box<dyn Error>> {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let root = manifest.parent().ok_or("the crate is in no workspace")?;
-    let mut files: Vec<PathBuf> = WORKSPACE_FILES.iter().map(|file| root.join(file)).collect();
-    for folder in FOLDERS {
-        add_crate(&root.join(folder), &mut files)?;
+    let sources = Sources::of(root)?;
+    for path in sources.folders.iter().chain(&sources.files) {
+        println!("cargo:rerun-if-changed={}", path.display());
     }
-    println!(
-        "cargo:rustc-env=FTVMM_BUILD_ID={}+{:016x}",
-        env::var("CARGO_PKG_VERSION")?,
-        digest(root, files)?
-    );
+    let (version, digest) = (env::var("CARGO_PKG_VERSION")?, sources.digest(root)?);
+    println!("cargo:rustc-env=FTVMM_BUILD_ID={version}+{digest:016x}");
     Ok(())
 }
 
-/// Adds the files of the crate in `folder`, if there is one, and of those below it.
-fn add_crate(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let (path, name) = (entry.path(), entry.file_name());
-        let name = name.to_str().unwrap_or_default();
-        if !entry.file_type()?.is_dir() {
-            if CRATE_FILES.contains(&name) {
-                files.push(path);
+/// What the program is made of.
+#[derive(Default)]
+pub struct Sources {
+    files: Vec<PathBuf>,
+    /// Folders in which every file counts, a new one too.
+    folders: Vec<PathBuf>,
+}
+
+impl Sources {
+    /// Those of the workspace in `root`.
+    pub fn of(root: &Path) -> Result<Self, Box<dyn Error>> {
+        let mut sources = Self::default();
+        sources.files.extend(WORKSPACE_FILES.iter().map(|file| root.join(file)));
+        for folder in FOLDERS {
+            sources.add_crate(&root.join(folder))?;
+        }
+        Ok(sources)
+    }
+
+    /// Adds the files of the crate in `folder`, if there is one, and of those below it.
+    fn add_crate(&mut self, folder: &Path) -> Result<(), Box<dyn Error>> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_str().unwrap_or_default();
+            if !entry.file_type()?.is_dir() {
+                if CRATE_FILES.contains(&name) {
+                    self.files.push(path);
+                }
+            } else if SOURCE_FOLDERS.contains(&name) {
+                self.add_sources(&path)?;
+                self.folders.push(path);
+            } else if !OTHER_FOLDERS.contains(&name) && !name.starts_with('.') {
+                self.add_crate(&path)?;
             }
-        } else if SOURCE_FOLDERS.contains(&name) {
-            // The folder, so that a new file in it is seen.
-            println!("cargo:rerun-if-changed={}", path.display());
-            add_sources(&path, files)?;
-        } else if !OTHER_FOLDERS.contains(&name) && !name.starts_with('.') {
-            add_crate(&path, files)?;
         }
+        Ok(())
     }
-    Ok(())
-}
 
-fn add_sources(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let path = entry.path();
-        let is_source = || {
+    fn add_sources(&mut self, folder: &Path) -> Result<(), Box<dyn Error>> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let path = entry.path();
             let extension = path.extension().and_then(|extension| extension.to_str());
-            extension.is_some_and(|extension| EXTENSIONS.contains(&extension))
-        };
-        if entry.file_type()?.is_dir() {
-            add_sources(&path, files)?;
-        } else if !entry.file_name().to_string_lossy().starts_with('.') && is_source() {
-            files.push(path);
+            let is_source = extension.is_some_and(|extension| EXTENSIONS.contains(&extension));
+            if entry.file_type()?.is_dir() {
+                self.add_sources(&path)?;
+            } else if is_source && !entry.file_name().to_string_lossy().starts_with('.') {
+                self.files.push(path);
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Digest of names and contents, in the order of the names.
-fn digest(root: &Path, files: Vec<PathBuf>) -> Result<u64, Box<dyn Error>> {
-    let mut named = Vec::with_capacity(files.len());
-    for file in files {
-        println!("cargo:rerun-if-changed={}", file.display());
-        let name = file.strip_prefix(root)?.to_str().ok_or("a file's name is no text")?.to_owned();
-        let content = fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-        named.push((name, content));
-    }
-    named.sort();
-    let mut hasher = Xxh3Default::new();
-    for (name, content) in &named {
-        for bytes in [name.as_bytes(), content] {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
+    /// Digest of names and contents, in the order of the names.
+    pub fn digest(&self, root: &Path) -> Result<u64, Box<dyn Error>> {
+        let mut named = Vec::with_capacity(self.files.len());
+        for file in &self.files {
+            let name = file.strip_prefix(root)?.to_str().ok_or("a file's name is no text")?;
+            let content = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+            named.push((name, content));
         }
+        named.sort();
+        let mut hasher = Xxh3Default::new();
+        for (name, content) in &named {
+            for bytes in [name.as_bytes(), content] {
+                hasher.update(&(bytes.len() as u64).to_le_bytes());
+                hasher.update(bytes);
+            }
+        }
+        Ok(hasher.digest())
     }
-    Ok(hasher.digest())
 }
