@@ -18,7 +18,7 @@ use ftvmm_replication::{
     PageDeltas, PageHash, Record, Refusal, ReleasePolicy, Role, Slice, SnapshotMark,
     SnapshotWriter, Start, StatePart, Term, TscMode, WireError, decode_group,
 };
-use golden::Golden;
+use golden::{Golden, every};
 
 const PACKAGE: &str = "ftvmm-replication";
 

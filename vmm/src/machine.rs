@@ -19,7 +19,7 @@ use crate::efer::{self, EFER};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
 use crate::host::NetWatch;
-use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
+use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
 use crate::machine_state::{MachineState, SliceState, Standing, StateError};
 use crate::msr::MsrBank;
 use crate::page_tracker::{LoadError, PageTracker};

@@ -13,7 +13,7 @@ use ftvmm_replication::encoding::encode;
 use serde_json::{Value, json};
 
 use super::*;
-use golden::Golden;
+use golden::{Golden, every};
 
 #[path = "../../replication/tests/golden/mod.rs"]
 mod golden;
@@ -35,7 +35,7 @@ fn vcpu() -> Value {
         "xsave": structure(4096),
         "xcrs": structure(392),
         "debug": structure(128),
-        "msrs": (1..=9).map(|msr| Value::from(msr << 40)).collect::<Value>(),
+        "msrs": (1..=9u64).map(|msr| Value::from(msr << 40)).collect::<Value>(),
         "events": structure(64),
     })
 }

@@ -116,7 +116,6 @@ fn render(examples: &[(String, Vec<u8>)]) -> String {
 }
 
 /// Samples of an enum, one or more of every variant. A variant without a sample does not compile.
-#[macro_export]
 macro_rules! every {
     ($type:ty { $($pattern:pat => $sample:expr,)* }) => {{
         // No arm for the rest: this is what a new variant fails at.
@@ -132,6 +131,8 @@ macro_rules! every {
         samples
     }};
 }
+#[allow(unused_imports, reason = "each test takes what it needs")]
+pub(crate) use every;
 
 mod tests {
     use super::*;
