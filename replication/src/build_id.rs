@@ -16,7 +16,7 @@ pub const BUILD_ID_BYTES_MAX: usize = 64;
 /// is the program's affair (`vmm/build.rs`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct BuildId(String);
+pub struct BuildId(Box<str>);
 
 /// A name that no build has.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -42,7 +42,7 @@ impl TryFrom<String> for BuildId {
         if !name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(BuildIdError::Character);
         }
-        Ok(Self(name))
+        Ok(Self(name.into()))
     }
 }
 
@@ -56,7 +56,7 @@ impl TryFrom<&str> for BuildId {
 
 impl From<BuildId> for String {
     fn from(build: BuildId) -> Self {
-        build.0
+        build.0.into()
     }
 }
 

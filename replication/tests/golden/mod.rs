@@ -4,7 +4,7 @@
 //! format that nobody can tell from the one before it, so they fail, and renewing them is only
 //! possible under a new version.
 
-#![allow(dead_code, reason = "each test takes what it needs of it")]
+#![allow(dead_code, unused_macros, reason = "each test takes what it needs of it")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
