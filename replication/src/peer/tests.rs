@@ -2,6 +2,7 @@
 //! shows.
 
 use super::*;
+use crate::build_id::tests::example as build;
 use crate::fingerprint::tests::example as fingerprint;
 use crate::message::Message;
 use crate::record::Term;
@@ -13,7 +14,7 @@ const HORIZON_NS: u64 = 200_000;
 
 fn core(role: Role) -> PeerCore {
     let limits = Limits { log_bytes_max: 100_000, ..Limits::default() };
-    let config = SessionConfig::new(role, fingerprint(), Term(0), 1_700_000_000);
+    let config = SessionConfig::new(role, build(), fingerprint(), Term(0), 1_700_000_000);
     let config = SessionConfig { limits, ..config };
     PeerCore::new(config, HORIZON_NS, true).unwrap()
 }
@@ -48,6 +49,7 @@ fn protected() -> PeerCore {
     core.receive(MS, &wire::PREAMBLE);
     let hello = Message::Hello {
         role: Role::Backup,
+        build: build(),
         fingerprint: fingerprint(),
         highest_term: Term(0),
         runs: false,
@@ -67,6 +69,7 @@ fn following() -> PeerCore {
     core.receive(MS, &wire::PREAMBLE);
     let hello = Message::Hello {
         role: Role::Primary,
+        build: build(),
         fingerprint: fingerprint(),
         highest_term: Term(0),
         runs: false,

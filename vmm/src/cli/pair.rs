@@ -18,6 +18,7 @@ use super::outcome::{end_at, stopped_by};
 use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
+use crate::build;
 use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
@@ -255,6 +256,7 @@ fn make_peer(
     let session_role = session_role(args);
     let mut session = SessionConfig::new(
         session_role,
+        build::own(),
         guest.fingerprint.clone(),
         highest_term,
         config.rtc_epoch_s,

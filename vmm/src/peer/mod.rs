@@ -416,7 +416,7 @@ mod tests {
         let fingerprint = crate::snapshot::tests::header().fingerprint;
         let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
         Peer::new(PeerConfig {
-            session: SessionConfig::new(Role::Backup, fingerprint, Term(0), 0),
+            session: SessionConfig::new(Role::Backup, crate::build::own(), fingerprint, Term(0), 0),
             witness: Box::new(Kind),
             holder: "test".into(),
             tap: None,
