@@ -18,6 +18,8 @@
 //! | [`digest`], `gate` | what is compared of an output, and when it may leave |
 //! | [`message`], [`wire`] | messages between primary and backup, and their framing |
 //! | [`session`] | the role state machine: handshake, failure, take-over, divergence |
+//! | [`time`] | the types of host time and guest time |
+//! | [`transfer`] | when a running guest is stopped for its state |
 //! | [`witness`] | who may speak for the guest in a term |
 #![forbid(unsafe_code)]
 
@@ -40,6 +42,8 @@ pub mod slice;
 pub mod snapshot;
 pub mod state;
 mod tag;
+pub mod time;
+pub mod transfer;
 mod varint;
 pub mod wire;
 pub mod witness;
@@ -63,5 +67,6 @@ pub use session::{Action, DisconnectReason, Session, SessionEvent};
 pub use slice::{PAGE_BYTES, PageDeltas, Slice, SliceError};
 pub use snapshot::{SnapshotError, SnapshotReader, SnapshotWriter};
 pub use state::StatePart;
+pub use time::{GuestClock, GuestNs, HostNs};
 pub use wire::WireError;
 pub use witness::{Claim, Witness, WitnessEntry, WitnessError};

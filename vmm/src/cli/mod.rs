@@ -11,6 +11,7 @@ mod net_arg;
 mod origin;
 mod pair;
 mod print;
+mod progress_bar;
 mod replay;
 mod roles;
 mod run;

@@ -12,6 +12,7 @@ use ftvmm_replication::{End, LogHeader, SessionEvent};
 
 use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role, RunArgs};
 use super::origin::Origin;
+use super::progress_bar::TransferBar;
 use super::run::{
     END, check_plan, complete, control, create_log, end_at, end_longest, heed_signals,
     input_delays, live_queue, recording_error, report, verdict,
@@ -24,7 +25,7 @@ use crate::host::{
     Console, EventLoop, FileWitness, RawTerminal, StopLimit, Subscriber, Tap, TapReader, Ticker,
     read_console,
 };
-use crate::input::{Alarm, FileLog, GuestClock, LiveInputs, LiveQueue, Recorded, Restored};
+use crate::input::{Alarm, FileLog, LiveInputs, LiveQueue, Recorded, Restored};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairInputs, Peer, PeerConfig, PeerLog, PeerOperator,
@@ -212,6 +213,7 @@ fn make_peer(
         horizon_ns: args.horizon_us * 1000,
         incident_dir: args.incident_dir.clone(),
         unrecorded_when_alone: args.record.is_none(),
+        progress: Box::new(TransferBar::hidden()),
     })
     .map_err(|e| CommandError::Configuration(format!("--failure-timeout-ms: {e}")))
 }
@@ -252,7 +254,6 @@ impl Parts {
         let terminal = RawTerminal::enter();
         read_console(self.queue.clone(), &terminal).map_err(host("console thread"))?;
         let Self { peer, queue, alarm, tail, console, stop_limit, role } = self;
-        let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
         let shipment = machine.pages();
         let ship = |pages| {
@@ -264,7 +265,7 @@ impl Parts {
         }
         let pulsing = queue.clone();
         let network = queue.network().clone();
-        let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+        let mut live = LiveInputs::new(queue, peer.clock(), alarm, input_delays(args));
         if origin.start().is_some() {
             live.renew_identity();
         }

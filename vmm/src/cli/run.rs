@@ -10,6 +10,7 @@ use ftvmm_replication::{End, LogHeader, LogWriter, MemoryLook, Ordinal};
 
 use super::args::{Role, RunArgs};
 use super::origin::Origin;
+use super::progress_bar::TransferBar;
 use super::{CommandError, check_report, host, write_report};
 use crate::control::{ControlServer, Operator, SoloOperator};
 use crate::disk::Telling;
@@ -21,7 +22,7 @@ use crate::host::{
     resting_timer, stderr_dropped_bytes,
 };
 use crate::input::{
-    Alarm, CheckPlan, FileLog, FinishedLog, GuestClock, InputDelays, LiveInputs, LiveQueue, Look,
+    Alarm, CheckPlan, FileLog, FinishedLog, InputDelays, LiveInputs, LiveQueue, Look,
     OnRecordError, PulseWatch, Recorded, Restored,
 };
 use crate::kvm::install_kick_handler;
@@ -189,7 +190,7 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         recording: args.record.clone(),
         clock: host_clock,
         shipment: means.clone(),
-        gauge: Gauge::new(host_clock),
+        gauge: Gauge::new(host_clock, Box::new(TransferBar::hidden())),
     })?;
     if let Some(tap) = tap {
         let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
@@ -222,12 +223,11 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
     read_console(queue.clone(), &terminal).map_err(host("console thread"))?;
 
     let started = host_clock.host_now_ns();
-    let clock = GuestClock::anchored(host_clock, started, 0);
     let pages = machine.pages().filter(|_| args.control.is_some());
     let own_disk = disk.clone();
     let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
     let shipment = pages.map(ship);
-    let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
+    let mut live = LiveInputs::new(queue, host_clock, alarm, input_delays(args));
     if is_restored {
         live.renew_identity();
     }

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ftvmm_replication::HostNs;
 use nix::time::{ClockId, clock_gettime};
 
 /// A host clock that starts at zero and never goes back.
@@ -16,7 +17,12 @@ impl HostClock {
         Self { start_ns: monotonic_ns() }
     }
 
-    /// Nanoseconds since the start.
+    /// What it shows now.
+    pub fn host_now(&self) -> HostNs {
+        HostNs(self.host_now_ns())
+    }
+
+    /// Likewise in plain nanoseconds since the start, for who does not reckon with [`HostNs`].
     pub fn host_now_ns(&self) -> u64 {
         monotonic_ns() - self.start_ns
     }

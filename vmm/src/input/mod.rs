@@ -9,6 +9,7 @@ mod pulse;
 mod recorded;
 mod replay;
 mod restored;
+mod sampling;
 mod tick_hold;
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use thiserror::Error;
 
 pub use alarm::Alarm;
 pub use file_log::{FileLog, FinishedLog, OnRecordError, SLICE_GROUP_BYTES};
-pub use live::{GuestClock, LiveInputs};
+pub use live::LiveInputs;
 pub use live_queue::LiveQueue;
 pub use patience::InputDelays;
 pub use pulse::{Look, Pulse, PulseWatch, Resting};

@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering as MemoryOrdering;
 
 use ftvmm_devices::Input;
 use ftvmm_replication::{
-    Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice, SnapshotMark, StatePart,
+    Check, CursorStep, DiskAnswer, GuestClock, GuestNs, Ordinal, SessionEvent, Slice, SnapshotMark,
+    StatePart,
 };
 
 use super::Peer;
 use super::disk::{Compared, compare};
 use crate::disk::Answer;
-use crate::input::{GuestClock, InputError, LiveInputs, Recorded};
+use crate::input::{InputError, LiveInputs, Recorded};
 use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, RunMode, Situation, Step, StopCause};
 use crate::shipment::{ShippedInputs, put_on_disk};
@@ -37,7 +38,7 @@ pub struct PairInputs<'a> {
 impl<'a> PairInputs<'a> {
     /// Inputs as `peer`'s session says; `live` are this host's own.
     pub fn new(peer: Arc<Peer>, live: ShippedInputs<Recorded<'a, LiveInputs>>) -> Self {
-        let clock = GuestClock::anchored(peer.clock, peer.clock.host_now_ns(), 0);
+        let clock = GuestClock::anchored(peer.clock.host_now(), GuestNs(0));
         let is_live = !peer.follows();
         let (reported, expected, awaited) = (Ordinal(0), None, None);
         Self { peer, live, is_live, clock, last_ns: 0, reported, expected, awaited }
@@ -54,7 +55,7 @@ impl<'a> PairInputs<'a> {
     fn go_live(&mut self, situation: &Situation) -> Result<Step, InputError> {
         let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
         self.is_live = true;
-        self.live.source().source().resume(self.clock, self.last_ns);
+        self.live.source().source().resume(self.clock, GuestNs(self.last_ns));
         let mut state = self.peer.lock();
         self.peer.step_locked(&mut state, SessionEvent::TookOver { through });
         state.took_over(self.peer.clock.host_now_ns());
@@ -99,7 +100,7 @@ impl<'a> PairInputs<'a> {
 
     fn keep_time(&mut self, now_ns: u64) {
         self.last_ns = now_ns;
-        self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
+        self.clock = GuestClock::anchored(self.peer.clock.host_now(), GuestNs(now_ns));
     }
 
     /// The next part of the state this host is given that is for the guest; what is for the disk is put there.

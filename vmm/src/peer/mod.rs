@@ -49,7 +49,7 @@ use crate::disk::Disk;
 use crate::host::Tap;
 use crate::host::clock::HostClock;
 use crate::input::{LiveQueue, PulseWatch};
-use crate::shipment::{Gauge, Shipment, Shipped};
+use crate::shipment::{Gauge, ProgressDisplay, Shipment, Shipped};
 
 /// How long the end of a run waits for incident reports.
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);
@@ -117,6 +117,8 @@ pub struct PeerConfig {
     pub incident_dir: PathBuf,
     /// Without a recording a host that is alone takes inputs between exits too.
     pub unrecorded_when_alone: bool,
+    /// Where somebody sees how far a state on its way is.
+    pub progress: Box<dyn ProgressDisplay>,
 }
 
 /// The session, its channel, and what waits for them.
@@ -179,7 +181,7 @@ impl Peer {
             incident_dir: config.incident_dir,
             clock,
             heartbeat_ns,
-            gauge: Gauge::new(clock),
+            gauge: Gauge::new(clock, config.progress),
             turn: AtomicBool::new(false),
             newcomers: EventFd::new(EFD_NONBLOCK)?,
             shipment: OnceLock::new(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ftvmm_replication::{Check, MemoryLook, Ordinal, Slice, StatePart};
+use ftvmm_replication::{Check, HostNs, MemoryLook, Ordinal, Slice, StatePart};
 
 use super::blocks::read_blocks;
 use super::{Rest, Shipment, Wanted};
@@ -55,20 +55,14 @@ pub struct ShippedInputs<S> {
     shipment: Option<Arc<Shipment>>,
     halt: Halt,
     /// When a look was asked for that has not been answered.
-    looks_since_ns: Option<u64>,
-    stopped_since_ns: Option<u64>,
+    looks_since: Option<HostNs>,
+    stopped_since: Option<HostNs>,
 }
 
 impl<S: InputSource> ShippedInputs<S> {
     /// `source`, for a guest that can be shipped when there is a `shipment`.
     pub fn new(source: S, shipment: Option<Arc<Shipment>>) -> Self {
-        Self {
-            source,
-            shipment,
-            halt: Halt::default(),
-            looks_since_ns: None,
-            stopped_since_ns: None,
-        }
+        Self { source, shipment, halt: Halt::default(), looks_since: None, stopped_since: None }
     }
 
     /// The source under it.
@@ -85,14 +79,14 @@ impl<S: InputSource> ShippedInputs<S> {
     fn wanted(&mut self, situation: &Situation) -> Option<Step> {
         let shipment = self.shipment.as_ref()?;
         if shipment.wants(Wanted::Look) && situation.at.is_some() {
-            self.looks_since_ns = Some(shipment.clock.host_now_ns());
+            self.looks_since = Some(shipment.clock.host_now());
             return Some(Step::Measure { memory: MemoryLook::Renew });
         }
         if !shipment.wants(Wanted::Rest) {
             return None;
         }
         let step = self.halt.step(situation)?;
-        self.stopped_since_ns.get_or_insert_with(|| shipment.clock.host_now_ns());
+        self.stopped_since.get_or_insert_with(|| shipment.clock.host_now());
         Some(step)
     }
 }
@@ -108,9 +102,9 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
     }
 
     fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
-        if let (Some(since_ns), Some(shipment)) = (self.looks_since_ns.take(), &self.shipment) {
+        if let (Some(since), Some(shipment)) = (self.looks_since.take(), &self.shipment) {
             shipment.done(Wanted::Look);
-            let took_ns = shipment.clock.host_now_ns() - since_ns;
+            let took_ns = shipment.clock.host_now().since_ns(since);
             let mut meeting = shipment.lock();
             meeting.looked = true;
             meeting.look_ns = meeting.look_ns.max(took_ns);
@@ -150,10 +144,10 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
         let destination = shipment.lock().destination.take();
         let rest = Rest { pages, blocks, machine, disk_through };
         let mark = destination.and_then(|destination| destination.rest(rest));
-        let now_ns = shipment.clock.host_now_ns();
+        let now = shipment.clock.host_now();
         let mut meeting = shipment.lock();
         meeting.stopped_at = Some(at);
-        meeting.stopped_ns = now_ns - self.stopped_since_ns.take().unwrap_or(now_ns);
+        meeting.stopped_ns = now.since_ns(self.stopped_since.take().unwrap_or(now));
         drop(meeting);
         shipment.changed.notify_all();
         mark.map_or(Ok(()), |mark| self.source.saved(at, mark))
