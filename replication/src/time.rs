@@ -1,8 +1,8 @@
 //! Points on the two clocks there are, the host's and the guest's.
 //!
-//! Each has a type of its own, so that a time of one is never compared with a time of the other, nor
-//! subtracted from it. [`GuestClock`] alone converts. Spans are the same on both clocks and are plain
-//! nanoseconds. Nothing here reads a clock.
+//! Each has a type of its own, so that a time of one is never compared with a time of the other,
+//! nor subtracted from it. [`GuestClock`] alone converts. Spans are the same on both clocks and are
+//! plain nanoseconds. Nothing here reads a clock.
 
 use std::time::Duration;
 

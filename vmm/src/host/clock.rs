@@ -28,7 +28,8 @@ impl HostClock {
     }
 }
 
-/// The clock of `std::time::Instant`, whose checked arithmetic is dear for what is read several times at every exit.
+/// The clock of `std::time::Instant`, whose checked arithmetic is dear for what is read several
+/// times at every exit.
 fn monotonic_ns() -> u64 {
     #[allow(clippy::disallowed_methods, reason = "this module is where host time is read")]
     #[allow(clippy::expect_used, reason = "clock_gettime(2): only a clock that is not there fails")]
@@ -36,7 +37,8 @@ fn monotonic_ns() -> u64 {
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
-/// Seconds since the Unix epoch, for the guest's real-time clock at power-on; logged in the recording's header.
+/// Seconds since the Unix epoch, for the guest's real-time clock at power-on; logged in the
+/// recording's header.
 #[allow(clippy::disallowed_methods, reason = "this module is where host time is read")]
 pub fn host_unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

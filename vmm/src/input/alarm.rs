@@ -42,7 +42,8 @@ pub(super) struct AlarmPlan {
 }
 
 impl AlarmPlan {
-    /// Fires at `at`, and when the guest's grace is over. An alarm that is set for a time to come is left alone.
+    /// Fires at `at`, and when the guest's grace is over. An alarm that is set for a time to come
+    /// is left alone.
     pub(super) fn set(&mut self, at: Option<GuestNs>, now: GuestNs) {
         let grace = self.grace_until.filter(|until| *until > now);
         // Samples are whole microseconds: at an earlier one the timer would not be due yet.

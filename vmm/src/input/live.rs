@@ -1,9 +1,10 @@
 //! Inputs from the live host: its clock, its tap, its console.
 //!
-//! A run that is recorded takes them at exits. When the guest makes none for too long after an input came, the run is
-//! stopped anywhere and that point made a slice.
+//! A run that is recorded takes them at exits. When the guest makes none for too long after an
+//! input came, the run is stopped anywhere and that point made a slice.
 //!
-//! [`LiveCore`] decides; here the host's clock and randomness are read, the alarm is set, and the thread waits.
+//! [`LiveCore`] decides; here the host's clock and randomness are read, the alarm is set, and the
+//! thread waits.
 
 mod core;
 mod shutdown;
@@ -76,21 +77,23 @@ impl InputSource for LiveInputs {
         let is_unrecorded = queue.is_unrecorded();
         let mut next =
             self.core.next(situation, Host { now, is_unrecorded, waiting: &mut waiting });
-        while let Next::Wait { until } = next {
+        let step = loop {
+            let until = match next {
+                Next::Wait { until } => until,
+                Next::Step(step) => break step,
+                Next::Entropy { bytes } => {
+                    break Step::Apply(Input::Entropy { bytes: host_random(bytes)? });
+                }
+                Next::NewIdentity => break Step::Apply(host_new_identity()?),
+                Next::Leave { now } => {
+                    waiting.left = Some((self.clock, now));
+                    break Step::Proceed;
+                }
+            };
             waiting = queue.sleep(waiting, until.map(|until| until.since(now)));
             now = self.clock.host_now();
             let is_unrecorded = queue.is_unrecorded();
             next = self.core.wake(situation, Host { now, is_unrecorded, waiting: &mut waiting });
-        }
-        let step = match next {
-            Next::Step(step) => step,
-            Next::Entropy { bytes } => Step::Apply(Input::Entropy { bytes: host_random(bytes)? }),
-            Next::NewIdentity => Step::Apply(host_new_identity()?),
-            Next::Leave { now } => {
-                waiting.left = Some((self.clock, now));
-                Step::Proceed
-            }
-            Next::Wait { .. } => unreachable!("the loop ends with another one"),
         };
         drop(waiting);
         self.set_alarm();

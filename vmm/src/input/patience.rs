@@ -1,18 +1,19 @@
 //! How long inputs wait for an exit of a recorded guest before a slice makes one.
 //!
-//! What comes from outside waits [`InputDelays::inputs`] and no longer, unless the guest would get nowhere. A tick
-//! of the guest's own timer waits longer where slices are dear: nobody but the guest can tell. A timer that owes the
-//! guest ticks is waited for no longer than an input, or the guest would never catch up.
+//! What comes from outside waits [`InputDelays::inputs`] and no longer, unless the guest would get
+//! nowhere. A tick of the guest's own timer waits longer where slices are dear: nobody but the
+//! guest can tell. A timer that owes the guest ticks is waited for no longer than an input, or the
+//! guest would never catch up.
 
 use std::time::Duration;
 
 use ftvmm_replication::GuestNs;
 
-/// The guest runs so many times as long as a slice took before the next is taken, at most [`InputDelays::inputs`]: one
-/// whose timer is faster than slices are still gets on.
+/// The guest runs so many times as long as a slice took before the next is taken, at most
+/// [`InputDelays::inputs`]: one whose timer is faster than slices are still gets on.
 const REST_PER_SLICE: u64 = 2;
-/// Likewise for a slice that only a tick asks for, at most [`InputDelays::ticks`]: a guest that computes then loses at
-/// most one part in so many to them.
+/// Likewise for a slice that only a tick asks for, at most [`InputDelays::ticks`]: a guest that
+/// computes then loses at most one part in so many to them.
 const REST_PER_TICK_SLICE: u64 = 40;
 
 /// The longest waits for an exit of a guest that makes none.
@@ -20,8 +21,9 @@ const REST_PER_TICK_SLICE: u64 = 40;
 pub struct InputDelays {
     /// Of what comes from outside: frames, typed bytes, a request to stop.
     pub inputs: Duration,
-    /// Of the guest's timer, where slices are dear; where they are not, [`Self::inputs`]. They are while a guest boots: it
-    /// writes much of its memory, which a slice would have to ship, and nobody has heard of it yet.
+    /// Of the guest's timer, where slices are dear; where they are not, [`Self::inputs`]. They are
+    /// while a guest boots: it writes much of its memory, which a slice would have to ship, and
+    /// nobody has heard of it yet.
     pub ticks: Duration,
 }
 
@@ -37,7 +39,8 @@ impl InputDelays {
         Self { inputs: delay, ticks: delay }
     }
 
-    /// How long an input waits before the guest is stopped. The rest is for one that cannot take an interrupt then.
+    /// How long an input waits before the guest is stopped. The rest is for one that cannot take an
+    /// interrupt then.
     pub fn first_wait(&self) -> Duration {
         self.inputs / 2
     }

@@ -1,21 +1,25 @@
-//! What the guest is told of the time: the host's clock, except after a stall and at a tick that has to wait.
+//! What the guest is told of the time: the host's clock, except after a stall and at a tick that
+//! has to wait.
 
 use ftvmm_replication::{GuestClock, GuestNs, HostNs};
 
 use super::tick_hold::TickHold;
 use crate::run_loop::Situation;
 
-/// How far a sample may lie behind a timer that is due, or behind the sample before it when no timer runs. After a
-/// stall (a take-over, a host that slept) the guest catches up sample by sample: its kernel takes the ACPI timer's 24
-/// bits for a clock that went back when it jumps by more than half of them, 2.3 s (Linux, `clocksource_delta`).
+/// How far a sample may lie behind a timer that is due, or behind the sample before it when no
+/// timer runs. After a stall (a take-over, a host that slept) the guest catches up sample by
+/// sample: its kernel takes the ACPI timer's 24 bits for a clock that went back when it jumps by
+/// more than half of them, 2.3 s (Linux, `clocksource_delta`).
 pub(super) const LATE_NS_MAX: u64 = 100_000_000;
-/// How many times as fast as the host's clock guest time may go while a guest that computes is behind it: its threads
-/// must get on with its ticks, or it reports one that did not (Linux' watchdog, after 20 s).
+/// How many times as fast as the host's clock guest time may go while a guest that computes is
+/// behind it: its threads must get on with its ticks, or it reports one that did not (Linux'
+/// watchdog, after 20 s).
 const CATCH_UP: u64 = 4;
 /// Resolution of the samples of the host's clock.
 pub(super) const SAMPLE_NS: u64 = 1000;
 
-/// Guest time as it is sampled: in whole microseconds, so that a sample costs at most four bytes of log.
+/// Guest time as it is sampled: in whole microseconds, so that a sample costs at most four bytes of
+/// log.
 fn logged(now: GuestNs) -> GuestNs {
     GuestNs(now.0 - now.0 % SAMPLE_NS)
 }
@@ -107,10 +111,12 @@ impl Sampler {
         Reading { now, clock, is_due: due.is_some() && !is_held, is_held, is_behind: lag_ns > 0 }
     }
 
-    /// Guest time for a sample, and how far that is behind what its clock shows; for the time stamp counter to the
-    /// nanosecond: there are drivers that refuse a coarse one (Linux, `jent_entropy_init`).
+    /// Guest time for a sample, and how far that is behind what its clock shows; for the time stamp
+    /// counter to the nanosecond: there are drivers that refuse a coarse one (Linux,
+    /// `jent_entropy_init`).
     fn catch_up(&self, situation: &Situation, host: HostNs) -> (GuestNs, u64) {
-        // A guest at its tick has no timer for some exits: the old one is over, the next one not yet set.
+        // A guest at its tick has no timer for some exits: the old one is over, the next one not
+        // yet set.
         let due = situation.deadline_ns.map_or(self.rested, GuestNs).max(self.last);
         let latest = logged(due.saturating_add_ns(LATE_NS_MAX));
         let now = match situation.reads_counter {
@@ -136,7 +142,8 @@ impl Sampler {
         if situation.deadline_ns.is_some_and(|at| GuestNs(at) <= now) {
             self.hold.ticked();
         }
-        // Readings so close that a step rounds down to nothing must add up, or guest time stands still.
+        // Readings so close that a step rounds down to nothing must add up, or guest time stands
+        // still.
         if now > self.last {
             self.last_host = host;
         }
@@ -167,7 +174,8 @@ mod tests {
 
     #[test]
     fn a_guest_is_told_its_clock_unless_it_is_too_far_behind() {
-        // Behind, host time since the last sample, timer; halted, reads the counter; told, still behind.
+        // Behind, host time since the last sample, timer; halted, reads the counter; told, still
+        // behind.
         let after_a_stall = [
             (0, 1_234, None, false, false, 1_000, false),
             (0, 1_234, None, false, true, 1_234, false),

@@ -41,8 +41,8 @@ fn page_parts(pages: &[PageImage]) -> impl Iterator<Item = StatePart> {
     })
 }
 
-/// Ships the guest's state to `destination`, while it runs; `None` when it is not wanted any more. `gauge` shows
-/// how far it is. Blocks; one at a time.
+/// Ships the guest's state to `destination`, while it runs; `None` when it is not wanted any more.
+/// `gauge` shows how far it is. Blocks; one at a time.
 pub fn ship(
     shipment: &Shipment,
     destination: Arc<dyn Destination>,
@@ -99,7 +99,8 @@ impl Sender<'_> {
         self.destination.part(StatePart::Outline { total_bytes }).then_some(blocks)
     }
 
-    /// Sends memory and `blocks` while the guest runs, until it is to be stopped; in how many rounds.
+    /// Sends memory and `blocks` while the guest runs, until it is to be stopped; in how many
+    /// rounds.
     fn pre_copy(&self, mut blocks: Vec<u64>) -> Option<u32> {
         let mut schedule = PreCopy::default();
         loop {

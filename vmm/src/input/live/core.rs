@@ -1,5 +1,5 @@
-//! What a live guest is given, in which order, and how long it sleeps. Decides, and does nothing: the host's time
-//! and what has arrived are arguments, and [`Next`] is what the caller has to do.
+//! What a live guest is given, in which order, and how long it sleeps. Decides, and does nothing:
+//! the host's time and what has arrived are arguments, and [`Next`] is what the caller has to do.
 
 use ftvmm_devices::Input;
 use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
@@ -13,7 +13,8 @@ use crate::input::patience::InputDelays;
 use crate::input::sampling::Sampler;
 use crate::run_loop::{RunMode, Situation, Step};
 
-/// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood its log.
+/// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood
+/// its log.
 const ENTROPY_BYTES_MAX: u64 = 256;
 
 /// What the caller does.
@@ -27,7 +28,8 @@ pub(super) enum Next {
     NewIdentity,
     /// There is no more for this exit, which the guest leaves at `now`.
     Leave { now: HostNs },
-    /// The guest sleeps: wait until something arrives, at most until then; then call [`LiveCore::wake`].
+    /// The guest sleeps: wait until something arrives, at most until then; then call
+    /// [`LiveCore::wake`].
     Wait { until: Option<HostNs> },
 }
 
@@ -161,12 +163,14 @@ impl LiveCore {
             return Next::Step(Step::Apply(input));
         }
         waiting.overdue &= !waiting.is_empty();
-        // One that is far behind gets to a timer that is far ahead in steps, and reads no clock on the way.
+        // One that is far behind gets to a timer that is far ahead in steps, and reads no clock on
+        // the way.
         let steps_on = reading.is_behind
             && situation.deadline_ns.is_some()
             && self.slices.is_in_slice()
             && self.sampled_at != situation.at;
-        // After what came from outside: its interrupt is to come before the tick's (`Board::settle`).
+        // After what came from outside: its interrupt is to come before the tick's
+        // (`Board::settle`).
         if (reading.is_due || steps_on) && reading.now > self.sampler.last() {
             return self.sample(reading.now, situation, now);
         }
@@ -193,8 +197,8 @@ impl LiveCore {
         Next::Step(Step::Apply(Input::Time { now_ns: told.0 }))
     }
 
-    /// Random bytes for the guest at this exit. Not at a slice, where their interrupt would come before that of what the
-    /// slice is for.
+    /// Random bytes for the guest at this exit. Not at a slice, where their interrupt would come
+    /// before that of what the slice is for.
     fn entropy_bytes(&mut self, situation: &Situation) -> Option<u64> {
         let is_wanted = situation.entropy_wanted_bytes > 0
             && situation.at.is_some()

@@ -7,7 +7,8 @@ use crate::input::alarm::AlarmPlan;
 use crate::input::live_queue::{Shutdown, Waiting};
 use crate::run_loop::StopCause;
 
-/// Presses the power button when the run is to end, and ends it when nobody listens or the guest has had its time.
+/// Presses the power button when the run is to end, and ends it when nobody listens or the guest
+/// has had its time.
 pub(super) fn mind_shutdown(
     waiting: &mut Waiting,
     heard: bool,

@@ -11,7 +11,8 @@ use crate::run_loop::{RunMode, Situation};
 enum Phase {
     /// The guest's next exit, or the end of a patience.
     Running,
-    /// An input is overdue, but the guest cannot take an interrupt: it is stopped as soon as it can.
+    /// An input is overdue, but the guest cannot take an interrupt: it is stopped as soon as it
+    /// can.
     WaitingForWindow {
         /// Since when something from outside waits for that.
         blocked_since: Option<GuestNs>,
@@ -38,7 +39,8 @@ pub(super) struct Stopped {
 pub(super) struct SlicePolicy {
     phase: Phase,
     patience: Patience,
-    /// Since when an interrupt waits that the guest could not take at its last exit, and whose it may be.
+    /// Since when an interrupt waits that the guest could not take at its last exit, and whose it
+    /// may be.
     interrupt_since: Option<(GuestNs, For)>,
     /// Something came from outside, and no exit since then was without a waiting interrupt.
     gave_input: bool,
@@ -113,8 +115,8 @@ impl SlicePolicy {
         true
     }
 
-    /// The guest cannot take an interrupt: whether it has had its time to, with something from outside waiting. It may
-    /// be waiting in memory for the very frame that waits for it.
+    /// The guest cannot take an interrupt: whether it has had its time to, with something from
+    /// outside waiting. It may be waiting in memory for the very frame that waits for it.
     fn is_blocked_for_long(&mut self, arrived: bool, now: GuestNs, alarm: &mut AlarmPlan) -> bool {
         let before = match self.phase {
             Phase::WaitingForWindow { blocked_since } => blocked_since,
@@ -131,8 +133,8 @@ impl SlicePolicy {
         until <= now
     }
 
-    /// When the guest has had its time to make an exit for its timer, due at `tick`, and to take the interrupt that
-    /// waits.
+    /// When the guest has had its time to make an exit for its timer, due at `tick`, and to take
+    /// the interrupt that waits.
     fn patience_ends(&self, tick: Option<GuestNs>) -> impl Iterator<Item = GuestNs> {
         let ends = |(since, whom)| {
             // One that is behind could never catch up.
@@ -142,14 +144,14 @@ impl SlicePolicy {
         tick.map(|at| (at, For::Tick)).into_iter().chain(self.interrupt_since).map(ends)
     }
 
-    /// When a guest that goes on at `now` is to be interrupted although it makes no exit. For an interrupt that has
-    /// waited its time it is stopped at its window.
+    /// When a guest that goes on at `now` is to be interrupted although it makes no exit. For an
+    /// interrupt that has waited its time it is stopped at its window.
     pub(super) fn alarm_at(&self, tick: Option<GuestNs>, now: GuestNs) -> Option<GuestNs> {
         self.patience_ends(tick).filter(|at| *at > now).min()
     }
 
-    /// The guest goes on: how far may it run? `now` is asked at most once, and only after a slice or while an interrupt
-    /// waits.
+    /// The guest goes on: how far may it run? `now` is asked at most once, and only after a slice
+    /// or while an interrupt waits.
     pub(super) fn leave(
         &mut self,
         interrupt_waits: bool,
@@ -158,7 +160,8 @@ impl SlicePolicy {
         alarm: &mut AlarmPlan,
     ) -> RunMode {
         if is_unrecorded || !interrupt_waits {
-            // An alarm for what waited before a survivor went on unrecorded would never be still again.
+            // An alarm for what waited before a survivor went on unrecorded would never be still
+            // again.
             self.interrupt_since = None;
             self.gave_input = false;
         }

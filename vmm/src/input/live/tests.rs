@@ -201,7 +201,8 @@ fn a_slice_ends_for_a_survivor_too() {
     assert!(matches!(live.next(wanting), Next::Entropy { bytes: 8 }));
 }
 
-/// A follower's disk answers too; those answers reach the guest when it goes live, at an exit or at a slice.
+/// A follower's disk answers too; those answers reach the guest when it goes live, at an exit or at
+/// a slice.
 #[test]
 fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
     let image = tempfile::NamedTempFile::new().unwrap();
@@ -276,7 +277,8 @@ fn after_a_stall_time_moves_in_steps_wherever_the_guest_is_in_its_tick() {
     }
 }
 
-/// A kernel that reads its clock over again when a tick came between, and whose next tick is always due by the next exit.
+/// A kernel that reads its clock over again when a tick came between, and whose next tick is always
+/// due by the next exit.
 #[test]
 fn a_guest_whose_ticks_cost_more_than_their_time_gets_on() {
     const EXITS_PER_TICK: u64 = 5;
