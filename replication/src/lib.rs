@@ -21,6 +21,8 @@
 //! | [`message`], [`wire`] | messages between primary and backup, and their framing |
 //! | [`session`] | the role state machine: handshake, failure, take-over, divergence |
 //! | [`peer`] | one host of a pair: the session and what its decisions touch |
+//! | [`time`] | the types of host time and guest time |
+//! | [`transfer`] | when a running guest is stopped for its state |
 //! | [`witness`] | who may speak for the guest in a term |
 #![forbid(unsafe_code)]
 
@@ -47,6 +49,8 @@ pub mod slice;
 pub mod snapshot;
 pub mod state;
 mod tag;
+pub mod time;
+pub mod transfer;
 mod varint;
 pub mod wire;
 pub mod witness;
@@ -73,5 +77,6 @@ pub use session::{Action, DisconnectReason, Session, SessionEvent};
 pub use slice::{PAGE_BYTES, PageDeltas, Slice, SliceError};
 pub use snapshot::{SnapshotError, SnapshotReader, SnapshotWriter};
 pub use state::StatePart;
+pub use time::{GuestClock, GuestNs, HostNs};
 pub use wire::WireError;
 pub use witness::{Claim, Witness, WitnessEntry, WitnessError};

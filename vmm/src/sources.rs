@@ -2,7 +2,7 @@
 //! sources.
 
 use ftvmm_devices::Input;
-use ftvmm_replication::{Check, Ordinal, StatePart};
+use ftvmm_replication::{Check, GuestNs, Ordinal, StatePart};
 
 use crate::input::{FileFeed, LiveInputs, Recorder, Recording, Replay, Restore};
 use crate::input_error::InputError;
@@ -107,9 +107,9 @@ impl Inputs {
         }
         let step = pair.follow(situation)?;
         if step.is_none() {
-            let (clock, last_ns) = pair.take_over(situation);
+            let (clock, last) = pair.take_over(situation);
             if let Source::Live(live) = &mut self.source {
-                live.resume(clock, last_ns);
+                live.resume(clock, last);
             }
         }
         Ok(step)
@@ -148,7 +148,7 @@ impl Inputs {
         if let (Source::Live(live), Some(Standpoint { guest_ns, .. }), false) =
             (&mut self.source, stands, follows)
         {
-            live.restored(guest_ns);
+            live.restored(GuestNs(guest_ns));
         }
     }
 }
@@ -180,7 +180,7 @@ impl InputSource for Inputs {
             transfer.given(&step);
         }
         if let (Some(pair), Step::Apply(Input::Time { now_ns })) = (&mut self.pair, &step) {
-            pair.keep_time(*now_ns);
+            pair.keep_time(GuestNs(*now_ns));
         }
         Ok(step)
     }

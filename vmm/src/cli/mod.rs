@@ -14,6 +14,7 @@ mod origin;
 mod outcome;
 mod pair;
 mod print;
+mod progress_bar;
 mod recording;
 mod replay;
 mod roles;

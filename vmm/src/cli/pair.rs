@@ -15,6 +15,7 @@ use super::args::{
 use super::live_host::{check_plan, control, heed_signals, input_delays, live_queue};
 use super::origin::Origin;
 use super::outcome::{end_at, stopped_by};
+use super::progress_bar::TransferBar;
 use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
@@ -23,7 +24,7 @@ use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorder, Restore};
+use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder, Restore};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator,
@@ -294,6 +295,7 @@ fn make_peer(
         horizon_ns: args.horizon_us * 1000,
         incident_dir: args.incident_dir.clone(),
         unrecorded_when_alone: args.record.is_none(),
+        progress: Box::new(TransferBar::hidden()),
     })
     .map_err(|e| CommandError::Configuration(format!("--failure-timeout-ms: {e}")))
 }
@@ -332,14 +334,13 @@ impl Parts {
         queue.kick_with(kicker.clone());
         host.kicker = Some(kicker);
         host.memory_mib = config.memory_mib;
-        let guest_clock = GuestClock::anchored(clock, clock.host_now_ns(), 0);
         let ship =
             |pages| Arc::new(Shipment::new(pages, peer.disk(), queue.clone(), clock, header));
         host.shipment = machine.pages().map(ship);
         if let Some(shipment) = &host.shipment {
             peer.ship_with(shipment.clone());
         }
-        let mut live = LiveInputs::new(queue, guest_clock, 0, timers.alarm, input_delays(args));
+        let mut live = LiveInputs::new(queue, clock, timers.alarm, input_delays(args));
         if origin.start().is_some() {
             live.renew_identity();
         }

@@ -12,6 +12,7 @@ use super::live_host::{
 };
 use super::origin::Origin;
 use super::outcome::end_at;
+use super::progress_bar::TransferBar;
 use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
@@ -20,7 +21,7 @@ use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, GuestClock, LiveInputs, LiveQueue, Recorder, Restore};
+use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder, Restore};
 use crate::machine::Machine;
 use crate::peer::announce_restored;
 use crate::report::Report;
@@ -84,7 +85,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         recording: args.record.clone(),
         clock,
         shipment: means.clone(),
-        gauge: Gauge::new(clock),
+        gauge: Gauge::new(clock, Box::new(TransferBar::hidden())),
     })?;
     let mut events = events(args, &origin, tap, &queue)?;
     let kicked = queue.clone();
@@ -158,7 +159,6 @@ impl Parts {
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
         }
-        let guest_clock = GuestClock::anchored(clock, clock.host_now_ns(), 0);
         let Some(queue) = host.queue.clone() else { unreachable!("it was put there") };
         queue.set_unrecorded(recording.is_none());
         machine.show_network(queue.network().clone());
@@ -173,7 +173,7 @@ impl Parts {
         if let Some(shipment) = &host.shipment {
             let _ = means.set(shipment.clone());
         }
-        let mut live = LiveInputs::new(queue, guest_clock, 0, alarm, input_delays(args));
+        let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
         if origin.start().is_some() {
             live.renew_identity();
         }

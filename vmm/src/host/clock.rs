@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ftvmm_replication::HostNs;
 use nix::time::{ClockId, clock_gettime};
 
 /// A host clock that starts at zero and never goes back.
@@ -16,13 +17,19 @@ impl HostClock {
         Self { start_ns: monotonic_ns() }
     }
 
-    /// Nanoseconds since the start.
+    /// What it shows now.
+    pub fn host_now(&self) -> HostNs {
+        HostNs(self.host_now_ns())
+    }
+
+    /// Likewise in plain nanoseconds since the start, for who does not reckon with [`HostNs`].
     pub fn host_now_ns(&self) -> u64 {
         monotonic_ns() - self.start_ns
     }
 }
 
-/// The clock of `std::time::Instant`, whose checked arithmetic is dear for what is read several times at every exit.
+/// The clock of `std::time::Instant`, whose checked arithmetic is dear for what is read several
+/// times at every exit.
 fn monotonic_ns() -> u64 {
     #[allow(clippy::disallowed_methods, reason = "this module is where host time is read")]
     #[allow(clippy::expect_used, reason = "clock_gettime(2): only a clock that is not there fails")]
@@ -30,7 +37,8 @@ fn monotonic_ns() -> u64 {
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
-/// Seconds since the Unix epoch, for the guest's real-time clock at power-on; logged in the recording's header.
+/// Seconds since the Unix epoch, for the guest's real-time clock at power-on; logged in the
+/// recording's header.
 #[allow(clippy::disallowed_methods, reason = "this module is where host time is read")]
 pub fn host_unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

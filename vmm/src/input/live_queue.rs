@@ -7,11 +7,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ftvmm_devices::Input;
-use ftvmm_replication::Ordinal;
+use ftvmm_replication::{HostNs, Ordinal};
 use nix::sys::timerfd::TimerFd;
 
-use super::{GuestClock, Pulse};
+use super::Pulse;
 use crate::disk::{Answer, Disk};
+use crate::host::clock::HostClock;
 use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
 use crate::kvm::Kicker;
 use crate::step::StopCause;
@@ -35,7 +36,7 @@ pub(super) enum Shutdown {
     /// The power button is to be pressed, if the guest listens.
     Wanted,
     /// The guest has until then.
-    Grace { until_host_ns: u64 },
+    Grace { until: HostNs },
 }
 
 #[derive(Default)]
@@ -56,7 +57,9 @@ pub(super) struct Waiting {
     /// What waits has waited long enough for the guest to make an exit.
     pub(super) overdue: bool,
     /// When the guest left its last exit: the clock and what it showed.
-    pub(super) left: Option<(GuestClock, u64)>,
+    pub(super) left: Option<(HostClock, HostNs)>,
+    /// What a guest that is to switch itself off has for it.
+    pub(super) grace: Duration,
     /// The vCPU's thread waits for [`LiveQueue::arrived`].
     halted: bool,
     /// The guest of this host follows another's log: what arrives is the other host's to log.
@@ -110,8 +113,6 @@ pub struct LiveQueue {
     pulse: Pulse,
     /// Sees to it that a stop does end the process.
     stop_limit: OnceLock<Arc<StopLimit>>,
-    /// What a guest that is to switch itself off has for it.
-    grace: Mutex<Duration>,
     network: Arc<NetWatch>,
 }
 
@@ -128,7 +129,6 @@ impl LiveQueue {
             patience_lasts,
             pulse: Pulse::default(),
             stop_limit: OnceLock::new(),
-            grace: Mutex::default(),
             network: Arc::default(),
         }
     }
@@ -255,24 +255,20 @@ impl LiveQueue {
 
     /// Sets how long a guest that listens to its power button may take to switch itself off.
     pub fn give_grace(&self, grace: Duration) {
-        *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = grace;
-    }
-
-    pub(super) fn grace(&self) -> Duration {
-        *self.grace.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().grace = grace;
     }
 
     /// Ends the run as a computer is switched off: the power button is pressed, and a guest that listens to it has its
     /// time. Without grace, for a guest that does not listen, and when called again this is [`Self::stop`].
     pub fn shut_down(&self) {
         let mut waiting = self.lock();
-        if waiting.shutdown != Shutdown::No || waiting.stop.is_some() || self.grace().is_zero() {
+        if waiting.shutdown != Shutdown::No || waiting.stop.is_some() || waiting.grace.is_zero() {
             drop(waiting);
             return self.stop(StopCause::Requested);
         }
         waiting.shutdown = Shutdown::Wanted;
         if let Some(limit) = self.stop_limit.get() {
-            limit.within(self.grace() + STOP_LONGEST, "the guest's shutdown");
+            limit.within(waiting.grace + STOP_LONGEST, "the guest's shutdown");
         }
         self.wake(waiting, true);
     }
@@ -337,9 +333,9 @@ impl LiveQueue {
         if waiting.halted || self.is_unrecorded() {
             self.rouse(&waiting);
         } else if is_first {
-            let since_ns =
-                waiting.left.map_or(0, |(clock, at)| clock.host_now_ns().saturating_sub(at));
-            let computes = Duration::from_nanos(since_ns) >= self.patience_lasts * COMPUTES_AFTER;
+            let since =
+                waiting.left.map_or(Duration::ZERO, |(clock, at)| clock.host_now().since(at));
+            let computes = since >= self.patience_lasts * COMPUTES_AFTER;
             let wait = if computes { SHORTEST_WAIT } else { self.patience_lasts };
             set_timer(&self.patience, Some(wait));
         }

@@ -9,11 +9,12 @@ mod pulse;
 mod recorded;
 mod replay;
 mod restored;
+mod sampling;
 mod tick_hold;
 
 pub use alarm::Alarm;
 pub use file_log::{FileLog, FinishedLog, OnRecordError};
-pub use live::{GuestClock, LiveInputs};
+pub use live::LiveInputs;
 pub use live_queue::LiveQueue;
 pub use patience::InputDelays;
 pub use pulse::{Look, Pulse, PulseWatch, Resting};

@@ -4,14 +4,15 @@
 use std::sync::Arc;
 
 use ftvmm_replication::{
-    Check, DiskAnswer, Ordinal, PeerCore, ReplayStep, Replayer, SessionEvent, StatePart,
+    Check, DiskAnswer, GuestClock, GuestNs, Ordinal, PeerCore, ReplayStep, Replayer, SessionEvent,
+    StatePart,
 };
 
 use super::Peer;
 use super::disk::{Compared, compare};
 use super::guest::Turn;
 use crate::disk::Answer;
-use crate::input::{Divergence, Fed, Feed, GuestClock, Replay};
+use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
 use crate::shipment::put_on_disk;
 use crate::step::{RunMode, Situation, Standpoint, Step, StopCause};
@@ -23,16 +24,16 @@ pub struct PairPort {
     follows: bool,
     /// Guest time of the last sample, and host time when it was applied.
     clock: GuestClock,
-    last_ns: u64,
+    last: GuestNs,
 }
 
 impl PairPort {
     /// Inputs as `peer`'s session says.
     pub fn new(peer: Arc<Peer>) -> Self {
-        let clock = GuestClock::anchored(peer.clock, peer.clock.host_now_ns(), 0);
+        let clock = GuestClock::anchored(peer.clock.host_now(), GuestNs(0));
         let follows = peer.follows();
         let log = Replay::new(PeerFeed { peer: peer.clone() });
-        Self { peer, log, follows, clock, last_ns: 0 }
+        Self { peer, log, follows, clock, last: GuestNs(0) }
     }
 
     /// Whether inputs come from the other host's log.
@@ -64,17 +65,17 @@ impl PairPort {
 
     /// This host speaks for the guest from now on. The clock its inputs go on with, and the guest
     /// time the guest has seen.
-    pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, u64) {
+    pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, GuestNs) {
         let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
         self.follows = false;
         self.peer.tell(|core, now_ns| core.took_over(now_ns, through));
-        (self.clock, self.last_ns)
+        (self.clock, self.last)
     }
 
     /// The guest was told this guest time.
-    pub fn keep_time(&mut self, now_ns: u64) {
-        self.last_ns = now_ns;
-        self.clock = GuestClock::anchored(self.peer.clock, self.peer.clock.host_now_ns(), now_ns);
+    pub fn keep_time(&mut self, last: GuestNs) {
+        self.last = last;
+        self.clock = GuestClock::anchored(self.peer.clock.host_now(), last);
     }
 
     /// The execution of a follower was measured.
@@ -94,7 +95,7 @@ impl PairPort {
             self.peer.tell(|core, _| core.guest_is_here());
         }
         let Some(Standpoint { at, guest_ns }) = stands else { return };
-        self.keep_time(guest_ns);
+        self.keep_time(GuestNs(guest_ns));
         if self.follows {
             // What the guest had not had of its disk came with the state.
             self.peer.queue.disk_answered();

@@ -49,7 +49,7 @@ use crate::disk::Disk;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{HostEventsError, Tap, resting_timer};
 use crate::input::LiveQueue;
-use crate::shipment::{Gauge, Shipment, Shipped};
+use crate::shipment::{Gauge, ProgressDisplay, Shipment, Shipped};
 
 /// How long the end of a run waits for incident reports.
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);
@@ -78,6 +78,8 @@ pub struct PeerConfig {
     pub incident_dir: PathBuf,
     /// Without a recording a host that is alone takes inputs between exits too.
     pub unrecorded_when_alone: bool,
+    /// Where somebody sees how far a state on its way is.
+    pub progress: Box<dyn ProgressDisplay>,
 }
 
 /// The core, and how many threads wait for it to change.
@@ -224,7 +226,7 @@ impl Peer {
             sending: Sending {
                 shipment: OnceLock::new(),
                 one_at_a_time: Mutex::default(),
-                gauge: Gauge::new(clock),
+                gauge: Gauge::new(clock, config.progress),
                 last: Mutex::default(),
             },
             incidents: Incidents {
@@ -397,6 +399,7 @@ mod tests {
     use ftvmm_replication::{Effect, Term};
 
     use super::*;
+    use crate::shipment::Progress;
 
     /// Grants everything.
     struct Kind;
@@ -409,6 +412,16 @@ mod tests {
         fn highest(&mut self) -> Result<Term, WitnessError> {
             Ok(Term(0))
         }
+    }
+
+    struct NoDisplay;
+
+    impl ProgressDisplay for NoDisplay {
+        fn begin(&self, _: &'static str, _: &Progress) {}
+
+        fn show(&self, _: &Progress) {}
+
+        fn end(&self) {}
     }
 
     /// A backup that is not connected, whose card has this address.
@@ -427,6 +440,7 @@ mod tests {
             horizon_ns: 0,
             incident_dir: PathBuf::new(),
             unrecorded_when_alone: false,
+            progress: Box::new(NoDisplay),
         })
         .unwrap()
     }

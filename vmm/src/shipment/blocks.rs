@@ -34,7 +34,8 @@ pub fn all_blocks(disk: &Disk) -> Vec<u64> {
     (0..block_count(disk.size_bytes())).collect()
 }
 
-/// Puts what a part of a state says of the disk in place: before the machine, so that the guest finds it there.
+/// Puts what a part of a state says of the disk in place: before the machine, so that the guest
+/// finds it there.
 ///
 /// # Errors
 /// What the host says, or that the part is none of this disk.

@@ -62,7 +62,8 @@ pub struct Saved {
     pub stopped_ns: u64,
 }
 
-/// Writes the guest's state to the new file `path`; the guest goes on. Blocks until the file is complete.
+/// Writes the guest's state to the new file `path`; the guest goes on. Blocks until the file is
+/// complete.
 ///
 /// # Errors
 /// [`SaveError`]; the guest never notices.

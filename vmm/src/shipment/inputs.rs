@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ftvmm_replication::{Check, MemoryLook, Ordinal, SnapshotMark};
+use ftvmm_replication::{Check, HostNs, MemoryLook, Ordinal, SnapshotMark};
 
 use super::blocks::read_blocks;
 use super::{Rest, Shipment, Wanted};
@@ -56,28 +56,28 @@ pub struct TransferPort {
     shipment: Arc<Shipment>,
     halt: Halt,
     /// When a look was asked for that has not been answered.
-    looks_since_ns: Option<u64>,
-    stopped_since_ns: Option<u64>,
+    looks_since: Option<HostNs>,
+    stopped_since: Option<HostNs>,
 }
 
 impl TransferPort {
     /// For the guest that `shipment` ships.
     pub fn new(shipment: Arc<Shipment>) -> Self {
-        Self { shipment, halt: Halt::default(), looks_since_ns: None, stopped_since_ns: None }
+        Self { shipment, halt: Halt::default(), looks_since: None, stopped_since: None }
     }
 
     /// What the sender wants here, if anything.
     pub fn wanted(&mut self, situation: &Situation) -> Option<Step> {
         let shipment = &self.shipment;
         if shipment.wants(Wanted::Look) && situation.at.is_some() {
-            self.looks_since_ns = Some(shipment.clock.host_now_ns());
+            self.looks_since = Some(shipment.clock.host_now());
             return Some(Step::Measure { memory: MemoryLook::Renew });
         }
         if !shipment.wants(Wanted::Rest) {
             return None;
         }
         let step = self.halt.step(situation)?;
-        self.stopped_since_ns.get_or_insert_with(|| shipment.clock.host_now_ns());
+        self.stopped_since.get_or_insert_with(|| shipment.clock.host_now());
         Some(step)
     }
 
@@ -88,10 +88,10 @@ impl TransferPort {
 
     /// The execution was measured at exit `at`.
     pub fn measured(&mut self, at: Ordinal, check: &Check) {
-        if let Some(since_ns) = self.looks_since_ns.take() {
+        if let Some(since) = self.looks_since.take() {
             let shipment = &self.shipment;
             shipment.done(Wanted::Look);
-            let took_ns = shipment.clock.host_now_ns() - since_ns;
+            let took_ns = shipment.clock.host_now().since_ns(since);
             let mut meeting = shipment.lock();
             meeting.looked = true;
             meeting.look_ns = meeting.look_ns.max(took_ns);
@@ -135,10 +135,10 @@ impl TransferPort {
         let destination = shipment.lock().destination.take();
         let rest = Rest { pages, blocks, machine, disk_through };
         let mark = destination.and_then(|destination| destination.rest(rest));
-        let now_ns = shipment.clock.host_now_ns();
+        let now = shipment.clock.host_now();
         let mut meeting = shipment.lock();
         meeting.stopped_at = Some(at);
-        meeting.stopped_ns = now_ns - self.stopped_since_ns.take().unwrap_or(now_ns);
+        meeting.stopped_ns = now.since_ns(self.stopped_since.take().unwrap_or(now));
         drop(meeting);
         shipment.changed.notify_all();
         Ok(mark)

@@ -23,7 +23,7 @@ use ftvmm_replication::{FileHeader, Ordinal as ExitOrdinal, SnapshotMark};
 pub use blocks::put_on_disk;
 pub use file::{SaveError, Saved, save};
 pub use inputs::TransferPort;
-pub use progress::{Gauge, Progress};
+pub use progress::{Gauge, Progress, ProgressDisplay};
 pub use sender::{Shipped, rest_parts, ship};
 
 use crate::disk::Disk;

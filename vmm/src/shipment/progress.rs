@@ -1,14 +1,13 @@
-//! How far a state on its way is: for the status, and as a bar where somebody looks.
+//! How far a state on its way is: for the status, and for a display where somebody looks.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ftvmm_replication::StatePart;
-use indicatif::{ProgressBar, ProgressStyle};
+use ftvmm_replication::{HostNs, StatePart};
 
 use crate::host::clock::HostClock;
 
-/// How far a shipment is.
-#[derive(Clone, Copy, Debug, Default)]
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// 1 for the first pass over memory; on the receiver always 1.
     pub round: u32,
@@ -16,56 +15,77 @@ pub struct Progress {
     pub bytes: u64,
     /// Bytes it will be, as far as is known.
     pub total_bytes: u64,
-    /// When it began, on the host's clock.
-    pub since_ns: u64,
+    /// When it began.
+    pub since: HostNs,
 }
 
-/// A progress that is looked at from several threads, with its bar.
+impl Progress {
+    fn begin(total_bytes: u64, since: HostNs) -> Self {
+        Self { round: 1, bytes: 0, total_bytes, since }
+    }
+
+    fn next_round(&mut self, round: u32, more_bytes: u64) {
+        self.round = round;
+        self.total_bytes += more_bytes;
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.total_bytes = self.total_bytes.max(self.bytes);
+    }
+
+    /// Bytes per second until `now`.
+    fn rate(&self, now: HostNs) -> u64 {
+        let elapsed_ns = now.since_ns(self.since).max(1);
+        (u128::from(self.bytes) * 1_000_000_000 / u128::from(elapsed_ns)) as u64
+    }
+}
+
+/// Shows somebody how far a transfer is. Called from several threads.
+pub trait ProgressDisplay: Send + Sync {
+    /// A transfer begins; `what` says which.
+    fn begin(&self, what: &'static str, progress: &Progress);
+
+    /// It got so far.
+    fn show(&self, progress: &Progress);
+
+    /// It is over.
+    fn end(&self);
+}
+
+/// A progress that is looked at from several threads.
 pub struct Gauge {
     progress: Mutex<Progress>,
-    bar: ProgressBar,
+    display: Box<dyn ProgressDisplay>,
     clock: HostClock,
 }
 
 impl Gauge {
-    /// A gauge at rest. The bar is on the standard error, when that is a terminal.
-    pub fn new(clock: HostClock) -> Self {
-        let bar = ProgressBar::hidden();
-        let style =
-            "{prefix} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} round {msg}, {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
-        }
-        Self { progress: Mutex::default(), bar, clock }
+    /// A gauge at rest, shown on `display`.
+    pub fn new(clock: HostClock, display: Box<dyn ProgressDisplay>) -> Self {
+        Self { progress: Mutex::default(), display, clock }
     }
 
-    /// Begins; `what` is written in front of the bar.
+    /// Begins; `what` is told whoever looks.
     pub fn begin(&self, what: &'static str, total_bytes: u64) {
-        let since_ns = self.clock.host_now_ns();
-        *self.lock() = Progress { round: 1, bytes: 0, total_bytes, since_ns };
+        let progress = Progress::begin(total_bytes, self.clock.host_now());
+        *self.lock() = progress;
         tracing::info!(bytes = total_bytes, "{what}: memory is on its way");
-        self.bar.set_draw_target(indicatif::ProgressDrawTarget::stderr_with_hz(5));
-        self.bar.reset();
-        self.bar.set_prefix(what);
-        self.bar.set_message("1");
-        self.bar.set_length(total_bytes);
+        self.display.begin(what, &progress);
     }
 
     /// A further round over memory begins, with so many bytes to send.
     pub fn next_round(&self, round: u32, more_bytes: u64) {
         let mut progress = self.lock();
-        progress.round = round;
-        progress.total_bytes += more_bytes;
-        self.bar.set_message(round.to_string());
-        self.bar.set_length(progress.total_bytes);
+        progress.next_round(round, more_bytes);
+        self.display.show(&progress);
     }
 
     /// So many more bytes are done.
     pub fn advance(&self, bytes: u64) {
         let mut progress = self.lock();
-        progress.bytes += bytes;
-        progress.total_bytes = progress.total_bytes.max(progress.bytes);
-        self.bar.set_position(progress.bytes);
+        progress.advance(bytes);
+        self.display.show(&progress);
     }
 
     /// A part of a state has come.
@@ -78,18 +98,39 @@ impl Gauge {
 
     /// It is over; whether it went well others say.
     pub fn end(&self) {
-        self.bar.finish_and_clear();
+        self.display.end();
     }
 
     /// How far it is, and at what rate in bytes per second.
     pub fn read(&self) -> (Progress, u64) {
         let progress = *self.lock();
-        let elapsed_ns = self.clock.host_now_ns().saturating_sub(progress.since_ns).max(1);
-        let rate = u128::from(progress.bytes) * 1_000_000_000 / u128::from(elapsed_ns);
-        (progress, rate as u64)
+        (progress, progress.rate(self.clock.host_now()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_progress_is_never_beyond_its_total() {
+        let mut progress = Progress::begin(100, HostNs(5));
+        progress.advance(60);
+        progress.next_round(2, 20);
+        assert_eq!((progress.round, progress.bytes, progress.total_bytes), (2, 60, 120));
+        progress.advance(70);
+        assert_eq!((progress.bytes, progress.total_bytes), (130, 130));
+    }
+
+    #[test]
+    fn the_rate_is_since_the_beginning() {
+        let mut progress = Progress::begin(0, HostNs(1_000_000_000));
+        progress.advance(3000);
+        assert_eq!(progress.rate(HostNs(3_000_000_000)), 1500);
+        assert_eq!(progress.rate(HostNs(0)), 3000 * 1_000_000_000);
     }
 }

@@ -1,27 +1,16 @@
-//! The sender: decides what is sent when, and when the guest is stopped.
+//! The sender: carries out the schedule of a transfer ([`PreCopy`]).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ftvmm_replication::state::{BLOCK_BYTES, PART_BLOCKS_MAX, PART_PAGES_MAX, pack};
-use ftvmm_replication::{Ordinal, PAGE_BYTES, StatePart};
+use ftvmm_replication::transfer::{DirtySync, PreCopy, PreCopyStep, STOP_WAIT, SYNC_WAIT};
+use ftvmm_replication::{HostNs, Ordinal, PAGE_BYTES, StatePart};
 
 use super::blocks::{all_blocks, block_parts, read_blocks};
 use super::{Destination, Gauge, PageImage, Rest, Shipment, Wanted};
 
-/// So few pages are left to the stop.
-const REST_PAGES: u64 = PART_PAGES_MAX as u64;
-/// Likewise blocks of the disk.
-const REST_BLOCKS: usize = PART_BLOCKS_MAX;
 /// Memory that is copied once to see how fast this host does it.
 const SAMPLE_BYTES: usize = 8 << 20;
-/// After so many rounds the guest is stopped however much is left: it changes its memory as fast as it is sent.
-const ROUNDS_MAX: u32 = 12;
-/// How long a look waits for an exit of a guest that computes; the stop does not need one.
-const LOOK_WAIT: Duration = Duration::from_millis(200);
-/// The vCPU's thread answers within this, or the guest is gone.
-const REST_WAIT: Duration = Duration::from_secs(60);
-
 /// How a shipment went.
 #[derive(Clone, Copy, Debug)]
 pub struct Shipped {
@@ -52,15 +41,15 @@ fn page_parts(pages: &[PageImage]) -> impl Iterator<Item = StatePart> {
     })
 }
 
-/// Ships the guest's state to `destination`, while it runs; `None` when it is not wanted any more. `gauge` shows
-/// how far it is. Blocks; one at a time.
+/// Ships the guest's state to `destination`, while it runs; `None` when it is not wanted any more.
+/// `gauge` shows how far it is. Blocks; one at a time.
 pub fn ship(
     shipment: &Shipment,
     destination: Arc<dyn Destination>,
     gauge: &Gauge,
 ) -> Option<Shipped> {
-    let started_ns = shipment.clock.host_now_ns();
-    let shipped = Sender { shipment, destination, gauge }.run(started_ns);
+    let started = shipment.clock.host_now();
+    let shipped = Sender { shipment, destination, gauge }.run(started);
     gauge.end();
     if shipped.is_none() {
         shipment.want(Wanted::Nothing);
@@ -80,7 +69,21 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    fn run(self, started_ns: u64) -> Option<Shipped> {
+    fn run(self, started: HostNs) -> Option<Shipped> {
+        let blocks = self.begin()?;
+        let rounds = self.pre_copy(blocks)?;
+        let bytes = self.gauge.read().0.bytes;
+        let at = self.stop()?;
+        let took_ns = self.shipment.clock.host_now().since_ns(started);
+        let meeting = self.shipment.lock();
+        let stopped_ns = meeting.stopped_ns.max(meeting.look_ns);
+        drop(meeting);
+        let memory_copy_ns = self.time_a_copy();
+        Some(Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
+    }
+
+    /// Begins to track changes; all blocks of the disk.
+    fn begin(&self) -> Option<Vec<u64>> {
         self.shipment.lock().look_ns = 0;
         let mut pages = self.shipment.pages();
         pages.begin_transfer();
@@ -93,44 +96,45 @@ impl Sender<'_> {
             total_bytes += disk.size_bytes();
         }
         self.gauge.begin("sending", total_bytes);
-        if !self.destination.part(StatePart::Outline { total_bytes }) {
-            return None;
-        }
-        let mut rounds = 0;
+        self.destination.part(StatePart::Outline { total_bytes }).then_some(blocks)
+    }
+
+    /// Sends memory and `blocks` while the guest runs, until it is to be stopped; in how many
+    /// rounds.
+    fn pre_copy(&self, mut blocks: Vec<u64>) -> Option<u32> {
+        let mut schedule = PreCopy::default();
         loop {
-            rounds += 1;
             self.send_blocks(&blocks)?;
             self.send_unsent()?;
-            if !self.look() {
-                break;
+            let sync;
+            (sync, blocks) = self.sync();
+            match schedule.next(sync) {
+                PreCopyStep::Round { number, bytes } => self.gauge.next_round(number, bytes),
+                PreCopyStep::StopAndCopy => {
+                    self.send_blocks(&blocks)?;
+                    return Some(schedule.round());
+                }
             }
-            let unsent = self.shipment.pages().unsent_pages();
-            blocks = self.shipment.disk.as_ref().map_or_else(Vec::new, |disk| disk.take_changed());
-            let few = unsent <= REST_PAGES && blocks.len() <= REST_BLOCKS;
-            if few || rounds == ROUNDS_MAX {
-                self.send_blocks(&blocks)?;
-                break;
-            }
-            let bytes = unsent as usize * PAGE_BYTES + blocks.len() * BLOCK_BYTES;
-            self.gauge.next_round(rounds + 1, bytes as u64);
         }
-        let bytes = self.gauge.read().0.bytes;
-        let at = self.stop()?;
-        let took_ns = self.shipment.clock.host_now_ns() - started_ns;
-        let meeting = self.shipment.lock();
-        let stopped_ns = meeting.stopped_ns.max(meeting.look_ns);
-        drop(meeting);
-        let memory_copy_ns = self.time_a_copy();
-        Some(Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
+    }
+
+    /// What the guest has changed by its next exit, and which blocks of the disk that is.
+    fn sync(&self) -> (DirtySync, Vec<u64>) {
+        if !self.look() {
+            return (DirtySync::NoExit, Vec::new());
+        }
+        let pages = self.shipment.pages().unsent_pages();
+        let blocks = self.shipment.disk.as_ref().map_or_else(Vec::new, |disk| disk.take_changed());
+        (DirtySync::Dirty { pages, blocks: blocks.len() as u64 }, blocks)
     }
 
     /// How long a copy of all memory would take, from a sample.
     fn time_a_copy(&self) -> u64 {
         let mut sample = vec![1; SAMPLE_BYTES];
-        let began_ns = self.shipment.clock.host_now_ns();
+        let began = self.shipment.clock.host_now();
         let (copied, all) = self.shipment.pages().sample(&mut sample);
         std::hint::black_box(&sample);
-        let took_ns = self.shipment.clock.host_now_ns() - began_ns;
+        let took_ns = self.shipment.clock.host_now().since_ns(began);
         (u128::from(took_ns) * u128::from(all) / u128::from(copied.max(1))) as u64
     }
 
@@ -167,7 +171,7 @@ impl Sender<'_> {
     fn look(&self) -> bool {
         self.shipment.lock().looked = false;
         self.shipment.want(Wanted::Look);
-        let looked = self.shipment.wait_for(LOOK_WAIT, |meeting| meeting.looked || meeting.ended);
+        let looked = self.shipment.wait_for(SYNC_WAIT, |meeting| meeting.looked || meeting.ended);
         if !looked {
             self.shipment.done(Wanted::Look);
         }
@@ -182,7 +186,7 @@ impl Sender<'_> {
             meeting.destination = Some(self.destination.clone());
         }
         self.shipment.want(Wanted::Rest);
-        self.shipment.wait_for(REST_WAIT, |meeting| meeting.stopped_at.is_some() || meeting.ended);
+        self.shipment.wait_for(STOP_WAIT, |meeting| meeting.stopped_at.is_some() || meeting.ended);
         self.shipment.lock().stopped_at
     }
 }

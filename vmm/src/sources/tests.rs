@@ -15,7 +15,7 @@ use ftvmm_replication::{
 use super::*;
 use crate::host::clock::HostClock;
 use crate::host::{FileWitness, resting_timer};
-use crate::input::{Alarm, CheckPlan, GuestClock, InputDelays, LiveQueue, Told};
+use crate::input::{Alarm, CheckPlan, InputDelays, LiveQueue, Told};
 use crate::peer::{Peer, PeerConfig};
 use crate::snapshot::tests::header;
 
@@ -31,10 +31,10 @@ fn queue() -> Arc<LiveQueue> {
 }
 
 fn live(queue: &Arc<LiveQueue>) -> Source {
-    let clock = GuestClock::anchored(HostClock::host_start(), 0, 0);
+    let clock = HostClock::host_start();
     let alarm = Alarm::new(resting_timer().unwrap());
     let delays = InputDelays::default();
-    Source::Live(Box::new(LiveInputs::new(queue.clone(), clock, 0, alarm, delays)))
+    Source::Live(Box::new(LiveInputs::new(queue.clone(), clock, alarm, delays)))
 }
 
 fn recording(horizon: u64, records: Vec<(u64, Event)>) -> Source {

@@ -9,9 +9,7 @@ use ftvmm_replication::{Event, MemoryLook};
 use super::super::recording::{create_log, open_log};
 use super::*;
 use crate::host::resting_timer;
-use crate::input::{
-    Alarm, CheckPlan, GuestClock, InputDelays, LiveInputs, OnRecordError, Recorder, Told,
-};
+use crate::input::{Alarm, CheckPlan, InputDelays, LiveInputs, OnRecordError, Recorder, Told};
 use crate::kvm::Exit;
 use crate::snapshot::tests::header;
 use crate::sources::Source;
@@ -113,10 +111,9 @@ fn ran(
     let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), lasts));
     queue.push_console(b"x");
     let clock = HostClock::host_start();
-    let guest_clock = GuestClock::anchored(clock, 0, 0);
     let alarm = Alarm::new(resting_timer().unwrap());
     let delays = InputDelays::default();
-    let live = LiveInputs::new(queue.clone(), guest_clock, 0, alarm, delays);
+    let live = LiveInputs::new(queue.clone(), clock, alarm, delays);
     let (from, memory) = (Ordinal(1), MemoryLook::None);
     let plan = CheckPlan { every_exits: 0, memory_every_exits: 0, from, memory };
     let recorder = Recorder::new(Some(log), None, plan);
