@@ -27,5 +27,6 @@ pub mod report;
 pub mod run_loop;
 pub mod shipment;
 pub mod snapshot;
+mod sync;
 pub mod tsc;
 pub mod user_file;

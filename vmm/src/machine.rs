@@ -3,7 +3,8 @@
 
 mod restart;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use ftvmm_devices::{Board, Input, NetCounters, Output};
 use ftvmm_replication::state::unpack_pages;
@@ -22,7 +23,7 @@ use crate::host::NetWatch;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
 use crate::machine_state::{MachineState, Standing, StateError};
 use crate::msr::MsrBank;
-use crate::page_tracker::{LoadError, PageTracker};
+use crate::page_tracker::{LoadError, MemoryCopy, PageTracker};
 use crate::run_loop::{RunMode, Situation, StopCause};
 use crate::tsc::TscTrap;
 
@@ -53,7 +54,7 @@ struct SliceState {
 /// One guest.
 pub struct Machine {
     vcpu: Vcpu,
-    memory: Arc<Memory>,
+    memory: Rc<Memory>,
     board: Board,
     tsc: TscTrap,
     msrs: MsrBank,
@@ -62,7 +63,7 @@ pub struct Machine {
     outputs: ExitChain,
     inputs: u64,
     slices: u64,
-    pages: Option<Arc<Mutex<PageTracker>>>,
+    pages: Option<PageTracker>,
     fault: Option<Fault>,
     start: Start,
     /// A guest that resets said so at this time.
@@ -97,14 +98,13 @@ impl Machine {
     /// `pages` is there when the guest has a log, written or read.
     pub fn new(
         vcpu: Vcpu,
-        memory: Arc<Memory>,
+        memory: Rc<Memory>,
         board: Board,
         tsc: TscTrap,
         msrs: MsrBank,
         pages: Option<PageTracker>,
         start: Start,
     ) -> Self {
-        let pages = pages.map(|pages| Arc::new(Mutex::new(pages)));
         Self {
             vcpu,
             memory,
@@ -152,7 +152,7 @@ impl Machine {
     }
 
     /// The guest's memory.
-    pub fn memory(&self) -> &Arc<Memory> {
+    pub fn memory(&self) -> &Rc<Memory> {
         &self.memory
     }
 
@@ -296,8 +296,8 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
-        let memory = match &self.pages {
-            Some(pages) => lock(pages).check(memory)?,
+        let memory = match &mut self.pages {
+            Some(pages) => pages.check(memory)?,
             None => None,
         };
         let state = CpuState::read(&self.vcpu)?;
@@ -312,8 +312,8 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn capture(&mut self) -> Result<Vec<Slice>, KvmError> {
-        let Some(tracker) = &self.pages else { return Ok(Vec::new()) };
-        let (parts, memory_digest) = lock(tracker).capture()?;
+        let Some(tracker) = &mut self.pages else { return Ok(Vec::new()) };
+        let (parts, memory_digest) = tracker.capture()?;
         let state = SliceState { vcpu: self.vcpu.save()?, memory_digest };
         let mut parts: Vec<_> = parts.into_iter().map(|pages| Slice { pages, cpu: None }).collect();
         if let Some(last) = parts.last_mut() {
@@ -332,8 +332,8 @@ impl Machine {
         let state: SliceState =
             state.and_then(|bytes| postcard::from_bytes(bytes).ok()).ok_or(LoadError::Processor)?;
         self.vcpu.restore(&state.vcpu)?;
-        if let Some(tracker) = &self.pages {
-            let own = lock(tracker).load(parts.iter().map(|part| part.pages.as_slice()))?;
+        if let Some(tracker) = &mut self.pages {
+            let own = tracker.load(parts.iter().map(|part| part.pages.as_slice()))?;
             let theirs = state.memory_digest;
             if own != theirs {
                 return Err(LoadError::Digest { own, theirs });
@@ -343,9 +343,9 @@ impl Machine {
         Ok(())
     }
 
-    /// The tracker of memory, for who ships it.
-    pub fn pages(&self) -> Option<Arc<Mutex<PageTracker>>> {
-        self.pages.clone()
+    /// The copy of memory, for who ships it; of a guest with a log.
+    pub fn memory_copy(&self) -> Option<Arc<MemoryCopy>> {
+        self.pages.as_ref().map(|pages| pages.copy().clone())
     }
 
     /// The machine as it stands at `exit` `at`, which must be one that leaves nothing to complete; `None` at
@@ -354,10 +354,10 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn state(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError> {
-        let (Some(standing), Some(pages)) = (Standing::of(exit), &self.pages) else {
+        let (Some(standing), Some(pages)) = (Standing::of(exit), &mut self.pages) else {
             return Ok(None);
         };
-        let memory_digest = lock(pages).settle()?;
+        let memory_digest = pages.settle()?;
         Ok(Some(MachineState {
             at,
             standing,
@@ -379,11 +379,11 @@ impl Machine {
     /// # Errors
     /// When KVM fails or the state is none of this guest.
     pub fn take_state(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
-        let pages = self.pages.as_ref().ok_or(StateError::NotTracked)?;
+        let pages = self.pages.as_mut().ok_or(StateError::NotTracked)?;
         match part {
-            StatePart::Outline { .. } => lock(pages).clear(),
+            StatePart::Outline { .. } => pages.clear(),
             StatePart::Pages(packed) => {
-                let (mut pages, mut refused) = (lock(pages), Ok(()));
+                let mut refused = Ok(());
                 unpack_pages(packed, |page, content| {
                     if refused.is_ok() {
                         refused = pages.put(page, content);
@@ -394,7 +394,7 @@ impl Machine {
             StatePart::Blocks(_) => {}
             StatePart::Machine(bytes) => {
                 let state = MachineState::decode(bytes)?;
-                let (own, theirs) = (lock(pages).put_done()?, state.memory_digest);
+                let (own, theirs) = (pages.put_done()?, state.memory_digest);
                 if own != theirs {
                     return Err(StateError::Digest { own, theirs });
                 }
@@ -522,10 +522,6 @@ impl Machine {
     }
 }
 
-fn lock(pages: &Mutex<PageTracker>) -> MutexGuard<'_, PageTracker> {
-    pages.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]
 fn encoded<T: Serialize>(state: &T) -> Vec<u8> {
     postcard::to_stdvec(state).expect("plain data, which postcard can hold")
@@ -537,8 +533,8 @@ fn memory_digest(memory: &Memory) -> [u8; 16] {
         let bytes = region.len() as usize;
         for start in (0..bytes).step_by(DIGEST_CHUNK_BYTES) {
             let length = DIGEST_CHUNK_BYTES.min(bytes - start);
-            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`; the guest
-            // stands still and nobody else writes while its digest is taken.
+            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`. Guest and memory are on
+            // this thread alone (see Memory), and nothing here writes while the slice lives.
             let chunk = unsafe { std::slice::from_raw_parts(region.as_ptr().add(start), length) };
             digests.extend(xxh3_128(chunk).to_le_bytes());
         }

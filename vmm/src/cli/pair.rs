@@ -247,17 +247,15 @@ impl Parts {
             machine.schedule(fault);
         }
         machine.show_network(self.queue.network().clone());
-        let kicker = machine.vcpu().kicker();
-        self.queue.kick_with(kicker.clone());
+        self.queue.kick_with(machine.vcpu().kicker());
         let terminal = RawTerminal::enter();
         read_console(self.queue.clone(), &terminal).map_err(host("console thread"))?;
         let Self { peer, queue, alarm, tail, console, stop_limit, role } = self;
         let clock = GuestClock::anchored(peer.clock(), peer.clock().host_now_ns(), 0);
         let started_ns = peer.clock().host_now_ns();
-        let shipment = machine.pages();
-        let ship = |pages| {
-            Arc::new(Shipment::new(pages, peer.disk(), queue.clone(), peer.clock(), header))
-        };
+        let shipment = machine.memory_copy();
+        let ship =
+            |copy| Arc::new(Shipment::new(copy, peer.disk(), queue.clone(), peer.clock(), header));
         let shipment = shipment.map(ship);
         if let Some(shipment) = &shipment {
             peer.ship_with(shipment.clone());
@@ -285,7 +283,6 @@ impl Parts {
             Ok(ending) if ending.by_guest() => inputs.primary_went_on(ending.first_incomplete()),
             _ => None,
         };
-        kicker.retire();
         stop_limit.goes_on(end_longest(config.memory_mib), END);
         drop(terminal);
         let seconds = (peer.clock().host_now_ns() - started_ns) as f64 / 1e9;

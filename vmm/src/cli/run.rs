@@ -215,18 +215,17 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         machine.schedule(fault);
     }
     machine.show_network(queue.network().clone());
-    let kicker = machine.vcpu().kicker();
-    queue.kick_with(kicker.clone());
+    queue.kick_with(machine.vcpu().kicker());
     let _events = EventLoop::start(waited)?;
     let terminal = RawTerminal::enter();
     read_console(queue.clone(), &terminal).map_err(host("console thread"))?;
 
     let started = host_clock.host_now_ns();
     let clock = GuestClock::anchored(host_clock, started, 0);
-    let pages = machine.pages().filter(|_| args.control.is_some());
+    let copy = machine.memory_copy().filter(|_| args.control.is_some());
     let own_disk = disk.clone();
-    let ship = |pages| Arc::new(Shipment::new(pages, disk, queue.clone(), host_clock, header));
-    let shipment = pages.map(ship);
+    let ship = |copy| Arc::new(Shipment::new(copy, disk, queue.clone(), host_clock, header));
+    let shipment = copy.map(ship);
     let mut live = LiveInputs::new(queue, clock, 0, alarm, input_delays(args));
     if is_restored {
         live.renew_identity();
@@ -253,7 +252,6 @@ fn solo(args: &RunArgs) -> Result<(), CommandError> {
         shipment.end();
     }
     watched.pulse().end();
-    kicker.retire();
     stop_limit.goes_on(end_longest(config.memory_mib), END);
     drop(terminal);
     console.finish();

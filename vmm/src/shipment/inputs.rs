@@ -5,7 +5,8 @@ use std::sync::Arc;
 use ftvmm_replication::{Check, MemoryLook, Ordinal, Slice, StatePart};
 
 use super::blocks::read_blocks;
-use super::{Rest, Shipment, Wanted};
+use super::rendezvous::{Stop, Wanted};
+use super::{Rest, Shipment};
 use crate::input::InputError;
 use crate::machine_state::MachineState;
 use crate::run_loop::{InputSource, RunMode, Situation, Step};
@@ -84,11 +85,11 @@ impl<S: InputSource> ShippedInputs<S> {
     /// What the shipment wants here, if anything.
     fn wanted(&mut self, situation: &Situation) -> Option<Step> {
         let shipment = self.shipment.as_ref()?;
-        if shipment.wants(Wanted::Look) && situation.at.is_some() {
+        if shipment.meeting.wants(Wanted::Look) && situation.at.is_some() {
             self.looks_since_ns = Some(shipment.clock.host_now_ns());
             return Some(Step::Measure { memory: MemoryLook::Renew });
         }
-        if !shipment.wants(Wanted::Rest) {
+        if !shipment.meeting.wants(Wanted::Rest) {
             return None;
         }
         let step = self.halt.step(situation)?;
@@ -109,13 +110,7 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
 
     fn measured(&mut self, at: Ordinal, check: Check) -> Result<(), InputError> {
         if let (Some(since_ns), Some(shipment)) = (self.looks_since_ns.take(), &self.shipment) {
-            shipment.done(Wanted::Look);
-            let took_ns = shipment.clock.host_now_ns() - since_ns;
-            let mut meeting = shipment.lock();
-            meeting.looked = true;
-            meeting.look_ns = meeting.look_ns.max(took_ns);
-            drop(meeting);
-            shipment.changed.notify_all();
+            shipment.meeting.looked(shipment.clock.host_now_ns() - since_ns);
         }
         self.halt.measured(at, &check);
         self.source.measured(at, check)
@@ -128,14 +123,11 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
 
     fn state_taken(&mut self, mut machine: MachineState) -> Result<(), InputError> {
         let Some(shipment) = &self.shipment else { return Ok(()) };
-        shipment.done(Wanted::Rest);
+        let since_ns = self.stopped_since_ns.take();
+        let Some(destination) = shipment.meeting.take_destination() else { return Ok(()) };
         let at = machine.at;
-        let pages = {
-            let mut tracker = shipment.pages();
-            let pages = tracker.take_unsent(usize::MAX);
-            tracker.end_transfer();
-            pages
-        };
+        let pages = shipment.copy.take_unsent(usize::MAX);
+        shipment.copy.end_transfer();
         let (mut blocks, mut disk_through) = (Vec::new(), 0);
         if let Some(disk) = &shipment.disk {
             // A disk that is slow is no processor that is held.
@@ -147,15 +139,10 @@ impl<S: InputSource> InputSource for ShippedInputs<S> {
                 .map_err(|source| InputError::Disk { source })?;
             disk.note_changes(false);
         }
-        let destination = shipment.lock().destination.take();
-        let rest = Rest { pages, blocks, machine, disk_through };
-        let mark = destination.and_then(|destination| destination.rest(rest));
+        let mark = destination.rest(Rest { pages, blocks, machine, disk_through });
         let now_ns = shipment.clock.host_now_ns();
-        let mut meeting = shipment.lock();
-        meeting.stopped_at = Some(at);
-        meeting.stopped_ns = now_ns - self.stopped_since_ns.take().unwrap_or(now_ns);
-        drop(meeting);
-        shipment.changed.notify_all();
+        let stopped_ns = now_ns - since_ns.unwrap_or(now_ns);
+        shipment.meeting.stopped(Stop { at, stopped_ns });
         mark.map_or(Ok(()), |mark| self.source.saved(at, mark))
     }
 

@@ -7,7 +7,8 @@ use ftvmm_replication::state::{BLOCK_BYTES, PART_BLOCKS_MAX, PART_PAGES_MAX, pac
 use ftvmm_replication::{Ordinal, PAGE_BYTES, StatePart};
 
 use super::blocks::{all_blocks, block_parts, read_blocks};
-use super::{Destination, Gauge, PageImage, Rest, Shipment, Wanted};
+use super::rendezvous::Stop;
+use super::{Destination, Gauge, PageImage, Rest, Shipment};
 
 /// So few pages are left to the stop.
 const REST_PAGES: u64 = PART_PAGES_MAX as u64;
@@ -63,9 +64,7 @@ pub fn ship(
     let shipped = Sender { shipment, destination, gauge }.run(started_ns);
     gauge.end();
     if shipped.is_none() {
-        shipment.want(Wanted::Nothing);
-        shipment.lock().destination = None;
-        shipment.pages().end_transfer();
+        shipment.copy.end_transfer();
         if let Some(disk) = &shipment.disk {
             disk.note_changes(false);
         }
@@ -81,11 +80,8 @@ struct Sender<'a> {
 
 impl Sender<'_> {
     fn run(self, started_ns: u64) -> Option<Shipped> {
-        self.shipment.lock().look_ns = 0;
-        let mut pages = self.shipment.pages();
-        pages.begin_transfer();
-        let mut total_bytes = pages.unsent_pages() * PAGE_BYTES as u64;
-        drop(pages);
+        self.shipment.meeting.begin();
+        let mut total_bytes = self.shipment.copy.begin_transfer() * PAGE_BYTES as u64;
         let mut blocks = Vec::new();
         if let Some(disk) = &self.shipment.disk {
             disk.note_changes(true);
@@ -101,10 +97,10 @@ impl Sender<'_> {
             rounds += 1;
             self.send_blocks(&blocks)?;
             self.send_unsent()?;
-            if !self.look() {
+            if !self.shipment.meeting.look(LOOK_WAIT, || self.shipment.wake()) {
                 break;
             }
-            let unsent = self.shipment.pages().unsent_pages();
+            let unsent = self.shipment.copy.unsent_pages();
             blocks = self.shipment.disk.as_ref().map_or_else(Vec::new, |disk| disk.take_changed());
             let few = unsent <= REST_PAGES && blocks.len() <= REST_BLOCKS;
             if few || rounds == ROUNDS_MAX {
@@ -115,11 +111,12 @@ impl Sender<'_> {
             self.gauge.next_round(rounds + 1, bytes as u64);
         }
         let bytes = self.gauge.read().0.bytes;
-        let at = self.stop()?;
+        let destination = self.destination.clone();
+        let meeting = &self.shipment.meeting;
+        let Stop { at, stopped_ns } =
+            meeting.stop(destination, REST_WAIT, || self.shipment.wake())?;
         let took_ns = self.shipment.clock.host_now_ns() - started_ns;
-        let meeting = self.shipment.lock();
-        let stopped_ns = meeting.stopped_ns.max(meeting.look_ns);
-        drop(meeting);
+        let stopped_ns = stopped_ns.max(meeting.look_ns());
         let memory_copy_ns = self.time_a_copy();
         Some(Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
     }
@@ -128,7 +125,7 @@ impl Sender<'_> {
     fn time_a_copy(&self) -> u64 {
         let mut sample = vec![1; SAMPLE_BYTES];
         let began_ns = self.shipment.clock.host_now_ns();
-        let (copied, all) = self.shipment.pages().sample(&mut sample);
+        let (copied, all) = self.shipment.copy.sample(&mut sample);
         std::hint::black_box(&sample);
         let took_ns = self.shipment.clock.host_now_ns() - began_ns;
         (u128::from(took_ns) * u128::from(all) / u128::from(copied.max(1))) as u64
@@ -152,7 +149,7 @@ impl Sender<'_> {
     /// Sends what has to be sent, until nothing is left.
     fn send_unsent(&self) -> Option<()> {
         loop {
-            let pages = self.shipment.pages().take_unsent(PART_PAGES_MAX);
+            let pages = self.shipment.copy.take_unsent(PART_PAGES_MAX);
             if pages.is_empty() {
                 return Some(());
             }
@@ -161,28 +158,5 @@ impl Sender<'_> {
             }
             self.gauge.advance((pages.len() * PAGE_BYTES) as u64);
         }
-    }
-
-    /// Has the copy renewed at the guest's next exit; whether it made one.
-    fn look(&self) -> bool {
-        self.shipment.lock().looked = false;
-        self.shipment.want(Wanted::Look);
-        let looked = self.shipment.wait_for(LOOK_WAIT, |meeting| meeting.looked || meeting.ended);
-        if !looked {
-            self.shipment.done(Wanted::Look);
-        }
-        looked
-    }
-
-    /// Has the guest stopped, and the rest handed over.
-    fn stop(&self) -> Option<Ordinal> {
-        {
-            let mut meeting = self.shipment.lock();
-            meeting.stopped_at = None;
-            meeting.destination = Some(self.destination.clone());
-        }
-        self.shipment.want(Wanted::Rest);
-        self.shipment.wait_for(REST_WAIT, |meeting| meeting.stopped_at.is_some() || meeting.ended);
-        self.shipment.lock().stopped_at
     }
 }
