@@ -17,6 +17,8 @@ pub mod fault;
 pub mod guest;
 pub mod host;
 pub mod input;
+#[cfg(test)]
+mod interleavings;
 pub mod kvm;
 pub mod machine;
 pub mod machine_state;

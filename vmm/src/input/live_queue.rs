@@ -2,18 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ftvmm_devices::Input;
 use ftvmm_replication::Ordinal;
 use nix::sys::timerfd::TimerFd;
 
-use super::{GuestClock, Pulse};
+use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
+use super::{GuestClock, Kicker, Pulse};
 use crate::disk::{Answer, Disk};
 use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
-use crate::kvm::Kicker;
 use crate::run_loop::StopCause;
 
 /// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch would.
@@ -255,11 +255,11 @@ impl LiveQueue {
 
     /// Sets how long a guest that listens to its power button may take to switch itself off.
     pub fn give_grace(&self, grace: Duration) {
-        *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = grace;
+        *lock(&self.grace) = grace;
     }
 
     pub(super) fn grace(&self) -> Duration {
-        *self.grace.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.grace)
     }
 
     /// Ends the run as a computer is switched off: the power button is pressed, and a guest that listens to it has its
@@ -355,7 +355,7 @@ impl LiveQueue {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// Sleeps until something arrives or an alarm goes off, at most for `longest`.
@@ -367,11 +367,8 @@ impl LiveQueue {
         waiting.halted = true;
         let _resting = self.pulse.rest();
         let mut waiting = match longest {
-            Some(longest) => {
-                let woken = self.arrived.wait_timeout(waiting, longest);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            Some(longest) => wait_timeout(&self.arrived, waiting, longest),
+            None => wait(&self.arrived, waiting),
         };
         waiting.halted = false;
         waiting

@@ -25,6 +25,9 @@ pub use recorded::{CheckPlan, LogSink, Recorded};
 pub use replay::LogInputs;
 pub use restored::Restored;
 
+use crate::kvm::Kicker;
+use crate::sync;
+
 /// Why a source or a sink cannot go on.
 #[derive(Debug, Error)]
 pub enum InputError {

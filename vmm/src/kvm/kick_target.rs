@@ -5,10 +5,12 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
-use vmm_sys_util::signal::SIGRTMIN;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::KvmError;
 
 /// Offset of the real-time signal that makes `KVM_RUN` return.
-pub(super) const KICK_SIGNAL_OFFSET: i32 = 0;
+const KICK_SIGNAL_OFFSET: i32 = 0;
 
 /// `kvm_run.immediate_exit` of a vCPU: while it is set, `KVM_RUN` completes the exit it stopped for and returns at once
 /// (KVM api.rst, section 5).
@@ -58,4 +60,15 @@ impl ThreadId {
         // SAFETY: tgkill takes numbers only.
         unsafe { libc::tgkill(process, self.0, SIGRTMIN() + KICK_SIGNAL_OFFSET) };
     }
+}
+
+extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Installs the empty handler of the kick signal, once per process.
+///
+/// # Errors
+/// When the host refuses.
+pub fn install_kick_handler() -> Result<(), KvmError> {
+    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, on_kick)
+        .map_err(|source| KvmError::Call { call: "sigaction", source })
 }

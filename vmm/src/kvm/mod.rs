@@ -25,10 +25,11 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 
 pub use dirty::DirtyLog;
 pub use exit::{Direction, Exit};
+pub use kick_target::install_kick_handler;
 pub use kicker::Kicker;
 pub use snapshot::VcpuState;
 pub use state::{CpuState, STATE_MSRS};
-pub use vcpu::{Vcpu, install_kick_handler};
+pub use vcpu::Vcpu;
 
 use crate::sync;
 use vcpu::VcpuCaps;

@@ -15,9 +15,8 @@ use kvm_ioctls::{SyncReg, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::kick_target::{ImmediateExit, KICK_SIGNAL_OFFSET};
+use super::kick_target::ImmediateExit;
 use super::kicker::{Kicker, Kicks};
 use super::snapshot::{VcpuState, has_event};
 use super::{Direction, Exit, KvmError, Memory, call};
@@ -496,15 +495,4 @@ impl AsRawFd for Vcpu {
 
 fn direction(is_write: bool) -> Direction {
     if is_write { Direction::Write } else { Direction::Read }
-}
-
-extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
-/// Installs the empty handler of the kick signal, once per process.
-///
-/// # Errors
-/// When the host refuses.
-pub fn install_kick_handler() -> Result<(), KvmError> {
-    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, on_kick)
-        .map_err(|source| KvmError::Call { call: "sigaction", source })
 }

@@ -15,7 +15,7 @@ mod progress;
 mod rendezvous;
 mod sender;
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use ftvmm_replication::{FileHeader, SnapshotMark};
 
@@ -30,7 +30,7 @@ use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
 use crate::machine_state::MachineState;
 use crate::page_tracker::MemoryCopy;
-use crate::sync;
+use crate::sync::{self, Mutex};
 use rendezvous::Rendezvous;
 
 /// A page and its content.

@@ -1,11 +1,10 @@
 //! How far a state on its way is: for the status, and as a bar where somebody looks.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use ftvmm_replication::StatePart;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::host::clock::HostClock;
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// How far a shipment is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,6 +89,6 @@ impl Gauge {
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 }
