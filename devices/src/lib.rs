@@ -3,6 +3,8 @@
 //! What enters from outside the guest enters as an [`Input`], through one function, [`Board::apply`]; what leaves is an
 //! [`Output`].
 
+#![forbid(unsafe_code)]
+
 pub mod acpi;
 mod board;
 mod bus;

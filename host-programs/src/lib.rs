@@ -8,6 +8,8 @@
 //! Programs inside the hosts of a lab and inside guests are not in the list: those are busybox's and ours, and
 //! both are carried in.
 
+#![forbid(unsafe_code)]
+
 pub mod packages;
 pub mod progress;
 mod release;

@@ -140,6 +140,8 @@ pub enum Program {
     Ping,
     /// Emulates a host.
     Qemu,
+    /// Runs a program of another toolchain.
+    Rustup,
     /// Starts a program that ends with the one that started it.
     Setpriv,
     /// A shell for what it has built in.
@@ -178,6 +180,7 @@ impl Program {
         Self::MkfsExt4,
         Self::Ping,
         Self::Qemu,
+        Self::Rustup,
         Self::Setpriv,
         Self::Sh,
         Self::Strip,
@@ -211,6 +214,7 @@ impl Program {
             Self::MkfsExt4 => ("mkfs.ext4", From(E2FSPROGS), &[]),
             Self::Ping => ("ping", From(PING), &[]),
             Self::Qemu => ("qemu-system-x86_64", From(QEMU), &[]),
+            Self::Rustup => ("rustup", Toolchain, &[]),
             Self::Setpriv => ("setpriv", Base("util-linux"), &[]),
             Self::Sh => ("sh", Base("dash"), &[]),
             Self::Strip => ("strip", From(BINUTILS), &[]),

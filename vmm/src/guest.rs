@@ -1,7 +1,7 @@
 //! From a configuration to a machine that stands at its kernel's entry.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use ftvmm_devices::{Board, BoardConfig, NetConfig, virtio_slots};
 use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
@@ -124,7 +124,7 @@ pub struct Guest {
     /// Of a guest with a log.
     pages: Option<PageTracker>,
     vcpu: Vcpu,
-    memory: Arc<Memory>,
+    memory: Rc<Memory>,
     msrs: MsrBank,
     /// What two hosts, or a recording and its replay, must agree on.
     pub fingerprint: Fingerprint,

@@ -19,6 +19,8 @@ pub mod guest;
 pub mod host;
 pub mod input;
 pub mod input_error;
+#[cfg(test)]
+mod interleavings;
 pub mod kvm;
 pub mod machine;
 pub mod machine_state;
@@ -31,6 +33,7 @@ pub mod shipment;
 pub mod snapshot;
 pub mod sources;
 pub mod step;
+mod sync;
 pub mod tsc;
 pub mod user_file;
 pub mod virtual_machine;

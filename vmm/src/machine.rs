@@ -4,7 +4,8 @@
 mod in_loop;
 mod restart;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use ftvmm_devices::{Board, Input, NetCounters, Output};
 use ftvmm_replication::encoding::encode;
@@ -23,7 +24,7 @@ use crate::host::NetWatch;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
 use crate::machine_state::{MachineState, SliceState, Standing, StateError};
 use crate::msr::MsrBank;
-use crate::page_tracker::{LoadError, PageTracker};
+use crate::page_tracker::{LoadError, MemoryCopy, PageTracker};
 use crate::step::{RunMode, Situation, StopCause};
 use crate::tsc::TscTrap;
 use crate::virtual_machine::Handled;
@@ -48,7 +49,7 @@ const CONSOLE_OUTPUT: u64 = 2;
 /// One guest.
 pub struct Machine {
     vcpu: Vcpu,
-    memory: Arc<Memory>,
+    memory: Rc<Memory>,
     board: Board,
     tsc: TscTrap,
     msrs: MsrBank,
@@ -57,7 +58,7 @@ pub struct Machine {
     outputs: ExitChain,
     inputs: u64,
     slices: u64,
-    pages: Option<Arc<Mutex<PageTracker>>>,
+    pages: Option<PageTracker>,
     fault: Option<Fault>,
     start: Start,
     /// A guest that resets said so at this time.
@@ -81,14 +82,13 @@ impl Machine {
     /// `pages` is there when the guest has a log, written or read.
     pub fn new(
         vcpu: Vcpu,
-        memory: Arc<Memory>,
+        memory: Rc<Memory>,
         board: Board,
         tsc: TscTrap,
         msrs: MsrBank,
         pages: Option<PageTracker>,
         start: Start,
     ) -> Self {
-        let pages = pages.map(|pages| Arc::new(Mutex::new(pages)));
         Self {
             vcpu,
             memory,
@@ -136,7 +136,7 @@ impl Machine {
     }
 
     /// The guest's memory.
-    pub fn memory(&self) -> &Arc<Memory> {
+    pub fn memory(&self) -> &Rc<Memory> {
         &self.memory
     }
 
@@ -280,8 +280,8 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
-        let memory = match &self.pages {
-            Some(pages) => lock(pages).check(memory)?,
+        let memory = match &mut self.pages {
+            Some(pages) => pages.check(memory)?,
             None => None,
         };
         let state = CpuState::read(&self.vcpu)?;
@@ -296,8 +296,8 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn capture(&mut self) -> Result<Vec<Slice>, KvmError> {
-        let Some(tracker) = &self.pages else { return Ok(Vec::new()) };
-        let (parts, memory_digest) = lock(tracker).capture()?;
+        let Some(tracker) = &mut self.pages else { return Ok(Vec::new()) };
+        let (parts, memory_digest) = tracker.capture()?;
         let state = SliceState { vcpu: self.vcpu.save()?, memory_digest };
         let mut parts: Vec<_> = parts.into_iter().map(|pages| Slice { pages, cpu: None }).collect();
         if let Some(last) = parts.last_mut() {
@@ -315,8 +315,8 @@ impl Machine {
         let state = parts.last().and_then(|last| last.cpu.as_deref());
         let state = state.and_then(SliceState::decode).ok_or(LoadError::Processor)?;
         self.vcpu.restore(&state.vcpu)?;
-        if let Some(tracker) = &self.pages {
-            let own = lock(tracker).load(parts.iter().map(|part| part.pages.as_slice()))?;
+        if let Some(tracker) = &mut self.pages {
+            let own = tracker.load(parts.iter().map(|part| part.pages.as_slice()))?;
             let theirs = state.memory_digest;
             if own != theirs {
                 return Err(LoadError::Digest { own, theirs });
@@ -326,9 +326,9 @@ impl Machine {
         Ok(())
     }
 
-    /// The tracker of memory, for who ships it.
-    pub fn pages(&self) -> Option<Arc<Mutex<PageTracker>>> {
-        self.pages.clone()
+    /// The copy of memory, for who ships it; of a guest with a log.
+    pub fn memory_copy(&self) -> Option<Arc<MemoryCopy>> {
+        self.pages.as_ref().map(|pages| pages.copy().clone())
     }
 
     /// The machine as it stands at `exit` `at`, which must be one that leaves nothing to complete; `None` at
@@ -337,10 +337,10 @@ impl Machine {
     /// # Errors
     /// When KVM fails.
     pub fn save(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError> {
-        let (Some(standing), Some(pages)) = (Standing::of(exit), &self.pages) else {
+        let (Some(standing), Some(pages)) = (Standing::of(exit), &mut self.pages) else {
             return Ok(None);
         };
-        let memory_digest = lock(pages).settle()?;
+        let memory_digest = pages.settle()?;
         Ok(Some(MachineState {
             at,
             standing,
@@ -362,11 +362,11 @@ impl Machine {
     /// # Errors
     /// When KVM fails or the state is none of this guest.
     pub fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
-        let pages = self.pages.as_ref().ok_or(StateError::NotTracked)?;
+        let pages = self.pages.as_mut().ok_or(StateError::NotTracked)?;
         match part {
-            StatePart::Outline { .. } => lock(pages).clear(),
+            StatePart::Outline { .. } => pages.clear(),
             StatePart::Pages(packed) => {
-                let (mut pages, mut refused) = (lock(pages), Ok(()));
+                let mut refused = Ok(());
                 unpack_pages(packed, |page, content| {
                     if refused.is_ok() {
                         refused = pages.put(page, content);
@@ -377,7 +377,7 @@ impl Machine {
             StatePart::Blocks(_) => {}
             StatePart::Machine(bytes) => {
                 let state = MachineState::decode(bytes)?;
-                let (own, theirs) = (lock(pages).put_done()?, state.memory_digest);
+                let (own, theirs) = (pages.put_done()?, state.memory_digest);
                 if own != theirs {
                     return Err(StateError::Digest { own, theirs });
                 }
@@ -505,18 +505,14 @@ impl Machine {
     }
 }
 
-fn lock(pages: &Mutex<PageTracker>) -> MutexGuard<'_, PageTracker> {
-    pages.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn memory_digest(memory: &Memory) -> [u8; 16] {
     let mut digests = Vec::new();
     for region in memory.iter() {
         let bytes = region.len() as usize;
         for start in (0..bytes).step_by(DIGEST_CHUNK_BYTES) {
             let length = DIGEST_CHUNK_BYTES.min(bytes - start);
-            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`; the guest
-            // stands still and nobody else writes while its digest is taken.
+            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`. Guest and memory are on
+            // this thread alone (see Memory), and nothing here writes while the slice lives.
             let chunk = unsafe { std::slice::from_raw_parts(region.as_ptr().add(start), length) };
             digests.extend(xxh3_128(chunk).to_le_bytes());
         }

@@ -10,20 +10,22 @@
 //! write to a protected page costs. So a page is protected again only when it has not changed for long.
 
 mod copy;
+mod live;
 mod transfer;
+mod zeroes;
 
-pub use transfer::PageImage;
+pub use copy::{MemoryCopy, PageImage};
 
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use copy::Copy;
+use copy::CopyRegion;
 use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
 use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
+use live::LiveMemory;
 use thiserror::Error;
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::kvm::{DirtyLog, KvmError, Memory};
@@ -85,18 +87,17 @@ enum Flush {
 struct Region {
     first_page: u64,
     bytes: usize,
-    copy: Copy,
     /// For a page whose bit is set: how many times in a row it was found unchanged.
     idle: Vec<u8>,
-    /// While a state is shipped: the pages whose copy has not been sent as it is now.
-    unsent: Option<Vec<u64>>,
 }
 
-/// See the module documentation.
+/// See the module documentation. It belongs to the guest's thread, like the memory it has a share of; what other threads
+/// may have is the [`MemoryCopy`].
 pub struct PageTracker {
     log: DirtyLog,
-    memory: Arc<Memory>,
+    memory: LiveMemory,
     regions: Vec<Region>,
+    copy: Arc<MemoryCopy>,
     digest: u64,
 }
 
@@ -105,28 +106,31 @@ impl PageTracker {
     ///
     /// # Errors
     /// When the host has no memory for the copy.
-    pub fn new(log: DirtyLog, memory: Arc<Memory>) -> Result<Self, KvmError> {
+    pub fn new(log: DirtyLog, memory: Rc<Memory>) -> Result<Self, KvmError> {
         let mut digest = 0u64;
-        let mut regions = Vec::new();
+        let (mut regions, mut copies) = (Vec::new(), Vec::new());
+        let mut live = LiveMemory::new(memory.clone());
         for (slot, loaded) in memory.iter().enumerate() {
             let bytes = loaded.len() as usize;
-            let mut region = Region {
-                first_page: loaded.start_addr().raw_value() / PAGE_BYTES as u64,
-                bytes,
-                copy: Copy::zeroed(bytes)
-                    .map_err(|source| KvmError::Copy { bytes: bytes as u64, source })?,
-                idle: vec![0; bytes / PAGE_BYTES],
-                unsent: None,
-            };
-            for index in set_bits(&written_pages(loaded)) {
-                let content = live_page(&memory, slot, index);
-                let page = region.first_page + index as u64;
+            let first_page = loaded.start_addr().raw_value() / PAGE_BYTES as u64;
+            let mut copy = CopyRegion::zeroed(first_page, bytes)
+                .map_err(|source| KvmError::Copy { bytes: bytes as u64, source })?;
+            for index in set_bits(&live.take_written(slot)) {
+                let content = live.page(slot, index);
+                let page = first_page + index as u64;
                 digest = digest.wrapping_add(digest_change(page, 0, &ZERO_PAGE, content));
-                region.copy_of(index).copy_from_slice(content);
+                copy.page(index).copy_from_slice(content);
             }
-            regions.push(region);
+            regions.push(Region { first_page, bytes, idle: vec![0; bytes / PAGE_BYTES] });
+            copies.push(copy);
         }
-        Ok(Self { log, memory, regions, digest })
+        let copy = Arc::new(MemoryCopy::new(copies));
+        Ok(Self { log, memory: live, regions, copy, digest })
+    }
+
+    /// The copy, for who sends it.
+    pub fn copy(&self) -> &Arc<MemoryCopy> {
+        &self.copy
     }
 
     /// The digest of memory and the first [`CHANGED_MAX`] pages that differ from the copy, which is renewed if `look` says
@@ -173,11 +177,12 @@ impl PageTracker {
     /// # Errors
     /// When KVM refuses or the changes are none.
     pub fn load<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> Result<u64, LoadError> {
-        let Self { log, memory, regions, digest } = self;
-        for (slot, region) in regions.iter_mut().enumerate() {
+        let Self { log, memory, regions, copy, digest } = self;
+        let mut copies = copy.lock();
+        for (slot, (region, copy)) in regions.iter_mut().zip(&mut *copies).enumerate() {
             let dirty = Dirty::read(log, memory, slot, region)?;
             for index in dirty.pages() {
-                let (live, copy) = (live_page(memory, slot, index), region.copy_of(index));
+                let (live, copy) = (memory.page(slot, index), copy.page(index));
                 let changed = live != copy;
                 if changed {
                     live.copy_from_slice(copy);
@@ -189,13 +194,13 @@ impl PageTracker {
         for part in parts {
             let mut unknown = None;
             for_each_run(part, |page, offset, words| {
-                let Some((slot, index, region)) = place_of(regions, page) else {
+                let Some((slot, index)) = place_of(regions, page) else {
                     unknown = Some(page);
                     return;
                 };
                 let range = offset..offset + words.len();
-                live_page(memory, slot, index)[range.clone()].copy_from_slice(words);
-                let copy = &mut region.copy_of(index)[range];
+                memory.page(slot, index)[range.clone()].copy_from_slice(words);
+                let copy = &mut copies[slot].page(index)[range];
                 *digest = digest.wrapping_add(digest_change(page, offset, copy, words));
                 copy.copy_from_slice(words);
             })?;
@@ -214,18 +219,18 @@ impl PageTracker {
     ) -> Result<u64, KvmError> {
         let mut digest = self.digest;
         let mut runs = Vec::new();
-        let Self { log, memory, regions, .. } = self;
-        for (slot, (region, mapping)) in regions.iter_mut().zip(memory.iter()).enumerate() {
+        let Self { log, memory, regions, copy, .. } = self;
+        let mut copies = copy.lock();
+        for (slot, (region, copy)) in regions.iter().zip(&mut *copies).enumerate() {
             for index in Dirty::read(log, memory, slot, region)?.pages() {
-                let live = live_page(memory, slot, index);
+                let live = memory.page(slot, index);
                 let page = region.first_page + index as u64;
-                let copy = region.copy_of(index);
-                let change = compare(page, copy, live, &mut runs);
+                let change = compare(page, copy.page(index), live, &mut runs);
                 if !runs.is_empty() {
                     visit(page, live, &runs);
                     digest = digest.wrapping_add(change);
                     // Reading has reset it.
-                    mapping.bitmap().mark_dirty(index * PAGE_BYTES, 1);
+                    memory.mark_written(slot, index);
                 }
             }
         }
@@ -239,20 +244,20 @@ impl PageTracker {
         mut visit: impl FnMut(u64, &[u8], &[Range<usize>]),
     ) -> Result<(), KvmError> {
         let mut runs = Vec::new();
-        let Self { log, memory, regions, digest } = self;
-        for (slot, region) in regions.iter_mut().enumerate() {
+        let Self { log, memory, regions, copy, digest } = self;
+        let mut copies = copy.lock();
+        for (slot, (region, copy)) in regions.iter_mut().zip(&mut *copies).enumerate() {
             let dirty = Dirty::read(log, memory, slot, region)?;
             for index in dirty.pages() {
-                let live = live_page(memory, slot, index);
+                let live = memory.page(slot, index);
                 let page = region.first_page + index as u64;
-                let copy = region.copy_of(index);
-                let change = compare(page, copy, live, &mut runs);
+                let change = compare(page, copy.page(index), live, &mut runs);
                 if !runs.is_empty() {
                     visit(page, live, &runs);
                     *digest = digest.wrapping_add(change);
-                    region.mark_unsent(index);
+                    copy.mark_unsent(index);
                 }
-                let copy = region.copy_of(index);
+                let copy = copy.page(index);
                 for run in &runs {
                     copy[run.clone()].copy_from_slice(&live[run.clone()]);
                 }
@@ -270,20 +275,16 @@ impl Region {
         (index < self.idle.len()).then_some(index)
     }
 
-    fn copy_of(&mut self, index: usize) -> &mut [u8] {
-        &mut self.copy[index * PAGE_BYTES..(index + 1) * PAGE_BYTES]
-    }
-
     /// Keeps count of how long a page that may have changed did not.
     fn note(&mut self, index: usize, changed: bool) {
         self.idle[index] = if changed { 0 } else { self.idle[index].saturating_add(1) };
     }
 }
 
-/// The slot of a page, its index there, and the region itself.
-fn place_of(regions: &mut [Region], page: u64) -> Option<(usize, usize, &mut Region)> {
-    let mut places = regions.iter_mut().enumerate();
-    places.find_map(|(slot, region)| Some((slot, region.index(page)?, region)))
+/// The slot of a page and its index there.
+fn place_of(regions: &[Region], page: u64) -> Option<(usize, usize)> {
+    let mut places = regions.iter().enumerate();
+    places.find_map(|(slot, region)| Some((slot, region.index(page)?)))
 }
 
 /// Finds where `page` differs from its copy, and says how memory's digest changes with it.
@@ -329,12 +330,12 @@ struct Dirty {
 impl Dirty {
     fn read(
         log: &DirtyLog,
-        memory: &Memory,
+        memory: &LiveMemory,
         slot: usize,
         region: &Region,
     ) -> Result<Self, KvmError> {
         let logged = log.read(slot as u32, region.bytes)?;
-        let written = memory.iter().nth(slot).map(written_pages).unwrap_or_default();
+        let written = memory.take_written(slot);
         let mut bits = logged.clone();
         for (word, more) in bits.iter_mut().zip(written) {
             *word |= more;
@@ -375,28 +376,8 @@ impl Dirty {
     }
 }
 
-/// The pages ftvmm itself wrote since the last call.
-fn written_pages(region: &GuestRegionMmap<AtomicBitmap>) -> Vec<u64> {
-    let region: &MmapRegion<_> = region;
-    region.bitmap().get_and_reset()
-}
-
 fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
     words.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(|(i, word)| {
         (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i * 64 + bit)
     })
-}
-
-/// A page of guest memory.
-#[expect(clippy::mut_from_ref, reason = "guest memory is shared by nature")]
-fn live_page(memory: &Memory, slot: usize, index: usize) -> &mut [u8] {
-    #[expect(clippy::expect_used, reason = "regions were counted when the tracker was made")]
-    let region = memory.iter().nth(slot).expect("the slot is a region");
-    assert!((index + 1) * PAGE_BYTES <= region.len() as usize, "the page lies in its region");
-    // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`; the guest stands
-    // still, only the vCPU's thread calls the tracker, and no caller keeps two slices of one page.
-    unsafe {
-        let start = region.as_ptr().add(index * PAGE_BYTES);
-        std::slice::from_raw_parts_mut(start, PAGE_BYTES)
-    }
 }

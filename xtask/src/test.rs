@@ -8,6 +8,8 @@
 //! Builds and tests are always of the whole workspace: a package alone has other features of the libraries than all
 //! together, and would have them compiled once more.
 
+mod miri;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;
@@ -15,7 +17,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::iter;
 use std::path::Path;
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,6 +52,7 @@ const CHECKS: &[CargoStep] = &[
 ];
 const BUILD: &str = "build";
 const UNIT: &str = "unit";
+const MIRI: &str = "miri";
 const GUEST: &str = "guest";
 /// Where the end-to-end tests lie, one program in each file.
 const END_TO_END: &str = "tests/tests";
@@ -111,7 +114,7 @@ impl fmt::Display for Outcome {
 /// Runs the steps; fails when any of them did.
 pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
     let programs = end_to_end_programs()?;
-    let names = CHECKS.iter().map(|(name, _)| *name).chain([GUEST]);
+    let names = CHECKS.iter().map(|(name, _)| *name).chain([MIRI, GUEST]);
     let known: Vec<&str> = names.chain(programs.iter().map(String::as_str)).collect();
     if let Some(unknown) = arguments.only.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(format!("there is no step {unknown:?}; there are: {}", known.join(", ")).into());
@@ -134,6 +137,9 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
                 return Ok(session.finish());
             }
         }
+    }
+    if session.wants(MIRI) {
+        session.miri()?;
     }
     if session.wants(GUEST) || !end_to_end.is_empty() {
         session.make_guest();
@@ -224,6 +230,19 @@ impl Session {
         Ok(counts)
     }
 
+    /// Runs what miri is for, where it is installed.
+    fn miri(&mut self) -> io::Result<()> {
+        match miri::command() {
+            Ok(command) => {
+                println!();
+                let shown = &mut io::stdout();
+                self.summary.push(run_command(MIRI, command, &self.settings, shown)?);
+            }
+            Err(why) => println!("\n=== {MIRI}: skipped: {why}"),
+        }
+        Ok(())
+    }
+
     /// Two lanes: one has those of pairs first, so that there are never two of them; the other goes on with the rest.
     fn steps_at_once<'a>(
         &mut self,
@@ -310,20 +329,32 @@ impl<W: Write> Write for Named<'_, W> {
     }
 }
 
-/// Runs one step and shows all it prints, a line in each write.
+/// Runs cargo as a step.
 fn run_step(
     name: &str,
     words: &[&str],
     settings: &Settings,
     shown: &mut impl Write,
 ) -> io::Result<Outcome> {
-    shown.write_all(format!("=== {name}: cargo {}\n", words.join(" ")).as_bytes())?;
+    let mut cargo = Program::Cargo.command().map_err(io::Error::other)?;
+    cargo.args(words);
+    run_command(name, cargo, settings, shown)
+}
+
+/// Runs one step and shows all it prints, a line in each write.
+fn run_command(
+    name: &str,
+    mut command: Command,
+    settings: &Settings,
+    shown: &mut impl Write,
+) -> io::Result<Outcome> {
+    let program = command.get_program().to_string_lossy();
+    let file = program.rsplit('/').next().unwrap_or_default();
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+    shown.write_all(format!("=== {name}: {file} {}\n", words.join(" ")).as_bytes())?;
     let began = clock::now();
     let (output, input) = io::pipe()?;
-    let mut running = Program::Cargo
-        .command()
-        .map_err(io::Error::other)?
-        .args(words)
+    let mut running = command
         .envs(settings.iter().map(|(name, value)| (name, value)))
         .current_dir(workspace())
         .stdin(Stdio::null())

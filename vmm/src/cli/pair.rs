@@ -330,13 +330,10 @@ impl Parts {
             machine.schedule(fault);
         }
         machine.show_network(queue.network().clone());
-        let kicker = machine.vcpu().kicker();
-        queue.kick_with(kicker.clone());
-        host.kicker = Some(kicker);
+        queue.kick_with(machine.vcpu().kicker());
         host.memory_mib = config.memory_mib;
-        let ship =
-            |pages| Arc::new(Shipment::new(pages, peer.disk(), queue.clone(), clock, header));
-        host.shipment = machine.pages().map(ship);
+        let ship = |copy| Arc::new(Shipment::new(copy, peer.disk(), queue.clone(), clock, header));
+        host.shipment = machine.memory_copy().map(ship);
         if let Some(shipment) = &host.shipment {
             peer.ship_with(shipment.clone());
         }

@@ -13,7 +13,6 @@ use crate::control::ControlServer;
 use crate::host::clock::HostClock;
 use crate::host::{Console, EventLoop, RawTerminal, StopLimit, Subscriber, read_console};
 use crate::input::{FinishedLog, LiveQueue};
-use crate::kvm::Kicker;
 use crate::report::Report;
 use crate::run_loop;
 use crate::shipment::Shipment;
@@ -77,8 +76,6 @@ impl Conclusion {
 pub struct HostSide {
     /// Where the vCPU's thread waits, with its pulse.
     pub queue: Option<Arc<LiveQueue>>,
-    /// Interrupts the vCPU's thread.
-    pub kicker: Option<Kicker>,
     /// Where the guest prints.
     pub console: Option<Arc<Console>>,
     /// Ends the process when its end takes too long.
@@ -132,9 +129,6 @@ impl HostSide {
         if let Some(shipment) = &self.shipment {
             shipment.end();
         }
-        if let Some(kicker) = &self.kicker {
-            kicker.retire();
-        }
         self.prolong_stop();
         self.terminal = None;
     }
@@ -159,7 +153,7 @@ impl HostSide {
 ///
 /// 1. The pulse ends, so that nobody takes the guest's thread for one that is stuck.
 /// 2. The shipment ends: a snapshot that was begun is complete or gone.
-/// 3. No kick reaches the vCPU any more; an ordered stop gets the time the rest may take.
+/// 3. An ordered stop gets the time the rest may take.
 /// 4. The terminal is as it was.
 /// 5. The role concludes: the other host, or the recording that is replayed, has the last word.
 /// 6. The recording is closed: with the guest's end, or with all there was before a failure.

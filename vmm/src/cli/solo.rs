@@ -162,14 +162,11 @@ impl Parts {
         let Some(queue) = host.queue.clone() else { unreachable!("it was put there") };
         queue.set_unrecorded(recording.is_none());
         machine.show_network(queue.network().clone());
-        let kicker = machine.vcpu().kicker();
-        queue.kick_with(kicker.clone());
-        host.kicker = Some(kicker);
+        queue.kick_with(machine.vcpu().kicker());
         host.memory_mib = config.memory_mib;
-        let pages = machine.pages().filter(|_| args.control.is_some());
-        let ship =
-            |pages| Arc::new(Shipment::new(pages, disk.clone(), queue.clone(), clock, header));
-        host.shipment = pages.map(ship);
+        let copy = machine.memory_copy().filter(|_| args.control.is_some());
+        let ship = |copy| Arc::new(Shipment::new(copy, disk.clone(), queue.clone(), clock, header));
+        host.shipment = copy.map(ship);
         if let Some(shipment) = &host.shipment {
             let _ = means.set(shipment.clone());
         }

@@ -2,8 +2,8 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -12,6 +12,7 @@ use super::Operator;
 use super::http::Connection;
 use super::routes::{answer, fault};
 use super::socket::{Socket, SocketError};
+use crate::sync::{Condvar, Mutex, lock, wait_timeout_while};
 
 /// More clients at once are told to come again.
 const CLIENTS_MAX: usize = 32;
@@ -82,8 +83,8 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
         self.0.socket.close();
-        let clients = self.0.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.0.idle.wait_timeout_while(clients, FAREWELL_LONGEST, |c| c.asking > 0);
+        let clients = lock(&self.0.clients);
+        drop(wait_timeout_while(&self.0.idle, clients, FAREWELL_LONGEST, |c| c.asking > 0));
     }
 }
 
@@ -156,7 +157,7 @@ impl Shared {
     }
 
     fn count(&self, change: impl FnOnce(&mut Clients)) {
-        change(&mut self.clients.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.clients));
         self.idle.notify_all();
     }
 }

@@ -16,12 +16,14 @@ mod file;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
 use serde::{Deserialize, Serialize};
 
 use dirty::DirtyBlocks;
+
+use crate::sync::{Condvar, Mutex, lock, wait};
 pub use dirty::{BLOCK_BYTES, block_count};
 pub use file::{DiskError, DiskFile};
 
@@ -95,10 +97,6 @@ pub struct Disk {
     listener: OnceLock<Listener>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Disk {
     /// A disk and its worker.
     ///
@@ -131,7 +129,7 @@ impl Disk {
 
     /// Takes a request of the guest, to be carried out after those before it.
     pub fn submit(&self, request: DiskRequest) {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         state.last_id = request.id;
         state.queue.push_back(request);
         drop(state);
@@ -140,31 +138,31 @@ impl Disk {
 
     /// An answer a live guest may have.
     pub fn take_told(&self) -> Option<Answer> {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         let id = state.answers.values().find(|held| held.told)?.answer.id;
         state.answers.remove(&id).map(|held| held.answer)
     }
 
     /// Whether [`Self::take_told`] would give one.
     pub fn has_told(&self) -> bool {
-        locked(&self.state).answers.values().any(|held| held.told)
+        lock(&self.state).answers.values().any(|held| held.told)
     }
 
     /// This host's answer to a request whose end is in another host's log; `None` while there is none.
     pub fn take(&self, id: u64) -> Option<Answer> {
-        locked(&self.state).answers.remove(&id).map(|held| held.answer)
+        lock(&self.state).answers.remove(&id).map(|held| held.answer)
     }
 
     /// A live guest may have the answer to this request.
     pub fn tell(&self, id: u64) {
-        if let Some(held) = locked(&self.state).answers.get_mut(&id) {
+        if let Some(held) = lock(&self.state).answers.get_mut(&id) {
             held.told = true;
         }
     }
 
     /// A live guest may have the answers to its flushes up to this one.
     pub fn tell_flushes(&self, through: u64) {
-        for held in locked(&self.state).answers.range_mut(..=through).map(|(_, held)| held) {
+        for held in lock(&self.state).answers.range_mut(..=through).map(|(_, held)| held) {
             held.told |= held.answer.is_flush && held.answer.error.is_none();
         }
     }
@@ -172,34 +170,34 @@ impl Disk {
     /// Waits until every request is carried out and the listener has heard of it, so not under a lock the listener
     /// takes; returns a copy of the answers the guest has not had.
     pub fn drain(&self) -> Vec<Answer> {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         while state.executing || !state.queue.is_empty() {
-            state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = wait(&self.done, state);
         }
         state.answers.values().map(|held| held.answer.clone()).collect()
     }
 
     /// The last request the guest made.
     pub fn last_id(&self) -> u64 {
-        locked(&self.state).last_id
+        lock(&self.state).last_id
     }
 
     /// Goes on where another host's disk was drained: the guest has not had these answers.
     pub fn resume_with(&self, answers: Vec<Answer>) {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         let held = answers.into_iter().map(|answer| (answer.id, Held { answer, told: true }));
         state.answers = held.collect();
     }
 
     /// Begins to note which blocks change, or ends it.
     pub fn note_changes(&self, on: bool) {
-        let mut image = locked(&self.image);
+        let mut image = lock(&self.image);
         image.dirty = on.then(|| DirtyBlocks::none(self.size_bytes));
     }
 
     /// The blocks that changed since [`Self::note_changes`] or the last call, in order.
     pub fn take_changed(&self) -> Vec<u64> {
-        locked(&self.image).dirty.as_mut().map(DirtyBlocks::take).unwrap_or_default()
+        lock(&self.image).dirty.as_mut().map(DirtyBlocks::take).unwrap_or_default()
     }
 
     fn block(&self, index: u64) -> Range<u64> {
@@ -217,7 +215,7 @@ impl Disk {
     pub fn read_block(&self, index: u64) -> io::Result<Vec<u8>> {
         let Range { start, end } = self.block(index);
         let mut data = vec![0; (end - start) as usize];
-        locked(&self.image).file.read_at(start, &mut data)?;
+        lock(&self.image).file.read_at(start, &mut data)?;
         Ok(data)
     }
 
@@ -230,7 +228,7 @@ impl Disk {
         if end.checked_sub(start) != Some(data.len() as u64) || data.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        locked(&self.image).file.write_at(start, data)
+        lock(&self.image).file.write_at(start, data)
     }
 
     /// Makes what [`Self::write_block`] wrote survive a loss of power.
@@ -238,17 +236,17 @@ impl Disk {
     /// # Errors
     /// What the host says.
     pub fn sync(&self) -> io::Result<()> {
-        locked(&self.image).file.execute(&DiskOp::Flush).map(drop)
+        lock(&self.image).file.execute(&DiskOp::Flush).map(drop)
     }
 
     fn work(&self) {
         loop {
-            let mut state = locked(&self.state);
+            let mut state = lock(&self.state);
             let request = loop {
                 match state.queue.pop_front() {
                     Some(request) => break request,
                     None => {
-                        state = self.submitted.wait(state).unwrap_or_else(PoisonError::into_inner);
+                        state = wait(&self.submitted, state);
                     }
                 }
             };
@@ -257,17 +255,17 @@ impl Disk {
             let answer = self.carry_out(&request);
             let told = self.telling == Telling::AtOnce;
             let held = Held { answer: answer.clone(), told };
-            locked(&self.state).answers.insert(answer.id, held);
+            lock(&self.state).answers.insert(answer.id, held);
             if let Some(listener) = self.listener.get() {
                 listener(&answer);
             }
-            locked(&self.state).executing = false;
+            lock(&self.state).executing = false;
             self.done.notify_all();
         }
     }
 
     fn carry_out(&self, DiskRequest { id, op }: &DiskRequest) -> Answer {
-        let mut image = locked(&self.image);
+        let mut image = lock(&self.image);
         if let Some(dirty) = &mut image.dirty {
             written(op).into_iter().for_each(|bytes| dirty.mark(bytes));
         }

@@ -70,10 +70,8 @@ pub fn forced_stop(host: &Host) -> Findings {
     for ring in [Ring::Kernel, Ring::User] {
         // RCX starts at zero, so the loop is 2^64 rounds long.
         let mut guest = host.guest(programs::count_down(), ring)?;
-        let kicker = guest.vcpu.kicker();
-        kicker.kick();
+        guest.vcpu.kicker().kick();
         let stop = guest.run()?;
-        kicker.retire();
         let regs = guest.vcpu.regs()?;
         if stop != Stop::Interrupted {
             let (got, rip, expected) = (stop, regs.rip, Stop::Interrupted);

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ftvmm_devices::Input;
@@ -14,6 +14,7 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 use super::spool::{Spool, Taken};
 use crate::input::LiveQueue;
 use crate::step::StopCause;
+use crate::sync::{Mutex, lock};
 
 /// Ctrl-A, then x ends the run, b sends a break, as in QEMU.
 const ESCAPE: u8 = 0x01;
@@ -73,7 +74,7 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Switches a terminal that [`RawTerminal`] has switched back to what it was.
 pub fn restore_terminal() {
-    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(before) = lock(&BEFORE).take() {
         let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &before);
     }
 }
@@ -91,7 +92,7 @@ impl RawTerminal {
         let Some(before) = before.flatten() else { return Self { is_raw: false } };
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        *lock(&BEFORE) = Some(before);
         let _ = tcsetattr(&stdin, SetArg::TCSANOW, &raw);
         Self { is_raw: true }
     }

@@ -1,10 +1,11 @@
 //! What others than the guest's thread see of its network: where it sends from, and what became of its frames.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ftvmm_devices::{NetCounters, NetSources};
 use serde::{Deserialize, Serialize};
+
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// The guest's frames so far, and those that were dropped, wherever it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +107,6 @@ impl NetWatch {
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seen)
     }
 }

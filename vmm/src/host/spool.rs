@@ -6,13 +6,14 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::life::Life;
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// Handed on at a time.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -109,8 +110,7 @@ impl Spool {
             let Some(left) = life.left(state.written_bytes) else {
                 return state.close("nobody reads it");
             };
-            let woken = self.0.changed.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.0.changed, state, left);
         }
     }
 }
@@ -125,7 +125,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn write_on(&self, out: &File) {
@@ -133,7 +133,7 @@ impl Shared {
         loop {
             let mut state = self.lock();
             while state.waiting.is_empty() {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = wait(&self.changed, state);
             }
             chunk.clear();
             let count = state.waiting.len().min(CHUNK_BYTES);

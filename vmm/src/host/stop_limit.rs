@@ -3,13 +3,14 @@
 //! Threads hang in what the host does for them: a file on a server that is gone, a device that does not answer. No thread
 //! can be ended from outside, so the process is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::clock::HostClock;
 use super::console::restore_terminal;
 use super::stderr::{finish_stderr, say};
+use crate::sync::{Condvar, Mutex, lock, wait, wait_timeout};
 
 /// What a stop may take from the order to the guest's standstill.
 pub const STOP_LONGEST: Duration = Duration::from_secs(15);
@@ -53,7 +54,7 @@ impl StopLimit {
     pub fn within(&self, longest: Duration, what: &'static str) {
         let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
         let until_ns = until_ns.max(self.ends_until_ns.load(Ordering::Acquire));
-        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limit = lock(&self.limit);
         if limit.as_ref().is_none_or(|limit| until_ns < limit.until_ns) {
             *limit = Some(Limit { until_ns, what });
             self.changed.notify_all();
@@ -75,7 +76,7 @@ impl StopLimit {
     pub fn goes_on(&self, longest: Duration, what: &'static str) {
         let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
         self.ends_until_ns.store(until_ns, Ordering::Release);
-        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limit = lock(&self.limit);
         if let Some(limit) = &mut *limit {
             *limit = Limit { until_ns, what };
             self.changed.notify_all();
@@ -92,10 +93,10 @@ impl StopLimit {
     }
 
     fn wait(&self) {
-        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limit = lock(&self.limit);
         loop {
             let Some(Limit { until_ns, what }) = &*limit else {
-                limit = self.changed.wait(limit).unwrap_or_else(PoisonError::into_inner);
+                limit = wait(&self.changed, limit);
                 continue;
             };
             let left_ns = until_ns.saturating_sub(self.clock.host_now_ns());
@@ -105,8 +106,7 @@ impl StopLimit {
                 self.now(&why);
             }
             let left = Duration::from_nanos(left_ns);
-            let woken = self.changed.wait_timeout(limit, left);
-            limit = woken.unwrap_or_else(PoisonError::into_inner).0;
+            limit = wait_timeout(&self.changed, limit, left);
         }
     }
 }

@@ -6,11 +6,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use ftvmm_devices::MTU_MIN;
 use libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, c_int, c_short, c_uint};
 use thiserror::Error;
+
+use crate::sync::{Mutex, lock};
 
 /// Size of `virtio_net_hdr_v1`, which every frame carries in front (virtio 1.2 section 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
@@ -19,7 +21,8 @@ const FRAME_BYTES_MAX: usize = VNET_HEADER_BYTES + 14 + 4 + 65_535;
 /// Offloads the guest understands in what it receives: checksums left to it (linux/if_tun.h).
 const TUN_F_CSUM: c_uint = 1;
 
-nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
+// Declared as a call that only reads, it writes the ifreq back (`__tun_chr_ioctl`, drivers/net/tun.c).
+nix::ioctl_readwrite_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_ptr_bad!(tun_set_vnet_header_size, libc::TUNSETVNETHDRSZ, c_int);
 
@@ -106,10 +109,6 @@ pub struct Tap {
     buffer: Vec<u8>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Tap {
     /// Opens the existing tap `name`.
     ///
@@ -153,8 +152,8 @@ impl Tap {
         }
         request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
         let fd = file.as_raw_fd();
-        // SAFETY: TUNSETIFF reads one ifreq, which lives for the call.
-        unsafe { tun_set_iff(fd, &request) }.map_err(os).map_err(refused("TUNSETIFF"))?;
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which lives for the call and is borrowed for it alone.
+        unsafe { tun_set_iff(fd, &mut request) }.map_err(os).map_err(refused("TUNSETIFF"))?;
         let size = VNET_HEADER_BYTES as c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives for the call.
         unsafe { tun_set_vnet_header_size(fd, &size) }
@@ -174,7 +173,7 @@ impl Tap {
 
     /// Closes the tap for every handle: the interface is gone.
     pub fn lose(&self) {
-        locked(&self.shared.file).take();
+        lock(&self.shared.file).take();
     }
 
     /// The open tap, opened again if it was lost.
@@ -182,7 +181,7 @@ impl Tap {
     /// # Errors
     /// As [`Self::open`].
     pub fn reopened(&self) -> Result<Arc<File>, TapError> {
-        let mut file = locked(&self.shared.file);
+        let mut file = lock(&self.shared.file);
         if let Some(file) = &*file {
             return Ok(file.clone());
         }
@@ -191,19 +190,19 @@ impl Tap {
 
     /// Why clients do not reach the guest over this tap; `None` when nothing is known to be in the way.
     pub fn why_down(&self) -> Option<String> {
-        locked(&self.shared.why_down).clone()
+        lock(&self.shared.why_down).clone()
     }
 
     /// Notes why clients do not reach the guest; whether it is another reason than before.
     pub fn set_why_down(&self, why: Option<String>) -> bool {
-        let mut known = locked(&self.shared.why_down);
+        let mut known = lock(&self.shared.why_down);
         let is_new = *known != why;
         *known = why;
         is_new
     }
 
     fn file(&self) -> Option<Arc<File>> {
-        locked(&self.shared.file).clone()
+        lock(&self.shared.file).clone()
     }
 
     /// The next frame with its header, or `None` when there is none now, or no interface.

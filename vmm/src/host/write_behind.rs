@@ -4,10 +4,11 @@
 //! takes none for [`PATIENCE`] is given up, and whoever writes is told.
 
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::life::Life;
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// What waits at most, in bytes.
 const WAITING_BYTES_MAX: usize = 64 << 20;
@@ -97,8 +98,7 @@ impl WriteBehind {
                 state.fail(&io::Error::new(ErrorKind::TimedOut, text));
                 continue;
             };
-            let woken = self.shared.changed.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.shared.changed, state, left);
         }
     }
 }
@@ -135,7 +135,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn run(&self, mut file: impl Write) {
@@ -145,7 +145,7 @@ impl Shared {
                 if state.closed {
                     return;
                 }
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = wait(&self.changed, state);
                 continue;
             }
             let taken = std::mem::take(&mut state.waiting);

@@ -2,19 +2,19 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ftvmm_devices::Input;
 use ftvmm_replication::{HostNs, Ordinal};
 use nix::sys::timerfd::TimerFd;
 
-use super::Pulse;
+use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
+use super::{Kicker, Pulse};
 use crate::disk::{Answer, Disk};
 use crate::host::clock::HostClock;
 use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
-use crate::kvm::Kicker;
 use crate::step::StopCause;
 
 /// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch would.
@@ -351,7 +351,7 @@ impl LiveQueue {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// Sleeps until something arrives or an alarm goes off, at most for `longest`.
@@ -363,11 +363,8 @@ impl LiveQueue {
         waiting.halted = true;
         let _resting = self.pulse.rest();
         let mut waiting = match longest {
-            Some(longest) => {
-                let woken = self.arrived.wait_timeout(waiting, longest);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            Some(longest) => wait_timeout(&self.arrived, waiting, longest),
+            None => wait(&self.arrived, waiting),
         };
         waiting.halted = false;
         waiting

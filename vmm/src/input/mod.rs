@@ -25,3 +25,5 @@ pub use replay::{Divergence, Fed, Feed, FileFeed, Replay};
 pub use restored::Restore;
 
 pub use crate::input_error::InputError;
+use crate::kvm::Kicker;
+use crate::sync;

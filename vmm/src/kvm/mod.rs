@@ -6,12 +6,14 @@
 
 mod dirty;
 mod exit;
+mod kick_target;
+mod kicker;
 mod msr;
 mod snapshot;
 mod state;
 mod vcpu;
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region,
@@ -23,14 +25,20 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 
 pub use dirty::DirtyLog;
 pub use exit::{Direction, Exit};
+pub use kick_target::install_kick_handler;
+pub use kicker::Kicker;
 pub use snapshot::VcpuState;
 pub use state::{CpuState, STATE_MSRS};
-pub use vcpu::{Kicker, Vcpu, install_kick_handler};
+pub use vcpu::Vcpu;
 
+use crate::sync;
 use vcpu::VcpuCaps;
 
 /// Guest memory as ftvmm maps it. The bitmap has the pages this program wrote; those the guest wrote are in
 /// KVM's [`DirtyLog`].
+///
+/// It is shared by `Rc` and the [`Vcpu`] has a share, so the guest and all that touch its memory are on one thread: while
+/// one of them is at work, the guest stands still.
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Three pages Intel's VMX needs in the guest's address space, out of its sight
@@ -143,7 +151,7 @@ pub fn nested_paging_is_off() -> Option<&'static str> {
 pub struct Vm {
     kvm: Kvm,
     fd: VmFd,
-    memory: Arc<Memory>,
+    memory: Rc<Memory>,
 }
 
 impl Vm {
@@ -190,16 +198,16 @@ impl Vm {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the region is mapped for as long as `memory` lives, which this Vm keeps; slots
-            // and addresses do not overlap because vm-memory checked the ranges.
+            // SAFETY: the guest writes to the region only while it runs, and what runs it, a Vcpu, keeps `memory` and with
+            // it the mapping; slots and addresses do not overlap because vm-memory checked the ranges.
             unsafe { fd.set_user_memory_region(region) }
                 .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        Ok(Self { kvm, fd, memory: Arc::new(memory) })
+        Ok(Self { kvm, fd, memory: Rc::new(memory) })
     }
 
     /// The guest's memory.
-    pub fn memory(&self) -> &Arc<Memory> {
+    pub fn memory(&self) -> &Rc<Memory> {
         &self.memory
     }
 
@@ -213,7 +221,7 @@ impl Vm {
             sync_regs: self.kvm.check_extension(Cap::SyncRegs),
             xcrs: self.kvm.check_extension(Cap::Xcrs),
         };
-        Ok(Vcpu::new(fd, has))
+        Ok(Vcpu::new(fd, has, self.memory.clone()))
     }
 
     /// Has KVM serve these MSRs; an access to any other is an exit. For all guests of a user.
@@ -245,8 +253,9 @@ impl Vm {
 pub fn forget_memory(memory: &Memory) -> Result<(), KvmError> {
     for region in memory.iter() {
         let bytes = region.len() as usize;
-        // SAFETY: the range is a mapping of anonymous private memory that lives as long as `memory`; nobody holds a
-        // reference into it, and the guest stands still. The next access finds zeroes (madvise(2), MADV_DONTNEED).
+        // SAFETY: the range is a mapping of anonymous private memory that lives as long as `memory`. It is on this thread
+        // alone (see Memory): the guest stands still, and no slice of it is held, because the page tracker and the digest
+        // of memory call nothing that comes here. The next access finds zeroes (madvise(2), MADV_DONTNEED).
         let answer = unsafe { libc::madvise(region.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
         if answer != 0 {
             let source = kvm_ioctls::Error::last();

@@ -2,8 +2,7 @@
 
 use std::cell::Cell;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::rc::Rc;
 
 use ftvmm_replication::PAGE_BYTES;
 use kvm_bindings::{
@@ -16,16 +15,14 @@ use kvm_ioctls::{SyncReg, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use super::kick_target::ImmediateExit;
+use super::kicker::{Kicker, Kicks};
 use super::snapshot::{VcpuState, has_event};
 use super::{Direction, Exit, KvmError, Memory, call};
 use crate::msr::MsrAccess;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
-
-/// Offset of the real-time signal that makes `KVM_RUN` return.
-const KICK_SIGNAL_OFFSET: i32 = 0;
 
 /// Longest instruction (AMD APM vol. 3, section 1.1).
 const INSTRUCTION_BYTES_MAX: u64 = 15;
@@ -44,8 +41,9 @@ pub struct Vcpu {
     fd: VcpuFd,
     /// The host's CPU has XSAVE, so that the vCPU has an XCR0.
     pub(super) has_xcrs: bool,
-    /// A kick came that no return from `KVM_RUN` has answered yet.
-    kicked: Arc<AtomicBool>,
+    kicks: Kicks,
+    /// What the guest's memory is mapped to: KVM writes there while the guest runs.
+    _memory: Rc<Memory>,
     /// The segments and control registers in `kvm_run` are those of the stopped guest.
     sregs_synced: Cell<bool>,
     /// Set while the guest stands where KVM_RUN did not stop it: (IF, takes an interrupt).
@@ -57,14 +55,18 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(mut fd: VcpuFd, has: VcpuCaps) -> Self {
+    pub(super) fn new(mut fd: VcpuFd, has: VcpuCaps, memory: Rc<Memory>) -> Self {
         if has.sync_regs {
             fd.set_sync_valid_reg(SyncReg::SystemRegister);
         }
+        // SAFETY: `fd` unmaps the vCPU when it is dropped with the Vcpu. Before that, Vcpu::drop ends what others hold
+        // of these kicks, and they themselves belong to the Vcpu.
+        let kicks = Kicks::new(unsafe { ImmediateExit::of(fd.get_kvm_run()) });
         Self {
             fd,
             has_xcrs: has.xcrs,
-            kicked: Arc::default(),
+            kicks,
+            _memory: memory,
             sregs_synced: Cell::new(false),
             placed: None,
             at_exit: false,
@@ -93,6 +95,7 @@ impl Vcpu {
 
     fn run_to_exit(&mut self, want_window: bool) -> Result<Exit, KvmError> {
         self.placed = None;
+        self.kicks.run_here();
         self.fd.get_kvm_run().request_interrupt_window = want_window.into();
         self.sregs_synced.set(false);
         let answer = self.fd.run().map(drop);
@@ -100,8 +103,7 @@ impl Vcpu {
         match answer {
             Ok(()) => self.exit(),
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
-                self.kicked.store(false, Ordering::SeqCst);
-                self.fd.set_kvm_immediate_exit(0);
+                self.kicks.answer();
                 Ok(Exit::Interrupted)
             }
             Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
@@ -177,13 +179,9 @@ impl Vcpu {
     /// As [`Self::settle`]; an instruction that makes several accesses may stop for the next.
     fn complete(&mut self) -> Result<Option<Exit>, KvmError> {
         self.sregs_synced.set(false);
-        self.fd.set_kvm_immediate_exit(1);
+        self.kicks.hold();
         let answer = self.fd.run().map(drop);
-        self.fd.set_kvm_immediate_exit(0);
-        if self.kicked.load(Ordering::SeqCst) {
-            // The kick was meant for the next run.
-            self.fd.set_kvm_immediate_exit(1);
-        }
+        self.kicks.let_go();
         match answer {
             Err(e) if e.errno() == libc::EINTR => Ok(None),
             Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
@@ -198,20 +196,19 @@ impl Vcpu {
     pub fn step(&mut self) -> Result<(), KvmError> {
         let control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
         self.debug(control)?;
+        self.kicks.run_here();
         let stepped = loop {
             self.sregs_synced.set(false);
             match self.fd.run().map(drop) {
                 Ok(()) if self.fd.get_kvm_run().exit_reason == KVM_EXIT_DEBUG => break Ok(()),
                 Ok(()) => break Err(self.unknown_exit()),
                 Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
-                    self.fd.set_kvm_immediate_exit(0);
+                    self.kicks.put_off();
                 }
                 Err(source) => break Err(KvmError::Call { call: "KVM_RUN", source }),
             }
         };
-        if self.kicked.load(Ordering::SeqCst) {
-            self.fd.set_kvm_immediate_exit(1);
-        }
+        self.kicks.let_go();
         self.debug(0)?;
         stepped
     }
@@ -242,8 +239,8 @@ impl Vcpu {
         // SAFETY: the exit reason says that KVM filled the `io` member.
         let io = unsafe { run.__bindgen_anon_1.io };
         let length = usize::from(io.size) * io.count as usize;
-        // SAFETY: KVM puts the data inside the mapping of kvm_run at `data_offset`
-        // (KVM api.rst, KVM_EXIT_IO); the borrow of self keeps the next KVM_RUN away.
+        // SAFETY: KVM puts the data at `data_offset` of the vCPU's mapping (KVM api.rst, KVM_EXIT_IO), which begins with
+        // kvm_run and which kvm-ioctls maps whole; the borrow of self keeps the next KVM_RUN away.
         unsafe {
             let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
             std::slice::from_raw_parts_mut(start, length)
@@ -478,16 +475,15 @@ impl Vcpu {
         Ok(code)
     }
 
-    /// A handle with which another thread makes this vCPU's `KVM_RUN` return. To be called on the thread
-    /// that runs the vCPU.
-    pub fn kicker(&mut self) -> Kicker {
-        // SAFETY: pthread_self has no preconditions.
-        let thread = unsafe { libc::pthread_self() };
-        let immediate_exit = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit) as usize;
-        Kicker {
-            target: Arc::new(Mutex::new(Some((thread, immediate_exit)))),
-            kicked: self.kicked.clone(),
-        }
+    /// A handle with which another thread makes this vCPU's `KVM_RUN` return.
+    pub fn kicker(&self) -> Kicker {
+        self.kicks.kicker()
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.kicks.end();
     }
 }
 
@@ -499,44 +495,4 @@ impl AsRawFd for Vcpu {
 
 fn direction(is_write: bool) -> Direction {
     if is_write { Direction::Write } else { Direction::Read }
-}
-
-/// Makes a running `KVM_RUN` return from another thread; a kick that comes between two runs makes the next
-/// one return at once (KVM api.rst, `immediate_exit`).
-#[derive(Clone)]
-pub struct Kicker {
-    /// The vCPU's thread and the address of `kvm_run.immediate_exit`, until [`Self::retire`].
-    target: Arc<Mutex<Option<(libc::pthread_t, usize)>>>,
-    /// [`Vcpu::settle`] and [`Vcpu::step`] must not swallow a kick.
-    kicked: Arc<AtomicBool>,
-}
-
-impl Kicker {
-    /// Kicks. Does nothing after [`Self::retire`].
-    pub fn kick(&self) {
-        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((thread, immediate_exit)) = *target else { return };
-        self.kicked.store(true, Ordering::SeqCst);
-        // SAFETY: the lock is held, so the vCPU's thread has not retired this kicker: the mapping stands, and
-        // KVM lets another thread set this byte.
-        unsafe { (immediate_exit as *mut u8).write_volatile(1) };
-        // SAFETY: likewise the thread still runs.
-        unsafe { libc::pthread_kill(thread, SIGRTMIN() + KICK_SIGNAL_OFFSET) };
-    }
-
-    /// Ends the validity of all clones; the vCPU's thread calls it before it drops the vCPU.
-    pub fn retire(&self) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
-/// Installs the empty handler of the kick signal, once per process.
-///
-/// # Errors
-/// When the host refuses.
-pub fn install_kick_handler() -> Result<(), KvmError> {
-    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, on_kick)
-        .map_err(|source| KvmError::Call { call: "sigaction", source })
 }

@@ -49,7 +49,14 @@ impl Destination for ToBackup {
 
 impl Peer {
     /// Gives the peer the means to ship the guest.
-    pub fn ship_with(&self, shipment: Arc<Shipment>) {
+    pub fn ship_with(self: &Arc<Self>, shipment: Arc<Shipment>) {
+        let peer = Arc::downgrade(self);
+        // A guest that waits because the backup is behind is to stop for its state all the same.
+        shipment.wakes_with(move || {
+            if let Some(peer) = peer.upgrade() {
+                peer.wake();
+            }
+        });
         let _ = self.sending.shipment.set(shipment);
         self.wake();
     }

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, TryLockError};
 
 use ftvmm_replication::{Ordinal, SnapshotError, SnapshotMark, SnapshotWriter, StatePart};
 use thiserror::Error;
@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::user_file::{self, FileError, Written};
 
 use super::{Destination, Gauge, Rest, Shipment, rest_parts, ship};
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// Why there is no snapshot. The guest is as before, and no file is left.
 #[derive(Debug, Error)]
@@ -160,7 +161,7 @@ struct ToFile {
 
 impl ToFile {
     fn lock(&self) -> MutexGuard<'_, Writing> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.writing)
     }
 }
 

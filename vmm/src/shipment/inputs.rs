@@ -5,7 +5,8 @@ use std::sync::Arc;
 use ftvmm_replication::{Check, HostNs, MemoryLook, Ordinal, SnapshotMark};
 
 use super::blocks::read_blocks;
-use super::{Rest, Shipment, Wanted};
+use super::rendezvous::{Stop, Wanted};
+use super::{Rest, Shipment};
 use crate::input_error::InputError;
 use crate::machine_state::MachineState;
 use crate::step::{Situation, Step};
@@ -69,11 +70,11 @@ impl TransferPort {
     /// What the sender wants here, if anything.
     pub fn wanted(&mut self, situation: &Situation) -> Option<Step> {
         let shipment = &self.shipment;
-        if shipment.wants(Wanted::Look) && situation.at.is_some() {
+        if shipment.meeting.wants(Wanted::Look) && situation.at.is_some() {
             self.looks_since = Some(shipment.clock.host_now());
             return Some(Step::Measure { memory: MemoryLook::Renew });
         }
-        if !shipment.wants(Wanted::Rest) {
+        if !shipment.meeting.wants(Wanted::Rest) {
             return None;
         }
         let step = self.halt.step(situation)?;
@@ -90,13 +91,7 @@ impl TransferPort {
     pub fn measured(&mut self, at: Ordinal, check: &Check) {
         if let Some(since) = self.looks_since.take() {
             let shipment = &self.shipment;
-            shipment.done(Wanted::Look);
-            let took_ns = shipment.clock.host_now().since_ns(since);
-            let mut meeting = shipment.lock();
-            meeting.looked = true;
-            meeting.look_ns = meeting.look_ns.max(took_ns);
-            drop(meeting);
-            shipment.changed.notify_all();
+            shipment.meeting.looked(shipment.clock.host_now().since_ns(since));
         }
         self.halt.measured(at, check);
     }
@@ -113,14 +108,11 @@ impl TransferPort {
     /// When the disk cannot be read.
     pub fn saved(&mut self, mut machine: MachineState) -> Result<Option<SnapshotMark>, InputError> {
         let shipment = &self.shipment;
-        shipment.done(Wanted::Rest);
+        let since = self.stopped_since.take();
+        let Some(destination) = shipment.meeting.take_destination() else { return Ok(None) };
         let at = machine.at;
-        let pages = {
-            let mut tracker = shipment.pages();
-            let pages = tracker.take_unsent(usize::MAX);
-            tracker.end_transfer();
-            pages
-        };
+        let pages = shipment.copy.take_unsent(usize::MAX);
+        shipment.copy.end_transfer();
         let (mut blocks, mut disk_through) = (Vec::new(), 0);
         if let Some(disk) = &shipment.disk {
             // A disk that is slow is no processor that is held.
@@ -132,15 +124,10 @@ impl TransferPort {
                 .map_err(|source| InputError::Disk { source })?;
             disk.note_changes(false);
         }
-        let destination = shipment.lock().destination.take();
-        let rest = Rest { pages, blocks, machine, disk_through };
-        let mark = destination.and_then(|destination| destination.rest(rest));
+        let mark = destination.rest(Rest { pages, blocks, machine, disk_through });
         let now = shipment.clock.host_now();
-        let mut meeting = shipment.lock();
-        meeting.stopped_at = Some(at);
-        meeting.stopped_ns = now.since_ns(self.stopped_since.take().unwrap_or(now));
-        drop(meeting);
-        shipment.changed.notify_all();
+        let stopped_ns = now.since_ns(since.unwrap_or(now));
+        shipment.meeting.stopped(Stop { at, stopped_ns });
         Ok(mark)
     }
 }

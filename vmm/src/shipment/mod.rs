@@ -12,13 +12,12 @@ mod blocks;
 mod file;
 mod inputs;
 mod progress;
+mod rendezvous;
 mod sender;
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
-use ftvmm_replication::{FileHeader, Ordinal as ExitOrdinal, SnapshotMark};
+use ftvmm_replication::{FileHeader, SnapshotMark};
 
 pub use blocks::put_on_disk;
 pub use file::{SaveError, Saved, save};
@@ -30,7 +29,9 @@ use crate::disk::Disk;
 use crate::host::clock::HostClock;
 use crate::input::LiveQueue;
 use crate::machine_state::MachineState;
-use crate::page_tracker::PageTracker;
+use crate::page_tracker::MemoryCopy;
+use crate::sync::{self, Mutex};
+use rendezvous::Rendezvous;
 
 /// A page and its content.
 pub use crate::page_tracker::PageImage;
@@ -61,37 +62,17 @@ pub trait Destination: Send + Sync {
     fn rest(&self, rest: Rest) -> Option<SnapshotMark>;
 }
 
-/// What the sender wants of the vCPU's thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Wanted {
-    Nothing = 0,
-    /// A look at memory at the next exit, which renews the copy.
-    Look = 1,
-    /// The rest, as soon as the guest can be stopped.
-    Rest = 2,
-}
-
-#[derive(Default)]
-struct Meeting {
-    destination: Option<Arc<dyn Destination>>,
-    looked: bool,
-    stopped_at: Option<ExitOrdinal>,
-    stopped_ns: u64,
-    /// The longest of the looks.
-    look_ns: u64,
-    /// The run is over: nothing is to be waited for.
-    ended: bool,
-}
+/// Wakes the vCPU's thread.
+type Wake = Box<dyn Fn() + Send + Sync>;
 
 /// Where the sender and the vCPU's thread meet. One state is shipped at a time.
 pub struct Shipment {
-    wanted: AtomicU8,
-    meeting: Mutex<Meeting>,
-    changed: Condvar,
-    pages: Arc<Mutex<PageTracker>>,
+    meeting: Rendezvous<Arc<dyn Destination>>,
+    copy: Arc<MemoryCopy>,
     disk: Option<Arc<Disk>>,
     queue: Arc<LiveQueue>,
+    /// Where else the vCPU's thread may wait.
+    wakes: OnceLock<Wake>,
     clock: HostClock,
     header: FileHeader,
     /// Held while a snapshot is written.
@@ -99,76 +80,54 @@ pub struct Shipment {
 }
 
 impl Shipment {
-    /// Ships the guest whose memory `pages` tracks, with its disk, and whose vCPU waits at `queue`; `header` says which
+    /// Ships the guest whose memory has this `copy`, with its disk, and whose vCPU waits at `queue`; `header` says which
     /// guest that is.
     pub fn new(
-        pages: Arc<Mutex<PageTracker>>,
+        copy: Arc<MemoryCopy>,
         disk: Option<Arc<Disk>>,
         queue: Arc<LiveQueue>,
         clock: HostClock,
         header: FileHeader,
     ) -> Self {
         Self {
-            wanted: AtomicU8::new(Wanted::Nothing as u8),
-            meeting: Mutex::default(),
-            changed: Condvar::new(),
-            pages,
+            meeting: Rendezvous::new(),
+            copy,
             disk,
             queue,
+            wakes: OnceLock::new(),
             clock,
             header,
             saving: Mutex::default(),
         }
     }
 
-    /// The guest has ended: nothing more is shipped, and a snapshot that was begun is complete or gone when this
-    /// returns.
-    pub fn end(&self) {
-        self.lock().ended = true;
-        self.changed.notify_all();
-        drop(self.saving.lock());
+    /// For a vCPU whose thread waits elsewhere too, and then looks at [`Self::wants_rest`]: `wake` wakes it there. It is
+    /// called when what is wanted has changed, so it must take the lock under which the thread looks before it notifies.
+    pub fn wakes_with(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.wakes.set(Box::new(wake));
     }
 
-    fn has_ended(&self) -> bool {
-        self.lock().ended
-    }
-
-    fn wants(&self, what: Wanted) -> bool {
-        self.wanted.load(Ordering::Acquire) == what as u8
-    }
-
-    fn want(&self, what: Wanted) {
-        self.wanted.store(what as u8, Ordering::Release);
-        if what != Wanted::Nothing {
-            self.queue.attend();
+    /// Wakes the vCPU's thread wherever it waits, or runs the guest.
+    fn wake(&self) {
+        self.queue.attend();
+        if let Some(wake) = self.wakes.get() {
+            wake();
         }
     }
 
-    /// What was wanted is done. Something else may be wanted by now.
-    fn done(&self, what: Wanted) {
-        let nothing = Wanted::Nothing as u8;
-        let _ =
-            self.wanted.compare_exchange(what as u8, nothing, Ordering::AcqRel, Ordering::Acquire);
+    /// The guest has ended: nothing more is shipped, and a snapshot that was begun is complete or gone when this
+    /// returns.
+    pub fn end(&self) {
+        self.meeting.end();
+        drop(sync::lock(&self.saving));
+    }
+
+    fn has_ended(&self) -> bool {
+        self.meeting.has_ended()
     }
 
     /// Whether the guest is to be stopped now.
     pub fn wants_rest(&self) -> bool {
-        self.wants(Wanted::Rest)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Meeting> {
-        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pages(&self) -> MutexGuard<'_, PageTracker> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until `done`, at most so long; whether it is.
-    fn wait_for(&self, longest: Duration, done: impl Fn(&Meeting) -> bool) -> bool {
-        let meeting = self.lock();
-        let waited = self.changed.wait_timeout_while(meeting, longest, |meeting| !done(meeting));
-        let (meeting, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        done(&meeting)
+        self.meeting.wants(rendezvous::Wanted::Rest)
     }
 }

@@ -1,10 +1,9 @@
 //! How far a state on its way is: for the status, and for a display where somebody looks.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use ftvmm_replication::{HostNs, StatePart};
 
 use crate::host::clock::HostClock;
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// How far a transfer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,7 +107,7 @@ impl Gauge {
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 }
 

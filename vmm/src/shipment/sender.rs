@@ -7,7 +7,8 @@ use ftvmm_replication::transfer::{DirtySync, PreCopy, PreCopyStep, STOP_WAIT, SY
 use ftvmm_replication::{HostNs, Ordinal, PAGE_BYTES, StatePart};
 
 use super::blocks::{all_blocks, block_parts, read_blocks};
-use super::{Destination, Gauge, PageImage, Rest, Shipment, Wanted};
+use super::rendezvous::Stop;
+use super::{Destination, Gauge, PageImage, Rest, Shipment};
 
 /// Memory that is copied once to see how fast this host does it.
 const SAMPLE_BYTES: usize = 8 << 20;
@@ -52,9 +53,7 @@ pub fn ship(
     let shipped = Sender { shipment, destination, gauge }.run(started);
     gauge.end();
     if shipped.is_none() {
-        shipment.want(Wanted::Nothing);
-        shipment.lock().destination = None;
-        shipment.pages().end_transfer();
+        shipment.copy.end_transfer();
         if let Some(disk) = &shipment.disk {
             disk.note_changes(false);
         }
@@ -73,22 +72,19 @@ impl Sender<'_> {
         let blocks = self.begin()?;
         let rounds = self.pre_copy(blocks)?;
         let bytes = self.gauge.read().0.bytes;
-        let at = self.stop()?;
+        let meeting = &self.shipment.meeting;
+        let Stop { at, stopped_ns } =
+            meeting.stop(self.destination.clone(), STOP_WAIT, || self.shipment.wake())?;
         let took_ns = self.shipment.clock.host_now().since_ns(started);
-        let meeting = self.shipment.lock();
-        let stopped_ns = meeting.stopped_ns.max(meeting.look_ns);
-        drop(meeting);
+        let stopped_ns = stopped_ns.max(meeting.look_ns());
         let memory_copy_ns = self.time_a_copy();
         Some(Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
     }
 
     /// Begins to track changes; all blocks of the disk.
     fn begin(&self) -> Option<Vec<u64>> {
-        self.shipment.lock().look_ns = 0;
-        let mut pages = self.shipment.pages();
-        pages.begin_transfer();
-        let mut total_bytes = pages.unsent_pages() * PAGE_BYTES as u64;
-        drop(pages);
+        self.shipment.meeting.begin();
+        let mut total_bytes = self.shipment.copy.begin_transfer() * PAGE_BYTES as u64;
         let mut blocks = Vec::new();
         if let Some(disk) = &self.shipment.disk {
             disk.note_changes(true);
@@ -120,10 +116,10 @@ impl Sender<'_> {
 
     /// What the guest has changed by its next exit, and which blocks of the disk that is.
     fn sync(&self) -> (DirtySync, Vec<u64>) {
-        if !self.look() {
+        if !self.shipment.meeting.look(SYNC_WAIT, || self.shipment.wake()) {
             return (DirtySync::NoExit, Vec::new());
         }
-        let pages = self.shipment.pages().unsent_pages();
+        let pages = self.shipment.copy.unsent_pages();
         let blocks = self.shipment.disk.as_ref().map_or_else(Vec::new, |disk| disk.take_changed());
         (DirtySync::Dirty { pages, blocks: blocks.len() as u64 }, blocks)
     }
@@ -132,7 +128,7 @@ impl Sender<'_> {
     fn time_a_copy(&self) -> u64 {
         let mut sample = vec![1; SAMPLE_BYTES];
         let began = self.shipment.clock.host_now();
-        let (copied, all) = self.shipment.pages().sample(&mut sample);
+        let (copied, all) = self.shipment.copy.sample(&mut sample);
         std::hint::black_box(&sample);
         let took_ns = self.shipment.clock.host_now().since_ns(began);
         (u128::from(took_ns) * u128::from(all) / u128::from(copied.max(1))) as u64
@@ -156,7 +152,7 @@ impl Sender<'_> {
     /// Sends what has to be sent, until nothing is left.
     fn send_unsent(&self) -> Option<()> {
         loop {
-            let pages = self.shipment.pages().take_unsent(PART_PAGES_MAX);
+            let pages = self.shipment.copy.take_unsent(PART_PAGES_MAX);
             if pages.is_empty() {
                 return Some(());
             }
@@ -165,28 +161,5 @@ impl Sender<'_> {
             }
             self.gauge.advance((pages.len() * PAGE_BYTES) as u64);
         }
-    }
-
-    /// Has the copy renewed at the guest's next exit; whether it made one.
-    fn look(&self) -> bool {
-        self.shipment.lock().looked = false;
-        self.shipment.want(Wanted::Look);
-        let looked = self.shipment.wait_for(SYNC_WAIT, |meeting| meeting.looked || meeting.ended);
-        if !looked {
-            self.shipment.done(Wanted::Look);
-        }
-        looked
-    }
-
-    /// Has the guest stopped, and the rest handed over.
-    fn stop(&self) -> Option<Ordinal> {
-        {
-            let mut meeting = self.shipment.lock();
-            meeting.stopped_at = None;
-            meeting.destination = Some(self.destination.clone());
-        }
-        self.shipment.want(Wanted::Rest);
-        self.shipment.wait_for(STOP_WAIT, |meeting| meeting.stopped_at.is_some() || meeting.ended);
-        self.shipment.lock().stopped_at
     }
 }
