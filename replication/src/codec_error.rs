@@ -42,6 +42,12 @@ pub enum CodecError {
         /// The field being read.
         field: &'static str,
     },
+    /// A number has a shorter encoding.
+    #[error("number in {field} has more bytes than it needs")]
+    Overlong {
+        /// The field being read.
+        field: &'static str,
+    },
     /// The codec number is none of ours.
     #[error("unknown group codec {codec}")]
     Codec {
@@ -61,7 +67,7 @@ pub enum CodecError {
         tag: u8,
     },
     /// The kind of an extended record is none of ours.
-    #[error("unknown kind {kind} of an extended record")]
+    #[error("record kind {kind} of tag 15 is unknown; was it made by a newer ftvmm?")]
     RecordKind {
         /// The value read.
         kind: u8,
@@ -78,7 +84,7 @@ pub enum CodecError {
         /// Position of the record in the group; the record count when the body is too long.
         index: u64,
     },
-    /// A check or a slice is none.
+    /// A check, a slice or a snapshot's mark is none.
     #[error("record {index} cannot be decoded")]
     RecordBody {
         /// Position of the record in the group.

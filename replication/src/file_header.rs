@@ -13,6 +13,8 @@ use std::io::{self, Read};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::build_id::BuildId;
+use crate::encoding;
 use crate::fingerprint::Fingerprint;
 use crate::record::{Ordinal, SnapshotMark};
 
@@ -27,6 +29,8 @@ const _: () = assert!(PREFIX_BYTES == MAGIC_BYTES + 3 * size_of::<u32>());
 /// The guest a file is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileHeader {
+    /// The program that made the file. Another one may read it; a difference explains what follows.
+    pub build: BuildId,
     /// The machine.
     pub fingerprint: Fingerprint,
     /// What the guest's RTC said at power-on, in seconds since 1970-01-01 00:00 UTC.
@@ -116,7 +120,7 @@ impl Kind {
     /// The bytes a file begins with.
     pub fn encode(self, header: &FileHeader) -> Result<Vec<u8>, HeaderError> {
         let Self { name: kind, magic, version } = self;
-        let record = postcard::to_stdvec(header).map_err(|_| HeaderError::Damaged { kind })?;
+        let record = encoding::encode(header);
         let header_bytes = record.len() as u64;
         if header_bytes > u64::from(HEADER_BYTES_MAX) {
             return Err(HeaderError::TooLong { kind, header_bytes });
@@ -167,9 +171,7 @@ impl Kind {
         if crc32c::crc32c_append(crc32c::crc32c(&prefix[..16]), &record) != stored_crc {
             return Err(HeaderError::Damaged { kind });
         }
-        match postcard::take_from_bytes(&record) {
-            Ok((header, [])) => Ok((header, (PREFIX_BYTES + record.len()) as u64)),
-            _ => Err(HeaderError::Damaged { kind }),
-        }
+        let header = encoding::decode(&record).map_err(|_| HeaderError::Damaged { kind })?;
+        Ok((header, (PREFIX_BYTES + record.len()) as u64))
     }
 }

@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Hex;
 
-/// Version of the wire protocol and of the meaning of log records: raised whenever either side
-/// would compute something else from the same inputs (a device model changes, a message changes).
+/// Version of the meaning of log records: raised whenever the same log would lead to another
+/// execution (a device model changes, a record means something else, the processor's state in a
+/// slice is encoded otherwise). Messages and files have versions of their own:
+/// [`crate::wire::WIRE_VERSION`], [`crate::log::LOG_VERSION`] and
+/// [`crate::snapshot::SNAPSHOT_VERSION`].
 pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The facts execution depends on besides the logged inputs.

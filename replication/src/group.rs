@@ -20,10 +20,12 @@
 //! takes several inputs at an exit before it leaves it); time never falls.
 
 use ftvmm_devices::{DiskOutcome, Input};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub use crate::codec_error::CodecError;
 use crate::disk::DiskAnswer;
+use crate::encoding;
 use crate::record::{End, EndReason, Event, Ordinal, Record};
 use crate::tag::{Kind, Tag};
 use crate::varint::{self, VarintError};
@@ -33,6 +35,9 @@ use crate::varint::{self, VarintError};
 pub const GROUP_BYTES_MAX: u32 = 16 << 20;
 /// Bodies shorter than this are never compressed: the gain could not pay for the attempt.
 const LZ4_BODY_BYTES_MIN: usize = 512;
+/// Room for so many records is made before they are read, whatever the group says of their number.
+/// More is made as they come.
+const RECORDS_RESERVED_MAX: u64 = 4096;
 /// Largest ordinal delta that fits the record's first byte.
 const DELTA_INLINE_MAX: u64 = 14;
 
@@ -197,9 +202,7 @@ impl GroupEncoder {
     }
 
     fn push_encoded<T: Serialize>(&mut self, tag: Tag, delta: u64, value: &T) {
-        #[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]
-        let bytes = postcard::to_stdvec(value).expect("plain data, which postcard can hold");
-        self.push_bytes(tag, delta, &bytes);
+        self.push_bytes(tag, delta, &encoding::encode(value));
     }
 
     /// Closes the group and starts the next one. Without records the result is a horizon-only
@@ -249,7 +252,7 @@ pub(crate) fn group_length(bytes: &[u8]) -> Result<Option<usize>, CodecError> {
     let length_bytes = match varint::take(&mut rest) {
         Ok(length_bytes) => length_bytes,
         Err(VarintError::Short) => return Ok(None),
-        Err(VarintError::Overflow) => return Err(CodecError::Number { field: "length" }),
+        Err(error) => return Err(number_error(error, "length")),
     };
     if length_bytes == 0 || length_bytes > u64::from(GROUP_BYTES_MAX) {
         return Err(CodecError::Length { length_bytes });
@@ -272,8 +275,15 @@ struct Opened<'a> {
     rest: &'a [u8],
 }
 
+fn number_error(error: VarintError, field: &'static str) -> CodecError {
+    match error {
+        VarintError::Short | VarintError::Overflow => CodecError::Number { field },
+        VarintError::Overlong => CodecError::Overlong { field },
+    }
+}
+
 fn number(input: &mut &[u8], field: &'static str) -> Result<u64, CodecError> {
-    varint::take(input).map_err(|_| CodecError::Number { field })
+    varint::take(input).map_err(|error| number_error(error, field))
 }
 
 fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
@@ -346,8 +356,7 @@ pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
         rest = &decompressed;
     }
 
-    // A record takes two bytes at least, so a lying count cannot reserve much.
-    records.reserve(record_count.min(rest.len() as u64 / 2 + 1) as usize);
+    records.reserve(record_count.min(RECORDS_RESERVED_MAX) as usize);
     let mut reader = RecordReader { rest, at: first_at, time_ns: 0 };
     for index in 0..record_count {
         let record = reader.next(index)?.ok_or(out_of_reach(index))?;
@@ -465,12 +474,10 @@ impl RecordReader<'_> {
         self.bytes(length_bytes, index).map(<[u8]>::to_vec)
     }
 
-    fn encoded<T: for<'b> Deserialize<'b>>(&mut self, index: u64) -> Result<T, CodecError> {
-        let bytes = self.sized_bytes(index)?;
-        match postcard::take_from_bytes(&bytes) {
-            Ok((value, [])) => Ok(value),
-            _ => Err(CodecError::RecordBody { index }),
-        }
+    fn encoded<T: Serialize + DeserializeOwned>(&mut self, index: u64) -> Result<T, CodecError> {
+        let length_bytes = number(&mut self.rest, "payload length")?;
+        let bytes = self.bytes(length_bytes, index)?;
+        encoding::decode(bytes).map_err(|_| CodecError::RecordBody { index })
     }
 
     fn array<const N: usize>(&mut self, index: u64) -> Result<[u8; N], CodecError> {

@@ -123,6 +123,9 @@ proptest! {
 fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
     assert_eq!(Tag::ALL.map(|tag| tag as u8), [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
     assert_eq!(Kind::ALL.map(|kind| kind as u8), [1, 2, 3, 4, 5]);
+    assert_eq!(Kind::from_number(Kind::KEPT), None);
+    // A sixteenth record is a kind.
+    assert_eq!(Tag::ALL.len() + Tag::RETIRED.len(), 15);
     assert!(Tag::RETIRED.iter().all(|retired| !Tag::ALL.iter().any(|tag| *tag as u8 == *retired)));
     assert_eq!([Codec::Raw as u8, Codec::Lz4 as u8], [1, 2]);
 }
@@ -137,9 +140,15 @@ fn framed(fields: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn an_unknown_kind_may_be_a_newer_ones() {
+    let error = decode_group(&framed(&[0x05, 9, 0, 0x0f, 200])).unwrap_err().to_string();
+    assert_eq!(error, "record kind 200 of tag 15 is unknown; was it made by a newer ftvmm?");
+}
+
+#[test]
 fn each_malformed_field_is_named() {
     let horizon = Ordinal(9);
-    let cases: [(&[u8], CodecError); 12] = [
+    let cases: [(&[u8], CodecError); 17] = [
         (&[0x00, 9], CodecError::Codec { codec: 0 }),
         (&[0x03, 9], CodecError::Codec { codec: 3 }),
         (&[0x01], CodecError::Number { field: "horizon" }),
@@ -149,6 +158,11 @@ fn each_malformed_field_is_named() {
         (&[0x05, 9, 0, 0x00, 0], CodecError::RecordTag { tag: 0 }),
         (&[0x05, 9, 0, 0x05, 0], CodecError::RecordTag { tag: 5 }),
         (&[0x05, 9, 0, 0x0f, 0], CodecError::RecordKind { kind: 0 }),
+        (&[0x05, 9, 0, 0x0f, 6], CodecError::RecordKind { kind: 6 }),
+        (&[0x05, 0x89, 0, 0, 0x02, 0], CodecError::Overlong { field: "horizon" }),
+        (&[0x05, 9, 0, 0x02, 0x80, 0], CodecError::Overlong { field: "time delta" }),
+        (&[0x05, 9, 0, 0x03, 0x81, 0, 1], CodecError::Overlong { field: "payload length" }),
+        (&[0x05, 9, 0, 0x0e, 4, 0x81, 0, b's', 9], CodecError::RecordBody { index: 0 }),
         (&[0x05, 9, 0, 0x0f, 5, 1], CodecError::RecordBounds { index: 0 }),
         (&[0x05, 9, 0, 0x06, 0], CodecError::EndReasonNumber { reason: 0 }),
         (&[0x05, 9, 0, 0x03, 5, 1], CodecError::RecordBounds { index: 0 }),
@@ -156,6 +170,8 @@ fn each_malformed_field_is_named() {
     for (fields, expected) in cases {
         assert_eq!(decode_group(&framed(fields)), Err(expected), "{fields:?}");
     }
+    let snapshot = [0x05, 9, 0, 0x0e, 3, 1, b's', 9];
+    assert!(decode_group(&framed(&snapshot)).is_ok(), "the base of the mark");
     assert!(decode_group(&framed(&[0x05, 9, 0, 0x02, 0])).is_ok(), "the base case is well-formed");
 }
 

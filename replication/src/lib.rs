@@ -10,6 +10,8 @@
 //! | [`file_header`], [`snapshot`] | what files begin with, the snapshot file |
 //! | [`log_stat`], [`log_diff`] | statistics and differences of log files |
 //! | [`fingerprint`] | the facts two machines must share |
+//! | [`build_id`] | which program it is |
+//! | [`encoding`] | plain data as bytes |
 //! | [`check`] | what is compared of two executions |
 //! | `disk` | what the log says of the guest's disk |
 //! | [`slice`] | the state of the guest where no exit names the point |
@@ -21,11 +23,13 @@
 //! | [`witness`] | who may speak for the guest in a term |
 #![forbid(unsafe_code)]
 
+pub mod build_id;
 pub mod check;
 mod codec_error;
 pub mod cursor;
 pub mod digest;
 mod disk;
+pub mod encoding;
 pub mod file_header;
 pub mod fingerprint;
 mod gate;
@@ -44,6 +48,7 @@ mod varint;
 pub mod wire;
 pub mod witness;
 
+pub use build_id::{BuildId, BuildIdError};
 pub use check::{Check, CpuCheck, MemoryCheck, MemoryLook, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;

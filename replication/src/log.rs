@@ -19,7 +19,7 @@ use crate::record::Ordinal;
 /// First bytes of every log file.
 pub const LOG_MAGIC: [u8; 8] = *b"FTVMMLOG";
 /// Version of the file format written here, and the only one read.
-pub const LOG_VERSION: u32 = 4;
+pub const LOG_VERSION: u32 = 5;
 const KIND: Kind = Kind { name: "log", magic: LOG_MAGIC, version: LOG_VERSION };
 const READ_BYTES: usize = 64 << 10;
 /// How far after an unreadable group of unknown length a readable one is looked for.

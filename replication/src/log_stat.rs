@@ -12,6 +12,8 @@ use crate::record::{End, Event};
 /// A log in numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LogStat {
+    /// The program that made the recording.
+    pub build: String,
     /// Exits the recorder is known to have left.
     pub exits: u64,
     /// Groups.
@@ -62,6 +64,7 @@ pub struct LogStat {
 /// Those of [`LogReader::next_group`]. A torn log is no error.
 pub fn stat<R: Read>(reader: &mut LogReader<R>) -> Result<LogStat, LogError> {
     let mut stat = LogStat {
+        build: reader.header().build.to_string(),
         exits: 0,
         groups: 0,
         log_bytes: 0,
@@ -157,6 +160,7 @@ impl LogStat {
 impl fmt::Display for LogStat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.duration_ns as f64 / 1e9;
+        writeln!(f, "build       {}", self.build)?;
         writeln!(f, "exits       {}", self.exits)?;
         writeln!(f, "inputs      {}", self.inputs())?;
         writeln!(f, "  time      {}", self.time_inputs)?;

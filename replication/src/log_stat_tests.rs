@@ -32,6 +32,7 @@ pub(crate) fn records() -> Vec<Record> {
 
 pub(crate) fn file(records: &[Record], records_per_group: usize, rtc_epoch_s: u64) -> Vec<u8> {
     let header = LogHeader {
+        build: crate::build_id::tests::example(),
         fingerprint: example(),
         rtc_epoch_s,
         kernel_path: "/boot/bzImage".into(),
@@ -55,6 +56,7 @@ fn everything_is_counted() {
     let bytes = file(&records(), 4, 5);
     let stat = stat(&mut LogReader::new(&bytes[..]).unwrap()).unwrap();
     let expected = LogStat {
+        build: "0.1.0+0123456789abcdef".into(),
         exits: 20,
         groups: 4,
         log_bytes: bytes.len() as u64,

@@ -11,6 +11,7 @@ use ftvmm_devices::Input;
 
 fn header() -> LogHeader {
     LogHeader {
+        build: crate::build_id::tests::example(),
         fingerprint: example(),
         rtc_epoch_s: 1_700_000_000,
         kernel_path: "/boot/bzImage".into(),
@@ -60,9 +61,9 @@ fn the_version_is_readable_from_the_first_bytes_alone() {
     assert_eq!(bytes[..8], LOG_MAGIC);
     assert_eq!(bytes[8..12], LOG_VERSION.to_le_bytes());
     let mut older = bytes[..12].to_vec();
-    older[8] = 3;
+    older[8] = 4;
     let error = LogReader::new(&older[..]).unwrap_err();
-    assert_eq!(error.to_string(), "log has version 3, this program reads version 4");
+    assert_eq!(error.to_string(), "log has version 4, this program reads version 5");
 }
 
 #[test]

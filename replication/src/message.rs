@@ -8,7 +8,9 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::build_id::BuildId;
 use crate::digest::OutputDigest;
+use crate::encoding;
 use crate::fingerprint::Fingerprint;
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::incident::{DivergenceCause, Evidence};
@@ -55,20 +57,21 @@ macro_rules! messages {
             }
 
             /// Appends the encoded fields.
-            pub(crate) fn encode_body(&self, out: Vec<u8>) -> postcard::Result<Vec<u8>> {
+            pub(crate) fn encode_body(&self, out: Vec<u8>) -> Vec<u8> {
                 match self {
-                    $(Self::$name { $($field,)* } => postcard::to_extend(&($($field,)*), out),)*
+                    $(Self::$name { $($field,)* } => {
+                        encoding::encode_behind(&($($field,)*), out)
+                    })*
                 }
             }
 
-            /// Decodes the fields of the message with this tag; `None` for an unknown tag, bytes
-            /// that are no such fields, or bytes left over.
+            /// Decodes the fields of the message with this tag; `None` for an unknown tag, or bytes
+            /// that [`Self::encode_body`] does not make.
             pub(crate) fn decode_body(tag: u8, body: &[u8]) -> Option<Self> {
                 match tag {
                     $($tag => {
-                        let (($($field,)*), rest): (($($type,)*), &[u8]) =
-                            postcard::take_from_bytes(body).ok()?;
-                        rest.is_empty().then_some(Self::$name { $($field,)* })
+                        let ($($field,)*): ($($type,)*) = encoding::decode(body).ok()?;
+                        Some(Self::$name { $($field,)* })
                     })*
                     _ => None,
                 }
@@ -82,6 +85,8 @@ messages! {
     1 Hello {
         /// The sender's role.
         role: Role,
+        /// The sender's program.
+        build: BuildId,
         /// What the sender's machine depends on.
         fingerprint: Fingerprint,
         /// Highest term the sender's witness knew when the sender started.

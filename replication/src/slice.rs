@@ -21,7 +21,7 @@ use core::ops::Range;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::varint;
+use crate::varint::{self, VarintError};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -54,6 +54,9 @@ pub enum SliceError {
     /// The bytes end inside a number or a run.
     #[error("a slice's pages end inside a record")]
     Cut,
+    /// A number has a shorter encoding.
+    #[error("a slice's pages have a number with more bytes than it needs")]
+    Overlong,
     /// A run goes past the end of its page.
     #[error("a slice writes past the end of page {page:#x}")]
     PastPage {
@@ -152,7 +155,10 @@ pub fn for_each_run(
 }
 
 fn number(bytes: &mut &[u8]) -> Result<u64, SliceError> {
-    varint::take(bytes).map_err(|_| SliceError::Cut)
+    varint::take(bytes).map_err(|error| match error {
+        VarintError::Short | VarintError::Overflow => SliceError::Cut,
+        VarintError::Overlong => SliceError::Overlong,
+    })
 }
 
 #[cfg(test)]
@@ -245,5 +251,11 @@ mod tests {
         let bytes = [3, 1, 0xff, 3, 2, 0, 0, 0, 0, 0, 0, 0, 0];
         let answer = for_each_run(&bytes, |_, _, _| {});
         assert_eq!(answer, Err(SliceError::PastPage { page: 3 }));
+    }
+
+    #[test]
+    fn a_number_with_a_shorter_encoding_is_refused() {
+        let answer = for_each_run(&[0x83, 0, 0], |_, _, _| {});
+        assert_eq!(answer, Err(SliceError::Overlong));
     }
 }

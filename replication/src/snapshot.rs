@@ -16,6 +16,7 @@ use std::io::{self, Read, Write};
 
 use thiserror::Error;
 
+use crate::encoding;
 use crate::file_header::{FileHeader, HeaderError, Kind};
 use crate::state::StatePart;
 
@@ -23,7 +24,7 @@ use crate::state::StatePart;
 pub const SNAPSHOT_MAGIC: [u8; 8] = *b"FTVMMSNP";
 /// Version of the file format written here, and the only one read. The machine's own encoding has
 /// a version besides.
-pub const SNAPSHOT_VERSION: u32 = 2;
+pub const SNAPSHOT_VERSION: u32 = 3;
 /// Largest part. The sender's are a fraction of it; the bound is there so that a damaged length
 /// cannot ask for all memory.
 pub const PART_BYTES_MAX: u32 = 16 << 20;
@@ -90,8 +91,7 @@ impl<W: Write> SnapshotWriter<W> {
     /// # Errors
     /// [`SnapshotError::Write`] and [`SnapshotError::PartTooLong`].
     pub fn write_part(&mut self, part: &StatePart) -> Result<(), SnapshotError> {
-        #[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]
-        let part = postcard::to_stdvec(part).expect("plain data, which postcard can hold");
+        let part = encoding::encode(part);
         let length = u32::try_from(part.len()).ok().filter(|length| *length <= PART_BYTES_MAX);
         let part_bytes = part.len() as u64;
         let length = length.ok_or(SnapshotError::PartTooLong { part_bytes })?.to_le_bytes();
@@ -176,13 +176,9 @@ impl<R: Read> SnapshotReader<R> {
         if crc32c::crc32c_append(crc32c::crc32c(&length.to_le_bytes()), &part) != crc {
             return Err(damaged);
         }
-        match postcard::take_from_bytes(&part) {
-            Ok((part, [])) => {
-                self.ended = matches!(part, StatePart::Machine(_));
-                Ok(Some(part))
-            }
-            _ => Err(damaged),
-        }
+        let part = encoding::decode(&part).map_err(|_| damaged)?;
+        self.ended = matches!(part, StatePart::Machine(_));
+        Ok(Some(part))
     }
 
     fn read_number(&mut self) -> Result<u32, SnapshotError> {
@@ -206,6 +202,7 @@ mod tests {
 
     fn header() -> FileHeader {
         FileHeader {
+            build: crate::build_id::tests::example(),
             fingerprint: example(),
             rtc_epoch_s: 1_700_000_000,
             kernel_path: "/boot/bzImage".into(),
@@ -297,7 +294,7 @@ mod tests {
         );
         let mut newer = file(&parts());
         newer[8] = 7;
-        assert_eq!(error(&newer), "snapshot has version 7, this program reads version 2");
+        assert_eq!(error(&newer), "snapshot has version 7, this program reads version 3");
     }
 
     #[test]

@@ -30,11 +30,13 @@ pub(crate) enum Tag {
     DiskFailedAnswer = 13,
     /// varint length, a [`crate::SnapshotMark`] encoded with postcard.
     Snapshot = 14,
-    /// The next byte is a [`Kind`]; what follows depends on it.
+    /// The next byte is a [`Kind`]; what follows depends on it. The last tag there is:
+    /// whatever comes to the format is a kind.
     Extended = 15,
 }
 
-/// The byte after [`Tag::Extended`]. Part of the log format; zero is none.
+/// The byte after [`Tag::Extended`]. Part of the log format; zero is none, and
+/// 255 is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -51,6 +53,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Given to no kind, so that there is a way on should the others run out.
+    #[cfg(test)]
+    pub(crate) const KEPT: u8 = 255;
     pub(crate) const ALL: [Self; 5] =
         [Self::PowerButton, Self::Nmi, Self::ConsoleBreak, Self::NetAnnounce, Self::NewIdentity];
 

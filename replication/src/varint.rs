@@ -1,7 +1,7 @@
 //! Unsigned LEB128: seven bits a byte, least significant first, the top bit says "more follows".
 //!
 //! The number encoding of DWARF, protobuf and postcard. Small numbers, the rule in a log of
-//! deltas, take one byte.
+//! deltas, take one byte. A number has one encoding: one with more bytes than it needs is refused.
 
 /// Longest encoding of a `u64`.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
@@ -26,6 +26,8 @@ pub(crate) enum VarintError {
     Short,
     /// The number does not fit 64 bits.
     Overflow,
+    /// The last byte adds nothing, so the number has a shorter encoding.
+    Overlong,
 }
 
 /// Takes a number off the front of `input`.
@@ -40,6 +42,9 @@ pub(crate) fn take(input: &mut &[u8]) -> Result<u64, VarintError> {
         }
         value |= bits << shift;
         if byte & 0x80 == 0 {
+            if byte == 0 && index > 0 {
+                return Err(VarintError::Overlong);
+            }
             *input = &input[index + 1..];
             return Ok(value);
         }
@@ -49,6 +54,8 @@ pub(crate) fn take(input: &mut &[u8]) -> Result<u64, VarintError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -75,5 +82,36 @@ mod tests {
         assert_eq!(take(&mut &[][..]), Err(VarintError::Short));
         assert_eq!(take(&mut &[0xff; 10][..]), Err(VarintError::Overflow));
         assert_eq!(take(&mut &[0x80; 11][..]), Err(VarintError::Overflow));
+    }
+
+    #[test]
+    fn a_number_with_a_shorter_encoding_is_refused() {
+        for bytes in [&[0x80, 0x00][..], &[0x81, 0x00], &[0xff, 0x80, 0x00]] {
+            assert_eq!(take(&mut &*bytes), Err(VarintError::Overlong), "{bytes:x?}");
+        }
+        let mut longest = [0x80; VARINT_BYTES_MAX];
+        longest[VARINT_BYTES_MAX - 1] = 0;
+        assert_eq!(take(&mut &longest[..]), Err(VarintError::Overlong));
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_bytes_are_the_encoding(
+            bytes in prop::collection::vec(prop_oneof![0..3u8, 0x7e..0x82u8, any::<u8>()], 0..12),
+        ) {
+            let mut rest = &bytes[..];
+            if let Ok(value) = take(&mut rest) {
+                let mut again = Vec::new();
+                put(&mut again, value);
+                prop_assert_eq!(&again[..], &bytes[..bytes.len() - rest.len()]);
+            }
+        }
+
+        #[test]
+        fn every_number_is_read_again(value in any::<u64>(), shift in 0..64u32) {
+            let (value, mut bytes) = (value >> shift, Vec::new());
+            put(&mut bytes, value);
+            prop_assert_eq!(take(&mut &bytes[..]), Ok(value));
+        }
     }
 }

@@ -33,6 +33,7 @@ fn samples() -> Vec<Message> {
     vec![
         Message::Hello {
             role: Role::Backup,
+            build: crate::build_id::tests::example(),
             fingerprint: example(),
             highest_term: Term(2),
             runs: false,
@@ -160,7 +161,7 @@ fn another_version_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(b"FTVMM\0\x02\x01");
     let error = decoder.next_message().unwrap_err();
-    assert_eq!(error.to_string(), "wire version differs: ours is 3, theirs is 258");
+    assert_eq!(error.to_string(), "wire version differs: ours is 4, theirs is 258");
 }
 
 #[test]
@@ -175,7 +176,7 @@ fn a_length_above_the_limit_is_refused_before_the_body_comes() {
 
 #[test]
 fn unknown_tags_and_bytes_left_over_are_malformed() {
-    for (tag, body) in [(0u8, &[][..]), (15, &[]), (4, &[]), (4, &[1, 1])] {
+    for (tag, body) in [(0u8, &[][..]), (15, &[]), (4, &[]), (4, &[1, 1]), (4, &[0x81, 0])] {
         let mut decoder = Decoder::new();
         decoder.push(&PREAMBLE);
         decoder.push(&(body.len() as u32).to_le_bytes());
@@ -224,11 +225,29 @@ proptest! {
     }
 
     #[test]
+    fn an_accepted_body_is_the_encoding_of_its_message(
+        sample in any::<prop::sample::Index>(),
+        place in any::<prop::sample::Index>(),
+    ) {
+        let sample = &samples()[sample.index(samples().len())];
+        let mut body = sample.encode_body(Vec::new());
+        // Zero with a byte more than it needs, or another number.
+        let place = place.index(body.len());
+        body[place] |= 0x80;
+        body.insert(place + 1, 0);
+        if let Some(message) = Message::decode_body(sample.tag(), &body) {
+            prop_assert_eq!(message.encode_body(Vec::new()), body);
+        }
+    }
+
+    #[test]
     fn arbitrary_bytes_never_panic(
-        tag in 0..20u8,
+        tag in 0..30u8,
         body in prop::collection::vec(any::<u8>(), 0..200),
     ) {
-        let _ = Message::decode_body(tag, &body);
+        if let Some(message) = Message::decode_body(tag, &body) {
+            prop_assert_eq!(message.encode_body(Vec::new()), &body[..]);
+        }
         let mut decoder = Decoder::new();
         decoder.push(&body);
         let _ = decode_all(&mut decoder);

@@ -32,6 +32,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_cut_header_is_refused", a_cut_header_is_refused),
     ("a_flipped_bit_never_goes_unnoticed", a_flipped_bit_never_goes_unnoticed),
     ("what_only_the_end_shows_is_found", what_only_the_end_shows_is_found),
+    (
+        "another_builds_recording_is_replayed_and_named",
+        another_builds_recording_is_replayed_and_named,
+    ),
     ("what_is_no_recording_is_refused", what_is_no_recording_is_refused),
     ("another_guest_is_refused_by_name", another_guest_is_refused_by_name),
     ("until_stops_before_the_exit", until_stops_before_the_exit),
@@ -151,8 +155,17 @@ fn a_flipped_bit_never_goes_unnoticed(site: &GuestLab, whole: &Recording) {
 
 /// The recording with another end.
 fn with_end(whole: &Recording, change: impl Fn(&mut End)) -> Vec<u8> {
+    rewritten(whole, None, change)
+}
+
+/// The recording with another end, and as if another build had made it.
+fn rewritten(whole: &Recording, build: Option<&str>, change: impl Fn(&mut End)) -> Vec<u8> {
     let mut reader = LogReader::new(Cursor::new(&whole.log)).unwrap();
-    let mut writer = LogWriter::new(Vec::new(), reader.header()).unwrap();
+    let mut header = reader.header().clone();
+    if let Some(build) = build {
+        header.build = build.try_into().unwrap();
+    }
+    let mut writer = LogWriter::new(Vec::new(), &header).unwrap();
     let mut encoder = GroupEncoder::new();
     while let Some(group) = reader.next_group().unwrap() {
         for mut record in group.records {
@@ -184,6 +197,21 @@ fn what_only_the_end_shows_is_found(site: &GuestLab, whole: &Recording) {
     assert_refused(&whole.replay(site, &with_end(whole, change), &until), DIVERGENCE, says);
     let same = whole.replay(site, &with_end(whole, |_| {}), &[]);
     assert_eq!(same.ended, Ended::Status(0), "{}", same.errors);
+}
+
+fn another_builds_recording_is_replayed_and_named(site: &GuestLab, whole: &Recording) {
+    const OTHER: &str = "0.0.1+0123456789abcdef";
+    let made_by = format!("recording was made by build {OTHER}, this is build ");
+    let same = whole.replay(site, &rewritten(whole, Some(OTHER), |_| {}), &[]);
+    assert_eq!(same.ended, Ended::Status(0), "{}", same.errors);
+    assert!(same.errors.contains(&made_by), "{}", same.errors);
+    let other = whole.replay(site, &rewritten(whole, Some(OTHER), |end| end.chain ^= 1), &[]);
+    assert_eq!(other.ended, DIVERGENCE, "{}", other.errors);
+    let last = other.errors.lines().last().unwrap_or_default();
+    assert!(last.contains("exits since the last check") && last.contains(&made_by), "{last}");
+    let stat = ftvmm(site, &["log", "stat", &site.inside("changed.log")]);
+    let line = format!("build       {OTHER}\n");
+    assert!(String::from_utf8_lossy(&stat.console).contains(&line), "{line:?}");
 }
 
 fn what_is_no_recording_is_refused(site: &GuestLab, whole: &Recording) {

@@ -306,7 +306,7 @@ fn a_damaged_snapshot_is_refused(site: &GuestLab, _: &Recording) {
         (flipped, "snapshot is damaged: the part at offset"),
         (whole[..half].to_vec(), "before its last part"),
         ([&whole[..], &[0]].concat(), "goes on after its end"),
-        (newer, "snapshot has version 9, this program reads version 2"),
+        (newer, "snapshot has version 9, this program reads version 3"),
         (log, "not an ftvmm snapshot: it begins with \"FTVMMLOG\""),
         (whole[..40].to_vec(), "ends inside its header, after 40 bytes"),
         (Vec::new(), "not an ftvmm snapshot"),

@@ -46,6 +46,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let header = LogHeader {
+            build: ftvmm::build::own(),
             fingerprint: Fingerprint {
                 protocol_version: PROTOCOL_VERSION,
                 kernel_sha256: [0; 32],

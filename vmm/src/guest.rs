@@ -227,6 +227,7 @@ impl Guest {
             std::path::absolute(path).unwrap_or_else(|_| path.into()).to_string_lossy().into_owned()
         };
         LogHeader {
+            build: crate::build::own(),
             fingerprint: self.fingerprint.clone(),
             rtc_epoch_s: config.rtc_epoch_s,
             kernel_path: absolute(&config.kernel),

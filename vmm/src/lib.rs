@@ -6,6 +6,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod boot;
+pub mod build;
 pub mod cli;
 pub mod control;
 pub mod cpu_template;

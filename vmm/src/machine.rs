@@ -6,11 +6,11 @@ mod restart;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ftvmm_devices::{Board, Input, NetCounters, Output};
+use ftvmm_replication::encoding::encode;
 use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::{
     Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart,
 };
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
@@ -19,8 +19,8 @@ use crate::efer::{self, EFER};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
 use crate::host::NetWatch;
-use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu, VcpuState};
-use crate::machine_state::{MachineState, Standing, StateError};
+use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
+use crate::machine_state::{MachineState, SliceState, Standing, StateError};
 use crate::msr::MsrBank;
 use crate::page_tracker::{LoadError, PageTracker};
 use crate::run_loop::{RunMode, Situation, StopCause};
@@ -42,13 +42,6 @@ const DISK_ADDRESS: u64 = u64::MAX - 1;
 /// What the digest of outputs takes for the address of a frame and of the console.
 const FRAME_OUTPUT: u64 = 1;
 const CONSOLE_OUTPUT: u64 = 2;
-
-/// What a slice holds besides pages.
-#[derive(Serialize, Deserialize)]
-struct SliceState {
-    vcpu: VcpuState,
-    memory_digest: u64,
-}
 
 /// One guest.
 pub struct Machine {
@@ -317,7 +310,7 @@ impl Machine {
         let state = SliceState { vcpu: self.vcpu.save()?, memory_digest };
         let mut parts: Vec<_> = parts.into_iter().map(|pages| Slice { pages, cpu: None }).collect();
         if let Some(last) = parts.last_mut() {
-            last.cpu = Some(encoded(&state));
+            last.cpu = Some(state.encode());
         }
         self.slices += 1;
         Ok(parts)
@@ -329,8 +322,7 @@ impl Machine {
     /// When KVM fails or the slice is none of this guest.
     pub fn load(&mut self, parts: &[Slice]) -> Result<(), LoadError> {
         let state = parts.last().and_then(|last| last.cpu.as_deref());
-        let state: SliceState =
-            state.and_then(|bytes| postcard::from_bytes(bytes).ok()).ok_or(LoadError::Processor)?;
+        let state = state.and_then(SliceState::decode).ok_or(LoadError::Processor)?;
         self.vcpu.restore(&state.vcpu)?;
         if let Some(tracker) = &self.pages {
             let own = lock(tracker).load(parts.iter().map(|part| part.pages.as_slice()))?;
@@ -438,7 +430,7 @@ impl Machine {
             }
             Output::Console(bytes) => self.outputs.link(at, CONSOLE_OUTPUT, bytes),
             Output::Disk(request) => {
-                let request = encoded(request);
+                let request = encode(request);
                 self.chain.link(at, DISK_ADDRESS, &request);
                 self.outputs.link(at, DISK_ADDRESS, &request);
             }
@@ -497,8 +489,8 @@ impl Machine {
             hash.update(bytes);
         }
         hash.update(memory_digest(&self.memory));
-        hash.update(encoded(&self.board.save()));
-        hash.update(encoded(&self.tsc.save()));
+        hash.update(encode(&self.board.save()));
+        hash.update(encode(&self.tsc.save()));
         hash.update(self.chain.digest().to_le_bytes());
         hash.update(self.outputs.digest().to_le_bytes());
         Ok(hash.finalize().into())
@@ -524,11 +516,6 @@ impl Machine {
 
 fn lock(pages: &Mutex<PageTracker>) -> MutexGuard<'_, PageTracker> {
     pages.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]
-fn encoded<T: Serialize>(state: &T) -> Vec<u8> {
-    postcard::to_stdvec(state).expect("plain data, which postcard can hold")
 }
 
 fn memory_digest(memory: &Memory) -> [u8; 16] {

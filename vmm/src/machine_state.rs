@@ -1,8 +1,9 @@
-//! The machine as it stands at an exit, memory and disk apart: what an attaching backup and a snapshot get
-//! last.
+//! The machine as it stands at an exit, memory and disk apart: what an attaching backup and a
+//! snapshot get last.
 
 use ftvmm_devices::{BoardState, InvalidState};
 use ftvmm_replication::Ordinal;
+use ftvmm_replication::encoding::{decode, encode, encode_behind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -11,7 +12,8 @@ use crate::kvm::{Exit, KvmError, VcpuState};
 use crate::page_tracker::LoadError;
 use crate::tsc::TscTrapState;
 
-/// Version of the encoding. Raised with every change of what follows.
+/// Version of the encoding. Raised with every change of what follows, and of what it holds: the
+/// devices' states and KVM's structures.
 pub const MACHINE_STATE_VERSION: u32 = 4;
 
 /// What kind of exit the guest stands at. At both nothing is left to complete.
@@ -109,10 +111,7 @@ pub enum StateError {
 impl MachineState {
     /// The bytes, version first.
     pub fn encode(&self) -> Vec<u8> {
-        #[expect(clippy::expect_used, reason = "plain data, which postcard can hold")]
-        let bytes = postcard::to_extend(self, MACHINE_STATE_VERSION.to_le_bytes().to_vec())
-            .expect("plain data, which postcard can hold");
-        bytes
+        encode_behind(self, MACHINE_STATE_VERSION.to_le_bytes().to_vec())
     }
 
     /// The state these bytes hold.
@@ -125,9 +124,31 @@ impl MachineState {
         if got != MACHINE_STATE_VERSION {
             return Err(StateError::Version { got });
         }
-        match postcard::take_from_bytes(state) {
-            Ok((state, [])) => Ok(state),
-            _ => Err(StateError::Damaged),
-        }
+        decode(state).map_err(|_| StateError::Damaged)
     }
 }
+
+/// What a slice holds besides pages. The log does not know what it is, so that a change of it is a
+/// change of [`ftvmm_replication::PROTOCOL_VERSION`].
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SliceState {
+    /// The processor.
+    pub vcpu: VcpuState,
+    /// Digest of memory after the slice.
+    pub memory_digest: u64,
+}
+
+impl SliceState {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// `None` when the bytes are none.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        decode(bytes).ok()
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_state_tests.rs"]
+mod tests;

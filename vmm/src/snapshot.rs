@@ -152,6 +152,7 @@ pub(crate) mod tests {
             on_panic: OnPanic::default(),
         };
         FileHeader {
+            build: crate::build::own(),
             fingerprint,
             rtc_epoch_s: 0,
             kernel_path: String::new(),

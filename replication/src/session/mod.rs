@@ -96,8 +96,8 @@ impl Context<'_> {
     }
 
     fn send_hello(&mut self, runs: bool) {
-        let SessionConfig { role, fingerprint, highest_term, .. } = self.config.clone();
-        self.send(Message::Hello { role, fingerprint, highest_term, runs });
+        let SessionConfig { role, build, fingerprint, highest_term, .. } = self.config.clone();
+        self.send(Message::Hello { role, build, fingerprint, highest_term, runs });
     }
 
     /// Tells the peer that the two cannot run together, and stops.
@@ -117,11 +117,15 @@ impl Context<'_> {
     /// What the peer's hello forbids, if anything. The disk of a guest that `runs` here need not be
     /// the peer's: it will be copied, one way or the other.
     fn check_hello(&self, hello: &Message, runs_here: bool) -> Option<Refusal> {
-        let Message::Hello { role, fingerprint, runs, .. } = hello else {
+        let Message::Hello { role, build, fingerprint, runs, .. } = hello else {
             return None;
         };
         if *role == self.config.role {
             return Some(Refusal::SameRole { role: *role });
+        }
+        if *build != self.config.build {
+            let (ours, theirs) = (self.config.build.clone(), build.clone());
+            return Some(Refusal::Build { ours, theirs });
         }
         let mut own = self.config.fingerprint.clone();
         if runs_here || *runs {

@@ -5,6 +5,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::build_id::BuildId;
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::record::Term;
 use crate::wire::WireError;
@@ -105,6 +106,8 @@ impl Default for Limits {
 pub struct SessionConfig {
     /// The role.
     pub role: Role,
+    /// This program.
+    pub build: BuildId,
     /// What the machine depends on.
     pub fingerprint: Fingerprint,
     /// Highest term the witness knew at start.
@@ -137,9 +140,16 @@ pub struct SessionConfig {
 impl SessionConfig {
     /// A configuration with the default timings and policies.
     #[must_use]
-    pub fn new(role: Role, fingerprint: Fingerprint, highest_term: Term, rtc_epoch_s: u64) -> Self {
+    pub fn new(
+        role: Role,
+        build: BuildId,
+        fingerprint: Fingerprint,
+        highest_term: Term,
+        rtc_epoch_s: u64,
+    ) -> Self {
         Self {
             role,
+            build,
             fingerprint,
             highest_term,
             rtc_epoch_s,
@@ -204,6 +214,16 @@ pub enum SessionConfigError {
 /// Why two sides cannot run together; from the point of view of whoever says so.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum Refusal {
+    /// The programs differ, and might compute different things from the same inputs.
+    #[error(
+        "the other host runs build {theirs}, this one build {ours}; run the same build on both"
+    )]
+    Build {
+        /// The program of whoever says so.
+        ours: BuildId,
+        /// The other one's.
+        theirs: BuildId,
+    },
     /// The machines differ.
     #[error("{0}")]
     Fingerprint(Difference),
@@ -238,6 +258,7 @@ impl Refusal {
     #[must_use]
     pub fn swapped(self) -> Self {
         match self {
+            Self::Build { ours, theirs } => Self::Build { ours: theirs, theirs: ours },
             Self::Fingerprint(difference) => Self::Fingerprint(difference.swapped()),
             other => other,
         }

@@ -93,7 +93,13 @@ impl Host {
                 gated_bytes_max: 4000,
                 ..Limits::default()
             },
-            ..SessionConfig::new(role, fingerprint, highest_term, 1_700_000_000)
+            ..SessionConfig::new(
+                role,
+                "sim".try_into().expect("a name"),
+                fingerprint,
+                highest_term,
+                1_700_000_000,
+            )
         };
         Self {
             life: 0,

@@ -15,7 +15,7 @@ use crate::input::OnRecordError;
 #[derive(Debug, Parser)]
 #[command(
     name = "ftvmm",
-    version,
+    version = crate::build::NAME,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]

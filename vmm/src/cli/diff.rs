@@ -27,6 +27,10 @@ const PAGES_NAMED: usize = 32;
 pub fn diff(left: &Path, right: &Path, vmlinux: Option<&Path>) -> Result<(), CommandError> {
     let symbols = vmlinux.map(Symbols::read).transpose()?.unwrap_or_default();
     let (mut a, mut b) = (open_log(left)?, open_log(right)?);
+    let (own, theirs) = (&a.header().build, &b.header().build);
+    if own != theirs {
+        print_line(format_args!("made by different builds: {own} and {theirs}"))?;
+    }
     let LogComparison { checks_compared, checks_alone, difference } = compare(&mut a, &mut b)
         .map_err(|CompareError { in_second, source }| {
             damaged(if in_second { right } else { left })(source)

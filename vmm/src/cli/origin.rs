@@ -10,6 +10,7 @@ use super::CommandError;
 use super::args::{Role, RunArgs};
 use super::disk::open_disk;
 use super::net_arg::NetArg;
+use crate::build;
 use crate::cpu_template::DEFAULT_TEMPLATE;
 use crate::disk::{Disk, Telling};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
@@ -72,6 +73,9 @@ impl Origin {
         if let Some(difference) = snapshot.header().fingerprint.first_difference(&guest.fingerprint)
         {
             return Err(snapshot.unusable(format!("is of another guest: {difference}")).into());
+        }
+        if let Some(difference) = build::difference(&snapshot.header().build) {
+            tracing::warn!("the snapshot was {difference}");
         }
         Ok(())
     }

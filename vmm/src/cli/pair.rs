@@ -17,6 +17,7 @@ use super::run::{
     input_delays, live_queue, recording_error, report, verdict,
 };
 use super::{CommandError, host, write_report};
+use crate::build;
 use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
@@ -175,6 +176,7 @@ fn make_peer(
     let session_role = session_role(args);
     let mut session = SessionConfig::new(
         session_role,
+        build::own(),
         guest.fingerprint.clone(),
         highest_term,
         config.rtc_epoch_s,

@@ -13,6 +13,7 @@ use super::beginning::Beginning;
 use super::origin::{Elsewhere, described};
 use super::run::{complete, create_log, end_at, recording_error, report, verdict};
 use super::{CommandError, check_report, write_report};
+use crate::build;
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::HostClock;
 use crate::host::{NetWatch, print_console};
@@ -40,6 +41,29 @@ pub fn open_log(path: &Path) -> Result<LogReader<BufReader<File>>, CommandError>
 pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     install_kick_handler()?;
     let reader = open_log(&args.file)?;
+    let other_build = build::difference(&reader.header().build);
+    if let Some(difference) = &other_build {
+        tracing::warn!(
+            "the recording was {difference}: where the two behave differently it diverges"
+        );
+    }
+    replay_log(args, reader).map_err(|error| explained(error, other_build.as_deref()))
+}
+
+/// A divergence, with what may be its cause: the recording is another build's.
+fn explained(error: CommandError, other_build: Option<&str>) -> CommandError {
+    let Some(difference) = other_build else { return error };
+    let what = match error {
+        CommandError::Divergence(what) => what,
+        CommandError::Run(RunError::Input(InputError::Divergence { at, what })) => {
+            format!("at exit {at}: {what}")
+        }
+        error => return error,
+    };
+    CommandError::Divergence(format!("{what} (the recording was {difference})"))
+}
+
+fn replay_log(args: &ReplayArgs, reader: LogReader<BufReader<File>>) -> Result<(), CommandError> {
     let header = reader.header().clone();
     let Beginning { snapshot, skip } = Beginning::of(args, &header)?;
     let config = described(
@@ -194,5 +218,25 @@ impl OutputSink for Replayed {
             Output::Disk(_) => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divergence_from_another_builds_recording_says_so() {
+        let diverged = || CommandError::from(InputError::Divergence { at: 7, what: "x".into() });
+        let at_end = || CommandError::Divergence("at exit 9: y".into());
+        let (other, failed) = (Some("made by build a, this is build b"), "z");
+        let text = |error, other| explained(error, other).to_string();
+        let end = "(the recording was made by build a, this is build b)";
+        assert_eq!(text(diverged(), other), format!("divergence: at exit 7: x {end}"));
+        assert_eq!(text(at_end(), other), format!("divergence: at exit 9: y {end}"));
+        assert_eq!(explained(diverged(), other).status(), explained(diverged(), None).status());
+        assert_eq!(text(diverged(), None), diverged().to_string());
+        let failed = || CommandError::GuestFailed(failed.into());
+        assert_eq!(text(failed(), other), failed().to_string());
     }
 }

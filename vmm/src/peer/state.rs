@@ -485,7 +485,7 @@ mod tests {
 
     fn backup() -> State {
         let fingerprint = crate::snapshot::tests::header().fingerprint;
-        let config = SessionConfig::new(Role::Backup, fingerprint, Term(0), 0);
+        let config = SessionConfig::new(Role::Backup, crate::build::own(), fingerprint, Term(0), 0);
         let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
         State::new(Role::Backup, Session::new(config).unwrap(), None, None, queue, 0)
     }

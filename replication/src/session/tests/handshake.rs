@@ -49,6 +49,27 @@ fn every_fact_that_differs_is_refused_by_name_on_both_sides() {
 }
 
 #[test]
+fn another_build_is_refused_by_name_on_both_sides() {
+    let newer: BuildId = "0.2.0+fedcba9876543210".try_into().unwrap();
+    // Whatever else differs: another build explains it.
+    let (_, fingerprint) = changed().remove(0);
+    let other = SessionConfig { build: newer.clone(), fingerprint, ..config(Role::Backup) };
+    let mut pair = Pair::new(config(Role::Primary), other);
+    pair.connect();
+    pair.pump();
+    let own = build_id::tests::example();
+    let text = |own, other| {
+        format!(
+            "the other host runs build {other}, this one build {own}; run the same build on both"
+        )
+    };
+    assert_eq!(refused(&pair.primary).to_string(), text(&own, &newer));
+    assert_eq!(refused(&pair.backup).to_string(), text(&newer, &own));
+    assert_eq!(pair.primary.stop_reason().unwrap().exit_status(), 2);
+    assert_eq!(pair.backup.stop_reason().unwrap().exit_status(), 2);
+}
+
+#[test]
 fn one_side_finds_the_difference_and_tells_the_other() {
     for (finder, told) in [(Role::Primary, Role::Backup), (Role::Backup, Role::Primary)] {
         let (_, other) = changed().remove(1);

@@ -9,6 +9,7 @@ mod handshake;
 mod links;
 
 use super::*;
+use crate::build_id::{self, BuildId};
 use crate::digest::OutputDigest;
 use crate::fingerprint::tests::example;
 use crate::group::GroupEncoder;
@@ -144,7 +145,7 @@ pub(super) struct Pair {
 }
 
 pub(super) fn config(role: Role) -> SessionConfig {
-    SessionConfig::new(role, example(), Term(0), 1_700_000_000)
+    SessionConfig::new(role, build_id::tests::example(), example(), Term(0), 1_700_000_000)
 }
 
 impl Pair {
