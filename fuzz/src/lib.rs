@@ -16,7 +16,8 @@ mod guest;
 mod stream;
 
 use ftvmm::control::http::Connection;
-use ftvmm_replication::{LogReader, Message, SnapshotReader, peek_group, wire::Decoder};
+use ftvmm_replication::wire::{Decoder, PREAMBLE};
+use ftvmm_replication::{LogReader, SnapshotReader, peek_group};
 
 pub use guest::{blk_request, virtqueue};
 
@@ -99,15 +100,8 @@ pub fn snapshot(bytes: &[u8]) {
 /// What comes from a peer: as a stream in two pieces, and as a message whose frame holds; the first
 /// byte is its tag.
 pub fn wire(bytes: &[u8]) {
-    let mut decoder = Decoder::new();
-    let (first, second) = bytes.split_at(bytes.len() / 2);
-    for piece in [first, second] {
-        decoder.push(piece);
-        while let Ok(Some(_)) = decoder.next_message() {}
-    }
-    if let Some((&tag, body)) = bytes.split_first() {
-        let _ = Message::decode_body(tag, body);
-    }
+    decode(bytes);
+    decode(&stream(bytes));
 }
 
 /// What a client of the control socket sends.
@@ -118,6 +112,24 @@ pub fn http(bytes: &[u8]) {
             break;
         }
     }
+}
+
+fn decode(bytes: &[u8]) {
+    let mut decoder = Decoder::new();
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    for piece in [first, second] {
+        decoder.push(piece);
+        while let Ok(Some(_)) = decoder.next_message() {}
+    }
+}
+
+/// A stream with one message, whose tag is the first byte: `docs/protocol.md`, "On the wire".
+fn stream(bytes: &[u8]) -> Vec<u8> {
+    let Some((tag, body)) = bytes.split_first() else { return PREAMBLE.to_vec() };
+    let length = (body.len() as u32).to_le_bytes();
+    let head = crc32c::crc32c_append(crc32c::crc32c(&length), &[*tag]);
+    let crc = crc32c::crc32c_append(head, body).to_le_bytes();
+    [&PREAMBLE[..], &length, &crc, &[*tag], body].concat()
 }
 
 fn read_log(bytes: &[u8]) {
@@ -132,7 +144,7 @@ fn read_snapshot(bytes: &[u8]) {
     }
 }
 
-/// A group with this payload: `docs/log-format.md`, "Group".
+/// A group with this payload: `docs/log-format.md`, "A group".
 fn group(payload: &[u8]) -> Vec<u8> {
     let mut group = Vec::new();
     let mut length = payload.len();
@@ -147,7 +159,7 @@ fn group(payload: &[u8]) -> Vec<u8> {
     group
 }
 
-/// Magic, version, length and checksum, and the header itself: `docs/log-format.md`, "Header".
+/// Magic, version, length and checksum, and the header itself: `docs/log-format.md`, "The file".
 fn file_header_bytes(file: &[u8]) -> usize {
     let length = file[12..16].try_into().map_or(0, u32::from_le_bytes);
     20 + length as usize
@@ -155,6 +167,8 @@ fn file_header_bytes(file: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use ftvmm_replication::wire::WireError;
+
     use super::*;
 
     /// Were it wrong, nothing behind a checksum would ever be reached.
@@ -162,6 +176,9 @@ mod tests {
     fn what_is_put_around_the_bytes_holds() {
         assert!(LogReader::new(&LOG[..file_header_bytes(LOG)]).is_ok());
         assert!(SnapshotReader::new(&SNAPSHOT[..file_header_bytes(SNAPSHOT)]).is_ok());
+        let mut decoder = Decoder::new();
+        decoder.push(&stream(&[0xff, 1]));
+        assert_eq!(decoder.next_message(), Err(WireError::Malformed { tag: 0xff }));
         // No records, raw, at exit 300.
         for payload in [&[1, 0xac, 2][..], &[1, 0x80, 0x80, 0x80, 1]] {
             assert!(peek_group(&group(payload)).is_ok());

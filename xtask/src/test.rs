@@ -191,7 +191,7 @@ fn end_to_end_programs() -> Result<Vec<String>, Box<dyn Error>> {
 }
 
 /// Test programs of the packages themselves, which need no guest.
-pub fn beside_the_code() -> Result<Vec<String>, Box<dyn Error>> {
+fn beside_the_code() -> Result<Vec<String>, Box<dyn Error>> {
     let asked = ["metadata", "--no-deps", "--format-version", "1"];
     let answer = Program::Cargo.command()?.args(asked).current_dir(workspace()).output()?;
     let metadata: Metadata = serde_json::from_slice(&answer.stdout)?;

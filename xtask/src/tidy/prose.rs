@@ -75,14 +75,14 @@ fn add<'a>(
 
 impl<'a> Line<'a> {
     /// Its words, in the alphabet of paths and of names.
-    pub fn words(&self) -> impl Iterator<Item = &'a str> {
+    pub fn words(self) -> impl Iterator<Item = &'a str> {
         let is_part = |c: char| c.is_alphanumeric() || "_./:<>*$~{}-".contains(c);
         let words = self.text.split(move |c: char| !is_part(c));
         words.map(|word| word.trim_matches(['.', ':', '-'])).filter(|word| !word.is_empty())
     }
 
     /// What stands between backticks.
-    pub fn code(&self) -> impl Iterator<Item = &'a str> {
+    pub fn code(self) -> impl Iterator<Item = &'a str> {
         self.text.split('`').skip(1).step_by(2)
     }
 }
