@@ -39,8 +39,9 @@ impl Program {
     /// A command that will start it, by its full path. Installs what is missing for that.
     ///
     /// # Errors
-    /// [`PackageError::NeedsRoot`] carries the command that installs it; otherwise what apt-get answered, or
-    /// [`PackageError::NoProgram`] when the package is there and the program is not.
+    /// [`PackageError::NeedsRoot`] carries the command that installs it; otherwise what apt-get answered,
+    /// [`PackageError::NoProgram`] when the package is there and the program is not, or
+    /// [`PackageError::NoCrate`] for a program that only cargo or pip brings.
     pub fn command(self) -> Result<Command, PackageError> {
         Ok(new_command(self.path()?))
     }
@@ -55,9 +56,12 @@ impl Program {
         if !packages.is_empty() && packages::can_install() {
             packages::ensure(&packages)?;
         }
-        self.find().ok_or_else(|| PackageError::NoProgram {
-            program: self.file(),
-            packages: packages::names(&packages).join(" "),
+        self.find().ok_or_else(|| match self.origin() {
+            Origin::Crate(name) => PackageError::NoCrate { name },
+            _ => PackageError::NoProgram {
+                program: self.file(),
+                packages: packages::names(&packages).join(" "),
+            },
         })
     }
 
@@ -106,6 +110,12 @@ mod tests {
     fn a_program_of_debians_base_starts() {
         let said = Program::DpkgQuery.command().unwrap().arg("--version").output().unwrap();
         assert!(said.status.success(), "{said:?}");
+    }
+
+    #[test]
+    fn a_crate_that_nobody_installed_is_named_with_its_command() {
+        let error = PackageError::NoCrate { name: "cargo-deny" }.to_string();
+        assert!(error.contains("cargo install --locked cargo-deny"), "{error}");
     }
 
     #[test]

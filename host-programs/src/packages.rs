@@ -69,6 +69,15 @@ pub enum PackageError {
         /// The packages that bring it; empty for a program that every Debian has.
         packages: String,
     },
+    /// A program of a crate that nobody has installed here.
+    #[error(
+        "this machine has no {name}; it comes with `cargo install --locked {name}`, or at once and without \
+         root with `pip install astral-dev-toolchain-{name}`"
+    )]
+    NoCrate {
+        /// The crate, and the file's name.
+        name: &'static str,
+    },
     /// The file system refused.
     #[error("{}", path.display())]
     Io {

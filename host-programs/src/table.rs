@@ -40,6 +40,8 @@ pub enum Origin {
     Package(Package),
     /// rustup.
     Toolchain,
+    /// A crate of this name, which whoever wants it installs: nothing here waits for its build unasked.
+    Crate(&'static str),
 }
 
 const QEMU: Package = Package::new("qemu-system-x86", "emulates a machine with AMD-V");
@@ -110,6 +112,10 @@ pub enum Program {
     Busybox,
     /// Builds Rust.
     Cargo,
+    /// Looks into licences and sources of the dependencies.
+    CargoDeny,
+    /// Tells which lines tests reach.
+    CargoLlvmCov,
     /// A client that downloads.
     Curl,
     /// Looks into the file system of a guest's disk.
@@ -165,6 +171,8 @@ impl Program {
         Self::Bochs,
         Self::Busybox,
         Self::Cargo,
+        Self::CargoDeny,
+        Self::CargoLlvmCov,
         Self::Curl,
         Self::Debugfs,
         Self::Debootstrap,
@@ -191,7 +199,7 @@ impl Program {
 
     /// Its row: the file's name, where it comes from, and the packages of what it starts or reads in turn.
     fn row(self) -> (&'static str, Origin, &'static [Package]) {
-        use Origin::{Base, Package as From, Toolchain};
+        use Origin::{Base, Crate, Package as From, Toolchain};
         match self {
             Self::AptCache => ("apt-cache", Base("apt"), &[]),
             Self::AptConfig => ("apt-config", Base("apt"), &[]),
@@ -199,6 +207,8 @@ impl Program {
             Self::Bochs => ("bochs", From(BOCHS), BOCHS_PARTS),
             Self::Busybox => ("busybox", From(BUSYBOX), &[]),
             Self::Cargo => ("cargo", Toolchain, &[]),
+            Self::CargoDeny => ("cargo-deny", Crate("cargo-deny"), &[]),
+            Self::CargoLlvmCov => ("cargo-llvm-cov", Crate("cargo-llvm-cov"), &[]),
             Self::Curl => ("curl", From(CURL), &[]),
             Self::Debugfs => ("debugfs", From(E2FSPROGS), &[]),
             Self::Debootstrap => ("debootstrap", From(DEBOOTSTRAP), &[]),
@@ -239,7 +249,7 @@ impl Program {
         let (_, origin, further) = self.row();
         let own = match origin {
             Origin::Package(package) => Some(package),
-            Origin::Base(_) | Origin::Toolchain => None,
+            Origin::Base(_) | Origin::Toolchain | Origin::Crate(_) => None,
         };
         own.into_iter().chain(further.iter().copied()).collect()
     }

@@ -14,7 +14,7 @@
 //! | [`encoding`] | plain data as bytes |
 //! | [`check`] | what is compared of two executions |
 //! | `disk` | what the log says of the guest's disk |
-//! | [`slice`] | the state of the guest where no exit names the point |
+//! | [`mod@slice`] | the state of the guest where no exit names the point |
 //! | [`state`] | the whole state of the guest, for attaching and snapshots |
 //! | [`cursor`] | what the log wants at an exit |
 //! | [`digest`], `gate` | what is compared of an output, and when it may leave |

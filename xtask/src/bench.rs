@@ -80,6 +80,7 @@ const QUICK: Amounts = Amounts { rounds: 1, download_bytes: 2 * MIB, echoes: 50,
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
+#[allow(rustdoc::invalid_html_tags, reason = "clap prints these texts as they are")]
 pub struct BenchArguments {
     /// How often every mode is measured [default: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -1,10 +1,16 @@
 //! Builds programs of this workspace and says where they are.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use ftvmm_tests::Program;
+
+/// The root of the checkout that this program was built from.
+pub fn workspace() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}
 
 /// Builds one program in the release profile; returns its path.
 pub fn build(package: &str, program: &str) -> Result<PathBuf, Box<dyn Error>> {

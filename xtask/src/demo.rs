@@ -26,6 +26,7 @@ const SIZE_MIB: u64 = 24;
 
 /// Arguments of `cargo xtask demo`.
 #[derive(clap::Args)]
+#[allow(rustdoc::invalid_html_tags, reason = "clap prints these texts as they are")]
 pub struct DemoArguments {
     /// Size of the download in MiB [default: 24, and enough for the rounds]
     #[arg(long, value_name = "MiB", value_parser = clap::value_parser!(u64).range(1..))]

@@ -17,6 +17,7 @@ use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Args)]
+#[allow(rustdoc::invalid_html_tags, reason = "clap prints these texts as they are")]
 pub struct LabArguments {
     /// Whose CPU the emulated host has; an Intel host has the guest images in /share, no network, and takes minutes to boot
     #[arg(long, value_enum, value_name = "MAKER", default_value_t = Maker::Amd)]

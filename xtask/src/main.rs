@@ -5,7 +5,9 @@
 
 mod bench;
 mod cargo;
+mod coverage;
 mod demo;
+mod deny;
 mod fresh;
 mod guest;
 mod hosts;
@@ -13,6 +15,7 @@ mod lab;
 mod report;
 mod stress;
 mod test;
+mod tidy;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -30,8 +33,12 @@ struct Arguments {
 enum Task {
     /// Measure what lockstep costs, against the same guest alone
     Bench(bench::BenchArguments),
+    /// Tell which lines of the product the tests reach that need no guest
+    Coverage(coverage::CoverageArguments),
     /// Kill a guest's host under a download that does not stop
     Demo(demo::DemoArguments),
+    /// Look into licences, sources and advisories of the dependencies
+    Deny,
     /// Show that a machine with nothing installed is enough
     Fresh(fresh::FreshArguments),
     /// Run a command on a host with a working KVM, emulated where this machine has none
@@ -42,17 +49,22 @@ enum Task {
     Stress(stress::StressArguments),
     /// Run all checks and tests
     Test(test::TestArguments),
+    /// Look whether sources and documents keep the house rules
+    Tidy(tidy::TidyArguments),
 }
 
 fn main() -> ExitCode {
     let outcome: Result<ExitCode, Box<dyn Error>> = match Arguments::parse().command {
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Coverage(arguments) => coverage::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Deny => deny::run(),
         Task::Fresh(arguments) => fresh::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
         Task::Stress(arguments) => stress::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Tidy(arguments) => tidy::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");

@@ -15,6 +15,7 @@ use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask stress`.
 #[derive(clap::Args)]
+#[allow(rustdoc::invalid_html_tags, reason = "clap prints these texts as they are")]
 pub struct StressArguments {
     /// How many cases; 0 goes on until it is stopped [default: 100, or 1 with --case]
     #[arg(long, value_name = "N")]

@@ -1,12 +1,13 @@
 //! `cargo xtask test`: everything that can be checked, the quick checks first.
 //!
-//! Installs what is missing, then runs one step after the other with its output in view. Steps that start guests
-//! run two at a time, each line with the step's name before it. A step is a command; the result lines of its
-//! tests are counted, and a step without tests counts as one. Each file in `tests/tests` is a step, so a new one
-//! needs no entry here.
+//! Runs one step after the other with its output in view. A step installs the packages it needs
+//! when it needs them; the checks that need no guest need none, and no root. Steps that start
+//! guests run two at a time, each line with the step's name before it. A step is a command; the
+//! result lines of its tests are counted, and a step without tests counts as one. Each file in
+//! `tests/tests` is a step, so a new one needs no entry here.
 //!
-//! Builds and tests are always of the whole workspace: a package alone has other features of the libraries than all
-//! together, and would have them compiled once more.
+//! Builds and tests are always of the whole workspace: a package alone has other features of the
+//! libraries than all together, and would have them compiled once more.
 
 mod miri;
 
@@ -16,7 +17,6 @@ use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::iter;
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use ftvmm_tests::guest_run::{GUEST_FOLDER, ftvmm_program};
 use ftvmm_tests::{Program, clock};
 
+use crate::cargo::workspace;
 use crate::guest;
 use crate::report::{MachineReport, Step};
 
@@ -47,10 +48,23 @@ const CHECKS: &[CargoStep] = &[
     ("format", &["fmt", "--all", "--check"]),
     (BUILD, &["build", "--release", "--workspace", "--bins", "--tests"]),
     ("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    ("doc", DOC),
+    (DENY, &["xtask", "deny"]),
     (UNIT, &["test", "--release", "--no-fail-fast", "--workspace", "--lib", "--bins"]),
     ("packages", &["xtask", "fresh", "--packages-only"]),
 ];
+/// What rustdoc says of the comments. clippy has compiled what it needs.
+const DOC: &[&str] = &[
+    "doc",
+    "--release",
+    "--workspace",
+    "--no-deps",
+    "--document-private-items",
+    "--config",
+    "build.rustdocflags=['-D','warnings']",
+];
 const BUILD: &str = "build";
+const DENY: &str = "deny";
 const UNIT: &str = "unit";
 const MIRI: &str = "miri";
 const GUEST: &str = "guest";
@@ -58,8 +72,9 @@ const GUEST: &str = "guest";
 const END_TO_END: &str = "tests/tests";
 /// Tests of the lab itself, which no change of the product can break.
 const OF_THE_MACHINERY: &[&str] = &["lab"];
-/// Tests of one guest at a time, seldom on two hosts, the longest first. Two of them fit on two cores, and so does one
-/// beside a test of pairs, whose hosts wait for each other a quarter of the time.
+/// Tests of one guest at a time, seldom on two hosts, the longest first. Two of them fit on two
+/// cores, and so does one beside a test of pairs, whose hosts wait for each other a quarter of the
+/// time.
 const OF_ONE_GUEST: &[&str] = &[
     "logs",
     "intel",
@@ -96,6 +111,8 @@ struct Session {
     settings: Settings,
     began: Instant,
     summary: Vec<Outcome>,
+    /// Steps whose program is not here.
+    not_run: Vec<String>,
 }
 
 /// A step that was run.
@@ -127,6 +144,9 @@ pub fn run(arguments: &TestArguments) -> Result<ExitCode, Box<dyn Error>> {
         .filter(|name| !arguments.quick || !OF_THE_MACHINERY.contains(&name.as_str()))
         .collect();
     for (name, words) in CHECKS {
+        if *name == DENY && session.wants(name) && session.lacks(name, Program::CargoDeny) {
+            continue;
+        }
         let needed = *name == BUILD && !end_to_end.is_empty();
         if needed || session.wants(name) {
             let more = if *name == UNIT { beside_the_code()? } else { Vec::new() };
@@ -205,21 +225,30 @@ struct Target {
     kind: Vec<String>,
 }
 
-fn workspace() -> &'static Path {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own)
-}
-
 impl Session {
     fn new(arguments: &TestArguments) -> Self {
         let quick = if arguments.quick { QUICK_SETTINGS } else { &[] };
         let settings = quick.iter().map(|&(name, value)| (name, value.into()));
         let (only, settings) = (arguments.only.clone(), settings.collect());
-        Self { only, settings, began: clock::now(), summary: Vec::new() }
+        Self { only, settings, began: clock::now(), summary: Vec::new(), not_run: Vec::new() }
     }
 
     fn wants(&self, step: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|name| name == step)
+    }
+
+    /// Whether this machine has not got the step's program. Then the step is not run; in CI that is
+    /// a failure.
+    fn lacks(&mut self, name: &str, program: Program) -> bool {
+        let Err(error) = program.path() else { return false };
+        println!("\n=== {name} is not run: {error}");
+        if std::env::var_os("CI").is_some() {
+            let counts = Counts::default().with_status(false);
+            self.summary.push(Outcome { name: name.to_owned(), took: Duration::ZERO, counts });
+        } else {
+            self.not_run.push(name.to_owned());
+        }
+        true
     }
 
     fn step(&mut self, name: &str, words: &[&str]) -> io::Result<Counts> {
@@ -243,7 +272,8 @@ impl Session {
         Ok(())
     }
 
-    /// Two lanes: one has those of pairs first, so that there are never two of them; the other goes on with the rest.
+    /// Two lanes: one has those of pairs first, so that there are never two of them; the other goes
+    /// on with the rest.
     fn steps_at_once<'a>(
         &mut self,
         of_pairs: impl Iterator<Item = &'a str> + Send,
@@ -305,6 +335,7 @@ impl Session {
             total.passed += counts.passed;
             total.failed += counts.failed;
         }
+        self.not_run.iter().for_each(|name| println!("{:>7}  {name:<16} not run", "-"));
         println!("{:>7.1}  in all\n{total}", self.began.elapsed().as_secs_f32());
         ExitCode::from(u8::from(total.failed > 0))
     }

@@ -49,7 +49,8 @@ pub enum SessionEvent {
         /// Why.
         reason: DisconnectReason,
     },
-    /// Time passed. Due at [`Session::next_deadline_ns`] at the latest.
+    /// Time passed. Due at [`Session::next_deadline_ns`](super::Session::next_deadline_ns) at the
+    /// latest.
     Tick,
     /// The recorder finished a log group.
     Group {

@@ -77,6 +77,7 @@ pub struct RunArgs {
     pub cpu_template: Option<PathBuf>,
     /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,mtu=BYTES][,uplink=NAME]; the MTU is the tap's;
     /// the uplink is the interface that leads to the clients, which is watched with the tap
+    #[allow(rustdoc::broken_intra_doc_links, reason = "clap prints this text as it is")]
     #[arg(long, value_name = "tap=NAME[,mac=M][,mtu=N][,uplink=NAME]")]
     pub net: Option<NetArg>,
     /// Disk: a raw image file of this host's own, equal on both hosts

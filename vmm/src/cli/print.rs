@@ -28,7 +28,7 @@ pub fn print(text: impl Display) -> Result<(), CommandError> {
 /// Prints `text` and ends the line.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_line(text: impl Display) -> Result<(), CommandError> {
     print(format_args!("{text}\n"))
 }

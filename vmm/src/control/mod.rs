@@ -10,7 +10,7 @@
 //! `docs/openapi.yaml` describes the interface; `tests/openapi.rs` holds the server to it.
 
 mod client;
-mod http;
+pub mod http;
 mod operator;
 mod routes;
 mod server;

@@ -1,6 +1,6 @@
 //! The CPU the guest sees: the host's, reduced to what behaves the same everywhere and at every run.
 //!
-//! What that is stands in a file ([`file`]). Whatever it says, hidden are the TSC, RDRAND/RDSEED and RDPMC (every read is
+//! What that is stands in a file ([`mod@file`]). Whatever it says, hidden are the TSC, RDRAND/RDSEED and RDPMC (every read is
 //! nondeterministic), the APIC (interrupts come through the 8259), and every hypervisor leaf (a paravirtual clock would
 //! bypass the log).
 

@@ -63,7 +63,7 @@ fn package_of(program: Program, release: Release) -> Option<&'static str> {
     match program.origin() {
         Origin::Base(package) => Some(package),
         Origin::Package(package) => Some(package.name(release)),
-        Origin::Toolchain => None,
+        Origin::Toolchain | Origin::Crate(_) => None,
     }
 }
 
