@@ -277,7 +277,7 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    /// Exit status of the process (design.md section 8).
+    /// Exit status of the process (decision 0024).
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {

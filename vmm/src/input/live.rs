@@ -1,7 +1,7 @@
 //! Inputs from the live host: its clock, its tap, its console.
 //!
 //! A run that is recorded takes them at exits. When the guest makes none for too long after an input came,
-//! the run is stopped anywhere and that point made a slice (design.md section 3).
+//! the run is stopped anywhere and that point made a slice (decision 0008).
 
 use std::sync::Arc;
 use std::sync::MutexGuard;
