@@ -46,7 +46,7 @@ macro_rules! counter {
 }
 
 counter! {
-    /// Number of a synchronous exit of the guest (design.md section 1). The first exit is 1; 0 is
+    /// Number of a synchronous exit of the guest (decision 0001). The first exit is 1; 0 is
     /// power-on, before the first instruction.
     Ordinal
 }

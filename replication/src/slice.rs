@@ -1,4 +1,4 @@
-//! Slices: the guest's state itself, where no exit names the point (design.md section 3).
+//! Slices: the guest's state itself, where no exit names the point (decision 0008).
 //!
 //! A guest that computes makes no exits, so an input would have no ordinal to be applied at. The
 //! recorder then stops it anywhere, makes that point an exit ordinal of its own, and writes down

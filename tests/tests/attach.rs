@@ -39,7 +39,7 @@ mod switch;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-/// Exit statuses (design.md section 8).
+/// Exit statuses (decision 0024).
 const GOOD: Ended = Ended::Status(0);
 const FAILED: Ended = Ended::Status(1);
 const BAD_USAGE: Ended = Ended::Status(2);

@@ -1,5 +1,5 @@
 //! Whatever is wrong with what the user gave is said in one line, with the exit status that
-//! design.md section 8 gives it.
+//! decision 0024 gives it.
 
 use std::path::Path;
 use std::process::ExitCode;

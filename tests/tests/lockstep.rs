@@ -37,7 +37,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// What a kernel that is not quiet prints first.
 const FIRST_LINE: &str = "Linux version";
-/// Exit statuses (design.md section 8).
+/// Exit statuses (decision 0024).
 const BAD_USAGE: Ended = Ended::Status(2);
 const DIVERGENCE: Ended = Ended::Status(3);
 const LOST_WITNESS: Ended = Ended::Status(4);

@@ -1,5 +1,5 @@
 //! Kernel files: an ELF as it is, or a bzImage whose payload is decompressed here and never by the guest's
-//! own stub (the stub reads the TSC for KASLR; design.md section 2).
+//! own stub (the stub reads the TSC for KASLR; decision 0022).
 
 use std::io::Read;
 

@@ -1,4 +1,4 @@
-//! The command line (design.md section 8).
+//! The command line (decision 0024).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -49,7 +49,7 @@ const REPORT: &str = "report";
 /// Longer than a report with every MSR in it.
 const REPORT_BYTES_MAX: u64 = 1 << 24;
 
-/// Exit statuses (design.md section 8).
+/// Exit statuses (decision 0024).
 mod status {
     pub const FAILED: u8 = 1;
     pub const BAD_USAGE: u8 = 2;

@@ -48,7 +48,7 @@ pub enum Exit {
     /// A signal or [`super::Kicker::kick`] came.
     Interrupted,
     /// The guest can take an interrupt now and the window had been asked for. Not a deterministic point
-    /// (design.md section 2): a recorded run makes it a slice.
+    /// (decision 0001): a recorded run makes it a slice.
     WindowOpen,
 }
 
