@@ -70,9 +70,12 @@ impl Checker {
 
     /// A guest goes on from a snapshot: the client has seen what it had sent until then.
     pub fn on_restored(&mut self, guest: &Guest) {
-        self.client = guest.sent.iter().map(|sent| number(&sent.frame)).zip(
-            guest.sent.iter().map(|sent| sent.frame.clone()),
-        ).collect();
+        self.client = guest
+            .sent
+            .iter()
+            .map(|sent| number(&sent.frame))
+            .zip(guest.sent.iter().map(|sent| sent.frame.clone()))
+            .collect();
     }
 
     /// `guest` goes on with `disk`, which holds what it wrote, and every write that the client may
@@ -82,7 +85,8 @@ impl Checker {
         for request in &guest.requests {
             match &request.op {
                 DiskOp::Write { sector, data } if request.id <= disk.done_through => {
-                    let value = data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+                    let value =
+                        data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
                     blocks[*sector as usize] = value;
                 }
                 _ => {}

@@ -60,7 +60,8 @@ impl World {
     fn note_state(&mut self, host: usize) {
         let own = &mut self.hosts[host];
         let phase = own.core.session().state_name();
-        if own.phase == "Joining" && phase != "Joining"
+        if own.phase == "Joining"
+            && phase != "Joining"
             && let Some((at, disk_through)) = own.offered.take()
         {
             own.received_through = at - 1;
@@ -91,7 +92,10 @@ impl World {
                 self.checker.on_flush_told(*through, (host, life), peer);
             }
             Effect::KeepIncident(report) => {
-                assert!(self.flipped || self.forged || self.bad_disk_alone, "a divergence out of nothing: {report}");
+                assert!(
+                    self.flipped || self.forged || self.bad_disk_alone,
+                    "a divergence out of nothing: {report}"
+                );
             }
             _ => {}
         }

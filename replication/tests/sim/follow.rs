@@ -1,8 +1,6 @@
 //! The guest's thread while the guest follows the other host's log, or is given its state.
 
-use ftvmm_replication::{
-    Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice,
-};
+use ftvmm_replication::{Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice};
 
 use crate::disk::{Compared, compare};
 use crate::host::Stage;
@@ -107,6 +105,12 @@ impl World {
     /// The log says how a request ended; the own disk has the data.
     fn take_answer(&mut self, host: usize, answer: DiskAnswer) -> bool {
         let own = &mut self.hosts[host];
+        if answer.id > own.disk.last_id {
+            // It would be waited for for ever.
+            own.awaited = None;
+            self.fault_at(host, "a request ended that this guest never made");
+            return true;
+        }
         let Some(ours) = own.disk.take(answer.id) else {
             let before = Ordinal(own.guest.at - 1);
             self.core(host, |core, now_ns| core.executed(now_ns, before));

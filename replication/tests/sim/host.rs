@@ -111,6 +111,7 @@ impl Host {
             failure_ns: FAILURE_NS,
             handshake_ns: 100 * MS,
             evidence_ns: 40 * MS,
+            stall_ns: 150 * MS,
             limits: Limits {
                 log_bytes_max: 2000,
                 gated_frames_max: 12,

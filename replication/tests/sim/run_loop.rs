@@ -115,8 +115,7 @@ impl World {
 
     fn inputs(&mut self, host: usize) -> Vec<Input> {
         let own = &mut self.hosts[host];
-        let mut inputs: Vec<_> =
-            own.inbox.drain(..).map(|frame| Input::NetRx { frame }).collect();
+        let mut inputs: Vec<_> = own.inbox.drain(..).map(|frame| Input::NetRx { frame }).collect();
         while let Some(input) = own.disk.take_told() {
             if self.now_ns > FAULTS_END_NS + 200 * MS {
                 own.answers_after_faults += 1;

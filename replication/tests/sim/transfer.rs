@@ -1,8 +1,8 @@
 //! The guest's whole state: to the other host, to a file, and back.
 
 use ftvmm_replication::{
-    Event, FileHeader, MemoryLook, Ordinal, SessionEvent, SnapshotMark,
-    SnapshotReader, SnapshotWriter, StatePart,
+    Event, FileHeader, MemoryLook, Ordinal, SessionEvent, SnapshotMark, SnapshotReader,
+    SnapshotWriter, StatePart,
 };
 
 use crate::disk::Answer;
@@ -97,7 +97,9 @@ impl World {
             let mut part = match (std::mem::replace(&mut sender.begun, true), self.random.one_in(2))
             {
                 (false, _) => StatePart::Outline { total_bytes: 100 },
-                (_, true) => StatePart::Pages(Sender::news(&mut sender.pages, &own.guest.memory, 3)),
+                (_, true) => {
+                    StatePart::Pages(Sender::news(&mut sender.pages, &own.guest.memory, 3))
+                }
                 (_, false) => {
                     StatePart::Blocks(Sender::news(&mut sender.blocks, &own.disk.blocks, 3))
                 }
