@@ -4,6 +4,7 @@ use ftvmm_replication::peer::Notice;
 use ftvmm_replication::{Effect, Ordinal, Role, SessionEvent, StopReason, Term};
 
 use crate::checker::Right;
+use crate::coverage::Mark;
 use crate::guest::Guest;
 use crate::host::Stage;
 use crate::world::{Due, FAULTS_END_NS, MS, OnHost, US, World};
@@ -24,6 +25,7 @@ impl World {
         }
         match self.random.one_in(4) {
             true => {
+                self.coverage.mark(Mark::PerformedLate);
                 self.hosts[host].performs_late = true;
                 let delay_ns = self.random.between(US, 500 * US);
                 self.after_on(delay_ns, host, OnHost::Perform);
@@ -64,7 +66,7 @@ impl World {
             && phase != "Joining"
             && let Some((at, disk_through)) = own.offered.take()
         {
-            own.received_through = at - 1;
+            (own.received_through, own.state_through) = (at - 1, at - 1);
             self.checker.on_flushed(host, own.life, disk_through);
         }
         if own.core.follows()
@@ -89,7 +91,13 @@ impl World {
             Effect::CompleteFlushes { through } if !self.flipped => {
                 let own = &self.hosts[host];
                 let peer = own.core.records_log().then_some((1 - host, own.peer_life));
+                if peer.is_some() {
+                    self.coverage.mark(Mark::FlushOnBoth);
+                }
                 self.checker.on_flush_told(*through, (host, life), peer);
+            }
+            Effect::Tell(Notice::Over { reason: StopReason::DiskFailed { .. } }) => {
+                self.coverage.mark(Mark::LeftWithDisk);
             }
             Effect::KeepIncident(report) => {
                 assert!(
@@ -138,7 +146,10 @@ impl World {
             }
             Effect::OpenInputs => own.inputs_open = true,
             Effect::CloseInputs => self.close_inputs(host),
-            Effect::GiveFrames(frames) => own.inbox.extend(frames),
+            Effect::GiveFrames(frames) => {
+                own.inbox.extend(frames);
+                self.coverage.mark(Mark::StraysGiven);
+            }
             Effect::InterruptGuest | Effect::AttendGuest => own.computes_until_ns = 0,
             Effect::StopGuest => {
                 let is_clean = own.core.stop() == Some(&StopReason::Clean);
@@ -180,7 +191,9 @@ impl World {
                     own.has_stopped() || own.core.session().role() == Role::Primary,
                     "a backup speaks without a term"
                 );
-                Right::Gated { backup_received: self.hosts[1 - host].received_through }
+                let other = &self.hosts[1 - host];
+                let (backup_received, in_state) = (other.received_through, other.state_through);
+                Right::Gated { backup_received, in_state }
             }
         };
         let trusted = self.is_trusted();

@@ -2,6 +2,7 @@
 
 use ftvmm_replication::{Message, SessionEvent, Term, wire};
 
+use crate::coverage::Mark;
 use crate::host::Parcel;
 use crate::options::Strike;
 use crate::world::{Due, FAILURE_NS, FAULTS_END_NS, MS, OnHost, World};
@@ -42,7 +43,11 @@ impl World {
         } else if self.random.one_in(2) {
             self.cut = true;
         }
-        self.hosts[victim].crashed = true;
+        let own = &mut self.hosts[victim];
+        own.crashed = true;
+        if own.has_half_a_slice && own.core.records_log() {
+            self.coverage.mark(Mark::SliceTorn);
+        }
         self.plan_replacement(victim);
     }
 
@@ -95,7 +100,7 @@ impl World {
         if !self.flipped {
             self.flipped = true;
             self.hosts[host].guest.state ^= 1;
-            let stuck_ns = self.random.between(10 * MS, 60 * MS);
+            let stuck_ns = self.random.between(10 * MS, 90 * MS);
             self.hosts[host].stuck_until_ns = self.now_ns + stuck_ns;
             self.strikes = 0;
             return self.after_on(10 * MS, host, OnHost::Strike);

@@ -2,6 +2,7 @@
 
 use ftvmm_replication::{Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice};
 
+use crate::coverage::Mark;
 use crate::disk::{Compared, compare};
 use crate::host::Stage;
 use crate::world::World;
@@ -91,11 +92,13 @@ impl World {
     }
 
     fn load(&mut self, host: usize, at: u64, parts: &[Slice]) {
+        self.coverage.mark(Mark::SliceLoaded);
         self.hosts[host].guest.load(at, parts);
         self.hosts[host].stage = Stage::AtExit;
     }
 
     fn compare_check(&mut self, host: usize, check: &Check) {
+        self.coverage.mark(Mark::CheckCompared);
         let own = self.hosts[host].guest.check(check.memory_look());
         if let Some(what) = own.difference(check) {
             self.fault_at(host, &what);
@@ -117,6 +120,7 @@ impl World {
             return false;
         };
         own.awaited = None;
+        self.coverage.mark(Mark::DiskCompared);
         match compare(ours, answer) {
             Compared::Apply(input) => own.guest.apply(&input),
             Compared::Failed => {

@@ -57,6 +57,7 @@ pub struct Host {
     pub awaited: Option<DiskAnswer>,
     /// Parts of a slice that are not in the log yet.
     pub slices: VecDeque<Slice>,
+    pub has_half_a_slice: bool,
     /// The guest's state on its way to the other host or to a file.
     pub sender: Option<Sender>,
     pub restored_bytes: u64,
@@ -71,6 +72,8 @@ pub struct Host {
     /// Deadline of the tick under way.
     pub tick_due_ns: Option<u64>,
     pub received_through: u64,
+    /// The last exit in the past of the state this host was given.
+    pub state_through: u64,
     /// The exit and the last request to the disk in the state that is on its way here.
     pub offered: Option<(u64, u64)>,
     /// The term won by this host alone.
@@ -140,6 +143,7 @@ impl Host {
             disk: Disk::default(),
             awaited: None,
             slices: VecDeque::new(),
+            has_half_a_slice: false,
             sender: None,
             restored_bytes: 0,
             snapshot: VecDeque::new(),
@@ -149,6 +153,7 @@ impl Host {
             computes_until_ns: 0,
             tick_due_ns: None,
             received_through: 0,
+            state_through: 0,
             offered: None,
             own_term: None,
             phase: "",
@@ -164,6 +169,7 @@ impl Host {
         // What its predecessor has executed is still on its way to the primary.
         std::mem::swap(&mut fresh.guest, &mut self.guest);
         fresh.received_through = self.received_through;
+        fresh.state_through = self.state_through;
         *self = fresh;
     }
 

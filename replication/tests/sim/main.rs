@@ -1,14 +1,21 @@
-//! A seeded simulator: two sessions, a network, a witness and two guests in one thread.
+//! A seeded simulator: two hosts, a network, a witness and two guests in one thread.
 //!
-//! Safety phase: messages are delayed, connections break loudly or silently, hosts crash or pause, a
-//! bit of one host's memory flips; fresh hosts take the place of those that are gone and are given
-//! the guest; an operator changes the roles or lets a backup go. Liveness phase: faults stop, and
-//! whoever holds the last term must go on, followed by the other if it is there. What is right is
-//! judged from outside, by `checker`, which sees what the client and the witness see and both guests'
-//! histories, but nothing of the sessions' insides.
+//! A host is the product's [`PeerCore`](ftvmm_replication::PeerCore). Around it, in memory, is what
+//! the `vmm` crate has sockets, threads and files for: the guest's thread (`run_loop`, `follow`), its
+//! disk (`disk`), the thread that sends its state and the snapshot file (`transfer`), and the outbox,
+//! from which the core's effects are performed in order, now or a little later (`effects`).
+//!
+//! Safety phase: bytes are delayed and cut anywhere, connections break loudly or silently, hosts
+//! crash or pause, disks fail, a bit of one host's memory flips; fresh hosts take the place of those
+//! that are gone and are given the guest; an operator changes the roles, lets a backup go, saves the
+//! guest to a file or stops a host. An ambush (`options`) strikes when a host comes into a phase, so
+//! that rare rows of the decision table are reached too; which were is printed, and all must be.
+//! Liveness phase: faults stop, and whoever holds the last term must go on, followed by the other if
+//! it is there. What is right is judged from outside, by `checker`, which sees what the client and
+//! the witness see, both guests' histories and both disks, but nothing of the cores' insides.
 //!
 //! A failure names its seed; `FTVMM_SIM_SEED=<seed>` runs that one and prints its trace, and
-//! `FTVMM_SIM_SEEDS=<count>` runs more of them.
+//! `FTVMM_SIM_SEEDS=<count>` runs another number of them.
 #![allow(clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 mod checker;
@@ -32,6 +39,8 @@ use world::{Outcome, World};
 
 /// Enough that every phase and every row is reached, with some to spare.
 const SEEDS: u64 = 1200;
+/// Where they would take minutes.
+const SEEDS_IN_DEBUG: u64 = 200;
 
 /// Seeds that failed once, with what they found.
 const REGRESSIONS: &[(u64, &str)] = &[];
@@ -92,7 +101,8 @@ fn the_pair_is_safe_under_faults_and_lives_after_them() {
         println!("{}", run(seed, true).ending);
         return;
     }
-    let count = variable("FTVMM_SIM_SEEDS").unwrap_or(SEEDS);
+    let usual = if cfg!(debug_assertions) { SEEDS_IN_DEBUG } else { SEEDS };
+    let count = variable("FTVMM_SIM_SEEDS").unwrap_or(usual);
     let mut endings = std::collections::BTreeMap::<String, u64>::new();
     let mut coverage = Coverage::default();
     let mut failed = Vec::new();

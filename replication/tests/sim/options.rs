@@ -30,7 +30,8 @@ pub enum Strike {
     Stuck,
 }
 
-/// Phases in which a fault has a row of its own, and what strikes there.
+/// Phases in which a fault has a row of its own, and what strikes there. What seldom leads to its row
+/// stands twice.
 const AMBUSHES: &[(&str, Strike)] = &[
     ("AwaitingBackup", Strike::Cut),
     ("ClaimingFirstTerm", Strike::Cut),
@@ -45,11 +46,14 @@ const AMBUSHES: &[(&str, Strike)] = &[
     ("Attaching", Strike::Detach),
     ("Attaching", Strike::CrashOther),
     ("Joining", Strike::Stop),
+    ("Joining", Strike::Stop),
     ("Joining", Strike::Forge),
     ("Joining", Strike::BadDisk),
     ("Joining", Strike::Crash),
     ("Yielding", Strike::Cut),
     ("Yielding", Strike::StopOther),
+    ("Yielding", Strike::StopOther),
+    ("Following", Strike::FlipAndCut),
     ("Following", Strike::FlipAndCut),
     ("Following", Strike::Forge),
     ("Following", Strike::Stop),
@@ -117,7 +121,7 @@ impl Options {
             disk_fails: [0, 0, 200, 40][any(4)],
             disk_failover: any(2) == 0,
             big_state: any(24) == 0,
-            ambush: (any(3) == 0).then(|| AMBUSHES[any(AMBUSHES.len() as u64)]),
+            ambush: (any(5) < 2).then(|| AMBUSHES[any(AMBUSHES.len() as u64)]),
         };
         options.steered()
     }

@@ -5,6 +5,7 @@ use ftvmm_replication::{
     End, EndReason, Event, MemoryLook, Ordinal, OutputDigest, Record, SessionEvent,
 };
 
+use crate::coverage::Mark;
 use crate::disk::Answer;
 use crate::host::Stage;
 use crate::world::{BACKUP, FAULTS_END_NS, MS, OnHost, US, World};
@@ -28,7 +29,13 @@ impl World {
             return false;
         }
         if let Some(part) = own.slices.pop_front() {
+            let is_last = part.is_last();
+            own.has_half_a_slice = !is_last;
             self.log(host, Event::Slice(part));
+            if !is_last && self.random.one_in(2) {
+                // As after a part of its full size.
+                self.core(host, |core, now_ns| core.flush_log(now_ns));
+            }
             return self.random.one_in(2);
         }
         if let Some(part) = own.snapshot.pop_front() {
@@ -73,6 +80,7 @@ impl World {
                 let is_wanted =
                     own.core.wants_yield() || own.core.follower().is_joining() || wants_rest;
                 if own.core.is_congested() && !is_wanted {
+                    self.coverage.mark(Mark::Congested);
                     return false;
                 }
                 self.answer(host);
@@ -119,6 +127,9 @@ impl World {
         while let Some(input) = own.disk.take_told() {
             if self.now_ns > FAULTS_END_NS + 200 * MS {
                 own.answers_after_faults += 1;
+            }
+            if let Input::DiskDone { outcome: DiskOutcome::Failed, .. } = input {
+                self.coverage.mark(Mark::DiskFailureTold);
             }
             inputs.push(input);
         }

@@ -5,6 +5,7 @@ use ftvmm_replication::{
     SnapshotWriter, StatePart,
 };
 
+use crate::coverage::Mark;
 use crate::disk::Answer;
 use crate::guest::{CELLS, Guest, cells_from_bytes, cells_to_bytes};
 use crate::host::{Stage, fingerprint};
@@ -119,7 +120,12 @@ impl World {
         let bytes = part.as_ref().map_or(0, StatePart::len_bytes);
         match self.core(host, |core, now_ns| core.send_part(now_ns, number, &mut part)) {
             None => self.hosts[host].sender = None,
-            Some(_) => self.note_sent(host, number, part, bytes),
+            Some(has_room) => {
+                if !has_room {
+                    self.coverage.mark(Mark::WaitedForRoom);
+                }
+                self.note_sent(host, number, part, bytes);
+            }
         }
         let delay_ns = self.random.between(20 * US, 1000 * US);
         self.after_on(delay_ns, host, OnHost::Send);
@@ -182,6 +188,7 @@ impl World {
         for part in parts.iter().chain([&StatePart::Machine(machine)]) {
             file.write_part(part).expect("memory takes it");
         }
+        self.coverage.mark(Mark::Saved);
         self.snapshot = Some(file.finish().expect("memory takes it"));
     }
 
@@ -212,6 +219,8 @@ impl World {
                 own.guest.renew_copy();
                 own.disk.resume(last_id, answers);
                 own.stage = Stage::AtExit;
+                let mark = if own.is_live { Mark::Restored } else { Mark::Attached };
+                self.coverage.mark(mark);
                 if own.is_live {
                     self.checker.on_restored(&own.guest);
                 }
