@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use ftvmm_devices::DiskOp;
 use ftvmm_replication::ReleasePolicy;
 
-use crate::guest::{Guest, number};
+use crate::disk::Disk;
+use crate::guest::{CELLS, Guest, number};
 
 /// Right to speak, as the witness gave it.
 pub enum Right {
@@ -12,6 +14,8 @@ pub enum Right {
     Gated {
         /// Horizon of the last group that arrived at the backup.
         backup_received: u64,
+        /// The last exit in the past of a state the backup was given; it may not be in place yet.
+        in_state: u64,
     },
     /// Won a term of its own.
     Own {
@@ -29,6 +33,8 @@ pub struct Checker {
     last_of_host: [u64; 2],
     /// Who holds a term: a host and which of its lives.
     terms: BTreeMap<u64, (usize, u64)>,
+    /// The last flush that the disk of a host has, in each of its lives.
+    flushed: BTreeMap<(usize, u64), u64>,
 }
 
 impl Checker {
@@ -48,6 +54,56 @@ impl Checker {
     /// `host` speaks no more: what it says next follows what others said.
     pub fn on_silent(&mut self, host: usize) {
         self.last_of_host[host] = 0;
+    }
+
+    /// The disk of `host` has every write up to the flush `id`.
+    pub fn on_flushed(&mut self, host: usize, life: u64, id: u64) {
+        self.flushed.insert((host, life), id);
+    }
+
+    /// A guest may be told of its flushes up to `id`: its own disk has them, and that of a host
+    /// which follows.
+    pub fn on_flush_told(&self, id: u64, own: (usize, u64), peer: Option<(usize, u64)>) {
+        for disk in [Some(own), peer].into_iter().flatten() {
+            let has = self.flushed.get(&disk).copied().unwrap_or_default();
+            assert!(has >= id, "flush {id} is told, the disk of {disk:?} has {has}");
+        }
+    }
+
+    /// A guest goes on from a snapshot: the client has seen what it had sent until then.
+    pub fn on_restored(&mut self, guest: &Guest) {
+        self.client = guest
+            .sent
+            .iter()
+            .map(|sent| number(&sent.frame))
+            .zip(guest.sent.iter().map(|sent| sent.frame.clone()))
+            .collect();
+    }
+
+    /// `guest` goes on with `disk`, which holds what it wrote, and every write that the client may
+    /// know of.
+    pub fn on_disk(&self, guest: &Guest, disk: &Disk) {
+        let mut blocks = [0; CELLS];
+        for request in &guest.requests {
+            match &request.op {
+                DiskOp::Write { sector, data } if request.id <= disk.done_through => {
+                    let value =
+                        data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+                    blocks[*sector as usize] = value;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(disk.blocks, blocks, "the disk is not what the guest wrote");
+        for (k, frame) in &self.client {
+            let Some(sent) = guest.sent.get(*k as usize - 1).filter(|sent| sent.frame == *frame)
+            else {
+                continue;
+            };
+            let told = guest.told_writes[..sent.told_writes].iter().max();
+            let done = disk.done_through;
+            assert!(told <= Some(&done), "frame {k} tells of write {told:?}, the disk has {done}");
+        }
     }
 
     /// Who holds the last term.
@@ -75,7 +131,8 @@ impl Checker {
         let index = k as usize - 1;
         assert_eq!(guests[host].sent[index].frame, frame, "frame {k} is not what the guest sent");
         match right {
-            Right::Gated { backup_received } => match release {
+            Right::Gated { backup_received, in_state } => match release {
+                ReleasePolicy::Compare if guests[host].sent[index].at <= *in_state => {}
                 ReleasePolicy::Compare => {
                     let other = guests[1 - host].sent.get(index);
                     assert_eq!(other, Some(&guests[host].sent[index]), "frame {k} had no match");

@@ -1,83 +1,110 @@
-//! One host: its session, and what lies around it.
+//! One host: the product's core, and in memory what lies around it.
 
 use std::collections::VecDeque;
 
-use ftvmm_replication::wire::Decoder;
 use ftvmm_replication::{
-    Fingerprint, GroupEncoder, Limits, OnPanic, OnReset, PROTOCOL_VERSION, ReplayCursor, Role,
-    Session, SessionConfig, StopReason, Term, TscMode,
+    DiskAnswer, Effect, Fingerprint, Limits, OnPanic, OnReset, PROTOCOL_VERSION, PeerCore, Role,
+    SessionConfig, Slice, StatePart, Term, TscMode,
 };
 
+use crate::disk::Disk;
 use crate::guest::Guest;
-use crate::world::{FAILURE_NS, MS, Options};
+use crate::options::Options;
+use crate::transfer::Sender;
+use crate::world::{FAILURE_NS, MS, US};
 
 pub enum Parcel {
     Bytes(Vec<u8>),
     Closed,
 }
 
+/// Where the guest's thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// At an exit, or the point of a slice, which takes inputs.
+    AtExit,
+    /// At the same exit, which takes no more.
+    Left,
+    /// Between two exits.
+    Running,
+}
+
 pub struct Host {
-    /// How often it was replaced by a fresh one.
+    /// How often it was replaced by a fresh one, and the same of the host it is connected to.
     pub life: u64,
-    pub session: Session,
+    pub peer_life: u64,
+    pub core: PeerCore,
     pub connection: u64,
-    pub decoder: Decoder,
     /// On their way to this host, in order.
     pub pipe: VecDeque<Parcel>,
+    /// What the core has decided and nobody has done yet, in order.
+    pub outbox: VecDeque<Effect>,
+    pub performs: bool,
+    pub performs_late: bool,
     pub guest: Guest,
-    pub encoder: GroupEncoder,
-    /// `Some` while the guest follows a log.
-    pub cursor: Option<ReplayCursor>,
+    pub stage: Stage,
     pub begun: bool,
+    /// The guest takes this host's inputs.
+    pub is_live: bool,
     pub ended: bool,
-    /// The guest left the log's path.
-    pub faulted: bool,
-    pub congested: bool,
+    /// The operator wants the guest switched off.
+    pub ending: bool,
+    pub inputs_open: bool,
+    /// Frames that came for the guest.
+    pub inbox: VecDeque<Vec<u8>>,
+    pub disk: Disk,
+    /// A request that ended in the log, while this host's disk is not done with it.
+    pub awaited: Option<DiskAnswer>,
+    /// Parts of a slice that are not in the log yet.
+    pub slices: VecDeque<Slice>,
+    pub has_half_a_slice: bool,
+    /// The guest's state on its way to the other host or to a file.
+    pub sender: Option<Sender>,
+    pub restored_bytes: u64,
+    /// What is left of the snapshot this host starts from.
+    pub snapshot: VecDeque<StatePart>,
     pub crashed: bool,
     pub paused_until_ns: u64,
     /// Its host does not let go of the guest's processor until then.
     pub stuck_until_ns: u64,
+    /// The guest makes no exit until then.
+    pub computes_until_ns: u64,
     /// Deadline of the tick under way.
     pub tick_due_ns: Option<u64>,
     pub received_through: u64,
+    /// The last exit in the past of the state this host was given.
+    pub state_through: u64,
+    /// The exit and the last request to the disk in the state that is on its way here.
+    pub offered: Option<(u64, u64)>,
     /// The term won by this host alone.
     pub own_term: Option<u64>,
-    pub stopped: Option<StopReason>,
+    pub phase: &'static str,
     pub frames_after_faults: u64,
-    /// Parts of the state that are to be sent before the machine.
-    pub shipping: Option<u64>,
-    /// A state is on its way here.
-    pub joining: bool,
-    pub taken_bytes: u64,
-    /// What was taken is not reported yet.
-    pub untold: bool,
-    /// The operator wants the roles to change.
-    pub switch_wanted: bool,
-    /// Frames for the guest that will come to its old place.
-    pub strays: u64,
-    /// Frames that came to the guest's old place.
-    pub received: VecDeque<Vec<u8>>,
+    pub answers_after_faults: u64,
+}
+
+pub fn fingerprint() -> Fingerprint {
+    Fingerprint {
+        protocol_version: PROTOCOL_VERSION,
+        kernel_sha256: [1; 32],
+        initramfs_sha256: None,
+        disk_bytes: None,
+        disk_sha256: None,
+        cmdline: "console=ttyS0".into(),
+        cpu_template: "sim".into(),
+        cpu_template_sha256: [2; 32],
+        tsc: TscMode::Trap,
+        memory_mib: 1,
+        net_mac: None,
+        net_mtu: None,
+        on_reset: OnReset::default(),
+        on_panic: OnPanic::default(),
+    }
 }
 
 impl Host {
     /// A host before its first connection, in the given role.
     pub fn new(role: Role, options: &Options, highest_term: Term) -> Self {
-        let fingerprint = Fingerprint {
-            protocol_version: PROTOCOL_VERSION,
-            kernel_sha256: [1; 32],
-            initramfs_sha256: None,
-            disk_bytes: None,
-            disk_sha256: None,
-            cmdline: "console=ttyS0".into(),
-            cpu_template: "sim".into(),
-            cpu_template_sha256: [2; 32],
-            tsc: TscMode::Trap,
-            memory_mib: 1,
-            net_mac: None,
-            net_mtu: None,
-            on_reset: OnReset::default(),
-            on_panic: OnPanic::default(),
-        };
         let config = SessionConfig {
             release: options.release,
             on_divergence: options.on_divergence,
@@ -87,6 +114,7 @@ impl Host {
             failure_ns: FAILURE_NS,
             handshake_ns: 100 * MS,
             evidence_ns: 40 * MS,
+            stall_ns: 150 * MS,
             limits: Limits {
                 log_bytes_max: 2000,
                 gated_frames_max: 12,
@@ -96,39 +124,47 @@ impl Host {
             ..SessionConfig::new(
                 role,
                 "sim".try_into().expect("a name"),
-                fingerprint,
+                fingerprint(),
                 highest_term,
                 1_700_000_000,
             )
         };
         Self {
             life: 0,
-            session: Session::new(config).expect("the configuration works"),
+            peer_life: 0,
+            core: PeerCore::new(config, 200 * US, true).expect("the configuration works"),
             connection: 0,
-            decoder: Decoder::new(),
             pipe: VecDeque::new(),
+            outbox: VecDeque::new(),
+            performs: false,
+            performs_late: false,
             guest: Guest::new(0),
-            encoder: GroupEncoder::new(),
-            cursor: (role == Role::Backup).then(ReplayCursor::new),
+            stage: Stage::AtExit,
             begun: false,
+            is_live: false,
             ended: false,
-            faulted: false,
-            congested: false,
+            ending: false,
+            inputs_open: role == Role::Primary,
+            inbox: VecDeque::new(),
+            disk: Disk::default(),
+            awaited: None,
+            slices: VecDeque::new(),
+            has_half_a_slice: false,
+            sender: None,
+            restored_bytes: 0,
+            snapshot: VecDeque::new(),
             crashed: false,
             paused_until_ns: 0,
             stuck_until_ns: 0,
+            computes_until_ns: 0,
             tick_due_ns: None,
             received_through: 0,
+            state_through: 0,
+            offered: None,
             own_term: None,
-            stopped: None,
+            phase: "",
             frames_after_faults: 0,
-            shipping: None,
-            joining: false,
-            taken_bytes: 0,
-            untold: false,
-            switch_wanted: false,
-            strays: 0,
-            received: VecDeque::new(),
+            answers_after_faults: 0,
         }
     }
 
@@ -139,11 +175,16 @@ impl Host {
         // What its predecessor has executed is still on its way to the primary.
         std::mem::swap(&mut fresh.guest, &mut self.guest);
         fresh.received_through = self.received_through;
+        fresh.state_through = self.state_through;
         *self = fresh;
+    }
+
+    pub fn has_stopped(&self) -> bool {
+        self.core.stop().is_some()
     }
 
     /// It does nothing any more.
     pub fn is_gone(&self) -> bool {
-        self.crashed || self.stopped.is_some()
+        self.crashed || self.has_stopped()
     }
 }

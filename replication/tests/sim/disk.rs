@@ -1,0 +1,127 @@
+//! A host's disk: carries out the guest's requests in order, beside the guest.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, Input};
+use ftvmm_replication::DiskAnswer;
+use serde::{Deserialize, Serialize};
+
+use crate::guest::CELLS;
+
+/// How a request ended on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The request.
+    pub id: u64,
+    /// It was a flush.
+    pub is_flush: bool,
+    /// For the guest.
+    pub outcome: DiskOutcome,
+    /// A live guest may have it.
+    pub told: bool,
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    pub blocks: [u64; CELLS],
+    /// Requests not carried out yet.
+    pub queue: VecDeque<DiskRequest>,
+    /// The last request made.
+    pub last_id: u64,
+    /// Everything up to this request is carried out.
+    pub done_through: u64,
+    answers: BTreeMap<u64, Answer>,
+    /// The next request, or block put in place, fails.
+    pub is_bad: bool,
+}
+
+impl Disk {
+    pub fn submit(&mut self, request: DiskRequest) {
+        self.last_id = request.id;
+        self.queue.push_back(request);
+    }
+
+    /// Carries out the next request. One that `fails` has done its work, so that disks stay equal.
+    pub fn carry_out(&mut self, fails: bool) -> Option<Answer> {
+        let DiskRequest { id, op } = self.queue.pop_front()?;
+        self.done_through = id;
+        let mut data = Vec::new();
+        let is_flush = op == DiskOp::Flush;
+        match op {
+            DiskOp::Read { sector, .. } => data = self.blocks[sector as usize].to_le_bytes().into(),
+            DiskOp::Write { sector, data } => {
+                self.blocks[sector as usize] =
+                    u64::from_le_bytes(data[..].try_into().expect("a number"));
+            }
+            DiskOp::Flush | DiskOp::Zero { .. } => {}
+        }
+        let outcome = if fails { DiskOutcome::Failed } else { DiskOutcome::Done { data } };
+        let answer = Answer { id, is_flush, outcome, told: false };
+        self.answers.insert(id, answer.clone());
+        Some(answer)
+    }
+
+    pub fn tell(&mut self, id: u64) {
+        if let Some(answer) = self.answers.get_mut(&id) {
+            answer.told = true;
+        }
+    }
+
+    /// Tells of every flush up to this one that was done here.
+    pub fn tell_flushes(&mut self, through: u64) {
+        for answer in self.answers.range_mut(..=through).map(|(_, answer)| answer) {
+            answer.told |= answer.is_flush && answer.outcome != DiskOutcome::Failed;
+        }
+    }
+
+    /// An answer a live guest may have.
+    pub fn take_told(&mut self) -> Option<Input> {
+        let id = self.answers.values().find(|answer| answer.told)?.id;
+        let Answer { outcome, .. } = self.answers.remove(&id)?;
+        Some(Input::DiskDone { id, outcome })
+    }
+
+    pub fn take(&mut self, id: u64) -> Option<Answer> {
+        self.answers.remove(&id)
+    }
+
+    /// Answers the guest has not had.
+    pub fn untaken(&self) -> Vec<Answer> {
+        self.answers.values().cloned().collect()
+    }
+
+    /// Another guest's state comes: its requests are none of this disk's.
+    pub fn clear(&mut self) {
+        self.queue.clear();
+        self.answers.clear();
+    }
+
+    /// Goes on where another host's disk was drained.
+    pub fn resume(&mut self, last_id: u64, answers: Vec<Answer>) {
+        (self.last_id, self.done_through) = (last_id, last_id);
+        let told = answers.into_iter().map(|answer| (answer.id, Answer { told: true, ..answer }));
+        self.answers = told.collect();
+    }
+}
+
+/// What a follower does about a request that ended in its log.
+pub enum Compared {
+    Apply(Input),
+    /// This host's disk failed where the other's did not.
+    Failed,
+    Differ,
+}
+
+/// Compares the own disk's answer with the log's.
+pub fn compare(own: Answer, log: DiskAnswer) -> Compared {
+    let id = own.id;
+    match (DiskAnswer::of(id, &own.outcome).data_xxh3, log.data_xxh3) {
+        (_, None) => Compared::Apply(Input::DiskDone { id, outcome: DiskOutcome::Failed }),
+        (None, Some(_)) => Compared::Failed,
+        (Some(ours), Some(theirs)) if ours == theirs => {
+            Compared::Apply(Input::DiskDone { id, outcome: own.outcome })
+        }
+        (Some(_), Some(_)) => Compared::Differ,
+    }
+}

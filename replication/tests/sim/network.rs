@@ -1,0 +1,83 @@
+//! The connection between the hosts: late, cut anywhere, and sometimes gone.
+
+use ftvmm_replication::DisconnectReason;
+
+use crate::host::{Host, Parcel};
+use crate::world::{BACKUP, Due, MS, PRIMARY, US, World};
+
+use ftvmm_replication::Role;
+
+impl World {
+    pub fn connect(&mut self) {
+        let retry_ns = self.random.between(5 * MS, 20 * MS);
+        self.after(retry_ns, Due::Connect);
+        let idle = |host: &Host| {
+            let session = host.core.session();
+            let runs_here = host.begun && session.role() == Role::Primary;
+            let has_time = !runs_here || session.takes_newcomers();
+            host.connection == 0 && !host.core.is_connected() && !host.is_gone() && has_time
+        };
+        let paused = self.hosts.iter().any(|host| self.now_ns < host.paused_until_ns);
+        if paused || !self.hosts.iter().all(idle) {
+            return;
+        }
+        self.connections += 1;
+        self.cut = false;
+        let lives = [self.hosts[BACKUP].life, self.hosts[PRIMARY].life];
+        for (host, peer_life) in self.hosts.iter_mut().zip(lives) {
+            (host.connection, host.peer_life) = (self.connections, peer_life);
+            host.pipe.clear();
+        }
+        self.trace("connect");
+        self.core(PRIMARY, |core, now_ns| core.connect(now_ns));
+        self.core(BACKUP, |core, now_ns| core.connect(now_ns));
+    }
+
+    /// Sends bytes in pieces.
+    pub fn send_cut(&mut self, from: usize, mut bytes: Vec<u8>) {
+        while bytes.len() > 1 && self.random.one_in(2) {
+            let rest = bytes.split_off(self.random.number() as usize % bytes.len());
+            self.post(from, Parcel::Bytes(std::mem::replace(&mut bytes, rest)));
+        }
+        self.post(from, Parcel::Bytes(bytes));
+    }
+
+    pub fn post(&mut self, from: usize, parcel: Parcel) {
+        let (to, connection) = (1 - from, self.hosts[from].connection);
+        // A connection is only dead for one side until the other hears of it.
+        if self.cut || connection == 0 || connection != self.hosts[to].connection {
+            return;
+        }
+        self.hosts[to].pipe.push_back(parcel);
+        let delay_ns = match self.random.one_in(20) {
+            true => self.random.between(2 * MS, 20 * MS),
+            false => self.random.between(20 * US, 2 * MS),
+        };
+        self.after(delay_ns, Due::Arrive { host: to, connection });
+    }
+
+    pub fn arrive(&mut self, host: usize, connection: u64) {
+        if self.hosts[host].connection != connection || self.cut {
+            return;
+        }
+        match self.hosts[host].pipe.pop_front() {
+            Some(Parcel::Bytes(bytes)) => {
+                self.core(host, |core, now_ns| core.receive(now_ns, &bytes));
+            }
+            Some(Parcel::Closed) => self.disconnect(host),
+            None => {}
+        }
+    }
+
+    pub fn disconnect(&mut self, host: usize) {
+        if !self.hosts[host].crashed {
+            let reason = DisconnectReason::Closed;
+            self.core(host, |core, now_ns| core.disconnect(now_ns, reason));
+        }
+    }
+
+    pub fn close(&mut self, host: usize) {
+        self.post(host, Parcel::Closed);
+        self.hosts[host].connection = 0;
+    }
+}
