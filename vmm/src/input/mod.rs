@@ -8,7 +8,6 @@ mod patience;
 mod pulse;
 mod recorded;
 mod replay;
-mod restored;
 mod tick_hold;
 
 pub use alarm::Alarm;
@@ -21,6 +20,5 @@ pub use pulse::{Look, Pulse, PulseWatch, Resting};
 pub(crate) use recorded::tests::Told;
 pub use recorded::{CheckPlan, LogSink, Recorder, Recording};
 pub use replay::{Divergence, Fed, Feed, FileFeed, Replay};
-pub use restored::Restore;
 
 pub use crate::input_error::InputError;

@@ -12,6 +12,7 @@ mod blocks;
 mod file;
 mod inputs;
 mod progress;
+mod restored;
 mod sender;
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -24,6 +25,7 @@ pub use blocks::put_on_disk;
 pub use file::{SaveError, Saved, save};
 pub use inputs::TransferPort;
 pub use progress::{Gauge, Progress};
+pub use restored::Restore;
 pub use sender::{Shipped, rest_parts, ship};
 
 use crate::disk::Disk;
