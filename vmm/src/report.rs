@@ -28,7 +28,7 @@ pub enum Extent {
 pub struct Report {
     /// `solo`, `primary`, `backup` or `replay`: the role the run began in.
     pub role: &'static str,
-    /// Why the run ended.
+    /// Why the run ended; absent when it failed.
     pub end: Option<StopCause>,
     /// How often the guest reset the machine and was started again.
     pub resets: u64,

@@ -4,10 +4,10 @@
 use ftvmm_devices::Input;
 use ftvmm_replication::{Check, GuestNs, Ordinal, StatePart};
 
-use crate::input::{FileFeed, LiveInputs, Recorder, Recording, Replay, Restore};
+use crate::input::{FileFeed, LiveInputs, Recorder, Recording, Replay};
 use crate::input_error::InputError;
 use crate::peer::PairPort;
-use crate::shipment::TransferPort;
+use crate::shipment::{Restore, TransferPort};
 use crate::step::{Answer, InputSource, RunMode, Situation, Standpoint, Step, StopCause};
 
 /// Where a guest's inputs come from when nothing comes first.

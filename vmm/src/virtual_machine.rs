@@ -1,4 +1,4 @@
-//! What the run loop needs of a machine. [`crate::machine::Machine`] is the one on KVM; tests have
+//! What the run loop needs of a machine. `machine::Machine` is the one on KVM; tests have
 //! another.
 
 use ftvmm_devices::{Input, Output};

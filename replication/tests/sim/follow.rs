@@ -13,7 +13,7 @@ impl World {
         let Some(part) = self.hosts[host].core.follower().next_part() else { return false };
         match self.put_part(host, &part) {
             Ok(stands) => self.core(host, |core, now_ns| {
-                core.part_restored(now_ns, part.len_bytes(), stands);
+                core.part_restored(now_ns, part.len_bytes(), stands.is_some());
             }),
             Err(description) => self.core(host, |core, now_ns| core.fault(now_ns, description)),
         }
@@ -76,7 +76,7 @@ impl World {
             }
             CursorStep::Proceed => self.answer(host),
             CursorStep::Wait => {
-                self.core(host, |core, now_ns| core.executed(now_ns, before));
+                self.core(host, |core, now_ns| core.step(now_ns, SessionEvent::Executed(before)));
                 return false;
             }
             CursorStep::End(end) => {
@@ -116,7 +116,7 @@ impl World {
         }
         let Some(ours) = own.disk.take(answer.id) else {
             let before = Ordinal(own.guest.at - 1);
-            self.core(host, |core, now_ns| core.executed(now_ns, before));
+            self.core(host, |core, now_ns| core.step(now_ns, SessionEvent::Executed(before)));
             return false;
         };
         own.awaited = None;

@@ -24,14 +24,14 @@ use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder, Restore};
+use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator,
     PeerOutputs,
 };
 use crate::report::Report;
-use crate::shipment::{Shipment, TransferPort};
+use crate::shipment::{Restore, Shipment, TransferPort};
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink, StopCause};
 

@@ -21,11 +21,11 @@ use crate::disk::{Disk, Telling};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder, Restore};
+use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder};
 use crate::machine::Machine;
 use crate::peer::announce_restored;
 use crate::report::Report;
-use crate::shipment::{Gauge, Shipment, TransferPort};
+use crate::shipment::{Gauge, Restore, Shipment, TransferPort};
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink};
 
@@ -97,13 +97,13 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         watch_processor(queue.clone(), clock, HELD_LONGEST)?,
     ]);
     let host = HostSide {
-        queue: Some(queue),
+        queue: Some(queue.clone()),
         console: Some(console),
         stop_limit: Some(stop_limit),
         control,
         ..HostSide::default()
     };
-    let parts = Parts { host, disk, clock, alarm, means };
+    let parts = Parts { host, queue, disk, clock, alarm, means };
     parts.switch_on(args, origin, guest, outputs)?.go("solo", args.report.as_deref(), |host| {
         host.wait_for(events)?;
         host.enter_terminal()
@@ -131,6 +131,7 @@ fn events(
 /// What the run needs besides the guest.
 struct Parts {
     host: HostSide,
+    queue: Arc<LiveQueue>,
     disk: Option<Arc<Disk>>,
     clock: HostClock,
     alarm: Alarm,
@@ -145,7 +146,7 @@ impl Parts {
         guest: Guest,
         outputs: HostOutputs,
     ) -> Result<Run<Machine, Solo>, CommandError> {
-        let Self { mut host, disk, clock, alarm, means } = self;
+        let Self { mut host, queue, disk, clock, alarm, means } = self;
         // Files were read and hashed meanwhile.
         let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
         let header = guest.log_header(&config);

@@ -8,7 +8,6 @@ mod patience;
 mod pulse;
 mod recorded;
 mod replay;
-mod restored;
 mod sampling;
 mod tick_hold;
 
@@ -22,7 +21,6 @@ pub use pulse::{Look, Pulse, PulseWatch, Resting};
 pub(crate) use recorded::tests::Told;
 pub use recorded::{CheckPlan, LogSink, Recorder, Recording};
 pub use replay::{Divergence, Fed, Feed, FileFeed, Replay};
-pub use restored::Restore;
 
 pub use crate::input_error::InputError;
 use crate::kvm::Kicker;

@@ -13,6 +13,7 @@ mod file;
 mod inputs;
 mod progress;
 mod rendezvous;
+mod restored;
 mod sender;
 
 use std::sync::{Arc, OnceLock};
@@ -23,6 +24,7 @@ pub use blocks::put_on_disk;
 pub use file::{SaveError, Saved, save};
 pub use inputs::TransferPort;
 pub use progress::{Gauge, Progress, ProgressDisplay};
+pub use restored::Restore;
 pub use sender::{Shipped, rest_parts, ship};
 
 use crate::disk::Disk;

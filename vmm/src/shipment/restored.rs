@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::put_on_disk;
 use crate::disk::Disk;
 use crate::input_error::InputError;
-use crate::shipment::put_on_disk;
 use crate::snapshot::Parts;
 use crate::step::Step;
 
