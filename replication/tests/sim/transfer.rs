@@ -64,6 +64,7 @@ impl World {
             return;
         }
         let header = FileHeader {
+            build: "sim".try_into().expect("a name"),
             fingerprint: fingerprint(),
             rtc_epoch_s: 0,
             kernel_path: String::new(),

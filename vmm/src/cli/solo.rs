@@ -160,7 +160,6 @@ impl Parts {
         if let Some(fault) = args.inject_fault {
             machine.schedule(fault);
         }
-        let Some(queue) = host.queue.clone() else { unreachable!("it was put there") };
         queue.set_unrecorded(recording.is_none());
         machine.show_network(queue.network().clone());
         queue.kick_with(machine.vcpu().kicker());

@@ -394,7 +394,7 @@ impl Peer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use ftvmm_replication::witness::{Claim, WitnessError};
     use ftvmm_replication::{Effect, Term};
 
@@ -426,8 +426,13 @@ mod tests {
 
     /// A backup that is not connected, whose card has this address.
     pub fn backup(net_mac: Option<[u8; 6]>) -> Arc<Peer> {
+        let queue = LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
+        backup_at(Arc::new(queue), net_mac)
+    }
+
+    /// As [`backup`], with this queue.
+    pub fn backup_at(queue: Arc<LiveQueue>, net_mac: Option<[u8; 6]>) -> Arc<Peer> {
         let fingerprint = crate::snapshot::tests::header().fingerprint;
-        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
         Peer::new(PeerConfig {
             session: SessionConfig::new(Role::Backup, crate::build::own(), fingerprint, Term(0), 0),
             witness: Box::new(Kind),

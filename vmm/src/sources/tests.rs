@@ -2,21 +2,18 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::session::policy::Role;
 use ftvmm_replication::{
-    Event, GroupEncoder, LogReader, LogWriter, MemoryLook, Record, SessionConfig, SnapshotReader,
-    SnapshotWriter, Term,
+    Event, GroupEncoder, LogReader, LogWriter, MemoryLook, Record, SnapshotReader, SnapshotWriter,
 };
 
 use super::*;
 use crate::host::clock::HostClock;
-use crate::host::{FileWitness, resting_timer};
+use crate::host::resting_timer;
 use crate::input::{Alarm, CheckPlan, InputDelays, LiveQueue, Told};
-use crate::peer::{Peer, PeerConfig};
+use crate::peer::tests::backup_at;
 use crate::snapshot::tests::header;
 
 const NO_CHECKS: CheckPlan = CheckPlan {
@@ -67,21 +64,7 @@ fn snapshot() -> Option<Restore> {
 
 /// One of two hosts, whose session is over.
 fn stopped_pair(queue: &Arc<LiveQueue>) -> PairPort {
-    let session = SessionConfig::new(Role::Backup, header().fingerprint, Term(0), 0);
-    let config = PeerConfig {
-        session,
-        witness: Box::new(FileWitness::new(PathBuf::from("/nowhere"))),
-        holder: "test".into(),
-        tap: None,
-        net_mac: None,
-        queue: queue.clone(),
-        disk: None,
-        disk_failover: false,
-        horizon_ns: 0,
-        incident_dir: PathBuf::from("/nowhere"),
-        unrecorded_when_alone: false,
-    };
-    let peer = Peer::new(config).unwrap();
+    let peer = backup_at(queue.clone(), None);
     peer.stop_now();
     PairPort::new(peer)
 }
