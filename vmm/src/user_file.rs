@@ -300,6 +300,20 @@ impl Named {
     }
 }
 
+/// Makes sure that the name of the file at `path` outlives a loss of power: a file that was synced may
+/// still be missing from its folder (fsync(2)). A file system that cannot sync folders keeps what it
+/// promises by itself.
+///
+/// # Errors
+/// When the folder cannot be read or written.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;

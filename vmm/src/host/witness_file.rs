@@ -81,7 +81,8 @@ impl FileWitness {
         let linked = fs::hard_link(&mine, self.suffixed(&format!(".{}", entry.term)));
         let _ = fs::remove_file(&mine);
         match linked {
-            Ok(()) => Ok(true),
+            // A term that was granted must not be forgotten, or another host is granted it too.
+            Ok(()) => user_file::sync_folder_of(&mine).map(|()| true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(e),
         }

@@ -102,11 +102,10 @@ pub fn save(shipment: &Arc<Shipment>, gauge: &Gauge, path: &Path) -> Result<Save
     };
     let parts = rest_parts(&rest).chain([StatePart::Machine(rest.machine.encode())]);
     let bytes = destination.lock().complete(parts).map_err(&written)?;
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    sync(&partial.0)
+    File::open(&partial.0)
+        .and_then(|file| file.sync_all())
         .and_then(|()| std::fs::rename(&partial.0, path))
-        .and_then(|()| sync(folder.unwrap_or(Path::new("."))))
+        .and_then(|()| user_file::sync_folder_of(path))
         .map_err(|source| SaveError::Create { path: path.into(), source })?;
     let saved = Saved { at: shipped.at, bytes, stopped_ns: shipped.stopped_ns };
     tracing::info!(
