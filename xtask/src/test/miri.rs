@@ -1,7 +1,9 @@
-//! Unit tests under miri, which sees what no test of a result does: accesses to memory that is not theirs.
+//! Unit tests under miri, which sees what no test of a result does: accesses to memory that is not
+//! theirs.
 //!
-//! Our part of the crates that touch nothing of the host is without `unsafe`, so they are tests that come to that of the
-//! libraries: queues in guest memory, compressed pages, differences of pages. Some of the others take minutes each.
+//! Our part of the crates that touch nothing of the host is without `unsafe`, so they are tests
+//! that come to that of the libraries: queues in guest memory, compressed pages, differences of
+//! pages. Some of the others take minutes each.
 
 use std::process::{Command, Stdio};
 
@@ -12,8 +14,8 @@ const TOOLCHAIN: &str = "nightly";
 /// What is to be run of it: the tests whose names have one of the last words.
 const WORDS: &str = "cargo miri test --package ftvmm-devices --package ftvmm-replication --lib \
                      -- virtqueue virtio_ slice:: state::";
-/// Miri is some hundred times as slow as the processor: few cases of each property. The files of cases that failed are
-/// the host's, and left alone.
+/// Miri is some hundred times as slow as the processor: few cases of each property. The files of
+/// cases that failed are the host's, and left alone.
 const SETTINGS: &[(&str, &str)] = &[
     ("MIRIFLAGS", "-Zmiri-disable-isolation"),
     ("PROPTEST_CASES", "1"),
