@@ -511,8 +511,9 @@ fn memory_digest(memory: &Memory) -> [u8; 16] {
         let bytes = region.len() as usize;
         for start in (0..bytes).step_by(DIGEST_CHUNK_BYTES) {
             let length = DIGEST_CHUNK_BYTES.min(bytes - start);
-            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`. Guest and memory are on
-            // this thread alone (see Memory), and nothing here writes while the slice lives.
+            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`.
+            // Guest and memory are on this thread alone (see Memory), and nothing here writes while
+            // the slice lives.
             let chunk = unsafe { std::slice::from_raw_parts(region.as_ptr().add(start), length) };
             digests.extend(xxh3_128(chunk).to_le_bytes());
         }

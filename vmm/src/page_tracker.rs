@@ -91,8 +91,8 @@ struct Region {
     idle: Vec<u8>,
 }
 
-/// See the module documentation. It belongs to the guest's thread, like the memory it has a share of; what other threads
-/// may have is the [`MemoryCopy`].
+/// See the module documentation. It belongs to the guest's thread, like the memory it has a share
+/// of; what other threads may have is the [`MemoryCopy`].
 pub struct PageTracker {
     log: DirtyLog,
     memory: LiveMemory,

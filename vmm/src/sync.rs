@@ -1,13 +1,13 @@
 //! The locks of this crate.
 //!
-//! A panic ends the process (`abort_on_panic` in `cli/mod.rs`), so nobody can find a poisoned lock. Only a test that
-//! panics on purpose leaves one behind, and it is taken like any other.
+//! A panic ends the process (`abort_on_panic` in `cli/mod.rs`), so nobody can find a poisoned lock.
+//! Only a test that panics on purpose leaves one behind, and it is taken like any other.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
-/// Re-exports the primitives of a library and defines how they are used here; tests do so with a checker's
-/// (`interleavings`).
+/// Re-exports the primitives of a library and defines how they are used here; tests do so with a
+/// checker's (`interleavings`).
 macro_rules! locks {
     ($($library:ident)::+) => {
         pub use $($library)::+::atomic;

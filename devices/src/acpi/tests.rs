@@ -13,7 +13,10 @@ fn timer(registers: &AcpiPm, now_ns: u64) -> u32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 50 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 2 } else { 50 },
+        ..ProptestConfig::default()
+    })]
 
     /// Linux takes 24 bits of the count, which wrap every 4.7 s, and adds up the differences.
     #[test]

@@ -21,7 +21,8 @@ const FRAME_BYTES_MAX: usize = VNET_HEADER_BYTES + 14 + 4 + 65_535;
 /// Offloads the guest understands in what it receives: checksums left to it (linux/if_tun.h).
 const TUN_F_CSUM: c_uint = 1;
 
-// Declared as a call that only reads, it writes the ifreq back (`__tun_chr_ioctl`, drivers/net/tun.c).
+// Declared as a call that only reads, it writes the ifreq back (`__tun_chr_ioctl`,
+// drivers/net/tun.c).
 nix::ioctl_readwrite_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_ptr_bad!(tun_set_vnet_header_size, libc::TUNSETVNETHDRSZ, c_int);
@@ -152,7 +153,8 @@ impl Tap {
         }
         request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
         let fd = file.as_raw_fd();
-        // SAFETY: TUNSETIFF reads and writes one ifreq, which lives for the call and is borrowed for it alone.
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which lives for the call and is borrowed
+        // for it alone.
         unsafe { tun_set_iff(fd, &mut request) }.map_err(os).map_err(refused("TUNSETIFF"))?;
         let size = VNET_HEADER_BYTES as c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives for the call.

@@ -12,8 +12,8 @@ use super::KvmError;
 /// Offset of the real-time signal that makes `KVM_RUN` return.
 const KICK_SIGNAL_OFFSET: i32 = 0;
 
-/// `kvm_run.immediate_exit` of a vCPU: while it is set, `KVM_RUN` completes the exit it stopped for and returns at once
-/// (KVM api.rst, section 5).
+/// `kvm_run.immediate_exit` of a vCPU: while it is set, `KVM_RUN` completes the exit it stopped for
+/// and returns at once (KVM api.rst, section 5).
 #[derive(Clone)]
 pub(super) struct ImmediateExit(NonNull<u8>);
 
@@ -31,9 +31,10 @@ impl ImmediateExit {
 
     /// Sets or clears the byte.
     pub(super) fn set(&self, on: bool) {
-        // SAFETY: the byte is mapped, as whoever called `of` promised, and a byte is always aligned. Every access to it in
-        // this program is by this function; kvm-ioctls, which hands out the whole mapping as `&mut kvm_run`, leaves it
-        // alone, and the kernel may read it at any time.
+        // SAFETY: the byte is mapped, as whoever called `of` promised, and a byte is always
+        // aligned. Every access to it in this program is by this function; kvm-ioctls, which hands
+        // out the whole mapping as `&mut kvm_run`, leaves it alone, and the kernel may read it at
+        // any time.
         let byte = unsafe { AtomicU8::from_ptr(self.0.as_ptr()) };
         byte.store(on.into(), Ordering::SeqCst);
     }
@@ -53,8 +54,8 @@ impl ThreadId {
         Self(OWN.get())
     }
 
-    /// Interrupts the thread's call of the kernel. A thread that has ended is not found; another that has its number
-    /// now runs the signal's empty handler.
+    /// Interrupts the thread's call of the kernel. A thread that has ended is not found; another
+    /// that has its number now runs the signal's empty handler.
     pub(super) fn interrupt(self) {
         let process = nix::unistd::getpid().as_raw();
         // SAFETY: tgkill takes numbers only.

@@ -19,8 +19,8 @@ struct Shared {
     target: Mutex<Option<Target>>,
 }
 
-/// A handle with which any thread makes a vCPU's `KVM_RUN` return; a kick that comes between two runs makes the next
-/// one return at once (KVM api.rst, `immediate_exit`).
+/// A handle with which any thread makes a vCPU's `KVM_RUN` return; a kick that comes between two
+/// runs makes the next one return at once (KVM api.rst, `immediate_exit`).
 #[derive(Clone)]
 pub struct Kicker(Arc<Shared>);
 
@@ -76,7 +76,8 @@ impl Kicks {
         self.immediate_exit.set(false);
     }
 
-    /// The guest goes on for now: the kick that came is for the next run, which [`Self::let_go`] sees to.
+    /// The guest goes on for now: the kick that came is for the next run, which [`Self::let_go`]
+    /// sees to.
     pub(super) fn put_off(&self) {
         self.immediate_exit.set(false);
     }

@@ -37,8 +37,8 @@ use vcpu::VcpuCaps;
 /// Guest memory as ftvmm maps it. The bitmap has the pages this program wrote; those the guest wrote are in
 /// KVM's [`DirtyLog`].
 ///
-/// It is shared by `Rc` and the [`Vcpu`] has a share, so the guest and all that touch its memory are on one thread: while
-/// one of them is at work, the guest stands still.
+/// It is shared by `Rc` and the [`Vcpu`] has a share, so the guest and all that touch its memory
+/// are on one thread: while one of them is at work, the guest stands still.
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Three pages Intel's VMX needs in the guest's address space, out of its sight
@@ -198,8 +198,9 @@ impl Vm {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the guest writes to the region only while it runs, and what runs it, a Vcpu, keeps `memory` and with
-            // it the mapping; slots and addresses do not overlap because vm-memory checked the ranges.
+            // SAFETY: the guest writes to the region only while it runs, and what runs it, a Vcpu,
+            // keeps `memory` and with it the mapping; slots and addresses do not overlap because
+            // vm-memory checked the ranges.
             unsafe { fd.set_user_memory_region(region) }
                 .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
@@ -253,9 +254,10 @@ impl Vm {
 pub fn forget_memory(memory: &Memory) -> Result<(), KvmError> {
     for region in memory.iter() {
         let bytes = region.len() as usize;
-        // SAFETY: the range is a mapping of anonymous private memory that lives as long as `memory`. It is on this thread
-        // alone (see Memory): the guest stands still, and no slice of it is held, because the page tracker and the digest
-        // of memory call nothing that comes here. The next access finds zeroes (madvise(2), MADV_DONTNEED).
+        // SAFETY: the range is a mapping of anonymous private memory that lives as long as
+        // `memory`. It is on this thread alone (see Memory): the guest stands still, and no slice
+        // of it is held, because the page tracker and the digest of memory call nothing that comes
+        // here. The next access finds zeroes (madvise(2), MADV_DONTNEED).
         let answer = unsafe { libc::madvise(region.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
         if answer != 0 {
             let source = kvm_ioctls::Error::last();

@@ -59,8 +59,8 @@ impl Vcpu {
         if has.sync_regs {
             fd.set_sync_valid_reg(SyncReg::SystemRegister);
         }
-        // SAFETY: `fd` unmaps the vCPU when it is dropped with the Vcpu. Before that, Vcpu::drop ends what others hold
-        // of these kicks, and they themselves belong to the Vcpu.
+        // SAFETY: `fd` unmaps the vCPU when it is dropped with the Vcpu. Before that, Vcpu::drop
+        // ends what others hold of these kicks, and they themselves belong to the Vcpu.
         let kicks = Kicks::new(unsafe { ImmediateExit::of(fd.get_kvm_run()) });
         Self {
             fd,
@@ -239,8 +239,9 @@ impl Vcpu {
         // SAFETY: the exit reason says that KVM filled the `io` member.
         let io = unsafe { run.__bindgen_anon_1.io };
         let length = usize::from(io.size) * io.count as usize;
-        // SAFETY: KVM puts the data at `data_offset` of the vCPU's mapping (KVM api.rst, KVM_EXIT_IO), which begins with
-        // kvm_run and which kvm-ioctls maps whole; the borrow of self keeps the next KVM_RUN away.
+        // SAFETY: KVM puts the data at `data_offset` of the vCPU's mapping (KVM api.rst,
+        // KVM_EXIT_IO), which begins with kvm_run and which kvm-ioctls maps whole; the borrow of
+        // self keeps the next KVM_RUN away.
         unsafe {
             let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
             std::slice::from_raw_parts_mut(start, length)

@@ -1,5 +1,5 @@
-//! The copy of memory, which the thread that sends a guest's state reads while the guest runs: it stands still between
-//! two syncs. A page whose copy is renewed meanwhile is sent again.
+//! The copy of memory, which the thread that sends a guest's state reads while the guest runs: it
+//! stands still between two syncs. A page whose copy is renewed meanwhile is sent again.
 
 use ftvmm_replication::PAGE_BYTES;
 use vm_memory::mmap::MmapRegionError;
@@ -11,7 +11,8 @@ use crate::sync::{Mutex, MutexGuard, lock};
 /// A page and its content.
 pub type PageImage = (u64, Vec<u8>);
 
-/// A copy of memory, and which of its pages have to be sent. Only a [`super::PageTracker`] changes its content.
+/// A copy of memory, and which of its pages have to be sent. Only a [`super::PageTracker`] changes
+/// its content.
 pub struct MemoryCopy {
     regions: Mutex<Vec<CopyRegion>>,
 }
@@ -25,7 +26,8 @@ impl MemoryCopy {
         lock(&self.regions)
     }
 
-    /// From now on counts what has to be sent: at first every page that is not zero. How many there are.
+    /// From now on counts what has to be sent: at first every page that is not zero. How many there
+    /// are.
     pub fn begin_transfer(&self) -> u64 {
         let mut regions = self.lock();
         for region in &mut *regions {

@@ -6,9 +6,10 @@ use ftvmm_replication::PAGE_BYTES;
 use vm_memory::MmapRegion;
 use vm_memory::mmap::MmapRegionError;
 
-/// Unused pages behind the copy. The host maps it right below memory: without them each page and its copy would be as far
-/// apart as memory is long, and share a place wherever an address chooses one. In QEMU's TLB, which has one place for an
-/// address, each word that is compared then costs a walk.
+/// Unused pages behind the copy. The host maps it right below memory: without them each page and
+/// its copy would be as far apart as memory is long, and share a place wherever an address chooses
+/// one. In QEMU's TLB, which has one place for an address, each word that is compared then costs a
+/// walk.
 const SPACER_BYTES: usize = 37 * PAGE_BYTES;
 
 /// Bytes that are zero at first.
@@ -32,8 +33,8 @@ impl Deref for Zeroes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the mapping is longer than `bytes`, readable, private to this process, lives as long as `self`, and is
-        // reached through `self` only.
+        // SAFETY: the mapping is longer than `bytes`, readable, private to this process, lives as
+        // long as `self`, and is reached through `self` only.
         unsafe { std::slice::from_raw_parts(self.region.as_ptr(), self.bytes) }
     }
 }

@@ -82,8 +82,8 @@ pub struct Shipment {
 }
 
 impl Shipment {
-    /// Ships the guest whose memory has this `copy`, with its disk, and whose vCPU waits at `queue`; `header` says which
-    /// guest that is.
+    /// Ships the guest whose memory has this `copy`, with its disk, and whose vCPU waits at
+    /// `queue`; `header` says which guest that is.
     pub fn new(
         copy: Arc<MemoryCopy>,
         disk: Option<Arc<Disk>>,
@@ -103,8 +103,9 @@ impl Shipment {
         }
     }
 
-    /// For a vCPU whose thread waits elsewhere too, and then looks at [`Self::wants_rest`]: `wake` wakes it there. It is
-    /// called when what is wanted has changed, so it must take the lock under which the thread looks before it notifies.
+    /// For a vCPU whose thread waits elsewhere too, and then looks at [`Self::wants_rest`]: `wake`
+    /// wakes it there. It is called when what is wanted has changed, so it must take the lock under
+    /// which the thread looks before it notifies.
     pub fn wakes_with(&self, wake: impl Fn() + Send + Sync + 'static) {
         let _ = self.wakes.set(Box::new(wake));
     }
@@ -117,8 +118,8 @@ impl Shipment {
         }
     }
 
-    /// The guest has ended: nothing more is shipped, and a snapshot that was begun is complete or gone when this
-    /// returns.
+    /// The guest has ended: nothing more is shipped, and a snapshot that was begun is complete or
+    /// gone when this returns.
     pub fn end(&self) {
         self.meeting.end();
         drop(sync::lock(&self.saving));

@@ -1,7 +1,9 @@
-//! Where the sender's thread and the vCPU's thread meet: what is wanted of the guest, and what it gave.
+//! Where the sender's thread and the vCPU's thread meet: what is wanted of the guest, and what it
+//! gave.
 //!
-//! Only one state is sent at a time. A destination is with exactly one of the two: the sender offers it and takes it back
-//! when the guest does not stop in time; once the vCPU's thread has it, the sender waits until it is served.
+//! Only one state is sent at a time. A destination is with exactly one of the two: the sender
+//! offers it and takes it back when the guest does not stop in time; once the vCPU's thread has it,
+//! the sender waits until it is served.
 
 use std::time::Duration;
 
@@ -63,8 +65,8 @@ impl<D> Rendezvous<D> {
         lock(&self.meeting).look_ns = 0;
     }
 
-    /// Has the copy of memory renewed; `false` when the guest made no exit for `longest`. `wake` makes the vCPU's thread
-    /// see what is wanted.
+    /// Has the copy of memory renewed; `false` when the guest made no exit for `longest`. `wake`
+    /// makes the vCPU's thread see what is wanted.
     pub(super) fn look(&self, longest: Duration, wake: impl FnOnce()) -> bool {
         let mut meeting = lock(&self.meeting);
         meeting.looked = false;
@@ -81,8 +83,8 @@ impl<D> Rendezvous<D> {
         !timed_out
     }
 
-    /// Has the guest stopped and the rest handed to `destination`; `None` when it did not stop within `longest`, or has
-    /// ended. `wake` as in [`Self::look`].
+    /// Has the guest stopped and the rest handed to `destination`; `None` when it did not stop
+    /// within `longest`, or has ended. `wake` as in [`Self::look`].
     pub(super) fn stop(
         &self,
         destination: D,
@@ -131,8 +133,8 @@ impl<D> Rendezvous<D> {
         self.changed.notify_all();
     }
 
-    /// The guest stands still: where its rest is to go. `None` when nobody wants it any more; otherwise
-    /// [`Self::stopped`] or [`Self::end`] follows.
+    /// The guest stands still: where its rest is to go. `None` when nobody wants it any more;
+    /// otherwise [`Self::stopped`] or [`Self::end`] follows.
     pub(super) fn take_destination(&self) -> Option<D> {
         let mut meeting = lock(&self.meeting);
         self.done(Wanted::Rest);

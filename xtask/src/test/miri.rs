@@ -1,6 +1,9 @@
-//! Unit tests under miri, which sees what no test of the result does: accesses to memory that is not theirs.
+//! Unit tests under miri, which sees what no test of a result does: accesses to memory that is not
+//! theirs.
 //!
-//! Only of the crates that touch nothing of the host; what they do not forbid, `unsafe`, is in the libraries they use.
+//! Our part of the crates that touch nothing of the host is without `unsafe`, so they are tests
+//! that come to that of the libraries: queues in guest memory, compressed pages, differences of
+//! pages. Some of the others take minutes each.
 
 use std::process::{Command, Stdio};
 
@@ -8,22 +11,14 @@ use ftvmm_tests::Program;
 
 /// The toolchain that miri is a component of.
 const TOOLCHAIN: &str = "nightly";
-/// What is to be run of it.
-const WORDS: &[&str] = &[
-    "cargo",
-    "miri",
-    "test",
-    "--package",
-    "ftvmm-devices",
-    "--package",
-    "ftvmm-replication",
-    "--lib",
-];
-/// Miri is some hundred times as slow as the processor: few cases of each property. The files of cases that failed are
-/// the host's, and left alone.
+/// What is to be run of it: the tests whose names have one of the last words.
+const WORDS: &str = "cargo miri test --package ftvmm-devices --package ftvmm-replication --lib \
+                     -- virtqueue virtio_ slice:: state::";
+/// Miri is some hundred times as slow as the processor: few cases of each property. The files of
+/// cases that failed are the host's, and left alone.
 const SETTINGS: &[(&str, &str)] = &[
     ("MIRIFLAGS", "-Zmiri-disable-isolation"),
-    ("PROPTEST_CASES", "2"),
+    ("PROPTEST_CASES", "1"),
     ("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true"),
 ];
 
@@ -39,6 +34,6 @@ pub fn command() -> Result<Command, String> {
         ));
     }
     let mut command = rustup()?;
-    command.args(["run", TOOLCHAIN]).args(WORDS).envs(SETTINGS.iter().copied());
+    command.args(["run", TOOLCHAIN]).args(WORDS.split_whitespace()).envs(SETTINGS.iter().copied());
     Ok(command)
 }
