@@ -24,8 +24,8 @@ pub use guest::{blk_request, virtqueue};
 use crate::stream::Client;
 
 /// A recording and a snapshot that are whole, for their headers.
-const LOG: &[u8] = include_bytes!("../../replication/tests/golden/log-v4.bin");
-const SNAPSHOT: &[u8] = include_bytes!("../../replication/tests/golden/snapshot-v2.bin");
+const LOG: &[u8] = include_bytes!("../../replication/tests/golden/log-v5.bin");
+const SNAPSHOT: &[u8] = include_bytes!("../../replication/tests/golden/snapshot-v3.bin");
 
 /// A function of this crate.
 pub type Target = fn(&[u8]);

@@ -3,8 +3,8 @@
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -14,6 +14,7 @@ use super::channel::{Channel, ChannelReader, Received};
 use super::{Address, Peer};
 use crate::host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
 use crate::input::{Look, PulseWatch};
+use crate::sync::{MutexGuard, lock};
 
 /// The peer looks at the clock no more often than this.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
@@ -150,8 +151,8 @@ impl Peer {
         self.port.takes_newcomers.load(Ordering::Acquire)
     }
 
-    pub(super) fn address(&self) -> std::sync::MutexGuard<'_, Address> {
-        self.port.address.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn address(&self) -> MutexGuard<'_, Address> {
+        lock(&self.port.address)
     }
 
     /// Waits for a backup at `listener` from now on.

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use ftvmm_replication::session::incident::IncidentReport;
 
 use super::{Peer, REPORTS_LONGEST};
+use crate::sync::{lock, wait_timeout_while};
 use crate::user_file::SECRET;
 
 /// Further reports of one reporter in one term.
@@ -31,17 +32,16 @@ impl Peer {
 
     fn count_incidents(&self, change: impl FnOnce(&mut u32)) {
         let incidents = &self.incidents;
-        change(&mut incidents.under_way.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&incidents.under_way));
         incidents.written.notify_all();
     }
 
     /// Waits until the incident reports are written, but not for a folder that hangs.
     pub fn finish_reports(&self) {
         let incidents = &self.incidents;
-        let under_way = incidents.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited =
-            incidents.written.wait_timeout_while(under_way, REPORTS_LONGEST, |count| *count > 0);
-        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+        let (under_way, written) = (lock(&incidents.under_way), &incidents.written);
+        let left = wait_timeout_while(written, under_way, REPORTS_LONGEST, |count| *count > 0);
+        if *left > 0 {
             tracing::error!("an incident report is not written yet; it is lost");
         }
     }

@@ -26,7 +26,7 @@ mod shipping;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ftvmm_replication::peer::{Begin, PeerCounters};
@@ -50,6 +50,7 @@ use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{HostEventsError, Tap, resting_timer};
 use crate::input::LiveQueue;
 use crate::shipment::{Gauge, ProgressDisplay, Shipment, Shipped};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 
 /// How long the end of a run waits for incident reports.
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);
@@ -270,7 +271,7 @@ impl Peer {
                 return answer;
             }
             core.waiters += 1;
-            core = self.changed.wait(core).unwrap_or_else(PoisonError::into_inner);
+            core = wait(&self.changed, core);
             core.waiters -= 1;
         }
     }
@@ -286,7 +287,7 @@ impl Peer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
-        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut core = lock(&self.core);
         if core.begin().is_none() {
             core.tell_time_of_day(host_unix_seconds());
         }

@@ -1,7 +1,7 @@
 //! Performs what the core decided: in order, one thread at a time, with the core let go of.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, TryLockError};
+use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
 use ftvmm_replication::peer::Notice;
@@ -11,7 +11,8 @@ use ftvmm_replication::{DisconnectReason, Effect, SessionEvent, Term};
 use super::channel::ChannelWriter;
 use super::{Peer, announce};
 use crate::host::set_timer;
-use crate::run_loop::StopCause;
+use crate::step::StopCause;
+use crate::sync::lock;
 
 /// Pause between two questions to a witness that does not answer.
 const WITNESS_RETRY: Duration = Duration::from_millis(100);
@@ -82,7 +83,7 @@ impl Peer {
 
     /// A connection stands: what was decided of the one before is done first.
     pub(super) fn connect(self: &Arc<Self>, writer: ChannelWriter) {
-        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outbox = lock(&self.outbox);
         self.empty(&mut outbox);
         outbox.writer = Some(writer);
         self.tell(|core, now_ns| core.connect(now_ns));
@@ -209,7 +210,7 @@ impl Peer {
         let ask = move || {
             let desk = &peer.witness;
             loop {
-                let mut witness = desk.witness.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut witness = lock(&desk.witness);
                 match witness.claim(term, &desk.holder) {
                     Ok(claim) => {
                         if let Claim::Denied { current } = &claim {

@@ -1,11 +1,12 @@
 //! The guest's state on its way to a backup that attaches.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use ftvmm_replication::{DisconnectReason, SessionEvent, SnapshotMark, StatePart};
 
 use super::Peer;
 use crate::shipment::{Destination, Rest, Shipment, Shipped, rest_parts, ship};
+use crate::sync::{MutexGuard, lock};
 
 /// The machine is one message, which holds 16 MiB.
 const MACHINE_BYTES_MAX: usize = 15 << 20;
@@ -65,8 +66,7 @@ impl Peer {
     pub(super) fn send_state(self: &Arc<Self>, number: u64) {
         let peer = Arc::clone(self);
         let run = move || {
-            let turn = &peer.sending.one_at_a_time;
-            let _one_at_a_time = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _one_at_a_time = lock(&peer.sending.one_at_a_time);
             let shipment = peer.wait_for(|core, _| match peer.sending.shipment.get() {
                 _ if !core.session().is_attaching() => Some(None),
                 Some(shipment) => Some(Some(Arc::clone(shipment))),
@@ -112,6 +112,6 @@ impl Peer {
 
     /// How the last state that was sent went.
     pub(super) fn last_attach(&self) -> MutexGuard<'_, Option<Shipped>> {
-        self.sending.last.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sending.last)
     }
 }
