@@ -9,14 +9,16 @@
 //! | 0x60d | GPE0 enable | rw | 0 | |
 //! | 0x608 | PM timer | r | 0 | 3,579,545 counts a second, 32 bits wide (TMR_VAL_EXT) |
 //!
-//! Any width reaches these registers, byte by byte; the four bytes of the timer are of one moment. The count is
-//! computed from guest time at each read, so that rounding never adds up: it is exact to one count after any time.
+//! Any width reaches these registers, byte by byte; the four bytes of the timer are of one moment.
+//! The count is computed from guest time at each read, so that rounding never adds up: it is exact
+//! to one count after any time.
 //!
 //! The SCI (interrupt [`SCI_IRQ`]) is asked for while a status bit is set whose enable bit is set.
 //!
 //! Not emulated: TMR_STS, the sleep button, the global lock's release, sleep states other than S5.
 //!
-//! From outside: guest time, the power button, a new generation identifier. A power-off is only noted; the machine around the board carries it out.
+//! From outside: guest time, the power button, a new generation identifier. A power-off is only
+//! noted; the machine around the board carries it out.
 
 use std::ops::RangeInclusive;
 
@@ -44,10 +46,11 @@ pub const GPE0_PORT: u16 = 0x60c;
 pub const GPE0_BYTES: u8 = 2;
 /// The event that says that the generation identifier is another.
 pub const GENERATION_EVENT: u8 = 0;
-/// Where the guest reads its generation identifier: 16 bytes of guest memory, in the area of the ACPI tables
-/// ("Virtual Machine Generation ID", Microsoft 2012).
+/// Where the guest reads its generation identifier: 16 bytes of guest memory, in the area of the
+/// ACPI tables ("Virtual Machine Generation ID", Microsoft 2012).
 pub const GENERATION_ID_ADDRESS: u64 = 0xf_f000;
-/// Frequency of the PM timer in Hz: what Linux assumes (`PMTMR_TICKS_PER_SEC`), three times the 8254's.
+/// Frequency of the PM timer in Hz: what Linux assumes (`PMTMR_TICKS_PER_SEC`), three times the
+/// 8254's.
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 /// Interrupt request of the system control interrupt.
 pub const SCI_IRQ: u8 = 9;

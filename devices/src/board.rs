@@ -1,12 +1,13 @@
 //! The board: every device behind the bus as one deterministic state machine.
 //!
-//! It changes only by guest accesses ([`Board::pio_read`] and its three siblings), by the interrupt acknowledge cycle
-//! and by [`Board::apply`], the one entry for facts from outside. The same sequence of these gives the same state, the
-//! same outputs and the same answers; nothing here reads a clock, a file or a random number.
+//! It changes only by guest accesses ([`Board::pio_read`] and its three siblings), by the interrupt
+//! acknowledge cycle and by [`Board::apply`], the one entry for facts from outside. The same
+//! sequence of these gives the same state, the same outputs and the same answers; nothing here
+//! reads a clock, a file or a random number.
 //!
-//! The ACPI registers take accesses of any width. The other devices are byte wide on the port bus: an access of another
-//! width, and one that no device claims, reads as [`FLOATING_BUS`] and writes nothing. COM2..COM4, the PCI configuration
-//! ports and the POST port 0x80 are absent in this way.
+//! The ACPI registers take accesses of any width. The other devices are byte wide on the port bus:
+//! an access of another width, and one that no device claims, reads as [`FLOATING_BUS`] and writes
+//! nothing. COM2..COM4, the PCI configuration ports and the POST port 0x80 are absent in this way.
 
 mod power;
 mod report;
@@ -31,7 +32,8 @@ const IRQ_TIMER: u8 = 0;
 const IRQ_COM1: u8 = 4;
 const IRQ_RTC: u8 = 8;
 
-/// Everything a board remembers: plain data that may come from anywhere, checked when it becomes a [`Board`] again.
+/// Everything a board remembers: plain data that may come from anywhere, checked when it becomes a
+/// [`Board`] again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoardState {
     now_ns: u64,
@@ -84,8 +86,8 @@ impl Board {
         }
     }
 
-    /// Whether what an access to `port` does depends on the current time, so that time must be brought up to date
-    /// (an [`Input::Time`]) before the access.
+    /// Whether what an access to `port` does depends on the current time, so that time must be
+    /// brought up to date (an [`Input::Time`]) before the access.
     pub fn reads_clock(port: u16) -> bool {
         Register::at(port).is_some_and(Register::reads_clock) || AcpiPm::TIMER_PORTS.contains(&port)
     }
@@ -149,8 +151,9 @@ impl Board {
         }
     }
 
-    /// The guest writes `data` to guest-physical address `addr`, which is not RAM. A queue notification is served
-    /// before this returns: buffers are used and frames have become outputs.
+    /// The guest writes `data` to guest-physical address `addr`, which is not RAM. A queue
+    /// notification is served before this returns: buffers are used and frames have become
+    /// outputs.
     pub fn mmio_write<M: GuestMemory>(&mut self, mem: &M, addr: u64, data: &[u8]) {
         let Some((slot, offset, device)) = self.virtio.at(addr, data.len()) else {
             return;
@@ -161,8 +164,8 @@ impl Board {
         self.settle();
     }
 
-    /// A fact from outside reaches the devices: the only way one can. A time smaller than the last one is taken as
-    /// the last one.
+    /// A fact from outside reaches the devices: the only way one can. A time smaller than the last
+    /// one is taken as the last one.
     pub fn apply<M: GuestMemory>(&mut self, mem: &M, input: Input) {
         match input {
             Input::Time { now_ns } => {
@@ -197,7 +200,8 @@ impl Board {
         self.settle();
     }
 
-    /// Brings interrupt lines and outputs up to date with the devices; runs after everything that can change them.
+    /// Brings interrupt lines and outputs up to date with the devices; runs after everything that
+    /// can change them.
     fn settle(&mut self) {
         if self.console.take_pulse() {
             self.pic.pulse(IRQ_COM1);
@@ -207,8 +211,9 @@ impl Board {
         for (slot, transport) in self.virtio.transports() {
             self.pic.set_line(slot.irq, transport.interrupt_line());
         }
-        // A tick the guest has not taken yet lets every other interrupt go first: late ticks must not keep all others
-        // from a guest that is behind, and one that computes may make an exit for the other, but none after its tick.
+        // A tick the guest has not taken yet lets every other interrupt go first: late ticks must
+        // not keep all others from a guest that is behind, and one that computes may make
+        // an exit for the other, but none after its tick.
         if self.pic.withdraw(IRQ_TIMER) {
             self.pit.take_back_tick();
         }
@@ -222,7 +227,8 @@ impl Board {
         }
     }
 
-    /// Printed bytes join the last output when that is console output too, so that a line is one output.
+    /// Printed bytes join the last output when that is console output too, so that a line is one
+    /// output.
     fn collect_printed(&mut self) {
         let printed = self.console.printed();
         self.panic.see(printed);
@@ -238,7 +244,8 @@ impl Board {
         std::mem::take(&mut self.outputs)
     }
 
-    /// The processor's interrupt acknowledge cycle: the vector to deliver, `None` when no interrupt is asked for.
+    /// The processor's interrupt acknowledge cycle: the vector to deliver, `None` when no interrupt
+    /// is asked for.
     pub fn acknowledge_interrupt(&mut self) -> Option<u8> {
         if !self.pic.interrupt_pending() {
             return None;

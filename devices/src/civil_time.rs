@@ -1,6 +1,8 @@
-//! Calendar time from Unix seconds and back, in the proleptic Gregorian calendar, without leap seconds.
+//! Calendar time from Unix seconds and back, in the proleptic Gregorian calendar, without leap
+//! seconds.
 //!
-//! The day count is the well-known one that starts the year in March, so that the leap day is the last of the year.
+//! The day count is the well-known one that starts the year in March, so that the leap day is the
+//! last of the year.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,14 +1,17 @@
-//! What a guest asks of its disk and what it is told: the two types between the virtio-blk device and the host.
+//! What a guest asks of its disk and what it is told: the two types between the virtio-blk device
+//! and the host.
 //!
-//! The device copies what is to be written out of the guest's memory when it is notified, and puts what was read into
-//! it when the answer is applied. In between the host may take as long as it likes.
+//! The device copies what is to be written out of the guest's memory when it is notified, and puts
+//! what was read into it when the answer is applied. In between the host may take as long as it
+//! likes.
 
 use serde::{Deserialize, Serialize};
 
 /// Unit of disk addresses, whatever the disk's block size (virtio 1.2 §5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
 
-/// A request of the guest for the host to carry out. Requests are carried out in the order of their numbers.
+/// A request of the guest for the host to carry out. Requests are carried out in the order of their
+/// numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRequest {
     /// Its number; the first request since power-on is 1.

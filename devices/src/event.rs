@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskOutcome, DiskRequest};
 
-/// Everything nondeterministic that can reach the guest. A recording is a list of these, each with the exit
-/// ordinal at which it was applied; a device changes only by guest accesses and by these.
+/// Everything nondeterministic that can reach the guest. A recording is a list of these, each with
+/// the exit ordinal at which it was applied; a device changes only by guest accesses and by these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
     /// Guest time advances to `now_ns` nanoseconds since power-on. Never smaller than the last one.
@@ -13,8 +13,8 @@ pub enum Input {
         /// Nanoseconds since power-on.
         now_ns: u64,
     },
-    /// A frame arrived for the guest's network card: the 12-byte `virtio_net_hdr_v1` (virtio 1.2 §5.1.6)
-    /// followed by the Ethernet frame.
+    /// A frame arrived for the guest's network card: the 12-byte `virtio_net_hdr_v1` (virtio 1.2
+    /// §5.1.6) followed by the Ethernet frame.
     NetRx {
         /// Header and frame, in bytes.
         #[serde(with = "serde_bytes")]
@@ -33,8 +33,8 @@ pub enum Input {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// A request of the guest to its disk has ended. One it knows nothing of, because its driver reset the device, is
-    /// dropped.
+    /// A request of the guest to its disk has ended. One it knows nothing of, because its driver
+    /// reset the device, is dropped.
     DiskDone {
         /// The request.
         id: u64,
@@ -61,7 +61,8 @@ pub enum Input {
 /// What the guest sends into the world.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
-    /// A frame the guest transmitted: the 12-byte `virtio_net_hdr_v1` followed by the Ethernet frame.
+    /// A frame the guest transmitted: the 12-byte `virtio_net_hdr_v1` followed by the Ethernet
+    /// frame.
     Frame(Vec<u8>),
     /// Bytes the guest printed on its serial console.
     Console(Vec<u8>),

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A driver broke the virtio specification. All but [`GuestFault::FrameHeader`] stop the device: it sets
-/// DEVICE_NEEDS_RESET (virtio 1.2 §2.1) and serves nothing until the driver resets it.
+/// A driver broke the virtio specification. All but [`GuestFault::FrameHeader`] stop the device: it
+/// sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1) and serves nothing until the driver resets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum GuestFault {
     /// A queue size that is zero, no power of two or too large (§2.7, §4.2.2).
@@ -28,7 +28,8 @@ pub enum GuestFault {
         /// Queue index.
         queue: u16,
     },
-    /// A notification for a queue that is absent, not ready, or of a driver that has not set DRIVER_OK (§3.1.1).
+    /// A notification for a queue that is absent, not ready, or of a driver that has not set
+    /// DRIVER_OK (§3.1.1).
     #[error("queue {queue} was notified before it was ready")]
     QueueNotReady {
         /// Queue index as notified.
@@ -48,7 +49,8 @@ pub enum GuestFault {
         /// First descriptor of the chain.
         head: u16,
     },
-    /// A chain with more descriptors than the queue (§2.7.5.3.1) or more bytes than any frame or request has.
+    /// A chain with more descriptors than the queue (§2.7.5.3.1) or more bytes than any frame or
+    /// request has.
     #[error("queue {queue}: the descriptor chain at {head} is too long")]
     LongChain {
         /// Queue index.

@@ -1,7 +1,8 @@
-//! Device models as deterministic state machines. Nothing here knows KVM, a file descriptor, a clock or a thread.
+//! Device models as deterministic state machines. Nothing here knows KVM, a file descriptor, a
+//! clock or a thread.
 //!
-//! What enters from outside the guest enters as an [`Input`], through one function, [`Board::apply`]; what leaves is an
-//! [`Output`].
+//! What enters from outside the guest enters as an [`Input`], through one function,
+//! [`Board::apply`]; what leaves is an [`Output`].
 
 #![forbid(unsafe_code)]
 

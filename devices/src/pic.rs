@@ -1,5 +1,6 @@
-//! The interrupt controller of a PC: two cascaded Intel 8259A (Intel data sheet 231468, "8259A Programmable
-//! Interrupt Controller"), the second one's INT output on input 2 of the first, plus the ELCR of the 82371 (PIIX).
+//! The interrupt controller of a PC: two cascaded Intel 8259A (Intel data sheet 231468, "8259A
+//! Programmable Interrupt Controller"), the second one's INT output on input 2 of the first, plus
+//! the ELCR of the 82371 (PIIX).
 //!
 //! | port | name | access | reset | meaning |
 //! |------|------|--------|-------|---------|
@@ -9,13 +10,15 @@
 //! | 0x21, 0xa1 | IMR | r | 0xff | OCW1 read back |
 //! | 0x4d0, 0x4d1 | ELCR | rw | 0 | bit set: that input is level triggered |
 //!
-//! The reset values are this board's choice (the data sheet has none): everything masked, as firmware leaves it.
+//! The reset values are this board's choice (the data sheet has none): everything masked, as
+//! firmware leaves it.
 //!
-//! Not emulated: the 8080 mode of ICW4, buffered mode (no data-bus buffers here), ICW1's LTIM and call interval (a PC
-//! uses the ELCR), ICW3 (the wiring is fixed).
+//! Not emulated: the 8080 mode of ICW4, buffered mode (no data-bus buffers here), ICW1's LTIM and
+//! call interval (a PC uses the ELCR), ICW3 (the wiring is fixed).
 //!
-//! From outside: nothing. Inputs are the other devices' lines, set by the board. An input's request is latched at its
-//! rising edge and stays until acknowledged, so a device may pulse a line that is not level triggered.
+//! From outside: nothing. Inputs are the other devices' lines, set by the board. An input's request
+//! is latched at its rising edge and stays until acknowledged, so a device may pulse a line that is
+//! not level triggered.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,9 +26,11 @@ use crate::state::InvalidState;
 
 /// Input of the first chip that carries the second chip's INT output.
 const CASCADE_INPUT: u8 = 2;
-/// The input an 8259A reports when the request vanished before it was acknowledged (data sheet, "default IR7").
+/// The input an 8259A reports when the request vanished before it was acknowledged (data sheet,
+/// "default IR7").
 const SPURIOUS_INPUT: u8 = 7;
-/// ELCR bits that exist: inputs 0, 1, 2, 8 and 13 are always edge triggered (82371AB data sheet, §4.2.9).
+/// ELCR bits that exist: inputs 0, 1, 2, 8 and 13 are always edge triggered (82371AB data sheet,
+/// §4.2.9).
 const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
 
 const ICW1_INIT: u8 = 0x10;
@@ -156,8 +161,8 @@ impl Chip {
         }
     }
 
-    /// Data sheet, "Initialization Command Words": what ICW1 does by itself. A line that is high now must fall and
-    /// rise again to be seen; a level-triggered one is seen at once.
+    /// Data sheet, "Initialization Command Words": what ICW1 does by itself. A line that is high
+    /// now must fall and rise again to be seen; a level-triggered one is seen at once.
     fn on_icw1(&mut self, value: u8) {
         self.requests = self.lines & self.level_triggered;
         self.in_service = 0;
@@ -211,7 +216,8 @@ impl Chip {
         }
     }
 
-    /// Non-specific EOI: in special mask mode it leaves masked inputs alone (data sheet, "Special Mask Mode").
+    /// Non-specific EOI: in special mask mode it leaves masked inputs alone (data sheet, "Special
+    /// Mask Mode").
     fn end_most_urgent(&mut self) -> Option<u8> {
         let candidates =
             if self.special_mask { self.in_service & !self.mask } else { self.in_service };
@@ -300,8 +306,8 @@ impl Pic {
         }
     }
 
-    /// A short pulse on `irq`: the request is latched even when the input is level triggered, because a device that
-    /// pulses has no line to hold.
+    /// A short pulse on `irq`: the request is latched even when the input is level triggered,
+    /// because a device that pulses has no line to hold.
     pub(crate) fn pulse(&mut self, irq: u8) {
         self.chip(irq).requests |= 1 << (irq & 7);
         self.update_cascade();
@@ -332,8 +338,9 @@ impl Pic {
         self.state.chips.iter().any(|chip| chip.requests & !chip.mask & !chip.in_service != 0)
     }
 
-    /// The interrupt-acknowledge cycle: returns the vector and puts the input in service. With no request left it is
-    /// the spurious input 7, which is not put in service (data sheet, "default IR7").
+    /// The interrupt-acknowledge cycle: returns the vector and puts the input in service. With no
+    /// request left it is the spurious input 7, which is not put in service (data sheet,
+    /// "default IR7").
     pub(crate) fn acknowledge(&mut self) -> u8 {
         let [first, second] = &mut self.state.chips;
         let vector = match first.pending(true) {
@@ -347,7 +354,8 @@ impl Pic {
                     }
                 };
                 first.acknowledge(CASCADE_INPUT);
-                // The second chip's INT falls with the acknowledge, so that another request of it is a new edge.
+                // The second chip's INT falls with the acknowledge, so that another request of it
+                // is a new edge.
                 first.set_line(CASCADE_INPUT, false);
                 vector
             }
@@ -390,7 +398,8 @@ impl Pic {
         self.state.chips[chip].mask
     }
 
-    /// Data sheet, "Poll Command": the read is the acknowledge of this one chip; bit 7 says whether it had a request.
+    /// Data sheet, "Poll Command": the read is the acknowledge of this one chip; bit 7 says whether
+    /// it had a request.
     fn poll(&mut self, index: usize) -> u8 {
         let chip = &mut self.state.chips[index];
         chip.poll = false;

@@ -1,5 +1,5 @@
-//! The timer of a PC: an Intel 8254 (data sheet 231164, "8254 Programmable Interval Timer") and the bits of port 0x61
-//! that belong to it (IBM PC/AT Technical Reference, "system control port B").
+//! The timer of a PC: an Intel 8254 (data sheet 231164, "8254 Programmable Interval Timer") and the
+//! bits of port 0x61 that belong to it (IBM PC/AT Technical Reference, "system control port B").
 //!
 //! | port | name | access | reset | meaning |
 //! |------|------|--------|-------|---------|
@@ -7,19 +7,20 @@
 //! | 0x43 | control word | w | | mode, counter latch, read-back command |
 //! | 0x61 | system control B | rw | 0 | 0 gate of counter 2, 1 speaker, 4 refresh toggle (r), 5 OUT2 (r) |
 //!
-//! Time is never accumulated: a counter remembers the tick at which it was loaded, and everything it shows is computed
-//! from that tick and the current one. Tick k of the 1 193 182 Hz clock is nanosecond ceil(k·10⁹/1 193 182), so no
-//! rounding error grows.
+//! Time is never accumulated: a counter remembers the tick at which it was loaded, and everything
+//! it shows is computed from that tick and the current one. Tick k of the 1 193 182 Hz clock is
+//! nanosecond ceil(k·10⁹/1 193 182), so no rounding error grows.
 //!
-//! **Ticks are not lost.** OUT0's rising edge is IRQ0. An edge that comes due while the last one is still requested or
-//! in service is owed, and raised when that one has been ended, at most [`OWED_TICKS_MAX`] of them (more are counted as
-//! lost): a guest that counts IRQ0 keeps time although it was not scheduled. Programming counter 0 anew forgets what is
-//! owed. Whether the guest masks IRQ0 does not matter: Linux masks it around every tick. A tick the guest has not taken
-//! is owed again while any other interrupt waits.
+//! **Ticks are not lost.** OUT0's rising edge is IRQ0. An edge that comes due while the last one is
+//! still requested or in service is owed, and raised when that one has been ended, at most
+//! [`OWED_TICKS_MAX`] of them (more are counted as lost): a guest that counts IRQ0 keeps time
+//! although it was not scheduled. Programming counter 0 anew forgets what is owed. Whether the
+//! guest masks IRQ0 does not matter: Linux masks it around every tick. A tick the guest has not
+//! taken is owed again while any other interrupt waits.
 //!
-//! Not emulated: BCD counting (Linux never asks for it; the bit is kept for read-back, counting stays binary). A new
-//! count in modes 2 and 3 is taken at the end of the full period (mode 3: the chip does so at the half). Counters 0 and
-//! 1 have their gates tied high, as in a PC.
+//! Not emulated: BCD counting (Linux never asks for it; the bit is kept for read-back, counting
+//! stays binary). A new count in modes 2 and 3 is taken at the end of the full period (mode 3: the
+//! chip does so at the half). Counters 0 and 1 have their gates tied high, as in a PC.
 //!
 //! From outside: time, through [`Pit::advance`].
 
@@ -33,7 +34,8 @@ pub const PIT_HZ: u64 = 1_193_182;
 /// Most IRQ0 edges that are owed at a time: ten seconds at 1000 Hz.
 pub const OWED_TICKS_MAX: u32 = 10_000;
 const NS_PER_S: u64 = 1_000_000_000;
-/// Half a period of the refresh toggle in port 0x61 bit 4 (the PC/AT refreshes about every 15.09 µs).
+/// Half a period of the refresh toggle in port 0x61 bit 4 (the PC/AT refreshes about every 15.09
+/// µs).
 const REFRESH_TOGGLE_NS: u64 = 15_085;
 
 const PORT_B_GATE2: u8 = 0x01;
@@ -45,7 +47,8 @@ pub(crate) fn ticks_at(now_ns: u64) -> u64 {
     seconds * PIT_HZ + rest_ns * PIT_HZ / NS_PER_S
 }
 
-/// The first nanosecond at which `tick` ticks have passed; exact. `None` beyond the end of guest time.
+/// The first nanosecond at which `tick` ticks have passed; exact. `None` beyond the end of guest
+/// time.
 fn ns_of_tick(tick: u64) -> Option<u64> {
     let (seconds, rest) = (tick / PIT_HZ, tick % PIT_HZ);
     seconds.checked_mul(NS_PER_S)?.checked_add((rest * NS_PER_S).div_ceil(PIT_HZ))

@@ -1,10 +1,11 @@
-//! One counter of the 8254 (data sheet 231164, "Mode Definitions"), as a function of the clock tick it is looked at.
+//! One counter of the 8254 (data sheet 231164, "Mode Definitions"), as a function of the clock tick
+//! it is looked at.
 //!
-//! Register table, what is not emulated and what enters from outside: see [`crate::pit`]. The current tick is an
-//! argument of every function; a counter never moves by itself.
+//! Register table, what is not emulated and what enters from outside: see [`crate::pit`]. The
+//! current tick is an argument of every function; a counter never moves by itself.
 //!
-//! A count written at tick t is loaded at the next clock, t + 1 (`Run::at_tick`). From there `elapsed` ticks have
-//! passed, and with a count of N:
+//! A count written at tick t is loaded at the next clock, t + 1 (`Run::at_tick`). From there
+//! `elapsed` ticks have passed, and with a count of N:
 //!
 //! | mode | counting element | OUT | rising edges of OUT after `at_tick` |
 //! |------|------------------|-----|-------------------------------------|
@@ -75,7 +76,8 @@ pub(crate) struct Counter {
 }
 
 impl Counter {
-    /// A counter that has not been programmed: the data sheet leaves this undefined; here OUT is high, no count.
+    /// A counter that has not been programmed: the data sheet leaves this undefined; here OUT is
+    /// high, no count.
     pub(crate) fn new(gate: bool) -> Self {
         let state = PitCounterState {
             mode_bits: 2,
@@ -145,7 +147,8 @@ impl Counter {
         self.state.stopped_at_elapsed.unwrap_or(tick.saturating_sub(run.at_tick))
     }
 
-    /// Control word with an access mode: forgets the count, keeps only the gate (data sheet, "Programming").
+    /// Control word with an access mode: forgets the count, keeps only the gate (data sheet,
+    /// "Programming").
     pub(crate) fn program(&mut self, control: u8) {
         let access = match control >> 4 & 3 {
             1 => Access::Low,
@@ -230,8 +233,9 @@ impl Counter {
         Some(run.at_tick + (periods + 1) * u64::from(run.count))
     }
 
-    /// Time moves from tick `from` to tick `to`; returns how many times OUT rose on the way. A successor due by then
-    /// takes over. (The rising edge a gate causes is not counted: only counter 0 is asked, and its gate is tied high.)
+    /// Time moves from tick `from` to tick `to`; returns how many times OUT rose on the way. A
+    /// successor due by then takes over. (The rising edge a gate causes is not counted: only
+    /// counter 0 is asked, and its gate is tied high.)
     pub(crate) fn advance(&mut self, from: u64, to: u64) -> u64 {
         match self.state.successor {
             Some(successor) if successor.at_tick <= to => {
@@ -302,7 +306,8 @@ impl Counter {
         }
     }
 
-    /// Latches the count; a latched one stays until it is read (data sheet, "Counter Latch Command").
+    /// Latches the count; a latched one stays until it is read (data sheet, "Counter Latch
+    /// Command").
     pub(crate) fn latch_count(&mut self, tick: u64) {
         if self.state.latched_count.is_none() {
             self.state.latched_count = Some(self.value(tick));
@@ -326,7 +331,8 @@ impl Counter {
         }
     }
 
-    /// Reads the counter's port: a latched status first, then a latched count, else the running count.
+    /// Reads the counter's port: a latched status first, then a latched count, else the running
+    /// count.
     pub(crate) fn read(&mut self, tick: u64) -> u8 {
         if let Some(status) = self.state.latched_status.take() {
             return status;

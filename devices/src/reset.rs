@@ -6,10 +6,11 @@
 //! | 0x64 | i8042 status / command | r / w | 0x01 | command 0xfe pulses the processor's reset line |
 //! | 0xcf9 | reset control | rw | 0 | bit 2 resets, bits 3 and 1 choose how (82371AB data sheet, §4.3) |
 //!
-//! The status register always says "output buffer full, input buffer empty" (IBM PC/AT Technical Reference, "keyboard
-//! controller"). The empty input buffer lets a guest that is about to reset send its command at once; the output
-//! buffer that cannot be emptied makes Linux's i8042 driver report "No controller found" after a few reads, instead of
-//! polling half a second for each answer of a controller that is not there.
+//! The status register always says "output buffer full, input buffer empty" (IBM PC/AT Technical
+//! Reference, "keyboard controller"). The empty input buffer lets a guest that is about to reset
+//! send its command at once; the output buffer that cannot be emptied makes Linux's i8042 driver
+//! report "No controller found" after a few reads, instead of polling half a second for each answer
+//! of a controller that is not there.
 //!
 //! Not emulated: keyboard, mouse, A20 gate, the difference between soft, hard and full reset.
 //!

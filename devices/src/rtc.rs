@@ -1,4 +1,5 @@
-//! The real-time clock and CMOS memory of a PC: a Motorola MC146818 (data sheet "MC146818 Real-Time Clock plus RAM").
+//! The real-time clock and CMOS memory of a PC: a Motorola MC146818 (data sheet "MC146818 Real-Time
+//! Clock plus RAM").
 //!
 //! | port | name | access | reset | meaning |
 //! |------|------|--------|-------|---------|
@@ -18,16 +19,20 @@
 //! | 0x0d | D: bit 7, RAM and time valid | r | 0x80 |
 //! | others | RAM | rw | 0 |
 //!
-//! The time is `epoch_s + offset_s + now_ns / 10⁹`; a guest that sets the clock changes only the offset. With SET held
-//! the registers are frozen and written freely, and count again when SET is cleared.
+//! The time is `epoch_s + offset_s + now_ns / 10⁹`; a guest that sets the clock changes only the
+//! offset. With SET held the registers are frozen and written freely, and count again when SET is
+//! cleared.
 //!
-//! The chip asks for IRQ8 while a flag of C is set whose enable bit in B is set. Both flags are looked at once a second, when
-//! the time moves on; a clock that is set past its alarm has missed it.
+//! The chip asks for IRQ8 while a flag of C is set whose enable bit in B is set. Both flags are
+//! looked at once a second, when the time moves on; a clock that is set past its alarm has missed
+//! it.
 //!
 //! Not emulated: periodic interrupts, daylight saving, the update cycle
-//! (UIP is never seen set, as if the guest always looked between two updates), dividers other than 32.768 kHz.
+//! (UIP is never seen set, as if the guest always looked between two updates), dividers other than
+//! 32.768 kHz.
 //!
-//! From outside: the time of day at power-on, or after a restore; guest time, through [`Rtc::advance`].
+//! From outside: the time of day at power-on, or after a restore; guest time, through
+//! [`Rtc::advance`].
 
 use serde::{Deserialize, Serialize};
 
@@ -169,7 +174,8 @@ impl Rtc {
         self.state.now_s.checked_add(in_s)?.checked_mul(NS_PER_S)
     }
 
-    /// Seconds until the time of day next fits the alarm, at least one; `None` for an alarm no time fits.
+    /// Seconds until the time of day next fits the alarm, at least one; `None` for an alarm no time
+    /// fits.
     fn alarm_in_s(&self) -> Option<u64> {
         const DAY_S: u64 = 24 * 3600;
         let register = |index: u8| self.state.ram[usize::from(index)];
@@ -209,7 +215,8 @@ impl Rtc {
         })
     }
 
-    /// A set of registers that is no date (the 31st of April on the way to the 1st of May) leaves the clock alone.
+    /// A set of registers that is no date (the 31st of April on the way to the 1st of May) leaves
+    /// the clock alone.
     fn set_time(&mut self, time: DateTime) {
         if let Some(unix_s) = time.to_unix_s() {
             self.state.offset_s = unix_s as i64 - self.undisturbed_s();

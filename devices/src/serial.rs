@@ -1,5 +1,5 @@
-//! The serial console, COM1: a National Semiconductor PC16550D ("PC16550D Universal Asynchronous Receiver/Transmitter
-//! with FIFOs", §8), registers by vm-superio's [`Serial`].
+//! The serial console, COM1: a National Semiconductor PC16550D ("PC16550D Universal Asynchronous
+//! Receiver/Transmitter with FIFOs", §8), registers by vm-superio's [`Serial`].
 //!
 //! | port | name | access | reset | meaning |
 //! |------|------|--------|-------|---------|
@@ -12,17 +12,20 @@
 //! | 0x3fe | MSR | r | 0xb0 | modem status, constant outside loopback |
 //! | 0x3ff | SCR | rw | 0 | scratch |
 //!
-//! **Interrupts.** The PIC input is edge triggered and vm-superio gives a trigger each time an IIR bit becomes set, so a
-//! trigger is a pulse that the PIC latches. vm-superio clears IIR's data bit with every data read, although more bytes
-//! may wait; a driver that stops in the middle would never be told of the rest. So its FIFO is given one byte at a time
-//! and the others wait in a backlog here: every byte has a trigger of its own and none can be forgotten.
+//! **Interrupts.** The PIC input is edge triggered and vm-superio gives a trigger each time an IIR
+//! bit becomes set, so a trigger is a pulse that the PIC latches. vm-superio clears IIR's data bit
+//! with every data read, although more bytes may wait; a driver that stops in the middle would
+//! never be told of the rest. So its FIFO is given one byte at a time and the others wait in a
+//! backlog here: every byte has a trigger of its own and none can be forgotten.
 //!
-//! **Break.** It waits its turn among the typed bytes, as a zero byte with LSR.BI (bit 4), which a read of LSR clears.
+//! **Break.** It waits its turn among the typed bytes, as a zero byte with LSR.BI (bit 4), which a
+//! read of LSR clears.
 //!
-//! Not emulated: baud rate, parity, modem and line-status interrupts, FIFO control (trigger levels, clearing).
+//! Not emulated: baud rate, parity, modem and line-status interrupts, FIFO control (trigger levels,
+//! clearing).
 //!
-//! From outside: typed bytes, through [`Console::enqueue`], and breaks; [`BACKLOG_BYTES_MAX`] of them wait, more are dropped and
-//! counted.
+//! From outside: typed bytes, through [`Console::enqueue`], and breaks; [`BACKLOG_BYTES_MAX`] of
+//! them wait, more are dropped and counted.
 
 use std::cell::Cell;
 use std::collections::VecDeque;

@@ -4,8 +4,8 @@
 //! A new device touches two places: its own file, which implements [`VirtioDevice`], and this one,
 //! with its `mod` line and its row of `virtio_table!`. A new row changes the encoding of
 //! [`VirtioState`], and with it the version of the machine's state. Only what is the device's alone
-//! is elsewhere: a part of [`BoardConfig`] if boards may lack it, an [`crate::Input`] and its arm in
-//! [`crate::Board::apply`] if facts from outside reach it.
+//! is elsewhere: a part of [`BoardConfig`] if boards may lack it, an [`crate::Input`] and its arm
+//! in [`crate::Board::apply`] if facts from outside reach it.
 
 pub(crate) mod blk;
 mod device;

@@ -1,5 +1,5 @@
-//! The board as Linux drives it on a PC without APIC: the port sequences of `arch/x86/kernel/i8259.c`,
-//! `drivers/clocksource/i8253.c` and `drivers/tty/serial/8250`.
+//! The board as Linux drives it on a PC without APIC: the port sequences of
+//! `arch/x86/kernel/i8259.c`, `drivers/clocksource/i8253.c` and `drivers/tty/serial/8250`.
 
 #![allow(clippy::unwrap_used, reason = "the memory below is the test's own")]
 
@@ -106,7 +106,8 @@ fn every_jiffy_arrives_however_late_the_guest_looks() {
                 jiffies += 1;
             }
         }
-        // Linux's latch at 250 Hz is 4773, and the first count is loaded one clock after it was written.
+        // Linux's latch at 250 Hz is 4773, and the first count is loaded one clock after it was
+        // written.
         let ticks = now_ns as u128 * 1_193_182 / 1_000_000_000;
         assert_eq!(jiffies, (ticks - 1) / 4773, "step of {step_ns} ns");
     }
@@ -147,7 +148,8 @@ fn deadline_is_the_exact_moment_of_the_next_tick() {
         pc.at(deadline_ns);
         assert_eq!(pc.take_irq(|_| {}), Some(0));
     }
-    // 1193 clocks a tick, 10 000 ticks and the loading clock; rounded up once, not ten thousand times.
+    // 1193 clocks a tick, 10 000 ticks and the loading clock; rounded up once, not ten thousand
+    // times.
     assert_eq!(pc.board.now_ns(), (11_930_001u64 * 1_000_000_000).div_ceil(1_193_182));
 }
 
@@ -199,7 +201,8 @@ fn transmit_interrupts_keep_coming_until_the_driver_stops_them() {
     pc.init_pic();
     pc.unmask(4);
     let mut left: Vec<u8> = (0..100).rev().collect();
-    // serial8250_start_tx() enables the THR interrupt; serial8250_tx_chars() sends one burst a visit.
+    // serial8250_start_tx() enables the THR interrupt; serial8250_tx_chars() sends one burst a
+    // visit.
     pc.outb(0x02, 0x3f9);
     let mut visits = 0;
     while pc

@@ -1,6 +1,7 @@
-//! A guest that does anything: random ports, random registers, random descriptors, and the world answering at random
-//! moments. Nothing may panic, work and outputs stay bounded, every stop has its reason, the same sequence always gives
-//! the same board, and a board that was saved and restored in the middle goes on as if nothing had happened.
+//! A guest that does anything: random ports, random registers, random descriptors, and the world
+//! answering at random moments. Nothing may panic, work and outputs stay bounded, every stop has
+//! its reason, the same sequence always gives the same board, and a board that was saved and
+//! restored in the middle goes on as if nothing had happened.
 
 #![allow(clippy::unwrap_used, reason = "a refused state or an address outside memory is a failure")]
 
@@ -203,7 +204,8 @@ struct Run {
     memory: Vec<u8>,
 }
 
-/// Takes all steps; before step `restored_at` the board is replaced by one restored from its saved bytes.
+/// Takes all steps; before step `restored_at` the board is replaced by one restored from its saved
+/// bytes.
 fn run(steps: &[Step], restored_at: Option<usize>) -> Run {
     let mut driver = Driver::up(FEATURES | EVENT_IDX);
     init_pic(&mut driver.board);

@@ -1,4 +1,5 @@
-//! The disk's device as a driver meets it, what a broken driver gets, and random requests against a model.
+//! The disk's device as a driver meets it, what a broken driver gets, and random requests against a
+//! model.
 
 #![allow(clippy::unwrap_used, reason = "a refused state or an address outside memory is a failure")]
 
@@ -35,7 +36,8 @@ fn data_at(slot: u16) -> u64 {
     buffer(QUEUE, slot) + 0x100
 }
 
-/// Puts a request into descriptors `3 * slot`..: header, data and status, as Linux does. Slots are 0x800 bytes.
+/// Puts a request into descriptors `3 * slot`..: header, data and status, as Linux does. Slots are
+/// 0x800 bytes.
 fn put(driver: &mut Driver, slot: u16, kind: u32, sector: u64, given: &[u8], room: u32) {
     let (at, head) = (buffer(QUEUE, slot), slot * 3);
     driver.poke(at, kind);

@@ -1,5 +1,5 @@
-//! The network card as a driver meets it: set-up, both directions, interrupts. What a broken driver gets is in
-//! `virtio_net_faults.rs`.
+//! The network card as a driver meets it: set-up, both directions, interrupts. What a broken driver
+//! gets is in `virtio_net_faults.rs`.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! The network card and where its guest is: the addresses it sends from, the driver that is asked to announce it (virtio
-//! 1.2 §5.1.6.5.4), and the MTU.
+//! The network card and where its guest is: the addresses it sends from, the driver that is asked
+//! to announce it (virtio 1.2 §5.1.6.5.4), and the MTU.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Every way to break the virtio rules that the network card knows: the reason is kept, the device stops, and starts
-//! over after a reset.
+//! Every way to break the virtio rules that the network card knows: the reason is kept, the device
+//! stops, and starts over after a reset.
 
 mod common;
 

@@ -1,12 +1,13 @@
 //! Every program of this machine that the project's tooling starts, and what brings it.
 //!
-//! A fresh machine has next to none of them. So nobody starts a program by a name of their own: [`Program`] is
-//! the list, [`Program::command`] installs the Debian package of a program, and what that program
-//! starts in turn, before it starts it. clippy.toml forbids `std::process::Command::new` everywhere else;
-//! what this workspace has built itself is started with [`built`].
+//! A fresh machine has next to none of them. So nobody starts a program by a name of their own:
+//! [`Program`] is the list, [`Program::command`] installs the Debian package of a program, and what
+//! that program starts in turn, before it starts it. clippy.toml forbids
+//! `std::process::Command::new` everywhere else; what this workspace has built itself is started
+//! with [`built`].
 //!
-//! Programs inside the hosts of a lab and inside guests are not in the list: those are busybox's and ours, and
-//! both are carried in.
+//! Programs inside the hosts of a lab and inside guests are not in the list: those are busybox's
+//! and ours, and both are carried in.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +24,8 @@ pub use packages::PackageError;
 pub use release::Release;
 pub use table::{Origin, Package, Program, all_packages};
 
-/// Where programs lie that not every user's `PATH` finds; the last two hold Debian's virtiofsd, by release.
+/// Where programs lie that not every user's `PATH` finds; the last two hold Debian's virtiofsd, by
+/// release.
 const FURTHER_PLACES: &[&str] = &[
     "/usr/local/sbin",
     "/usr/local/bin",
@@ -39,9 +41,9 @@ impl Program {
     /// A command that will start it, by its full path. Installs what is missing for that.
     ///
     /// # Errors
-    /// [`PackageError::NeedsRoot`] carries the command that installs it; otherwise what apt-get answered,
-    /// [`PackageError::NoProgram`] when the package is there and the program is not, or
-    /// [`PackageError::NoCrate`] for a program that only cargo or pip brings.
+    /// [`PackageError::NeedsRoot`] carries the command that installs it; otherwise what apt-get
+    /// answered, [`PackageError::NoProgram`] when the package is there and the program is not,
+    /// or [`PackageError::NoCrate`] for a program that only cargo or pip brings.
     pub fn command(self) -> Result<Command, PackageError> {
         Ok(new_command(self.path()?))
     }

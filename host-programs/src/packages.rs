@@ -1,11 +1,12 @@
 //! How packages of Debian are had.
 //!
-//! Two ways: packages with programs are installed with apt-get ([`ensure`]), kernels are only downloaded and
-//! unpacked into the user's cache ([`fetch_extracted`]), because installing a kernel would touch
-//! the boot loader of the machine. Both keep a log and say what they do.
+//! Two ways: packages with programs are installed with apt-get ([`ensure`]), kernels are only
+//! downloaded and unpacked into the user's cache ([`fetch_extracted`]), because installing a kernel
+//! would touch the boot loader of the machine. Both keep a log and say what they do.
 //!
-//! Invariants: a process whose machine has a package asks dpkg about it once; a directory in the cache is
-//! complete or absent (made aside, then renamed, under a lock); its name carries the version.
+//! Invariants: a process whose machine has a package asks dpkg about it once; a directory in the
+//! cache is complete or absent (made aside, then renamed, under a lock); its name carries the
+//! version.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

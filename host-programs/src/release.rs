@@ -28,8 +28,8 @@ impl Release {
         Self::ALL.into_iter().find(|release| release.name() == name)
     }
 
-    /// That of this machine. One that is not known counts as the newest: names change more seldom than
-    /// releases come.
+    /// That of this machine. One that is not known counts as the newest: names change more seldom
+    /// than releases come.
     pub fn of_this_machine() -> Self {
         let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
         Self::of_os_release(&text)

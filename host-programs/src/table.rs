@@ -40,7 +40,8 @@ pub enum Origin {
     Package(Package),
     /// rustup.
     Toolchain,
-    /// A crate of this name, which whoever wants it installs: nothing here waits for its build unasked.
+    /// A crate of this name, which whoever wants it installs: nothing here waits for its build
+    /// unasked.
     Crate(&'static str),
 }
 
@@ -197,7 +198,8 @@ impl Program {
         Self::Virtiofsd,
     ];
 
-    /// Its row: the file's name, where it comes from, and the packages of what it starts or reads in turn.
+    /// Its row: the file's name, where it comes from, and the packages of what it starts or reads
+    /// in turn.
     fn row(self) -> (&'static str, Origin, &'static [Package]) {
         use Origin::{Base, Crate, Package as From, Toolchain};
         match self {
@@ -244,7 +246,8 @@ impl Program {
         self.row().1
     }
 
-    /// What must be installed before it starts: its own package and those of what it starts or reads.
+    /// What must be installed before it starts: its own package and those of what it starts or
+    /// reads.
     pub fn packages(self) -> Vec<Package> {
         let (_, origin, further) = self.row();
         let own = match origin {

@@ -29,7 +29,8 @@ const _: () = assert!(PREFIX_BYTES == MAGIC_BYTES + 3 * size_of::<u32>());
 /// The guest a file is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileHeader {
-    /// The program that made the file. Another one may read it; a difference explains what follows.
+    /// The program that made the file. Another one may read it; a difference explains what
+    /// follows.
     pub build: BuildId,
     /// The machine.
     pub fingerprint: Fingerprint,

@@ -1,5 +1,6 @@
-//! The `ftvmm`s of one guest, which come and go on whatever hosts: one speaks for the guest, another joins it, takes over
-//! and is joined in turn. Each has a control socket, through which it is watched.
+//! The `ftvmm`s of one guest, which come and go on whatever hosts: one speaks for the guest,
+//! another joins it, takes over and is joined in turn. Each has a control socket, through which it
+//! is watched.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -189,8 +190,8 @@ impl Member<'_> {
         serde_json::from_slice(&answer.stdout).map(Some).map_err(|e| at("status")(e.into()))
     }
 
-    /// Waits until its status is as wanted. One program on its host asks all the while: starting one for each look would
-    /// take a good part of an emulated CPU from the guest.
+    /// Waits until its status is as wanted. One program on its host asks all the while: starting
+    /// one for each look would take a good part of an emulated CPU from the guest.
     ///
     /// # Errors
     /// [`LabError::Silent`] when it ends, or is not so for very long.
@@ -230,7 +231,8 @@ impl Member<'_> {
         self.lab.host(self.host).spawn(&self.argv(&words))
     }
 
-    /// A client of its control socket, connected: see `control-client`. It takes paths on its standard input.
+    /// A client of its control socket, connected: see `control-client`. It takes paths on its
+    /// standard input.
     ///
     /// # Errors
     /// As [`Self::ask`], or [`LabError::Silent`] when it cannot connect.

@@ -244,8 +244,8 @@ impl GuestLab {
         Ok(Finished { ended: output.ended, errors, console: output.stdout, report: None })
     }
 
-    /// Has the guest behind the control socket `socket` saved as `name` of the shared folder; the file's path as every host
-    /// sees it.
+    /// Has the guest behind the control socket `socket` saved as `name` of the shared folder; the
+    /// file's path as every host sees it.
     ///
     /// # Errors
     /// What the lab said; [`GuestRunError::NotSaved`].
@@ -279,7 +279,8 @@ impl GuestLab {
         fs::write(&place, content).map_err(at(&place))
     }
 
-    /// The cloud kernel's initramfs with kernels for `kexec`, as every host sees it. Made at the first call.
+    /// The cloud kernel's initramfs with kernels for `kexec`, as every host sees it. Made at the
+    /// first call.
     ///
     /// # Errors
     /// What the file system said.

@@ -2,7 +2,8 @@
 //!
 //! [`lab`] gives a test one or two hosts with a working KVM, a network to real clients and a
 //! hard stop. [`Program`] brings what that needs from Debian. The product is
-//! a program that is carried into a host and run there: [`guest_run`]. [`clients`] talk to its guest.
+//! a program that is carried into a host and run there: [`guest_run`]. [`clients`] talk to its
+//! guest.
 
 pub mod clients;
 pub mod clock;

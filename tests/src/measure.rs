@@ -1,8 +1,8 @@
 //! Times a client sees: one request after the other, each waited for.
 //!
-//! Every function with an address runs in the network of the calling thread; [`crate::clients::enter_network`]
-//! moves a thread to the clients of a lab. The first requests are not counted: they pay for
-//! address resolution and cold caches.
+//! Every function with an address runs in the network of the calling thread;
+//! [`crate::clients::enter_network`] moves a thread to the clients of a lab. The first requests are
+//! not counted: they pay for address resolution and cold caches.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};

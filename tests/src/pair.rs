@@ -55,7 +55,8 @@ pub struct RunOptions {
     pub backup_arguments: Vec<String>,
     /// File name of the `ftvmm` in the shared directory's `bin`, where another one is to run.
     pub program: &'static str,
-    /// The run ends when the guest resets or SIGTERM comes, at once. Older builds did so without being told.
+    /// The run ends when the guest resets or SIGTERM comes, at once. Older builds did so without
+    /// being told.
     pub ends_at_once: bool,
 }
 

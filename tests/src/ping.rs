@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::Program;
 use crate::lab::{Lab, LabError, at};
 
-/// A client that has waited so long for its answers gives up. Only a guest that is dead makes it pass.
+/// A client that has waited so long for its answers gives up. Only a guest that is dead makes it
+/// pass.
 const GIVE_UP_AFTER_S: &str = "120";
 
 /// A running `ping`.
@@ -28,7 +29,8 @@ pub struct Pinged {
 }
 
 impl Ping {
-    /// Asks `address` for an echo every `interval`, from the clients' network, until `count` have come.
+    /// Asks `address` for an echo every `interval`, from the clients' network, until `count` have
+    /// come.
     ///
     /// # Errors
     /// When `ping` cannot be started.

@@ -1,5 +1,5 @@
-//! What the end-to-end tests of several hosts share: a lab with guests, cases that run in it one after the other, and
-//! small checks that say what they found.
+//! What the end-to-end tests of several hosts share: a lab with guests, cases that run in it one
+//! after the other, and small checks that say what they found.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -104,8 +104,9 @@ impl Site {
         Ok(pair)
     }
 
-    /// A client that tries until it is answered. A guest says nothing of itself when it starts, so the switch
-    /// may still know its address behind the host where the last guest was, and the client may have given up.
+    /// A client that tries until it is answered. A guest says nothing of itself when it starts, so
+    /// the switch may still know its address behind the host where the last guest was, and the
+    /// client may have given up.
     ///
     /// # Errors
     /// When there is no curl.
@@ -222,8 +223,8 @@ pub fn setting<T: FromStr<Err: fmt::Debug>>(name: &str) -> Option<T> {
 /// What a case does in the lab.
 pub type Case<S = Site> = Box<dyn FnOnce(&S) -> Result<(), Failed> + Send>;
 
-/// Runs the cases one after the other in one lab, as the arguments of the program choose; what one has killed is started
-/// again before the next.
+/// Runs the cases one after the other in one lab, as the arguments of the program choose; what one
+/// has killed is started again before the next.
 pub fn run_cases<S: Stage>(folder: &Path, cases: Vec<(String, Case<S>)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);

@@ -1,8 +1,8 @@
-//! Redundancy that comes and goes: a backup attached to a guest that runs, lost, attached again; roles changed on purpose;
-//! and the control socket by which an operator does it.
+//! Redundancy that comes and goes: a backup attached to a guest that runs, lost, attached again;
+//! roles changed on purpose; and the control socket by which an operator does it.
 //!
-//! Every case runs in one lab of two hosts. `FTVMM_SEED` decides who dies when; `FTVMM_ATTACH_CYCLES` sets how often a
-//! backup is attached and the primary lost in one run.
+//! Every case runs in one lab of two hosts. `FTVMM_SEED` decides who dies when;
+//! `FTVMM_ATTACH_CYCLES` sets how often a backup is attached and the primary lost in one run.
 
 use std::fs;
 use std::path::Path;

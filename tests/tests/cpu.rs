@@ -11,7 +11,8 @@ const DONE: &str = "FTGUEST RAN 0";
 const REBOOT: &str = "reboot -f\n";
 const REFUSED: Ended = Ended::Status(2);
 
-/// Records a run of `script` with a template and replays it; `None` when the host cannot have the template.
+/// Records a run of `script` with a template and replays it; `None` when the host cannot have the
+/// template.
 fn recorded(site: &GuestLab, template: &str, script: &str) -> Option<Replayed> {
     let (log, cmdline) = (site.inside(format!("{template}.log")), cmdline(script));
     let more = ["--cpu-template", template, "--cmdline", &cmdline, "--record", &log];

@@ -1,10 +1,11 @@
-//! A guest with a disk: a real file system and a real database on it, alone, recorded, and on two hosts of which one
-//! dies or has a disk that fails.
+//! A guest with a disk: a real file system and a real database on it, alone, recorded, and on two
+//! hosts of which one dies or has a disk that fails.
 //!
-//! The database is the guest's `ledger` (`guest-images/programs/src/ledger.rs`): every byte in it follows from the
-//! number of the last committed transaction, which the guest prints. After a kill both hosts' files are looked at from
-//! outside: the file system is recovered, and the database must hold at least what was printed. `FTVMM_KILLS` sets
-//! how many hosts are killed, each in the middle of transactions; the survivor's file is the next pair's.
+//! The database is the guest's `ledger` (`guest-images/programs/src/ledger.rs`): every byte in it
+//! follows from the number of the last committed transaction, which the guest prints. After a kill
+//! both hosts' files are looked at from outside: the file system is recovered, and the database
+//! must hold at least what was printed. `FTVMM_KILLS` sets how many hosts are killed, each in the
+//! middle of transactions; the survivor's file is the next pair's.
 
 use std::fs;
 use std::path::Path;
@@ -113,8 +114,8 @@ impl Site {
         Ok(self.lab.lab.host(0).spawn(&command)?)
     }
 
-    /// Recovers a copy of a disk as a mount would; returns the last transaction of the ledger on it, whose every row
-    /// was compared.
+    /// Recovers a copy of a disk as a mount would; returns the last transaction of the ledger on
+    /// it, whose every row was compared.
     fn ledger_on(&self, disk: &str) -> Result<u64, Failed> {
         let copy = self.lab.outside("checked.img");
         fs::copy(self.lab.outside(disk), &copy)?;
@@ -174,7 +175,8 @@ fn says(process: &LabProcess, words: &[&str]) -> Result<(), Failed> {
     require(words.iter().all(|word| line.contains(word)), format!("not {words:?}: {said}"))
 }
 
-/// Files are written, read back after a mount of their own, and freed; freed space reads as zeroes from outside.
+/// Files are written, read back after a mount of their own, and freed; freed space reads as zeroes
+/// from outside.
 fn files_on_a_disk(site: &Site) -> Result<(), Failed> {
     site.make_disk("disk-0.img")?;
     let script = format!(
@@ -353,7 +355,8 @@ fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The guest is never started anew: whoever speaks for it is killed, and a host with a blank disk joins the survivor.
+/// The guest is never started anew: whoever speaks for it is killed, and a host with a blank disk
+/// joins the survivor.
 fn blank_disks_join(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     site.make_disks()?;
     let group = Group::new(&site.lab.lab, &site.files, running(LEDGER))?;

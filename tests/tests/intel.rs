@@ -1,7 +1,9 @@
-//! Guests on an Intel host: everything that KVM does by other code than on AMD's, on one emulated host.
+//! Guests on an Intel host: everything that KVM does by other code than on AMD's, on one emulated
+//! host.
 //!
-//! The host is Bochs (`tests/src/lab/intel.rs`), which is slow: it is booted once for all cases, and the tests of every day
-//! are a share of them. `FTVMM_INTEL=all` runs the rest as well; what came out is in docs/determinism.md, "Intel hosts".
+//! The host is Bochs (`tests/src/lab/intel.rs`), which is slow: it is booted once for all cases,
+//! and the tests of every day are a share of them. `FTVMM_INTEL=all` runs the rest as well; what
+//! came out is in docs/determinism.md, "Intel hosts".
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
@@ -200,7 +202,8 @@ fn a_pair_ends_alike(host: &IntelHost) {
     assert!(first.state_digest.is_some());
 }
 
-/// Debian's kernel has page-table isolation on an Intel CPU: the #GP handler starts in the user's address space.
+/// Debian's kernel has page-table isolation on an Intel CPU: the #GP handler starts in the user's
+/// address space.
 fn a_stock_kernel_is_replayed(host: &IntelHost) {
     let words = guest(GuestKernel::Cloud, "192", "selfcheck:1,rdtsc,poweroff:-f");
     let recorded = run(host, "cloud", &words, &["--record", "/tmp/cloud.log"]);

@@ -177,8 +177,8 @@ fn a_hard_stop_ends_one_host_and_a_restart_brings_it_back(lab: &Lab) {
     assert!((0..10).any(|_| ping(lab, 0, "10.77.0.2")));
 }
 
-/// What a guest that loses one host after the other needs: each comes back fresh, under the same addresses, while
-/// the one that carries the guest goes on.
+/// What a guest that loses one host after the other needs: each comes back fresh, under the same
+/// addresses, while the one that carries the guest goes on.
 fn hosts_are_replaced_one_after_the_other(lab: &Lab) {
     let program = tempfile::tempdir().unwrap();
     let program = program.path().join("tells-host");

@@ -1,10 +1,11 @@
 //! A guest on two hosts: what a client, and the operator, see of failures.
 //!
-//! Every case runs in one lab of two hosts; a host that a case has killed is started again before the next
-//! case. What is done to a pair, and when, follows from a seed: `FTVMM_SEED` sets it, `FTVMM_ROUNDS` the number
-//! of fail-over rounds. One difference the handshake refuses cannot be brought about from the command line: the
-//! protocol's version. It is tested where the fingerprint is, in `ftvmm-replication`.
-//! So is a peer of the same role: a primary cannot connect, a backup cannot listen.
+//! Every case runs in one lab of two hosts; a host that a case has killed is started again before
+//! the next case. What is done to a pair, and when, follows from a seed: `FTVMM_SEED` sets it,
+//! `FTVMM_ROUNDS` the number of fail-over rounds. One difference the handshake refuses cannot be
+//! brought about from the command line: the protocol's version. It is tested where the fingerprint
+//! is, in `ftvmm-replication`. So is a peer of the same role: a primary cannot connect, a backup
+//! cannot listen.
 
 use std::fs;
 use std::path::Path;

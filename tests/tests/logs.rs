@@ -315,7 +315,8 @@ fn a_recorded_replay_is_the_same_recording(site: &GuestLab, whole: &Recording) {
     let digest = |run: &Finished| run.report.as_ref().unwrap().state_digest.clone().unwrap();
     let slices = whole.run.report.as_ref().unwrap().slices;
     println!("logs: {} exits, {slices} slices", whole.exits());
-    // The second takes digests of memory where the first did not, between the copies slices refer to.
+    // The second takes digests of memory where the first did not, between the copies slices refer
+    // to.
     for more in [&[][..], &["--check-every", "7", "--check-memory-every", "300"]] {
         let replayed = record_again(site, whole, "again.log", more);
         assert_eq!(replayed.ended, Ended::Status(0), "{}", replayed.errors);

@@ -1,5 +1,5 @@
-//! What becomes of a guest that resets, panics, is switched off, interrupted or restored: each is recorded, and its
-//! replay is the same run.
+//! What becomes of a guest that resets, panics, is switched off, interrupted or restored: each is
+//! recorded, and its replay is the same run.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
@@ -97,13 +97,15 @@ fn panics_with_a_driver(site: &GuestLab, snapshot: &str) {
     assert_eq!(digest(&replayed.report), digest(&finished.report));
 }
 
-/// Has acpid listen to the button; it is in the background before it has opened the button's events.
+/// Has acpid listen to the button; it is in the background before it has opened the button's
+/// events.
 const LISTEN: &str = "modprobe -a button evdev; mkdir -p /etc/acpi/PWRF; \
      printf '#!/bin/sh\\necho PRESSED\\npoweroff -f\\n' > /etc/acpi/PWRF/00000080; \
      chmod +x /etc/acpi/PWRF/00000080; acpid -l /tmp/acpid.log; \
      until ls -l /proc/$(pidof acpid)/fd | grep -q event; do usleep 100000; done; echo LIST''ENS\n";
 
-/// A host that stands still while its guest computes: the guest catches up, and all its threads get their turn.
+/// A host that stands still while its guest computes: the guest catches up, and all its threads get
+/// their turn.
 fn stands_still(run: &GuestRun) {
     run.type_text("(while :; do :; done) & echo COM''PUTES\n");
     run.wait_for("COMPUTES").unwrap();
@@ -119,8 +121,8 @@ fn stands_still(run: &GuestRun) {
     }
 }
 
-/// A non-maskable interrupt, the alarm of the clock and the power button reach the guest and its replay. The path of a
-/// snapshot of the guest before all that.
+/// A non-maskable interrupt, the alarm of the clock and the power button reach the guest and its
+/// replay. The path of a snapshot of the guest before all that.
 fn is_interrupted(site: &GuestLab) -> String {
     let socket = site.inside("power.sock");
     let line = cmdline("cat /sys/class/rtc/rtc0/since_epoch");
@@ -146,8 +148,8 @@ fn is_interrupted(site: &GuestLab) -> String {
     snapshot
 }
 
-/// Two guests of one snapshot have other random numbers. The guest they come from does not listen to its power button:
-/// SIGTERM ends it, whatever time it would have.
+/// Two guests of one snapshot have other random numbers. The guest they come from does not listen
+/// to its power button: SIGTERM ends it, whatever time it would have.
 fn is_restored(site: &GuestLab) {
     let socket = site.inside("restore.sock");
     let line = cmdline("true");

@@ -222,7 +222,8 @@ fn disturb_and_end(site: &GuestLab, run: &GuestRun, plan: &Plan) -> Result<(), F
             return Ok(());
         }
         run.wait_for("FTGUEST RAN 0")?;
-        // What is typed before the shell has the terminal may be thrown away with the script's session.
+        // What is typed before the shell has the terminal may be thrown away with the script's
+        // session.
         run.wait_for(PROMPT)?;
         noise.join().unwrap()?;
         calls.join().unwrap()?;
@@ -279,8 +280,8 @@ fn check_pair(site: &GuestLab, seed: u64, number: usize, kept: &Path) -> Result<
     )))
 }
 
-/// A disk that is full in the middle of a recording costs the guest nothing, or ends it, as the user wants; the file and
-/// the cause are named, and what was recorded can be replayed.
+/// A disk that is full in the middle of a recording costs the guest nothing, or ends it, as the
+/// user wants; the file and the cause are named, and what was recorded can be replayed.
 fn a_full_disk_is_named(site: &GuestLab) -> Result<(), Failed> {
     const FULL: &str = "mkdir /tmp/full && mount -t tmpfs -o size=256k none /tmp/full";
     const LOG: &str = "/tmp/full/r.log";

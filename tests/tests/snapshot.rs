@@ -1,5 +1,5 @@
-//! Snapshots of a real guest: a replay from each ends as the whole replay does, a restored guest goes on where it was,
-//! and a file that is none, or another one, is refused by name.
+//! Snapshots of a real guest: a replay from each ends as the whole replay does, a restored guest
+//! goes on where it was, and a file that is none, or another one, is refused by name.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::collections::BTreeMap;
@@ -38,8 +38,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_replay_without_its_snapshot_is_refused", a_replay_without_its_snapshot_is_refused),
 ];
 
-/// A recorded guest of which three snapshots were taken: while it computed, while it spoke to a client, and while it did
-/// nothing.
+/// A recorded guest of which three snapshots were taken: while it computed, while it spoke to a
+/// client, and while it did nothing.
 struct Recording {
     run: Finished,
     /// Name and exit of each.

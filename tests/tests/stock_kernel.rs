@@ -1,6 +1,6 @@
-//! Debian's unmodified kernels, and the tiny one beside them, find their devices and their clock by themselves: each
-//! boots with its own modules and a command line that says nothing about the machine, answers clients, switches itself
-//! off, and replays.
+//! Debian's unmodified kernels, and the tiny one beside them, find their devices and their clock by
+//! themselves: each boots with its own modules and a command line that says nothing about the
+//! machine, answers clients, switches itself off, and replays.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::fs::File;
@@ -20,7 +20,8 @@ use ftvmm_tests::{clients, packages};
 const PAGE_BYTES: u64 = 100_000;
 /// The coarsest clock a guest may have.
 const RESOLUTION_NS_MAX: u64 = 1000;
-/// Two counts of the PM timer and the rounding of the samples lie between what the guest reads and what is logged.
+/// Two counts of the PM timer and the rounding of the samples lie between what the guest reads and
+/// what is logged.
 const CLOCK_ERROR_NS_MAX: u64 = 2000;
 
 /// The kernel's name, its clock before and after some work, and how it ends.
@@ -46,7 +47,8 @@ fn logged_times_ns(site: &GuestLab, log: &str) -> Vec<u64> {
     times_ns
 }
 
-/// Whether each reading is a logged time, all of them shifted by the same: the moment the kernel's clock began.
+/// Whether each reading is a logged time, all of them shifted by the same: the moment the kernel's
+/// clock began.
 fn follow_the_log(readings_ns: &[u64], times_ns: &[u64]) -> bool {
     let close = |wanted_ns: u64| {
         let at = times_ns.partition_point(|&time_ns| time_ns + CLOCK_ERROR_NS_MAX < wanted_ns);

@@ -1,6 +1,8 @@
-//! A share of the determinism stress: new random guests at every run, and a harness that is shown to notice.
+//! A share of the determinism stress: new random guests at every run, and a harness that is shown
+//! to notice.
 //!
-//! `FTVMM_SEED` sets the seed, `FTVMM_CASES` the number of cases. `cargo xtask stress` runs any number.
+//! `FTVMM_SEED` sets the seed, `FTVMM_CASES` the number of cases. `cargo xtask stress` runs any
+//! number.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
-//! RDTSC everywhere, on the tiny kernel and on Debian's: user mode's in every shape the guest's `tsccheck` knows,
-//! the #GPs that are none of it, and `--tsc hide`. Modules that read the counter, loaded at random moments; a second
-//! kernel. Each run is recorded and replayed.
+//! RDTSC everywhere, on the tiny kernel and on Debian's: user mode's in every shape the guest's
+//! `tsccheck` knows, the #GPs that are none of it, and `--tsc hide`. Modules that read the counter,
+//! loaded at random moments; a second kernel. Each run is recorded and replayed.
 //!
-//! `FTVMM_MODULE_RUNS` and `FTVMM_KEXECS` say how many recordings there are with modules and with a second kernel; those
-//! after the first go on from a snapshot.
+//! `FTVMM_MODULE_RUNS` and `FTVMM_KEXECS` say how many recordings there are with modules and with a
+//! second kernel; those after the first go on from a snapshot.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
@@ -60,7 +60,8 @@ fn recorded_and_replayed(site: &GuestLab, kernel: GuestKernel, tsc: &str, wanted
     assert_eq!(recorded.rdtsc_late_sites, 0, "{name}: {}", outcome.recorded.errors);
 }
 
-/// Cloud guests that run scripts: the first of them from power-on, those after it from a snapshot of another one.
+/// Cloud guests that run scripts: the first of them from power-on, those after it from a snapshot
+/// of another one.
 struct CloudGuests<'a> {
     site: &'a GuestLab,
     name: &'static str,
@@ -92,7 +93,8 @@ impl<'a> CloudGuests<'a> {
         self.words.iter().map(String::as_str).collect()
     }
 
-    /// Records `script` in guest `number` and replays it; what is reported, and what the guest printed.
+    /// Records `script` in guest `number` and replays it; what is reported, and what the guest
+    /// printed.
     fn script(&mut self, number: u64, script: &str) -> (Report, String) {
         let (site, name) = (self.site, format!("{}-{number}", self.name));
         let log = site.inside(format!("{name}.log"));
@@ -134,7 +136,8 @@ fn runs(variable: &str) -> u64 {
     std::env::var(variable).map_or(1, |text| text.parse().unwrap())
 }
 
-/// The jitter entropy generator is a module made of RDTSCs: each value it reads is printed in the end.
+/// The jitter entropy generator is a module made of RDTSCs: each value it reads is printed in the
+/// end.
 fn modules_read_guest_time(site: &GuestLab) {
     let mut rng = fastrand::Rng::new();
     let memory = GuestKernel::Cloud.memory_mib().to_string();

@@ -1,8 +1,9 @@
-//! The user-space cost of an exit: what the run loop does between two `KVM_RUN`, without KVM and without I/O.
+//! The user-space cost of an exit: what the run loop does between two `KVM_RUN`, without KVM and
+//! without I/O.
 //!
-//! One iteration applies the exit's inputs and appends their records, lets the board answer, links the exit chain
-//! and leaves the exit in a log whose groups go nowhere, as [`FileLog`] does for a recording. Aim: below
-//! 2 µs for each exit.
+//! One iteration applies the exit's inputs and appends their records, lets the board answer, links
+//! the exit chain and leaves the exit in a log whose groups go nowhere, as [`FileLog`] does for a
+//! recording. Aim: below 2 µs for each exit.
 
 #![allow(clippy::expect_used, reason = "a sink takes everything")]
 

@@ -1,7 +1,7 @@
 //! EFER, answered here as KVM would, so that every access to it is an exit.
 //!
-//! A kernel reads and writes it once while it starts. That is how a second kernel (kexec, kdump) is noticed
-//! before it runs on ([`crate::tsc`]).
+//! A kernel reads and writes it once while it starts. That is how a second kernel (kexec, kdump) is
+//! noticed before it runs on ([`crate::tsc`]).
 
 use crate::kvm::{KvmError, Vcpu};
 use crate::msr::MsrAccess;
@@ -32,8 +32,9 @@ pub fn answer(access: MsrAccess, vcpu: &Vcpu) -> Result<Option<u64>, KvmError> {
     Ok(Some(0))
 }
 
-/// EFER after a write, or `None` for one that is #GP (Linux, `set_efer` in arch/x86/kvm/x86.c): bits of features
-/// that no template shows, and a change of LME under paging. LMA is the CPU's own; a write leaves it as it is.
+/// EFER after a write, or `None` for one that is #GP (Linux, `set_efer` in arch/x86/kvm/x86.c):
+/// bits of features that no template shows, and a change of LME under paging. LMA is the CPU's own;
+/// a write leaves it as it is.
 fn after_write(now: u64, written: u64, paging: bool) -> Option<u64> {
     let reserved = written & !(SCE | LME | LMA | NXE) != 0;
     if reserved || paging && (now ^ written) & LME != 0 {

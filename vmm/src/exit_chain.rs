@@ -3,8 +3,8 @@
 use ftvmm_replication::Ordinal;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Covers, of every port, memory-mapped and MSR exit, its ordinal, its address and the data that went either way;
-/// of a slice, its ordinal.
+/// Covers, of every port, memory-mapped and MSR exit, its ordinal, its address and the data that
+/// went either way; of a slice, its ordinal.
 /// Two runs that differ in one exit have different digests from then on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitChain(u64);

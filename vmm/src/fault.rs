@@ -1,5 +1,5 @@
-//! A fault on purpose: a flipped bit, with which the tests show that a divergence is caught, or a processor that the host
-//! holds.
+//! A fault on purpose: a flipped bit, with which the tests show that a divergence is caught, or a
+//! processor that the host holds.
 
 use std::str::FromStr;
 use std::time::Duration;

@@ -20,16 +20,18 @@ use crate::page_tracker::PageTracker;
 use crate::tsc::TscTrap;
 use crate::user_file::{self, FileError};
 
-/// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE says), no
-/// delay-loop calibration (it would wait for a timer without making exits), reset on a panic.
+/// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE
+/// says), no delay-loop calibration (it would wait for a timer without making exits), reset on a
+/// panic.
 const BASE_CMDLINE: &str = "nolapic lpj=1000000 panic=-1";
-/// The card sends at once, so the driver needs no interrupt to learn that a frame has gone: some six exits
-/// less for every frame.
+/// The card sends at once, so the driver needs no interrupt to learn that a frame has gone: some
+/// six exits less for every frame.
 const NET_CMDLINE: &str = "virtio_net.napi_tx=0";
-/// What a PC's firmware leaves behind and Linux relies on: counter 0 of the 8254 counts, in mode 3 with the
-/// full period (Linux reads it for randomness and waits until it does).
+/// What a PC's firmware leaves behind and Linux relies on: counter 0 of the 8254 counts, in mode 3
+/// with the full period (Linux reads it for randomness and waits until it does).
 const FIRMWARE_WRITES: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
-/// What an unprivileged `--mem` may be: enough for a kernel, not beyond the 40 address bits of the template.
+/// What an unprivileged `--mem` may be: enough for a kernel, not beyond the 40 address bits of the
+/// template.
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 32..=512 * 1024;
 
 /// What the user asked for.
@@ -247,8 +249,8 @@ fn check_memory(memory_mib: u32, logged: bool) -> Result<(), TooLittleMemory> {
     memory::check(&what, (u64::from(memory_mib) << 20) * times)
 }
 
-/// The user's kernel command line with what the machine needs in front, so that the user's parameters win
-/// where the kernel takes the last.
+/// The user's kernel command line with what the machine needs in front, so that the user's
+/// parameters win where the kernel takes the last.
 pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
     let net = board.net.map_or("", |_| NET_CMDLINE);
     let parts = [BASE_CMDLINE, net, user.trim()];

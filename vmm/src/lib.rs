@@ -1,6 +1,6 @@
-//! ftvmm: a deterministic record-replay VMM on stock KVM. This crate is the part that touches the host: the
-//! KVM adapter, the boot loader, the machine and its run loop, host I/O and the command line. It decides
-//! nothing about the replication protocol.
+//! ftvmm: a deterministic record-replay VMM on stock KVM. This crate is the part that touches the
+//! host: the KVM adapter, the boot loader, the machine and its run loop, host I/O and the command
+//! line. It decides nothing about the replication protocol.
 
 // They panic when nobody reads.
 #![deny(clippy::print_stdout, clippy::print_stderr)]

@@ -1,5 +1,5 @@
-//! The machine: CPU, memory and devices. A deterministic function of the guest image and the inputs that
-//! [`Machine::apply`] was given.
+//! The machine: CPU, memory and devices. A deterministic function of the guest image and the inputs
+//! that [`Machine::apply`] was given.
 
 mod in_loop;
 mod restart;
@@ -40,7 +40,8 @@ const MSR_ADDRESS: u64 = 1 << 63;
 /// What the exit chain takes for the address of a slice: no port and no device is there.
 const SLICE_ADDRESS: u64 = u64::MAX;
 
-/// What the exit chain takes for the address of a request to the disk: what is written is compared like what is sent.
+/// What the exit chain takes for the address of a request to the disk: what is written is compared
+/// like what is sent.
 const DISK_ADDRESS: u64 = u64::MAX - 1;
 /// What the digest of outputs takes for the address of a frame and of the console.
 const FRAME_OUTPUT: u64 = 1;
@@ -118,8 +119,8 @@ impl Machine {
         self.network = Some(network);
     }
 
-    /// Called wherever the card may have changed: by an input, an access, a state, a reset. Where the guest sends from changes
-    /// only when it has sent, so the counters tell.
+    /// Called wherever the card may have changed: by an input, an access, a state, a reset. Where
+    /// the guest sends from changes only when it has sent, so the counters tell.
     fn publish_network(&mut self) {
         let counters = self.board.net_counters();
         if let (Some(network), Some(sources)) = (&self.network, self.board.net_sources())
@@ -290,8 +291,8 @@ impl Machine {
         Ok(Check { chain: self.chain.digest(), cpu, memory })
     }
 
-    /// The state of a guest that was stopped between two exits. The devices need no mention: what they are
-    /// follows from the exits.
+    /// The state of a guest that was stopped between two exits. The devices need no mention: what
+    /// they are follows from the exits.
     ///
     /// # Errors
     /// When KVM fails.
@@ -331,8 +332,8 @@ impl Machine {
         self.pages.as_ref().map(|pages| pages.copy().clone())
     }
 
-    /// The machine as it stands at `exit` `at`, which must be one that leaves nothing to complete; `None` at
-    /// any other, and for a guest whose memory is not tracked.
+    /// The machine as it stands at `exit` `at`, which must be one that leaves nothing to complete;
+    /// `None` at any other, and for a guest whose memory is not tracked.
     ///
     /// # Errors
     /// When KVM fails.
@@ -356,8 +357,8 @@ impl Machine {
         }))
     }
 
-    /// Puts a part of a state in place, whatever the guest was doing; for the last one, where the guest stands
-    /// then.
+    /// Puts a part of a state in place, whatever the guest was doing; for the last one, where the
+    /// guest stands then.
     ///
     /// # Errors
     /// When KVM fails or the state is none of this guest.
@@ -409,8 +410,9 @@ impl Machine {
         self.board.take_outputs()
     }
 
-    /// Adds an output of exit `at` to the digests; for a frame of a guest that is logged, its own digest. A guest without
-    /// a log is compared with nobody, and reading its frames once more was one instruction of twenty of a download.
+    /// Adds an output of exit `at` to the digests; for a frame of a guest that is logged, its own
+    /// digest. A guest without a log is compared with nobody, and reading its frames once more
+    /// was one instruction of twenty of a download.
     pub fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
         match output {
             Output::Frame(frame) => {
@@ -469,7 +471,8 @@ impl Machine {
         Ok(End { state_digest, chain, outputs, reason })
     }
 
-    /// Digest of the whole guest: every register, all memory, all device state, every exit and output before.
+    /// Digest of the whole guest: every register, all memory, all device state, every exit and
+    /// output before.
     ///
     /// # Errors
     /// When KVM fails.

@@ -1,7 +1,9 @@
-//! What a guest reads from a model-specific register that KVM does not keep: the template's answer, or #GP.
+//! What a guest reads from a model-specific register that KVM does not keep: the template's answer,
+//! or #GP.
 //!
-//! Linux probes registers that may be absent with instructions it has a fix-up for, so #GP is a good answer to a
-//! register nobody has promised; it is the architecture's own. Such accesses are counted.
+//! Linux probes registers that may be absent with instructions it has a fix-up for, so #GP is a
+//! good answer to a register nobody has promised; it is the architecture's own. Such accesses are
+//! counted.
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,14 @@
 //! Which pages of guest memory changed since the last copy.
 //!
-//! A second copy of memory, and a digest over all of it. Both hosts, and a recording and its replay,
-//! bring theirs up to date at the same points: at memory checks, where memory is equal because execution is
-//! deterministic, and at slices, where it is equal because the state was shipped. So the copies are equal,
-//! and a slice need only say what differs from them.
+//! A second copy of memory, and a digest over all of it. Both hosts, and a recording and its
+//! replay, bring theirs up to date at the same points: at memory checks, where memory is equal
+//! because execution is deterministic, and at slices, where it is equal because the state was
+//! shipped. So the copies are equal, and a slice need only say what differs from them.
 //!
-//! Invariant: a page that differs from its copy has its bit set in KVM's dirty log or in the memory's own
-//! bitmap. Bits may be set for pages that do not differ; they cost a comparison, a fraction of the fault that a
-//! write to a protected page costs. So a page is protected again only when it has not changed for long.
+//! Invariant: a page that differs from its copy has its bit set in KVM's dirty log or in the
+//! memory's own bitmap. Bits may be set for pages that do not differ; they cost a comparison, a
+//! fraction of the fault that a write to a protected page costs. So a page is protected again only
+//! when it has not changed for long.
 
 mod copy;
 mod live;
@@ -34,8 +35,8 @@ const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// Pages of a slice go into records of about this size.
 const PART_BYTES: usize = 1 << 20;
-/// A check names so many changed pages at most; its digest is of all of memory. A guest that is started again has changed
-/// all it used, and a check is one record of the log.
+/// A check names so many changed pages at most; its digest is of all of memory. A guest that is
+/// started again has changed all it used, and a check is one record of the log.
 const CHANGED_MAX: usize = 65_536;
 
 /// Words of a page.
@@ -78,9 +79,9 @@ pub enum LoadError {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flush {
     No,
-    /// At a slice: loading one rewrites page tables behind the guest's back, and no KVM call that sets
-    /// registers flushes when CR3 stays. The recorder's guest loses its TLB at the same point, so that even a
-    /// guest that forgot to invalidate an entry goes on alike.
+    /// At a slice: loading one rewrites page tables behind the guest's back, and no KVM call that
+    /// sets registers flushes when CR3 stays. The recorder's guest loses its TLB at the same
+    /// point, so that even a guest that forgot to invalidate an entry goes on alike.
     Tlb,
 }
 
@@ -133,8 +134,8 @@ impl PageTracker {
         &self.copy
     }
 
-    /// The digest of memory and the first [`CHANGED_MAX`] pages that differ from the copy, which is renewed if `look` says
-    /// so.
+    /// The digest of memory and the first [`CHANGED_MAX`] pages that differ from the copy, which is
+    /// renewed if `look` says so.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -211,8 +212,8 @@ impl PageTracker {
         Ok(*digest)
     }
 
-    /// Tells of every page that changed, and leaves everything as it was for the next look; the digest of
-    /// memory.
+    /// Tells of every page that changed, and leaves everything as it was for the next look; the
+    /// digest of memory.
     fn peek(
         &mut self,
         mut visit: impl FnMut(u64, &[u8], &[Range<usize>]),
@@ -296,9 +297,9 @@ fn compare(page: u64, copy: &[u8], live: &[u8], runs: &mut Vec<Range<usize>>) ->
     changes.fold(0, u64::wrapping_add)
 }
 
-/// How memory's digest changes when `old` becomes `new`, both from byte `offset` of `page` on. The digest is the
-/// sum of a number for each word that is not zero, so a change costs as much as it changes, and untouched memory
-/// nothing.
+/// How memory's digest changes when `old` becomes `new`, both from byte `offset` of `page` on. The
+/// digest is the sum of a number for each word that is not zero, so a change costs as much as it
+/// changes, and untouched memory nothing.
 fn digest_change(page: u64, offset: usize, old: &[u8], new: &[u8]) -> u64 {
     let first_word = page * WORDS + (offset / WORD_BYTES) as u64;
     let changes =
@@ -347,8 +348,9 @@ impl Dirty {
         set_bits(&self.bits)
     }
 
-    /// Clears KVM's bits of the pages that have not changed for long. The call flushes the guest's TLB, whatever it
-    /// clears: to have that done, it is given the page that has not changed for the longest.
+    /// Clears KVM's bits of the pages that have not changed for long. The call flushes the guest's
+    /// TLB, whatever it clears: to have that done, it is given the page that has not changed
+    /// for the longest.
     fn protect(
         &self,
         log: &DirtyLog,

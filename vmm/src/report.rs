@@ -14,8 +14,8 @@ use crate::step::StopCause;
 pub enum Extent {
     /// All of it, and how it ended.
     Complete,
-    /// It ends between two groups and does not say how the run ended: its recorder was killed, or it is of a part of a
-    /// run.
+    /// It ends between two groups and does not say how the run ended: its recorder was killed, or
+    /// it is of a part of a run.
     Unfinished,
     /// It ends within a group, or its last group is damaged.
     Torn,
@@ -60,17 +60,18 @@ pub struct Report {
     pub switches: u64,
     /// Frames whose digest the two sides compared.
     pub frames_compared: u64,
-    /// Digest of registers, all memory and device state, in hexadecimal; absent when the run did not end at
-    /// an exit.
+    /// Digest of registers, all memory and device state, in hexadecimal; absent when the run did
+    /// not end at an exit.
     pub state_digest: Option<String>,
     /// Kernel RDTSC and RDTSCP instructions that were turned into port reads.
     pub rdtsc_sites: usize,
-    /// Such instructions, and moves from and to CR4, in modules and other code that came later, trapped before it ran.
+    /// Such instructions, and moves from and to CR4, in modules and other code that came later,
+    /// trapped before it ran.
     pub rdtsc_new_sites: usize,
     /// Kernels the guest started itself (kexec), trapped before they ran on.
     pub other_kernels: u64,
-    /// Such instructions, and moves from and to CR4, found while the guest ran: they may have been executed
-    /// before.
+    /// Such instructions, and moves from and to CR4, found while the guest ran: they may have been
+    /// executed before.
     pub rdtsc_late_sites: u64,
     /// RDTSC and RDTSCP answered in user mode.
     pub rdtsc_user_reads: u64,
@@ -88,7 +89,8 @@ pub struct Report {
     pub console_dropped_bytes: u64,
     /// Bytes this run said of itself on standard error that nobody read in time.
     pub log_dropped_bytes: u64,
-    /// MSRs that the CPU template does not name, in hexadecimal, and how often the guest tried each: all were #GP.
+    /// MSRs that the CPU template does not name, in hexadecimal, and how often the guest tried
+    /// each: all were #GP.
     pub unknown_msrs: BTreeMap<String, u64>,
 }
 

@@ -1,7 +1,7 @@
 //! A snapshot that a guest is to go on from.
 //!
-//! The file is read to its end before anything else is done with it: a damaged one is refused while there is
-//! no guest yet, and what it holds is known when a recording's header is written.
+//! The file is read to its end before anything else is done with it: a damaged one is refused while
+//! there is no guest yet, and what it holds is known when a recording's header is written.
 
 use std::fs::File;
 use std::io::{BufReader, Seek};

@@ -1,8 +1,9 @@
 //! Files a user names: every option that takes a path goes through here.
 //!
-//! What is read must be a regular file: another process may never write to a FIFO, and a device like `/dev/zero` has no end.
-//! What is written must be new, or empty, unless the user says that it may be replaced; it is locked while it is written, is
-//! nobody else's to read where it holds a guest's memory, and is no file that another option names ([`Named`]).
+//! What is read must be a regular file: another process may never write to a FIFO, and a device
+//! like `/dev/zero` has no end. What is written must be new, or empty, unless the user says that it
+//! may be replaced; it is locked while it is written, is nobody else's to read where it holds a
+//! guest's memory, and is no file that another option names ([`Named`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -165,8 +166,8 @@ pub fn read(
     Ok(bytes)
 }
 
-/// A file to write, that is ours alone and only its owner's to read. It is new, or empty; or, with `overwrite`, it was
-/// a regular file.
+/// A file to write, that is ours alone and only its owner's to read. It is new, or empty; or, with
+/// `overwrite`, it was a regular file.
 ///
 /// # Errors
 /// [`FileError`]; nothing is lost then.
@@ -237,7 +238,8 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Which file a path is, through links: the file itself, or its place in its folder where there is none yet.
+/// Which file a path is, through links: the file itself, or its place in its folder where there is
+/// none yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Identity {
     There(u64, u64),
@@ -300,9 +302,9 @@ impl Named {
     }
 }
 
-/// Makes sure that the name of the file at `path` outlives a loss of power: a file that was synced may
-/// still be missing from its folder (fsync(2)). A file system that cannot sync folders keeps what it
-/// promises by itself.
+/// Makes sure that the name of the file at `path` outlives a loss of power: a file that was synced
+/// may still be missing from its folder (fsync(2)). A file system that cannot sync folders keeps
+/// what it promises by itself.
 ///
 /// # Errors
 /// When the folder cannot be read or written.

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: a guest's host dies in the middle of a download that does not stop; with `--rounds`, one host after
-//! the other, each replaced by a fresh one.
+//! `cargo xtask demo`: a guest's host dies in the middle of a download that does not stop; with
+//! `--rounds`, one host after the other, each replaced by a fresh one.
 
 mod rounds;
 
@@ -96,8 +96,8 @@ fn boot_solo(
     Ok(took)
 }
 
-/// An emulated host may stand still for a second when this machine has other things to do; that is not the
-/// death the backup is to look for.
+/// An emulated host may stand still for a second when this machine has other things to do; that is
+/// not the death the backup is to look for.
 fn patience(backend: Backend) -> Vec<String> {
     match backend {
         Backend::Lab => vec!["--failure-timeout-ms".into(), "3000".into()],

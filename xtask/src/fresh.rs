@@ -1,8 +1,8 @@
 //! `cargo xtask fresh`: shows that a machine with nothing installed is enough.
 //!
-//! The whole takes debootstrap's `minbase` of a release in a folder, the toolchain of this machine and a copy of
-//! the checkout, and runs the README's commands inside. `--packages-only` holds the table of programs
-//! against the release's packages, which takes seconds instead of many minutes.
+//! The whole takes debootstrap's `minbase` of a release in a folder, the toolchain of this machine
+//! and a copy of the checkout, and runs the README's commands inside. `--packages-only` holds the
+//! table of programs against the release's packages, which takes seconds instead of many minutes.
 
 mod apt;
 mod packages;

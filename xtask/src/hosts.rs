@@ -28,8 +28,9 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Builds what is missing, starts the hosts and carries `ftvmm`, the guest with `kernel` and `more` in. Logs go
-    /// to `folder`, by default one below `out/` with the name of the `command`.
+    /// Builds what is missing, starts the hosts and carries `ftvmm`, the guest with `kernel` and
+    /// `more` in. Logs go to `folder`, by default one below `out/` with the name of the
+    /// `command`.
     ///
     /// # Errors
     /// What the build, the machine or the lab answered.

@@ -19,7 +19,8 @@ use crate::{cargo, guest};
 #[derive(clap::Args)]
 #[allow(rustdoc::invalid_html_tags, reason = "clap prints these texts as they are")]
 pub struct LabArguments {
-    /// Whose CPU the emulated host has; an Intel host has the guest images in /share, no network, and takes minutes to boot
+    /// Whose CPU the emulated host has; an Intel host has the guest images in /share, no network,
+    /// and takes minutes to boot
     #[arg(long, value_enum, value_name = "MAKER", default_value_t = Maker::Amd)]
     host: Maker,
     /// Number of hosts; the command runs on the first, `b` is reached at 10.77.0.2

@@ -1,7 +1,7 @@
 //! The report of a run on this machine, made to be sent to the project: docs/report.md.
 //!
-//! It says what the machine is and what came out on it, and nothing of who or where it is: no host name, no
-//! address, no user, no path.
+//! It says what the machine is and what came out on it, and nothing of who or where it is: no host
+//! name, no address, no user, no path.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -221,7 +221,8 @@ fn secrets() -> Vec<(String, &'static str)> {
     ]
 }
 
-/// The text without the words; one so short or so common that it stands in other words tells nothing.
+/// The text without the words; one so short or so common that it stands in other words tells
+/// nothing.
 fn without(text: &str, secrets: &[(String, &str)]) -> String {
     /// Names of users and hosts that a machine has before anybody names them.
     const COMMON: &[&str] = &["root", "localhost", "debian"];

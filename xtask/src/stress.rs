@@ -38,7 +38,8 @@ pub struct StressArguments {
     /// Leave RDTSC in ring 3 out
     #[arg(long)]
     no_user_rdtsc: bool,
-    /// Flip a bit of the recorded guest, as `ftvmm --inject-fault` takes it: every case must differ
+    /// Flip a bit of the recorded guest, as `ftvmm --inject-fault` takes it: every case must
+    /// differ
     #[arg(long, value_name = "FAULT")]
     inject_fault: Option<String>,
     /// Folder for logs and failed cases [default: out/stress/<time>]

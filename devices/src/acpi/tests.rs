@@ -104,7 +104,8 @@ fn sleep_enable_reads_as_zero_and_sci_enable_as_one() {
     assert_eq!(u16::from_le_bytes(control), SLEEP_TYPE_MASK | SCI_ENABLED);
 }
 
-/// acpi_ev_fixed_event_detect(): the bit of both registers, then a one written to the status clears it.
+/// acpi_ev_fixed_event_detect(): the bit of both registers, then a one written to the status clears
+/// it.
 #[test]
 fn the_power_button_asks_for_its_interrupt_until_its_status_is_cleared() {
     const STATUS: usize = 0;

@@ -10,8 +10,9 @@ use crate::pvpanic::PanicWatch;
 use crate::reset::{PowerEvent, ResetPorts};
 
 impl Board {
-    /// What the guest has asked the machine to do with itself; stays until the next [`Self::reset`]. A panic the guest
-    /// only printed counts when it is followed by a reset ([`Self::panic_was_printed`]).
+    /// What the guest has asked the machine to do with itself; stays until the next
+    /// [`Self::reset`]. A panic the guest only printed counts when it is followed by a reset
+    /// ([`Self::panic_was_printed`]).
     pub fn power_event(&self) -> Option<PowerEvent> {
         let panic = self.panic.happened().then_some(PowerEvent::Panic);
         self.reset.power_event().or(self.acpi.power_event()).or(panic)
@@ -47,9 +48,9 @@ impl Board {
         self.resets
     }
 
-    /// Every device as at power-on, but guest time goes on, the clock keeps its time and its memory, and the disk its
-    /// content: requests on their way are still done, in order, and their answers are dropped. Counters go on, and so
-    /// does what waits to be sent.
+    /// Every device as at power-on, but guest time goes on, the clock keeps its time and its
+    /// memory, and the disk its content: requests on their way are still done, in order, and
+    /// their answers are dropped. Counters go on, and so does what waits to be sent.
     pub fn reset(&mut self) {
         self.pic = Pic::new();
         self.pit = Pit::new();

@@ -24,13 +24,14 @@ impl Board {
         self.pic.interrupt_pending()
     }
 
-    /// Whether any device waits for its interrupt to be served: one is pending, or a more urgent one is being served.
+    /// Whether any device waits for its interrupt to be served: one is pending, or a more urgent
+    /// one is being served.
     pub fn interrupt_waits(&self) -> bool {
         self.pic.request_waits()
     }
 
-    /// Whether a received frame would reach the guest now: its driver is up and has taken every frame so far. While
-    /// this is false the host does well to keep frames to itself.
+    /// Whether a received frame would reach the guest now: its driver is up and has taken every
+    /// frame so far. While this is false the host does well to keep frames to itself.
     pub fn network_ready(&self) -> bool {
         self.virtio.net.as_ref().is_some_and(VirtioNet::is_ready)
     }
@@ -40,7 +41,8 @@ impl Board {
         self.virtio.net.as_ref().is_none_or(|net| net.counters().tx_frames == 0)
     }
 
-    /// Most random bytes an [`crate::Input::Entropy`] could give the guest now; 0 while it asks for none.
+    /// Most random bytes an [`crate::Input::Entropy`] could give the guest now; 0 while it asks for
+    /// none.
     pub fn entropy_wanted_bytes(&self) -> u64 {
         self.virtio.entropy.wanted_bytes()
     }
@@ -70,18 +72,20 @@ impl Board {
         self.virtio.net.as_ref().map(VirtioNet::sources)
     }
 
-    /// Whether timer ticks wait behind one the guest has not finished with. A timer that is programmed for each tick
-    /// never owes one.
+    /// Whether timer ticks wait behind one the guest has not finished with. A timer that is
+    /// programmed for each tick never owes one.
     pub fn owes_ticks(&self) -> bool {
         self.pit.owes_tick()
     }
 
-    /// Timer ticks the guest will never see because it left [`crate::OWED_TICKS_MAX`] of them waiting.
+    /// Timer ticks the guest will never see because it left [`crate::OWED_TICKS_MAX`] of them
+    /// waiting.
     pub fn lost_ticks(&self) -> u64 {
         self.pit.lost_ticks()
     }
 
-    /// Typed bytes the guest will never see because it left [`crate::BACKLOG_BYTES_MAX`] of them waiting.
+    /// Typed bytes the guest will never see because it left [`crate::BACKLOG_BYTES_MAX`] of them
+    /// waiting.
     pub fn dropped_console_bytes(&self) -> u64 {
         self.console.dropped_bytes()
     }

@@ -60,7 +60,8 @@ fn time_passes_with_guest_time_only() {
 
 #[test]
 fn setting_the_clock_as_linux_does() {
-    // mc146818_set_time(): SET, the fields, SET off. 29 February only exists once the year is right.
+    // mc146818_set_time(): SET, the fields, SET off. 29 February only exists once the year is
+    // right.
     let mut rtc = Rtc::new(EPOCH_S);
     rtc.advance(100 * NS_PER_S);
     set(&mut rtc, REG_B, REG_B_SET | REG_B_24_HOUR);

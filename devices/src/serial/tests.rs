@@ -1,5 +1,5 @@
-//! What is added to vm-superio's UART: pulses, the backlog, saving. The UART's registers are vm-superio's to test; how
-//! Linux drives them is in `tests/pc.rs`.
+//! What is added to vm-superio's UART: pulses, the backlog, saving. The UART's registers are
+//! vm-superio's to test; how Linux drives them is in `tests/pc.rs`.
 
 use super::*;
 

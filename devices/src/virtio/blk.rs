@@ -12,16 +12,17 @@
 //! | 0x138 | write_zeroes_may_unmap | r | 1 |
 //! | the rest | of features not offered | r | 0 |
 //!
-//! Queue 0 takes requests ([`self::request`]). Offered: VERSION_1, EVENT_IDX, SIZE_MAX, SEG_MAX, BLK_SIZE, FLUSH,
-//! DISCARD, WRITE_ZEROES.
+//! Queue 0 takes requests ([`self::request`]). Offered: VERSION_1, EVENT_IDX, SIZE_MAX, SEG_MAX,
+//! BLK_SIZE, FLUSH, DISCARD, WRITE_ZEROES.
 //!
-//! A request becomes an output at the notification, with its data copied. Its buffers are remembered until the answer
-//! comes, which may be in any order. While the host owes answers to [`IN_FLIGHT_MAX`] requests, or for
-//! [`IN_FLIGHT_BYTES_MAX`], the others stay in the queue. A reset forgets requests; their answers are dropped when they
-//! come. Discarded sectors read as zeroes.
+//! A request becomes an output at the notification, with its data copied. Its buffers are
+//! remembered until the answer comes, which may be in any order. While the host owes answers to
+//! [`IN_FLIGHT_MAX`] requests, or for [`IN_FLIGHT_BYTES_MAX`], the others stay in the queue. A
+//! reset forgets requests; their answers are dropped when they come. Discarded sectors read as
+//! zeroes.
 //!
-//! Not emulated: several queues, topology, switching the write cache (it is on: a driver that wants its data on the
-//! disk flushes), secure erase, zones, lifetime.
+//! Not emulated: several queues, topology, switching the write cache (it is on: a driver that wants
+//! its data on the disk flushes), secure erase, zones, lifetime.
 //!
 //! From outside: answers, through [`VirtioBlk::complete`].
 
@@ -48,7 +49,8 @@ use crate::event::Output;
 use crate::fault::GuestFault;
 use crate::state::InvalidState;
 
-/// Most bytes of a buffer and most buffers of a request, as the driver is told: together they bound a request's data.
+/// Most bytes of a buffer and most buffers of a request, as the driver is told: together they bound
+/// a request's data.
 const SEGMENT_BYTES_MAX: u32 = 32 << 10;
 const SEGMENTS_MAX: u32 = 126;
 const DATA_BYTES_MAX: u64 = SEGMENT_BYTES_MAX as u64 * SEGMENTS_MAX as u64;
@@ -335,7 +337,8 @@ impl VirtioBlk {
         }
     }
 
-    /// Gives the buffers back to the driver, with data at their front and the status in their last byte.
+    /// Gives the buffers back to the driver, with data at their front and the status in their last
+    /// byte.
     fn answer<M: GuestMemory>(
         &mut self,
         mem: &M,

@@ -1,4 +1,5 @@
-//! The entropy source: a virtio entropy device (virtio 1.2 §5.4) behind the transport of [`super::transport`].
+//! The entropy source: a virtio entropy device (virtio 1.2 §5.4) behind the transport of
+//! [`super::transport`].
 //!
 //! | offset | name | access | reset |
 //! |--------|------|--------|-------|
@@ -7,9 +8,9 @@
 //!
 //! Queue 0 takes buffers to fill. Offered: VERSION_1, EVENT_IDX.
 //!
-//! The device has no entropy of its own. It remembers the length of the guest's oldest buffer, and bytes from outside
-//! fill that buffer from its start: at least one, at most its length (§5.4.6.2). A buffer that was filled in part is
-//! used; the driver asks again for the rest.
+//! The device has no entropy of its own. It remembers the length of the guest's oldest buffer, and
+//! bytes from outside fill that buffer from its start: at least one, at most its length (§5.4.6.2).
+//! A buffer that was filled in part is used; the driver asks again for the rest.
 //!
 //! Not emulated: nothing is left out, the specification has no more.
 //!
@@ -29,7 +30,8 @@ use crate::state::InvalidState;
 
 const QUEUE: u16 = 0;
 
-/// What the entropy source remembers; plain data, checked when it becomes a [`VirtioEntropy`] again.
+/// What the entropy source remembers; plain data, checked when it becomes a [`VirtioEntropy`]
+/// again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioEntropyState {
     transport: TransportState,
@@ -41,7 +43,8 @@ pub struct VirtioEntropyState {
 #[derive(Debug)]
 pub(crate) struct VirtioEntropy {
     transport: Transport,
-    /// Length of the oldest buffer the driver has made available, as far as is known; 0 when there is none.
+    /// Length of the oldest buffer the driver has made available, as far as is known; 0 when there
+    /// is none.
     wanted_bytes: u64,
     supplied_bytes: u64,
 }

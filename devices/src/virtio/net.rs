@@ -1,4 +1,5 @@
-//! The network card: a virtio network device (virtio 1.2 §5.1) behind the transport of [`super::transport`].
+//! The network card: a virtio network device (virtio 1.2 §5.1) behind the transport of
+//! [`super::transport`].
 //!
 //! | offset | name | access | reset |
 //! |--------|------|--------|-------|
@@ -9,24 +10,27 @@
 //! | 0x10a | mtu | r | the configured one |
 //! | 0x10c.. | beyond the offered features | r | 0 |
 //!
-//! Queue 0 receives, queue 1 transmits, queue 2 is [`self::control`]'s. Offered: VERSION_1, EVENT_IDX, MAC, CSUM,
-//! HOST_TSO4 (a frame to transmit may be a TCP segment of 64 KiB), GUEST_CSUM, STATUS, MTU, CTRL_VQ, GUEST_ANNOUNCE.
+//! Queue 0 receives, queue 1 transmits, queue 2 is [`self::control`]'s. Offered: VERSION_1,
+//! EVENT_IDX, MAC, CSUM, HOST_TSO4 (a frame to transmit may be a TCP segment of 64 KiB),
+//! GUEST_CSUM, STATUS, MTU, CTRL_VQ, GUEST_ANNOUNCE.
 //!
-//! Every frame passes with its 12-byte `virtio_net_hdr_v1` in front, in both directions. Transmitting happens inside
-//! the notification: buffers are used, the frames are outputs. Headers of transmitted frames are checked, because the
-//! host would refuse them one by one otherwise; a frame with a bad one is dropped and noted.
+//! Every frame passes with its 12-byte `virtio_net_hdr_v1` in front, in both directions.
+//! Transmitting happens inside the notification: buffers are used, the frames are outputs. Headers
+//! of transmitted frames are checked, because the host would refuse them one by one otherwise; a
+//! frame with a bad one is dropped and noted.
 //!
-//! A received frame goes to the guest's next buffer at once, or waits in a backlog of [`RX_BACKLOG_FRAMES_MAX`] until
-//! the guest notifies the receive queue; one more is dropped and counted.
+//! A received frame goes to the guest's next buffer at once, or waits in a backlog of
+//! [`RX_BACKLOG_FRAMES_MAX`] until the guest notifies the receive queue; one more is dropped and
+//! counted.
 //!
-//! A frame from the host has at most [`rx_frame_bytes_max`] bytes: of the MTU for a driver that knows it, of the usual 1500
-//! for one that does not, whose buffers may have no room for more.
+//! A frame from the host has at most [`rx_frame_bytes_max`] bytes: of the MTU for a driver that
+//! knows it, of the usual 1500 for one that does not, whose buffers may have no room for more.
 //!
-//! Not emulated: mergeable receive buffers and receive segmentation, filters, several queue pairs, a link that is down. The
-//! driver may send from any address, and gets every frame.
+//! Not emulated: mergeable receive buffers and receive segmentation, filters, several queue pairs,
+//! a link that is down. The driver may send from any address, and gets every frame.
 //!
-//! From outside: received frames, through [`VirtioNet::receive`], and the wish that the driver announce the guest, through
-//! [`VirtioNet::announce`].
+//! From outside: received frames, through [`VirtioNet::receive`], and the wish that the driver
+//! announce the guest, through [`VirtioNet::announce`].
 
 mod control;
 mod header;
@@ -59,14 +63,15 @@ use crate::state::InvalidState;
 pub const DEFAULT_MTU: u16 = 1500;
 /// Most received frames that wait for the guest's buffers.
 pub const RX_BACKLOG_FRAMES_MAX: usize = 256;
-/// Longest frame from the guest, with its header: an IPv4 packet of the greatest length, Ethernet header, VLAN tag.
+/// Longest frame from the guest, with its header: an IPv4 packet of the greatest length, Ethernet
+/// header, VLAN tag.
 const TX_FRAME_BYTES_MAX: usize = HEADER_BYTES + ETHERNET_HEADER_BYTES + 4 + 65_535;
 
 const RX_QUEUE: u16 = 0;
 const TX_QUEUE: u16 = 1;
 
-/// Longest frame from a host whose network has this `mtu`, in bytes, with its header: an Ethernet header, a VLAN tag and
-/// the payload.
+/// Longest frame from a host whose network has this `mtu`, in bytes, with its header: an Ethernet
+/// header, a VLAN tag and the payload.
 pub const fn rx_frame_bytes_max(mtu: u16) -> usize {
     HEADER_BYTES + ETHERNET_HEADER_BYTES + 4 + mtu as usize
 }
@@ -245,7 +250,8 @@ impl VirtioNet {
         self.transport.is_live(RX_QUEUE) && self.backlog.is_empty()
     }
 
-    /// Asks the driver to announce the guest to the network (§5.1.6.5.4); one that cannot is left alone.
+    /// Asks the driver to announce the guest to the network (§5.1.6.5.4); one that cannot is left
+    /// alone.
     pub(crate) fn announce(&mut self) {
         if self.transport.is_live(CONTROL_QUEUE)
             && self.transport.has_feature(VIRTIO_NET_F_GUEST_ANNOUNCE)

@@ -1,8 +1,10 @@
-//! The device's side of a virtqueue (virtio 1.2 §2.7), on virtio-queue's split queue: what that crate treats as "no
-//! more data" when a driver is hostile is told apart here and reported as a [`GuestFault`].
+//! The device's side of a virtqueue (virtio 1.2 §2.7), on virtio-queue's split queue: what that
+//! crate treats as "no more data" when a driver is hostile is told apart here and reported as a
+//! [`GuestFault`].
 //!
-//! Work is bounded: a chain has at most as many descriptors as its queue, and its bytes are limited by the caller.
-//! Indirect tables (§2.7.5.3) are not offered; virtio-queue follows them all the same, within the same bounds.
+//! Work is bounded: a chain has at most as many descriptors as its queue, and its bytes are limited
+//! by the caller. Indirect tables (§2.7.5.3) are not offered; virtio-queue follows them all the
+//! same, within the same bounds.
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{
@@ -65,8 +67,8 @@ pub(crate) fn set_size(queue: &mut Queue, number: u16, value: u32) -> Result<(),
         .ok_or(GuestFault::QueueSize { queue: number, size: value })
 }
 
-/// The driver writes half of a ring's address: the register at `offset`. virtio-queue silently keeps
-/// the old address when the new one is misaligned; a driver deserves to know.
+/// The driver writes half of a ring's address: the register at `offset`. virtio-queue silently
+/// keeps the old address when the new one is misaligned; a driver deserves to know.
 pub(crate) fn set_ring_address(
     queue: &mut Queue,
     number: u16,
@@ -186,7 +188,8 @@ impl<M: GuestMemory> Chain<'_, M> {
         Ok(length_bytes)
     }
 
-    /// Reads the whole chain into `buffer` and returns its length; a chain longer than `buffer` is a fault.
+    /// Reads the whole chain into `buffer` and returns its length; a chain longer than `buffer` is
+    /// a fault.
     pub(crate) fn read(mut self, buffer: &mut [u8]) -> Result<usize, GuestFault> {
         let mut filled = 0;
         while let Some(descriptor) = self.next(false)? {
@@ -202,7 +205,8 @@ impl<M: GuestMemory> Chain<'_, M> {
         Ok(filled)
     }
 
-    /// Writes `bytes` to the front of the chain. The chain's end is not looked at when they fit before it.
+    /// Writes `bytes` to the front of the chain. The chain's end is not looked at when they fit
+    /// before it.
     pub(crate) fn write(mut self, mut bytes: &[u8]) -> Result<(), GuestFault> {
         let frame_bytes = bytes.len() as u32;
         while !bytes.is_empty() {
@@ -218,7 +222,8 @@ impl<M: GuestMemory> Chain<'_, M> {
         Ok(())
     }
 
-    /// The chain's buffers, those to be read before those to be written (§2.7.4.2), all in guest memory.
+    /// The chain's buffers, those to be read before those to be written (§2.7.4.2), all in guest
+    /// memory.
     pub(crate) fn segments(mut self) -> Result<Segments, GuestFault> {
         let mut segments = Segments::default();
         while let Some(descriptor) = self.next_of_any_direction()? {

@@ -1,4 +1,5 @@
-//! The virtio transport over memory-mapped I/O, version 2 (virtio 1.2 §4.2.2), for a device with any queues.
+//! The virtio transport over memory-mapped I/O, version 2 (virtio 1.2 §4.2.2), for a device with
+//! any queues.
 //!
 //! | offset | name | access | reset |
 //! |--------|------|--------|-------|
@@ -18,14 +19,16 @@
 //! | 0x0fc | ConfigGeneration | r | 0; counts the changes of the configuration |
 //! | 0x100.. | configuration | r | the device's |
 //!
-//! Registers are 32 bits wide and aligned (§4.2.2.2). An access of another width reads as [`FLOATING_BUS`] and writes
-//! nothing; the configuration is the device's.
+//! Registers are 32 bits wide and aligned (§4.2.2.2). An access of another width reads as
+//! [`FLOATING_BUS`] and writes nothing; the configuration is the device's.
 //!
-//! The interrupt line is "InterruptStatus is not zero". The PIC sees its rising edge only, so the board lets the line
-//! fall at every InterruptACK: a cause that came between the driver's read and its acknowledge is a new edge.
+//! The interrupt line is "InterruptStatus is not zero". The PIC sees its rising edge only, so the
+//! board lets the line fall at every InterruptACK: a cause that came between the driver's read and
+//! its acknowledge is a new edge.
 //!
-//! Queue registers are obeyed only after FEATURES_OK (§3.1.1) and, QueueReady apart, only while the queue is not ready.
-//! A driver that breaks the rules finds DEVICE_NEEDS_RESET set; the reason is kept as a [`GuestFault`].
+//! Queue registers are obeyed only after FEATURES_OK (§3.1.1) and, QueueReady apart, only while the
+//! queue is not ready. A driver that breaks the rules finds DEVICE_NEEDS_RESET set; the reason is
+//! kept as a [`GuestFault`].
 //!
 //! Not emulated: queue reset, shared memory regions, administration queues, notification data.
 //!
@@ -327,7 +330,8 @@ impl Transport {
         }
     }
 
-    /// The guest writes `data` at `offset` of the device's registers. `None` when no register is written so.
+    /// The guest writes `data` at `offset` of the device's registers. `None` when no register is
+    /// written so.
     pub(crate) fn write_bytes<M: GuestMemory>(
         &mut self,
         mem: &M,
@@ -403,8 +407,9 @@ impl Transport {
         }
     }
 
-    /// §2.1: the driver sets bits and clears none; FEATURES_OK stays only if the features are a subset of the offered
-    /// ones with VERSION_1; DRIVER_OK only after it; DEVICE_NEEDS_RESET is the device's.
+    /// §2.1: the driver sets bits and clears none; FEATURES_OK stays only if the features are a
+    /// subset of the offered ones with VERSION_1; DRIVER_OK only after it; DEVICE_NEEDS_RESET
+    /// is the device's.
     fn write_status(&mut self, value: u32) -> Request {
         if value == 0 {
             self.reset();

@@ -1,4 +1,5 @@
-//! A virtio driver as small as a driver can be, in the order Linux does things (`virtio_mmio.c`, `virtio_net.c`).
+//! A virtio driver as small as a driver can be, in the order Linux does things (`virtio_mmio.c`,
+//! `virtio_net.c`).
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "the memory below is the test's own")]

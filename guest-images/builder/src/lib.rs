@@ -2,8 +2,8 @@
 //! initramfs with busybox and our programs, and beside them Debian's stock kernels, each with an
 //! initramfs that also holds its own modules.
 //!
-//! The caller says where Debian's files are ([`Inputs`]); the tools are [`Program`]s, which come when they are
-//! started.
+//! The caller says where Debian's files are ([`Inputs`]); the tools are [`Program`]s, which come
+//! when they are started.
 //!
 //! Invariants: a finished folder in the cache is named by a digest of all that went into it,
 //! appears by one rename and never changes. Equal inputs give equal bytes: no time, name or path of
@@ -113,8 +113,9 @@ impl Guest {
         }
     }
 
-    /// An initramfs for the cloud kernel whose folder `boot` has that kernel and its initramfs, as `vmlinuz` and
-    /// `initramfs`: for `kexec`. The tiny kernel cannot be moved, so it cannot be started like that.
+    /// An initramfs for the cloud kernel whose folder `boot` has that kernel and its initramfs, as
+    /// `vmlinuz` and `initramfs`: for `kexec`. The tiny kernel cannot be moved, so it cannot be
+    /// started like that.
     ///
     /// # Errors
     /// What the file system said.

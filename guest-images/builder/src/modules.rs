@@ -9,15 +9,16 @@ use liblzma::read::XzDecoder;
 
 use crate::{GuestBuildError, StockKernel, at};
 
-/// The modules that init loads, those they need aside: the transport, the network card, the source of
-/// random numbers, the disk, and its file system with the checksum that it asks for by name.
+/// The modules that init loads, those they need aside: the transport, the network card, the source
+/// of random numbers, the disk, and its file system with the checksum that it asks for by name.
 const LOADED: &[&str] =
     &["virtio_mmio", "virtio_net", "virtio-rng", "virtio_blk", "crc32c_generic", "ext4"];
 
-/// Modules that are there and that init leaves alone: the jitter entropy generator, which reads the time stamp
-/// counter, the socket it is reached through, and the hash it asks for.
+/// Modules that are there and that init leaves alone: the jitter entropy generator, which reads the
+/// time stamp counter, the socket it is reached through, and the hash it asks for.
 const LOADABLE: &[&str] = &["sha3_generic", "af_alg", "algif_rng", "jitterentropy_rng"];
-/// Modules a test loads when it wants them: the power button and its events, and who tells of a panic.
+/// Modules a test loads when it wants them: the power button and its events, and who tells of a
+/// panic.
 const AT_HAND: &[&str] = &["button", "evdev", "pvpanic-mmio"];
 
 /// No line of modules.dep is about this module.
@@ -88,8 +89,8 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(module)
 }
 
-/// Those of the modules that the kernel image does not have itself; modules.builtin is a list of the paths of
-/// those it has.
+/// Those of the modules that the kernel image does not have itself; modules.builtin is a list of
+/// the paths of those it has.
 pub fn not_built_in<'a>(built_in: &str, names: &[&'a str]) -> Vec<&'a str> {
     let has = |name: &str| built_in.lines().any(|path| is_named(path, name));
     names.iter().copied().filter(|name| !has(name)).collect()

@@ -1,5 +1,6 @@
-//! The kernel's jitter entropy generator, which reads the time stamp counter in a module: `jitter` prints what it
-//! gives, through a socket of the kernel's crypto interface (Linux, Documentation/crypto/userspace-if.rst).
+//! The kernel's jitter entropy generator, which reads the time stamp counter in a module: `jitter`
+//! prints what it gives, through a socket of the kernel's crypto interface (Linux,
+//! Documentation/crypto/userspace-if.rst).
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 

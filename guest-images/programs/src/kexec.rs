@@ -1,4 +1,5 @@
-//! Starts another kernel without the machine's firmware: `kexec KERNEL INITRAMFS CMDLINE` (kexec_file_load(2)).
+//! Starts another kernel without the machine's firmware: `kexec KERNEL INITRAMFS CMDLINE`
+//! (kexec_file_load(2)).
 
 use std::ffi::CString;
 use std::fs::File;

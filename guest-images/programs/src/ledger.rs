@@ -1,11 +1,11 @@
-//! A database that is killed over and over: `ledger FILE` runs SQLite transactions for ever and says
-//! which are committed; after a start it says what it found.
+//! A database that is killed over and over: `ledger FILE` runs SQLite transactions for ever and
+//! says which are committed; after a start it says what it found.
 //!
 //! Every byte it stores is a function of the transaction's number alone, so whoever knows the last
 //! number that was committed knows what the file must hold.
 //! Invariant: `LEDGER committed N` is printed after SQLite has returned from COMMIT with
-//! `synchronous=EXTRA`, hence after the disk has said that everything is on it, the journal's removal
-//! included (<https://sqlite.org/pragma.html#pragma_synchronous>; FULL may lose the last commit).
+//! `synchronous=EXTRA`, hence after the disk has said that everything is on it, the journal's
+//! removal included (<https://sqlite.org/pragma.html#pragma_synchronous>; FULL may lose the last commit).
 
 use std::io::Write;
 
@@ -68,7 +68,8 @@ impl Ledger {
         Ok(Self { database })
     }
 
-    /// Number of the last committed transaction, after SQLite's check and the comparison of every row.
+    /// Number of the last committed transaction, after SQLite's check and the comparison of every
+    /// row.
     ///
     /// # Errors
     /// [`BadLedger`], with the first thing that is wrong.
@@ -132,7 +133,8 @@ fn payload(id: u64) -> Vec<u8> {
     bytes
 }
 
-/// `ledger FILE`; with `--check` it verifies and ends, with `--count N` it ends after N transactions.
+/// `ledger FILE`; with `--check` it verifies and ends, with `--count N` it ends after N
+/// transactions.
 pub(crate) fn main(options: &Options) -> Result<(), AppletError> {
     let wanted = "the database's file";
     let path: String = options

@@ -3,8 +3,7 @@
 //! - `work=` covers what does not depend on time or chance: the same for a number of rounds on
 //!   every machine.
 //! - the hash after `ok` covers, in order, also what does: random bytes, clock readings, process
-//!   ids, ports. A
-//!   replay prints the line of its recording; two boots print different ones.
+//!   ids, ports. A replay prints the line of its recording; two boots print different ones.
 //!
 //! Whatever runs side by side is collected in a fixed order, so that neither hash depends on a
 //! scheduler.

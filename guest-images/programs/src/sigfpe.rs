@@ -1,8 +1,8 @@
-//! Floating-point faults: `sigfpe` divides by zero in SSE, x87 and integer registers, again and again, and takes the
-//! signal each time. What the handler is shown is printed as a hash.
+//! Floating-point faults: `sigfpe` divides by zero in SSE, x87 and integer registers, again and
+//! again, and takes the signal each time. What the handler is shown is printed as a hash.
 //!
-//! The x87 environment is left to FNINIT and FLDCW: what FNSTENV stores of the last instruction's address is no
-//! business of the program's (docs/determinism.md), and `feclearexcept` uses it.
+//! The x87 environment is left to FNINIT and FLDCW: what FNSTENV stores of the last instruction's
+//! address is no business of the program's (docs/determinism.md), and `feclearexcept` uses it.
 
 use std::arch::asm;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +45,8 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut
 }
 
 fn sse() {
-    // SAFETY: the handler goes on at the label; what is changed is named, MXCSR is as it was behind it.
+    // SAFETY: the handler goes on at the label; what is changed is named, MXCSR is as it was behind
+    // it.
     unsafe {
         asm!(
             "lea r15, [rip + 2f]",

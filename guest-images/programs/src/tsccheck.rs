@@ -1,8 +1,9 @@
 //! `tsccheck`: RDTSC and RDTSCP in every shape user mode has, and the #GPs beside them.
 //!
-//! The programs are a few bytes each, written to fixed places in a page: what is checked is where exactly they
-//! stand and what exactly they leave. Two modes: by default the instructions must work, with `--hidden` they
-//! must fault. `--aux-zero` also wants zero from RDTSCP in RCX, which a physical CPU gives a number.
+//! The programs are a few bytes each, written to fixed places in a page: what is checked is where
+//! exactly they stand and what exactly they leave. Two modes: by default the instructions must
+//! work, with `--hidden` they must fault. `--aux-zero` also wants zero from RDTSCP in RCX, which a
+//! physical CPU gives a number.
 
 mod machine_code;
 
@@ -133,7 +134,8 @@ fn narrow(checks: &mut Checks, _: u64) -> Outcome {
     Ok(())
 }
 
-/// Stepped with the trap flag, a program must stop behind the same bytes whether they read the counter or not.
+/// Stepped with the trap flag, a program must stop behind the same bytes whether they read the
+/// counter or not.
 fn stepped(checks: &mut Checks, _: u64) -> Outcome {
     let harmless: &[u8] = &[0x66, 0x90, 0x0f, 0x1f, 0x00, 0x90];
     let reading = &[RDTSC, RDTSCP, &[0x90]].concat();

@@ -42,9 +42,10 @@ impl Server {
     }
 }
 
-/// A port nobody listens on, below those that connections take for their own end: one of them, or one that a
-/// client of this very server was given while it tried, would be in its way. It is not tried by listening: a child that
-/// another test forks at that moment would go on listening until it executes its program.
+/// A port nobody listens on, below those that connections take for their own end: one of them, or
+/// one that a client of this very server was given while it tried, would be in its way. It is not
+/// tried by listening: a child that another test forks at that moment would go on listening until
+/// it executes its program.
 fn free_port() -> u16 {
     let free = |port: &u16| TcpStream::connect(("127.0.0.1", *port)).is_err();
     std::iter::repeat_with(|| fastrand::u16(20_000..30_000)).find(free).unwrap()

@@ -76,8 +76,8 @@ pub(super) struct Primary {
     ended: Option<[u8; 32]>,
     /// State digest of the backup's guest, once it ended.
     backup_ended: Option<[u8; 32]>,
-    /// The backup has been sent the end of a state and has not said yet that it has it: the guest's
-    /// requests to its disk up to this one are in it.
+    /// The backup has been sent the end of a state and has not said yet that it has it: the
+    /// guest's requests to its disk up to this one are in it.
     joining: Option<u64>,
     /// What this side is from now on: the backup of its backup.
     successor: Option<Box<Backup>>,

@@ -1,8 +1,9 @@
-//! `control-client SOCKET`: a client of an `ftvmm`'s control socket that stays connected. For each path on a line of its
-//! standard input it sends a PUT without a body and prints its number and the reply's status line.
+//! `control-client SOCKET`: a client of an `ftvmm`'s control socket that stays connected. For each
+//! path on a line of its standard input it sends a PUT without a body and prints its number and the
+//! reply's status line.
 //!
-//! An operator's dashboard asks like this; `ftvmm switch` is a program that starts, which takes an emulated CPU
-//! longer than what it asks for.
+//! An operator's dashboard asks like this; `ftvmm switch` is a program that starts, which takes an
+//! emulated CPU longer than what it asks for.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write, stdin};

@@ -1,10 +1,11 @@
 //! The first program of a lab host: sets the machine up, then runs what it is told to.
 //!
 //! Started three ways. As `/init` of a lab host it loads modules, mounts, opens the virtio-serial
-//! port, or the serial line that `AGENT_PORT` names, and supervises. As `lab-agent supervise` it is process 1 of a PID namespace on a machine
-//! with real KVM and supervises only. To supervise is to start `lab-agent serve` on the same byte
-//! stream (its standard input and output) and to reap orphans; two processes, because a reaper of
-//! orphans would take the exit statuses that the server waits for.
+//! port, or the serial line that `AGENT_PORT` names, and supervises. As `lab-agent supervise` it is
+//! process 1 of a PID namespace on a machine with real KVM and supervises only. To supervise is to
+//! start `lab-agent serve` on the same byte stream (its standard input and output) and to reap
+//! orphans; two processes, because a reaper of orphans would take the exit statuses that the server
+//! waits for.
 //!
 //! When the server ends, process 1 ends, and with it every process of the host.
 
@@ -89,7 +90,8 @@ fn set_up_and_supervise() -> Result<(), Box<dyn Error>> {
 }
 
 /// Loads every file of `directory` in the order of the names, which the builder of the initramfs
-/// chose so that each module comes after those it needs. Parameters come from the kernel's command line.
+/// chose so that each module comes after those it needs. Parameters come from the kernel's command
+/// line.
 fn load_modules(directory: &Path, command_line: &str) -> Result<(), Box<dyn Error>> {
     let mut modules: Vec<PathBuf> =
         fs::read_dir(directory)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
@@ -103,8 +105,8 @@ fn load_modules(directory: &Path, command_line: &str) -> Result<(), Box<dyn Erro
     Ok(())
 }
 
-/// What the command line says for the module in this file, `<nn>-<name>.ko`, as modprobe reads it: `name.parameter=value`,
-/// a dash and an underscore being the same.
+/// What the command line says for the module in this file, `<nn>-<name>.ko`, as modprobe reads it:
+/// `name.parameter=value`, a dash and an underscore being the same.
 fn parameters(file: &Path, command_line: &str) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_");
     let name = stem.split_once('_').map_or("", |(_number, name)| name);

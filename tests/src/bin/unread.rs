@@ -1,5 +1,6 @@
-//! `unread PROGRAM ARGUMENTS…`: becomes PROGRAM with a standard output and a standard error that nobody reads: pipes that
-//! are full from the start and are never closed, like a terminal stopped by Ctrl-S.
+//! `unread PROGRAM ARGUMENTS…`: becomes PROGRAM with a standard output and a standard error that
+//! nobody reads: pipes that are full from the start and are never closed, like a terminal stopped
+//! by Ctrl-S.
 
 use std::error::Error;
 use std::io::{ErrorKind, PipeWriter, Write, pipe};

@@ -190,9 +190,9 @@ impl Host {
         self.running().take();
     }
 
-    /// Puts a fresh host in the place of this one after [`Self::kill`], or instead of what still runs, while the
-    /// others go on. It has the same letter, addresses and shared directory, and nothing else of the former one: taps
-    /// are to be made anew.
+    /// Puts a fresh host in the place of this one after [`Self::kill`], or instead of what still
+    /// runs, while the others go on. It has the same letter, addresses and shared directory,
+    /// and nothing else of the former one: taps are to be made anew.
     ///
     /// # Errors
     /// As [`super::Lab::start`].

@@ -57,8 +57,8 @@ pub(crate) struct Content<'a> {
     pub(crate) path: &'a Path,
 }
 
-/// The initramfs of a host that runs `agent`, with these modules and what they need, and `content` in folders below
-/// `/share`.
+/// The initramfs of a host that runs `agent`, with these modules and what they need, and `content`
+/// in folders below `/share`.
 pub(crate) fn archive(
     kernel: &DebianKernel,
     agent: &Path,

@@ -1,11 +1,13 @@
 //! A host with VMX and EPT: Debian's Bochs, an emulator of a PC with an Intel CPU.
 //!
-//! It stands alone: no network, no shared folder. What it is to have goes into its initramfs, commands and their output go
-//! over its second serial line, which Bochs joins to a TCP socket. The emulated machine's clock counts its instructions, so
-//! what runs in it notices nothing of how fast this machine is.
+//! It stands alone: no network, no shared folder. What it is to have goes into its initramfs,
+//! commands and their output go over its second serial line, which Bochs joins to a TCP socket. The
+//! emulated machine's clock counts its instructions, so what runs in it notices nothing of how fast
+//! this machine is.
 //!
-//! Bochs 2.7 has its own ways: Debian's build starts in its debugger; KVM's page-modification log must be off (`pml=0`),
-//! because addresses in it are not aligned; a single step with TF may be more than one; there is no XSAVE.
+//! Bochs 2.7 has its own ways: Debian's build starts in its debugger; KVM's page-modification log
+//! must be off (`pml=0`), because addresses in it are not aligned; a single step with TF may be
+//! more than one; there is no XSAVE.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -129,7 +131,8 @@ impl IntelHost {
     /// Starts a program with its arguments.
     ///
     /// # Errors
-    /// [`LabError::Refused`] when the host cannot run it, [`LabError::HostGone`], [`LabError::Silent`].
+    /// [`LabError::Refused`] when the host cannot run it, [`LabError::HostGone`],
+    /// [`LabError::Silent`].
     pub fn spawn(&self, argv: &[impl AsRef<str>]) -> Result<LabProcess, LabError> {
         self.launch(argv, false)
     }
@@ -252,8 +255,8 @@ fn make_disc(folder: &Path, kernel: &DebianKernel, config: &IntelConfig) -> Resu
     fs::remove_dir_all(&disc).map_err(at(&disc))
 }
 
-/// A copy of `program` in `folder` without what only a debugger reads: nine tenths of it, which the emulator would read
-/// from its disc. A script is copied as it is.
+/// A copy of `program` in `folder` without what only a debugger reads: nine tenths of it, which the
+/// emulator would read from its disc. A script is copied as it is.
 fn strip(program: &Path, folder: &Path) -> Result<PathBuf, LabError> {
     let copy = folder.join(program.file_name().unwrap_or_default());
     let content = fs::read(program).map_err(at(program))?;

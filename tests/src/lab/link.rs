@@ -66,7 +66,8 @@ impl Link {
         Self::after_mark(host, folder, watch, stream, &[])
     }
 
-    /// As [`Self::new`], for a stream on which the agent may be heard after other things: its reports follow `mark`.
+    /// As [`Self::new`], for a stream on which the agent may be heard after other things: its
+    /// reports follow `mark`.
     pub(crate) fn after_mark(
         host: &str,
         folder: &Path,

@@ -210,7 +210,8 @@ impl Lab {
         client::run(command, program.file(), folder, &self.shared.watch, *silence)
     }
 
-    /// Counts the growth of a file as a sign of life, until the answer is dropped: of what a command writes only there.
+    /// Counts the growth of a file as a sign of life, until the answer is dropped: of what a
+    /// command writes only there.
     pub fn hear(&self, log: &Path) -> Hearing<'_> {
         self.shared.watch.follow(log);
         Hearing { watch: &self.shared.watch, log: log.to_owned() }

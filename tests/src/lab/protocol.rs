@@ -23,8 +23,8 @@ pub const CHUNK_BYTES: usize = 64 << 10;
 /// Name of the virtio-serial port that carries the stream.
 pub const PORT_NAME: &str = "ftvmm.agent";
 
-/// Names the serial line, below `/dev`, that carries the stream instead; in the environment of a lab host's `/init`, where
-/// the kernel puts what it does not know of its command line.
+/// Names the serial line, below `/dev`, that carries the stream instead; in the environment of a
+/// lab host's `/init`, where the kernel puts what it does not know of its command line.
 pub const SERIAL_PORT: &str = "AGENT_PORT";
 
 /// What an agent on a serial line says first: before it, others may have written there.

@@ -1,4 +1,5 @@
-//! Random workloads for Debian's cloud kernel: code that comes while it runs, another kernel, floating-point faults.
+//! Random workloads for Debian's cloud kernel: code that comes while it runs, another kernel,
+//! floating-point faults.
 
 use fastrand::Rng;
 

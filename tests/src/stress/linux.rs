@@ -4,8 +4,8 @@ use fastrand::Rng;
 
 use super::bare::pick;
 
-/// Snippets; each is done, and its processes gone, when the next begins. No double quotes: the whole script
-/// stands in a pair of them on the kernel command line.
+/// Snippets; each is done, and its processes gone, when the next begins. No double quotes: the
+/// whole script stands in a pair of them on the kernel command line.
 const SNIPPETS: &[&str] = &[
     "selfcheck 1",
     "compute 4",

@@ -1,8 +1,8 @@
 //! Leaves out what a failure does not need.
 
-/// Reduces `parts` as long as `fails` says so, first in large chunks, then one by one (Zeller's ddmin without its
-/// subsets); a part that stays cannot be left out alone. `fails` may be wrong where a failure is random: then more stays
-/// than must.
+/// Reduces `parts` as long as `fails` says so, first in large chunks, then one by one (Zeller's
+/// ddmin without its subsets); a part that stays cannot be left out alone. `fails` may be wrong
+/// where a failure is random: then more stays than must.
 ///
 /// # Errors
 /// What `fails` answered.

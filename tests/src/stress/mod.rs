@@ -1,9 +1,10 @@
 //! The determinism stress: random guests, each recorded once and replayed twice.
 //!
-//! A case follows from a seed and a number. It is a list of parts: blocks of a bare guest ([`bare`]) or
-//! commands of a Linux guest ([`linux`]), sometimes with Debian's kernel ([`cloud`]). A replay must end with the same digest of registers, memory and
-//! devices, after the same exits, inputs and outputs, and have printed the same. When it does not, parts are left out
-//! as long as the failure stays ([`minimise()`]), and what is left is kept with its recording.
+//! A case follows from a seed and a number. It is a list of parts: blocks of a bare guest
+//! ([`bare`]) or commands of a Linux guest ([`linux`]), sometimes with Debian's kernel ([`cloud`]).
+//! A replay must end with the same digest of registers, memory and devices, after the same exits,
+//! inputs and outputs, and have printed the same. When it does not, parts are left out as long as
+//! the failure stays ([`minimise()`]), and what is left is kept with its recording.
 
 pub mod bare;
 pub mod cloud;

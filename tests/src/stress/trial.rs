@@ -23,8 +23,9 @@ const NO_SLICES_MS: &str = "10000";
 /// A run that has not ended by itself is asked to, and later made to.
 const RUN_SECONDS_MAX: u32 = 120;
 
-/// What the host runs; all in one because each command from outside costs more than a bare guest. `$1` is the name of
-/// the case, `$2` the pause between typed characters in microseconds, `$3` whom to ping; the rest is the recorded run.
+/// What the host runs; all in one because each command from outside costs more than a bare guest.
+/// `$1` is the name of the case, `$2` the pause between typed characters in microseconds, `$3` whom
+/// to ping; the rest is the recorded run.
 const SCRIPT: &str = r#"
 cd "$SHARE" || exit 1
 name=$1; pause=$2; address=$3; shift 3
@@ -65,8 +66,8 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Records the parts `kept` of `case` and replays them, as `name` in the shared folder. `more` is given to the
-    /// recorded run.
+    /// Records the parts `kept` of `case` and replays them, as `name` in the shared folder. `more`
+    /// is given to the recorded run.
     ///
     /// # Errors
     /// What the lab or the file system said; a guest that failed is no error.
@@ -84,7 +85,8 @@ impl Trial {
         let pause = pause_us.to_string();
         let words = ["busybox", "sh", "-c", &script, "sh", name, &pause, address];
         let words = words.into_iter().map(str::to_owned).chain(command).chain(more.iter().cloned());
-        // Three runs of a stock kernel may take longer than a lab may be silent, and print nothing else.
+        // Three runs of a stock kernel may take longer than a lab may be silent, and print nothing
+        // else.
         let console = |which| site.outside(format!("{name}-{which}.console"));
         let consoles = ["recorded", "first", "second"].map(console);
         let _heard: Vec<_> = consoles.iter().map(|console| site.lab.hear(console)).collect();
@@ -138,7 +140,8 @@ fn prepare(
         Plan::Bare { guest, typing_pause_us } => {
             let file = format!("{name}.elf");
             site.write(&file, &guest.image(kept)?)?;
-            // Slices early in one case, late in the other; none where one would carry a fault to the replay.
+            // Slices early in one case, late in the other; none where one would carry a fault to
+            // the replay.
             let delay_ms = match more {
                 [] => ["1", "5"][(case.number % 2) as usize],
                 _ => NO_SLICES_MS,

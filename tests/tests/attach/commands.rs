@@ -50,7 +50,8 @@ fn solo(site: &Site) -> Result<(), Failed> {
     refused(&solo, &["status"], FAILED, "no ftvmm answers")
 }
 
-/// A primary that waits can be asked before there is a guest; a pair tells of both its sides and is stopped as one.
+/// A primary that waits can be asked before there is a guest; a pair tells of both its sides and is
+/// stopped as one.
 fn pair(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let primary = group.start_primary(0, &[])?;

@@ -9,8 +9,8 @@ const HELD_AT_EXIT: u64 = 15_000;
 const DOWNLOAD_BYTES: u64 = 96 * MIB;
 const LOST_WITNESS: Ended = Ended::Status(4);
 
-/// Nobody reads what the guest prints nor what the hosts say: the guest boots, serves its clients, and is stopped as
-/// ever.
+/// Nobody reads what the guest prints nor what the hosts say: the guest boots, serves its clients,
+/// and is stopped as ever.
 fn nobody_reads(site: &Site) -> Result<(), Failed> {
     site.lab.install(Path::new(env!("CARGO_BIN_EXE_unread")))?;
     let mut options = options(&[]);
@@ -34,8 +34,9 @@ fn nobody_reads(site: &Site) -> Result<(), Failed> {
     no_divergence(site, &group)
 }
 
-/// The thread that runs the primary's guest is held in the middle of a download while its host goes on: the backup takes
-/// over, the client gets every byte, and the old primary stops when the thread is let go of, having said nothing more.
+/// The thread that runs the primary's guest is held in the middle of a download while its host goes
+/// on: the backup takes over, the client gets every byte, and the old primary stops when the thread
+/// is let go of, having said nothing more.
 fn processor_held(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let hang = format!("hang:{HELD_MS}@{HELD_AT_EXIT}");
@@ -62,7 +63,8 @@ fn processor_held(site: &Site) -> Result<(), Failed> {
     no_divergence(site, &group)
 }
 
-/// Nothing but the end of the process is left when the guest's thread is held for good: the second SIGTERM does that.
+/// Nothing but the end of the process is left when the guest's thread is held for good: the second
+/// SIGTERM does that.
 fn stopped_at_once(site: &Site) -> Result<(), Failed> {
     let group = group(site, RunOptions::default())?;
     let solo = group.launch(0, &["--role", "solo", "--inject-fault", "hang:600000@1000"])?;

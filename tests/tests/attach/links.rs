@@ -24,8 +24,8 @@ fn speaks(member: &Member<'_>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Under one download the primary's tap goes down and the roles change; it comes back and they stay; the new primary's
-/// is deleted and they change back; then both are gone and nothing moves.
+/// Under one download the primary's tap goes down and the roles change; it comes back and they
+/// stay; the new primary's is deleted and they change back; then both are gone and nothing moves.
 fn under_download(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let [first, second] = [group.start_primary(0, &[])?, group.join(1, 0, &[])?];

@@ -1,4 +1,5 @@
-//! A backup is attached to a guest that runs, whatever the guest does; one that dies on the way costs the guest nothing.
+//! A backup is attached to a guest that runs, whatever the guest does; one that dies on the way
+//! costs the guest nothing.
 
 use std::thread;
 
@@ -9,7 +10,8 @@ const SPIN: &str = "while :; do spin 24; compute 100; done";
 const DOWNLOAD_BYTES: u64 = 24 * MIB;
 /// Backups that are killed while they attach.
 const DEATHS: u64 = 3;
-/// The part of the transfer after which the last of them is killed; the looks at the primary are some time apart.
+/// The part of the transfer after which the last of them is killed; the looks at the primary are
+/// some time apart.
 const LATEST_DEATH: f64 = 0.7;
 
 fn idle(site: &Site) -> Result<(), Failed> {
@@ -47,7 +49,8 @@ fn computing(site: &Site) -> Result<(), Failed> {
     end_alike(site, &group, &primary, &backup)
 }
 
-/// The client of a download sees nothing of the attach, nor of the loss of the first primary after it.
+/// The client of a download sees nothing of the attach, nor of the loss of the first primary after
+/// it.
 fn downloading(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let primary = alone(site, &group)?;
@@ -70,8 +73,8 @@ fn interrupted(primary: &Member<'_>) -> usize {
     said(&primary.process).matches("does not have the guest's state").count()
 }
 
-/// Backups die at any moment of the attach, as a process and as a host: the guest goes on, its client sees nothing, and
-/// the next one is attached.
+/// Backups die at any moment of the attach, as a process and as a host: the guest goes on, its
+/// client sees nothing, and the next one is attached.
 fn backup_dies_while_attaching(site: &Site, mut rng: Rng) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let primary = alone(site, &group)?;

@@ -1,5 +1,6 @@
-//! Where the guest is, for a network that has to learn it: a guest that sends from another address than its card's, from
-//! several, in a VLAN, over IPv6, in jumbo frames. No client is in that VLAN: not every machine's kernel has them.
+//! Where the guest is, for a network that has to learn it: a guest that sends from another address
+//! than its card's, from several, in a VLAN, over IPv6, in jumbo frames. No client is in that VLAN:
+//! not every machine's kernel has them.
 
 use std::thread;
 use std::time::Duration;
@@ -16,9 +17,11 @@ const PING_EVERY: Duration = Duration::from_millis(50);
 const PINGS: usize = 60;
 const DOWNLOAD_BYTES: u64 = 4 * MIB;
 const MACVLAN_ADDRESS: &str = "10.80.0.10";
-/// What the guest sends from in the end: its new address, the same in the VLAN, and that of the second interface.
+/// What the guest sends from in the end: its new address, the same in the VLAN, and that of the
+/// second interface.
 const SOURCES: u64 = 3;
-/// Of the guest, typed at its console: another address for its card, an interface in a VLAN, and one with an address of its own.
+/// Of the guest, typed at its console: another address for its card, an interface in a VLAN, and
+/// one with an address of its own.
 const OTHER_ADDRESSES: &str = "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore; ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:77; \
     ip link set eth0 up; ip -6 address add fd78::10/64 dev eth0; \
     ip link add link eth0 name v5 type vlan id 5; ip address add 10.79.0.10/24 dev v5; ip link set v5 up; \

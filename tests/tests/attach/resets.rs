@@ -23,8 +23,8 @@ fn booted(member: &Member<'_>, times: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Resets alone, gets a backup, resets with it, loses its host, resets alone again, and is told to end: with what a user
-/// gets who names no option.
+/// Resets alone, gets a backup, resets with it, loses its host, resets alone again, and is told to
+/// end: with what a user gets who names no option.
 fn everywhere(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&["--on-reset", "restart", "--stop-grace", GRACE_S]))?;
     let primary = alone(site, &group)?;

@@ -5,8 +5,8 @@ use super::*;
 /// On a host: sockets cannot lie in the shared folder.
 const SOCKET: &str = "/tmp/disk-control.sock";
 
-/// The guest goes on from the snapshot on a new disk, a replay from it needs none, and a file that is there is not
-/// overwritten.
+/// The guest goes on from the snapshot on a new disk, a replay from it needs none, and a file that
+/// is there is not overwritten.
 pub fn restored_with_its_disk(site: &Site) -> Result<(), Failed> {
     site.make_disk("disk-0.img")?;
     let host = site.lab.lab.host(0);

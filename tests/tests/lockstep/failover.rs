@@ -94,8 +94,8 @@ impl Round {
     }
 }
 
-/// The primary's host dies while programs read the kernel's clock and the time stamp counter; each fails when
-/// what it reads goes back.
+/// The primary's host dies while programs read the kernel's clock and the time stamp counter; each
+/// fails when what it reads goes back.
 fn clocks(site: &Site) -> Result<(), Failed> {
     let script = format!(
         "echo BEGIN; clockres {CLOCK_READINGS} && rdtsc {TSC_READINGS} && echo FORWARD; poweroff -f"

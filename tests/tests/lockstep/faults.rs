@@ -3,11 +3,13 @@
 use super::*;
 
 const DOWNLOAD_BYTES: u64 = MIB;
-/// Kernel text that is sure to be there: 16 MiB is where an x86-64 kernel lies unless told otherwise.
+/// Kernel text that is sure to be there: 16 MiB is where an x86-64 kernel lies unless told
+/// otherwise.
 const KERNEL_TEXT: u64 = 16 << 20;
 const KERNEL_TEXT_BYTES: u64 = 4 * MIB;
 const PAGE_BYTES: u64 = 4096;
-/// The guest's server sends this with every answer; it is in the initramfs, which is not compressed.
+/// The guest's server sends this with every answer; it is in the initramfs, which is not
+/// compressed.
 const IN_EVERY_ANSWER: &[u8] = b"application/octet-stream";
 
 /// What must come of a flip.
@@ -22,7 +24,8 @@ enum Wanted {
 }
 use Wanted::{Caught, CaughtOrHarmless, OtherFrame};
 
-/// Where `text` of the initramfs lies in the guest's memory: it ends with the last page (`boot/load.rs`).
+/// Where `text` of the initramfs lies in the guest's memory: it ends with the last page
+/// (`boot/load.rs`).
 fn address_in_initramfs(site: &Site, text: &[u8]) -> Result<u64, Failed> {
     let initramfs = fs::read(&site.initramfs)?;
     let offset = initramfs.windows(text.len()).position(|window| window == text);
@@ -97,8 +100,8 @@ fn memory_check_finds(site: &Site, fault: &str) -> Result<(), Failed> {
     require(said.contains("1 pages of memory differ"), format!("no page is named in\n{said}"))
 }
 
-/// The state of the side that is believed replaces the other's; the client waits and gets every byte, and the two end
-/// alike.
+/// The state of the side that is believed replaces the other's; the client waits and gets every
+/// byte, and the two end alike.
 fn resyncs(site: &Site, fault: &str, believe: &str, checks: [&str; 2]) -> Result<(), Failed> {
     let policy = ["--on-divergence", "resync", "--believe", believe];
     let mut options = options(&[&policy, &NO_SLICES[..], &checks].concat());

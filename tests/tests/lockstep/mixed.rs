@@ -1,4 +1,5 @@
-//! The guest does a bit of everything, for as long as `FTVMM_MIXED_SECONDS` says, while clients come and go.
+//! The guest does a bit of everything, for as long as `FTVMM_MIXED_SECONDS` says, while clients
+//! come and go.
 
 use std::time::Duration;
 

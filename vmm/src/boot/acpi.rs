@@ -1,8 +1,10 @@
-//! ACPI tables: how a stock Linux finds its devices, its clock and its power switch (ACPI specification 6.5, §5.2).
+//! ACPI tables: how a stock Linux finds its devices, its clock and its power switch (ACPI
+//! specification 6.5, §5.2).
 //!
-//! RSDP → XSDT → FADT → FACS and DSDT. The FADT describes the fixed hardware of [`ftvmm_devices::acpi`]; the DSDT
-//! names each virtio-mmio device ("LNRO0005", as Linux's `virtio_mmio.c` wants it) and the value that enters S5. There
-//! is no MADT because there is no APIC: Linux then drives the 8259. The tables are a function of the list of devices
+//! RSDP → XSDT → FADT → FACS and DSDT. The FADT describes the fixed hardware of
+//! [`ftvmm_devices::acpi`]; the DSDT names each virtio-mmio device ("LNRO0005", as Linux's
+//! `virtio_mmio.c` wants it) and the value that enters S5. There is no MADT because there is no
+//! APIC: Linux then drives the 8259. The tables are a function of the list of devices
 //! alone, so that both hosts and every replay write the same bytes.
 
 use acpi_tables::Aml;
@@ -39,7 +41,8 @@ const RESET_VALUE: u8 = 0x06;
 const GENERATION_CHANGED: u8 = 0x80;
 /// CMOS index of the century.
 const RTC_CENTURY: u8 = 0x32;
-/// IAPC_BOOT_ARCH (§5.2.9.3): there are legacy devices, no VGA, no MSI; bit 1 clear: no keyboard controller.
+/// IAPC_BOOT_ARCH (§5.2.9.3): there are legacy devices, no VGA, no MSI; bit 1 clear: no keyboard
+/// controller.
 const IAPC_BOOT_ARCH: u16 = 1 | 1 << 2 | 1 << 3;
 /// §5.2.9: latencies that say there is neither C2 nor C3.
 const NO_C2_LATENCY_US: u16 = 101;
@@ -55,7 +58,8 @@ const FADT_FLAGS: [Flags; 6] = [
     Flags::ResetRegSup,
 ];
 
-/// All tables for a guest with the devices in `slots`, to be written to `base` (a multiple of 64); the RSDP is first.
+/// All tables for a guest with the devices in `slots`, to be written to `base` (a multiple of 64);
+/// the RSDP is first.
 pub fn tables(base: u32, slots: &[VirtioSlot]) -> Vec<u8> {
     let mut area = Area { base, bytes: vec![0; Rsdp::len()] };
     let facs = area.add(&FACS::new());
@@ -140,7 +144,8 @@ fn pvpanic() -> Vec<u8> {
     bytes(&Device::new(Path::new("PEVT"), names))
 }
 
-/// The generation counter, as "Virtual Machine Generation ID" (Microsoft 2012) has it; Linux' `vmgenid` knows both names.
+/// The generation counter, as "Virtual Machine Generation ID" (Microsoft 2012) has it; Linux'
+/// `vmgenid` knows both names.
 fn generation_counter() -> Vec<u8> {
     let compatible = Package::new(vec![&"VM_Gen_Counter", &"VMGENCTR"]);
     let (low, high) = (GENERATION_ID_ADDRESS as u32, (GENERATION_ID_ADDRESS >> 32) as u32);

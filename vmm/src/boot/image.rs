@@ -1,5 +1,5 @@
-//! Kernel files: an ELF as it is, or a bzImage whose payload is decompressed here and never by the guest's
-//! own stub (the stub reads the TSC for KASLR; decision 0022).
+//! Kernel files: an ELF as it is, or a bzImage whose payload is decompressed here and never by the
+//! guest's own stub (the stub reads the TSC for KASLR; decision 0022).
 
 use std::io::Read;
 
@@ -20,7 +20,8 @@ pub const UNPACKED_BYTES_MAX: u64 = 512 << 20;
 /// Linux packs with the legacy LZ4 frame: blocks of at most 8 MiB unpacked.
 const LZ4_LEGACY_BLOCK_BYTES: usize = 8 << 20;
 
-/// What the xz decoder may take: its dictionary is as large as the file says. Linux packs with 128 MiB at most.
+/// What the xz decoder may take: its dictionary is as large as the file says. Linux packs with 128
+/// MiB at most.
 const XZ_MEMORY_BYTES_MAX: u64 = 256 << 20;
 
 type Unpack = fn(&[u8]) -> std::io::Result<Vec<u8>>;
@@ -130,7 +131,8 @@ impl KernelImage {
     }
 }
 
-/// Refuses an ELF file that is for another processor (System V ABI, ELF header: EI_CLASS, e_machine).
+/// Refuses an ELF file that is for another processor (System V ABI, ELF header: EI_CLASS,
+/// e_machine).
 fn check_elf(file: &[u8]) -> Result<(), ImageError> {
     const CLASS: usize = 4;
     const MACHINE: usize = 18;
@@ -197,8 +199,8 @@ fn unpack_zstd(payload: &[u8]) -> std::io::Result<Vec<u8>> {
     read_bounded(decoder)
 }
 
-/// A magic, then blocks of (packed size, bytes). Linux appends the unpacked size behind the last block, too
-/// short to be one.
+/// A magic, then blocks of (packed size, bytes). Linux appends the unpacked size behind the last
+/// block, too short to be one.
 fn unpack_lz4_legacy(payload: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut rest = &payload[4..];
     let mut unpacked = Vec::new();

@@ -1,6 +1,7 @@
 //! Puts kernel, initramfs and boot parameters into guest memory and the vCPU into long mode.
 //!
-//! Layout, in guest-physical addresses (Linux Documentation/arch/x86/boot.rst, "64-bit boot protocol"):
+//! Layout, in guest-physical addresses (Linux Documentation/arch/x86/boot.rst, "64-bit boot
+//! protocol"):
 //!
 //! | address | what |
 //! |---|---|
@@ -43,8 +44,8 @@ const CMDLINE_BYTES_MAX: usize = 2048;
 const LOW_RAM_END: u64 = 0x9_fc00;
 const HIGH_RAM_START: u64 = 0x10_0000;
 const ACPI_TABLES: u64 = 0xe_0000;
-/// Where a processor begins, and where `reboot=bios` jumps to. No firmware is there, so it asks for a reset:
-/// mov dx, 0xcf9; mov al, 6; out dx, al; hlt; jmp to the hlt.
+/// Where a processor begins, and where `reboot=bios` jumps to. No firmware is there, so it asks for
+/// a reset: mov dx, 0xcf9; mov al, 6; out dx, al; hlt; jmp to the hlt.
 const FIRMWARE_ENTRY: u64 = 0xf_fff0;
 const FIRMWARE_CODE: [u8; 9] = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
 const E820_RAM: u32 = 1;
@@ -80,7 +81,8 @@ pub struct BootPlan {
     pub virtio_slots: Vec<VirtioSlot>,
 }
 
-/// What is booted, at power-on and after every reset: as it was read at first, whatever has become of the files.
+/// What is booted, at power-on and after every reset: as it was read at first, whatever has become
+/// of the files.
 #[derive(Debug)]
 pub struct BootImage {
     kernel: KernelImage,

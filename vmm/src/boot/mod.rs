@@ -1,4 +1,5 @@
-//! Boot: from a kernel file and an initramfs to a vCPU that stands at the kernel's first 64-bit instruction.
+//! Boot: from a kernel file and an initramfs to a vCPU that stands at the kernel's first 64-bit
+//! instruction.
 
 mod acpi;
 mod image;

@@ -10,8 +10,8 @@ use ftvmm_replication::{OnPanic, OnReset, TscMode};
 use super::net_arg::NetArg;
 use crate::input::OnRecordError;
 
-/// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or runs it on
-/// two hosts in lockstep so that one may die.
+/// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or
+/// runs it on two hosts in lockstep so that one may die.
 #[derive(Debug, Parser)]
 #[command(
     name = "ftvmm",
@@ -48,7 +48,8 @@ pub enum Command {
     Switch(ControlArgs),
     /// Have a running ftvmm write its guest's state to a file; the guest goes on
     Snapshot(SnapshotArgs),
-    /// Press the guest's power button; a guest that does not listen, or takes too long, ends at its next exit
+    /// Press the guest's power button; a guest that does not listen, or takes too long, ends at its
+    /// next exit
     Stop(ControlArgs),
     /// Send the guest of a running ftvmm a non-maskable interrupt, for a crash dump
     Nmi(ControlArgs),
@@ -75,7 +76,8 @@ pub struct RunArgs {
     /// CPU the guest sees: minimal, sse4, avx, or a template file [default: minimal]
     #[arg(long, value_name = "NAME|FILE")]
     pub cpu_template: Option<PathBuf>,
-    /// Network card on an existing tap: tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,mtu=BYTES][,uplink=NAME]; the MTU is the tap's;
+    /// Network card on an existing tap:
+    /// tap=NAME[,mac=aa:bb:cc:dd:ee:ff][,mtu=BYTES][,uplink=NAME]; the MTU is the tap's;
     /// the uplink is the interface that leads to the clients, which is watched with the tap
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap prints this text as it is")]
     #[arg(long, value_name = "tap=NAME[,mac=M][,mtu=N][,uplink=NAME]")]
@@ -89,20 +91,23 @@ pub struct RunArgs {
     /// What user mode's RDTSC and RDTSCP do
     #[arg(long, value_enum, default_value_t = Tsc::Trap)]
     pub tsc: Tsc,
-    /// When the guest resets the machine: it goes back to power-on in the same run, or the run ends
+    /// When the guest resets the machine: it goes back to power-on in the same run, or the run
+    /// ends
     #[arg(long, value_enum, default_value_t = ResetPolicy::Restart)]
     pub on_reset: ResetPolicy,
-    /// When the guest's kernel panics: the run ends with status 1, the machine goes back to power-on, or nothing
+    /// When the guest's kernel panics: the run ends with status 1, the machine goes back to
+    /// power-on, or nothing
     #[arg(long, value_enum, default_value_t = PanicPolicy::End)]
     pub on_panic: PanicPolicy,
-    /// Seconds a guest that listens to its power button has to switch itself off when the run is to end; 0: none
+    /// Seconds a guest that listens to its power button has to switch itself off when the run is
+    /// to end; 0: none
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
     pub stop_grace: u64,
     /// Part this host plays
     #[arg(long, value_enum, default_value_t = Role::Solo)]
     pub role: Role,
-    /// Address where a backup may connect: to a primary, or to a backup that has taken over (its default: the
-    /// primary's port at its own address)
+    /// Address where a backup may connect: to a primary, or to a backup that has taken over (its
+    /// default: the primary's port at its own address)
     #[arg(long, value_name = "ADDR", required_if_eq("role", "primary"))]
     pub listen: Option<SocketAddr>,
     /// Address of the primary
@@ -121,15 +126,15 @@ pub struct RunArgs {
     /// When a frame may leave: after the backup sent the same, or after it has the log
     #[arg(long, value_enum, default_value_t = Release::Compare)]
     pub release: Release,
-    /// What to do when the two differ: the primary goes on alone, both stop, or the state of the one that is believed
-    /// replaces the other's
+    /// What to do when the two differ: the primary goes on alone, both stop, or the state of the
+    /// one that is believed replaces the other's
     #[arg(long, value_enum, default_value_t = OnDivergence::Failover)]
     pub on_divergence: OnDivergence,
     /// Whose state --on-divergence resync keeps
     #[arg(long, value_enum, default_value_t = Believe::Primary)]
     pub believe: Believe,
-    /// What to do when the tap or the uplink of this host is down and the other's is not, while this host speaks for the
-    /// guest
+    /// What to do when the tap or the uplink of this host is down and the other's is not, while
+    /// this host speaks for the guest
     #[arg(long, value_enum, default_value_t = OnLinkDown::Switch)]
     pub on_link_down: OnLinkDown,
     /// Silence after which the peer counts as dead, in milliseconds
@@ -138,8 +143,9 @@ pub struct RunArgs {
     /// Longest time the log is held back before the backup gets it, in microseconds
     #[arg(long, value_name = "US", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     pub horizon_us: u64,
-    /// Longest time an input waits for a guest that computes without an exit, in milliseconds; without this option 5, for
-    /// the guest's timer up to 100 where slices are dear or it boots
+    /// Longest time an input waits for a guest that computes without an exit, in milliseconds;
+    /// without this option 5, for the guest's timer up to 100 where slices are dear or it
+    /// boots
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub max_input_delay: Option<u64>,
     /// Exits between two checks of exits and registers in the log; 0 for none
@@ -160,14 +166,15 @@ pub struct RunArgs {
     /// Replace the files of --record and --report if they are there
     #[arg(long)]
     pub overwrite: bool,
-    /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, nmi, stop
+    /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, nmi,
+    /// stop
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Folder for incident reports
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub incident_dir: PathBuf,
-    /// For tests: flip one bit of this guest at an exit, mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT, or hold its processor there,
-    /// hang:MS@EXIT
+    /// For tests: flip one bit of this guest at an exit, mem:ADDR:BIT@EXIT or reg:NAME:BIT@EXIT,
+    /// or hold its processor there, hang:MS@EXIT
     #[arg(long, value_name = "FAULT", hide = true)]
     pub inject_fault: Option<crate::fault::Fault>,
 }

@@ -1,4 +1,5 @@
-//! `ftvmm status|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm through its control socket.
+//! `ftvmm status|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm through its
+//! control socket.
 
 use std::path::Path;
 use std::time::Duration;

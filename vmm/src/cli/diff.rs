@@ -1,7 +1,7 @@
 //! `ftvmm log diff A B`: where two recordings of the same inputs part, and in what.
 //!
-//! Details go to standard output, a line of A with `-` before it, one of B with `+`; what is found, in one
-//! line, is the error message, so that it can be seen where only that is kept.
+//! Details go to standard output, a line of A with `-` before it, one of B with `+`; what is found,
+//! in one line, is the error message, so that it can be seen where only that is kept.
 
 use std::path::Path;
 

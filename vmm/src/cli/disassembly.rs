@@ -13,8 +13,8 @@ use crate::user_file;
 /// With debugging information a kernel has some hundred MiB.
 const VMLINUX_BYTES_MAX: u64 = 4 << 30;
 
-/// The functions of a kernel. Names and addresses are those it was linked with: a kernel that moves itself at
-/// boot (KASLR) is not found.
+/// The functions of a kernel. Names and addresses are those it was linked with: a kernel that moves
+/// itself at boot (KASLR) is not found.
 #[derive(Default)]
 pub struct Symbols {
     /// Name by first address; of several the file has, the first.
@@ -63,8 +63,8 @@ impl Symbols {
         Some(format!("{name}+{:#x}", address - start))
     }
 
-    /// One line: address, name, and the instruction that begins with `code`. Decoded as 64-bit code, which all of
-    /// the kernel is.
+    /// One line: address, name, and the instruction that begins with `code`. Decoded as 64-bit
+    /// code, which all of the kernel is.
     pub fn place(&self, rip: u64, code: &[u8]) -> String {
         let name = self.name(rip).map_or_else(String::new, |name| format!(" <{name}>"));
         format!("{rip:#x}{name}: {}", instruction(rip, code))

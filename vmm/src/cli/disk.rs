@@ -10,7 +10,8 @@ use crate::disk::{Disk, DiskFile, Telling};
 use crate::guest::DiskFacts;
 use crate::snapshot::Snapshot;
 
-/// The guest's disk, and what its machine depends on of it. That of a guest that goes on from a snapshot is new.
+/// The guest's disk, and what its machine depends on of it. That of a guest that goes on from a
+/// snapshot is new.
 ///
 /// # Errors
 /// When the file cannot be had, or is not what the snapshot needs.

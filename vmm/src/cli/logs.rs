@@ -13,8 +13,8 @@ use super::recording::{damaged, open_log};
 /// Does what the command says, on standard output.
 ///
 /// # Errors
-/// When a file is no recording or is damaged before its tail; `diff` of two different recordings answers with
-/// a divergence.
+/// When a file is no recording or is damaged before its tail; `diff` of two different recordings
+/// answers with a divergence.
 pub fn logs(command: &LogCommand) -> Result<(), CommandError> {
     match command {
         LogCommand::Stat { files } => files.iter().try_for_each(|file| print_stat(file)),

@@ -239,8 +239,8 @@ fn usage(answer: &clap::Error) -> ExitCode {
     ExitCode::from(status::BAD_USAGE)
 }
 
-/// A broken invariant must end the process whatever thread finds it: a frame released after it is worse than
-/// a host lost.
+/// A broken invariant must end the process whatever thread finds it: a frame released after it is
+/// worse than a host lost.
 fn abort_on_panic() {
     std::panic::set_hook(Box::new(move |info| {
         restore_terminal();
@@ -288,7 +288,8 @@ fn write_report(path: Option<&Path>, report: &Report) -> Result<(), CommandError
     Ok(user_file::replace(REPORT, path, (text + "\n").as_bytes())?)
 }
 
-/// Refuses to write the report over anything but a report of an earlier run, unless the user says so.
+/// Refuses to write the report over anything but a report of an earlier run, unless the user says
+/// so.
 fn check_report(path: Option<&Path>, overwrite: bool) -> Result<(), CommandError> {
     let Some(path) = path else { return Ok(()) };
     user_file::may_replace(REPORT, path, overwrite || is_report(path))?;

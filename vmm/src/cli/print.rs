@@ -1,5 +1,5 @@
-//! What a command answers, on standard output. Whoever reads it may have had enough, as `head` has: then the process ends
-//! as one that SIGPIPE kills, without a word.
+//! What a command answers, on standard output. Whoever reads it may have had enough, as `head` has:
+//! then the process ends as one that SIGPIPE kills, without a word.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};

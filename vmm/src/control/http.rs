@@ -1,8 +1,8 @@
-//! HTTP/1.1 as far as a control socket needs it (RFC 9112): requests with a `Content-Length`, one after the other on
-//! a connection.
+//! HTTP/1.1 as far as a control socket needs it (RFC 9112): requests with a `Content-Length`, one
+//! after the other on a connection.
 //!
-//! httparse takes messages apart. A server crate would bring its own threads or an executor, and a panic in one would
-//! end the guest; what is here has bounds for everything a client sends.
+//! httparse takes messages apart. A server crate would bring its own threads or an executor, and a
+//! panic in one would end the guest; what is here has bounds for everything a client sends.
 
 use std::io::{self, Read, Write};
 

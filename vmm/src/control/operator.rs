@@ -38,7 +38,8 @@ pub trait Operator: Send + Sync {
         Err(Refused::not_now("this guest has no backup to change roles with"))
     }
 
-    /// Writes the guest's state to a new file; the guest goes on. Blocks until the file is complete.
+    /// Writes the guest's state to a new file; the guest goes on. Blocks until the file is
+    /// complete.
     ///
     /// # Errors
     /// [`Refused`] where the guest has no state yet, or the file cannot be written.
@@ -54,8 +55,8 @@ pub trait Operator: Send + Sync {
         Err(Refused::not_now("this guest takes no interrupt"))
     }
 
-    /// Ends the run in good order, as SIGTERM does: a guest that listens to its power button has its grace. Asked again,
-    /// the guest ends at its next exit. Answers at once.
+    /// Ends the run in good order, as SIGTERM does: a guest that listens to its power button has
+    /// its grace. Asked again, the guest ends at its next exit. Answers at once.
     ///
     /// # Errors
     /// [`Refused`] where the run cannot be ended.
@@ -160,16 +161,19 @@ pub struct Status {
     pub divergences: u64,
     /// Take-overs by this host.
     pub takeovers: u64,
-    /// How long the last take-over by this host took, from giving the peer up to the first live exit.
+    /// How long the last take-over by this host took, from giving the peer up to the first live
+    /// exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub takeover_us: Option<u64>,
-    /// The way from this host to the guest's clients: `up`, or what is broken. Absent for a guest without a card.
+    /// The way from this host to the guest's clients: `up`, or what is broken. Absent for a guest
+    /// without a card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<String>,
     /// Whether the other host's is whole, as it says, while it is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_link_up: Option<bool>,
-    /// Bytes the guest printed that nobody read in time: this host dropped them and let the guest go on.
+    /// Bytes the guest printed that nobody read in time: this host dropped them and let the guest
+    /// go on.
     pub console_dropped_bytes: u64,
     /// Since this ftvmm was started, in milliseconds.
     pub uptime_ms: u64,

@@ -18,7 +18,8 @@ use crate::sync::{Condvar, Mutex, lock, wait_timeout_while};
 const CLIENTS_MAX: usize = 32;
 /// A client that is quiet for so long is left.
 const QUIET_LONGEST: Duration = Duration::from_secs(60);
-/// How long the end waits for requests that are being answered: the one that asked for the end is among them.
+/// How long the end waits for requests that are being answered: the one that asked for the end is
+/// among them.
 const FAREWELL_LONGEST: Duration = Duration::from_secs(2);
 
 /// Why the control socket cannot be served.

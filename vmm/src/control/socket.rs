@@ -1,5 +1,5 @@
-//! The socket's file: nobody else's is taken over, a dead one's is replaced, only its owner may use it, and it is
-//! gone at the end.
+//! The socket's file: nobody else's is taken over, a dead one's is replaced, only its owner may use
+//! it, and it is gone at the end.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -50,7 +50,8 @@ impl Socket {
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
         remove_stale(path)?;
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        // Before bind: Linux makes the file with the socket's own mode, so it is never open to others (unix(7)).
+        // Before bind: Linux makes the file with the socket's own mode, so it is never open to
+        // others (unix(7)).
         fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         listen(&fd, Backlog::MAXCONN)?;

@@ -1,8 +1,9 @@
 //! Template files: what they may say, and why one is refused.
 //!
-//! The format is explained at the top of `vmm/templates/minimal.toml`. A file is data of the user's, so everything it
-//! could break is checked here: a template that parses shows the guest nothing no log can hold ([`FORBIDDEN`]) and
-//! grants no MSR that is missing from the state two hosts compare.
+//! The format is explained at the top of `vmm/templates/minimal.toml`. A file is data of the
+//! user's, so everything it could break is checked here: a template that parses shows the guest
+//! nothing no log can hold ([`FORBIDDEN`]) and grants no MSR that is missing from the state two
+//! hosts compare.
 
 use std::path::Path;
 
@@ -21,8 +22,8 @@ const BUILT_IN: [(&str, &str); 3] = [
 /// The first extended leaf.
 const EXTENDED: u32 = 0x8000_0000;
 
-/// Features a template may not show, by leaf, subleaf, register (EAX 0 … EDX 3), bits (AMD APM vol. 3, appendix E;
-/// Intel SDM vol. 2A, CPUID).
+/// Features a template may not show, by leaf, subleaf, register (EAX 0 … EDX 3), bits (AMD APM vol.
+/// 3, appendix E; Intel SDM vol. 2A, CPUID).
 const FORBIDDEN: [(u32, u32, usize, u32, &str); 17] = [
     (0x1, 0, 2, 1 << 3, "MONITOR"),
     (0x1, 0, 2, 1 << 21, "x2APIC"),
@@ -43,8 +44,9 @@ const FORBIDDEN: [(u32, u32, usize, u32, &str); 17] = [
     (0x8000_0007, 0, 3, 1 << 8, "an invariant TSC"),
 ];
 
-/// Makers of CPUs whose model-specific registers differ, as leaf 0 of CPUID spells them in EBX, EDX, ECX (AMD APM vol. 3,
-/// appendix E; Intel SDM vol. 2A, CPUID). Hygon's CPUs are AMD's under another name.
+/// Makers of CPUs whose model-specific registers differ, as leaf 0 of CPUID spells them in EBX,
+/// EDX, ECX (AMD APM vol. 3, appendix E; Intel SDM vol. 2A, CPUID). Hygon's CPUs are AMD's under
+/// another name.
 const VENDORS: [(&[u8; 12], Vendor); 3] = [
     (b"GenuineIntel", Vendor::Intel),
     (b"AuthenticAMD", Vendor::Amd),
@@ -221,7 +223,8 @@ pub enum MsrAnswer {
 }
 
 impl TemplateFile {
-    /// The template that comes with the program under this name, or else the file of this path; and its text.
+    /// The template that comes with the program under this name, or else the file of this path; and
+    /// its text.
     ///
     /// # Errors
     /// [`TemplateFileError`], in one line.

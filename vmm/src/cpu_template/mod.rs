@@ -1,8 +1,9 @@
-//! The CPU the guest sees: the host's, reduced to what behaves the same everywhere and at every run.
+//! The CPU the guest sees: the host's, reduced to what behaves the same everywhere and at every
+//! run.
 //!
-//! What that is stands in a file ([`mod@file`]). Whatever it says, hidden are the TSC, RDRAND/RDSEED and RDPMC (every read is
-//! nondeterministic), the APIC (interrupts come through the 8259), and every hypervisor leaf (a paravirtual clock would
-//! bypass the log).
+//! What that is stands in a file ([`mod@file`]). Whatever it says, hidden are the TSC,
+//! RDRAND/RDSEED and RDPMC (every read is nondeterministic), the APIC (interrupts come through the
+//! 8259), and every hypervisor leaf (a paravirtual clock would bypass the log).
 
 mod file;
 
@@ -49,7 +50,8 @@ pub enum TemplateError {
     Kvm(#[from] KvmError),
 }
 
-/// The CPUID table this host gives a guest, who answers its MSRs, and the digest two hosts must agree on.
+/// The CPUID table this host gives a guest, who answers its MSRs, and the digest two hosts must
+/// agree on.
 pub struct CpuTemplate {
     file: TemplateFile,
     cpuid: CpuId,
@@ -57,7 +59,8 @@ pub struct CpuTemplate {
 }
 
 impl CpuTemplate {
-    /// Reduces what the host's KVM supports to the template `name`, one that comes with the program or a file.
+    /// Reduces what the host's KVM supports to the template `name`, one that comes with the program
+    /// or a file.
     ///
     /// # Errors
     /// When there is no such template, or the host lacks a feature it promises.
@@ -99,7 +102,8 @@ impl CpuTemplate {
         self.cpuid.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & XSAVE != 0)
     }
 
-    /// The MSRs that exist for the guest: those of every CPU, and those of the maker whose CPU it sees.
+    /// The MSRs that exist for the guest: those of every CPU, and those of the maker whose CPU it
+    /// sees.
     pub fn msrs(&self) -> impl Iterator<Item = (u32, MsrAnswer)> {
         msrs(&self.file, self.cpuid.as_slice())
     }
@@ -225,8 +229,9 @@ mod tests {
         const PLATFORM_ID: u32 = 0x17;
         const NB_CFG: u32 = 0xc001_001f;
         for name in ["minimal", "sse4", "avx"] {
-            // Fast strings on (Linux would not use them otherwise), XD not disabled (bit 34: the stub of a kernel
-            // clears it before there is an IDT), no branch trace and no PEBS.
+            // Fast strings on (Linux would not use them otherwise), XD not disabled (bit 34: the
+            // stub of a kernel clears it before there is an IDT), no branch trace and
+            // no PEBS.
             let misc_enable = msr(name, b"GenuineIntel", MISC_ENABLE);
             assert_eq!(misc_enable, Some(MsrAnswer::Value(0x1801)), "{name}");
             assert_eq!(

@@ -61,7 +61,8 @@ pub enum DiskError {
 
 nix::ioctl_read!(block_size_bytes, 0x12, 114, usize);
 
-/// The length of a block device (linux/fs.h, BLKGETSIZE64, which is declared with a size_t and writes 64 bits).
+/// The length of a block device (linux/fs.h, BLKGETSIZE64, which is declared with a size_t and
+/// writes 64 bits).
 fn device_bytes(device: &File) -> io::Result<u64> {
     let mut bytes = 0;
     // SAFETY: BLKGETSIZE64 writes one u64, which on x86-64 is a usize and lives for the call.
@@ -85,7 +86,8 @@ impl DiskFile {
     pub fn open(path: &Path) -> Result<Self, DiskError> {
         let failed = |source| DiskError::File { path: path.into(), source };
         let mut options = OpenOptions::new();
-        // A pipe is not waited for; a block device that is mounted or otherwise in use is refused (open(2), O_EXCL).
+        // A pipe is not waited for; a block device that is mounted or otherwise in use is refused
+        // (open(2), O_EXCL).
         let is_device = std::fs::metadata(path).is_ok_and(|f| f.file_type().is_block_device());
         let flags = libc::O_NONBLOCK | if is_device { libc::O_EXCL } else { 0 };
         let opened = options.read(true).write(true).custom_flags(flags).open(path);

@@ -1,14 +1,15 @@
-//! The host's side of the guest's disk: a worker thread carries out the guest's requests on a raw file, one after the
-//! other in the order of their numbers, while the guest runs.
+//! The host's side of the guest's disk: a worker thread carries out the guest's requests on a raw
+//! file, one after the other in the order of their numbers, while the guest runs.
 //!
 //! ```text
 //! vCPU thread   submit ──► queue ──► worker: file ──► answers ──► take_told (live), take (follower)
 //!                                                        └─► listener: LiveQueue, or Peer and its session
 //! ```
 //!
-//! An answer stays here until somebody takes it, so that a host that took over gives its guest what the other host
-//! never logged. With [`Telling::WhenAllowed`] an answer is not for a live guest before [`Disk::tell`] says so.
-//! Blocks can be read and written between two requests, for a copy while the guest runs ([`Disk::read_block`]).
+//! An answer stays here until somebody takes it, so that a host that took over gives its guest what
+//! the other host never logged. With [`Telling::WhenAllowed`] an answer is not for a live guest
+//! before [`Disk::tell`] says so. Blocks can be read and written between two requests, for a copy
+//! while the guest runs ([`Disk::read_block`]).
 
 mod dirty;
 mod file;
@@ -117,7 +118,8 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Calls `listener` after each answer, on the worker's thread. Only the first listener is taken.
+    /// Calls `listener` after each answer, on the worker's thread. Only the first listener is
+    /// taken.
     pub fn on_answer(&self, listener: impl Fn(&Answer) + Send + Sync + 'static) {
         let _ = self.listener.set(Box::new(listener));
     }
@@ -148,7 +150,8 @@ impl Disk {
         lock(&self.state).answers.values().any(|held| held.told)
     }
 
-    /// This host's answer to a request whose end is in another host's log; `None` while there is none.
+    /// This host's answer to a request whose end is in another host's log; `None` while there is
+    /// none.
     pub fn take(&self, id: u64) -> Option<Answer> {
         lock(&self.state).answers.remove(&id).map(|held| held.answer)
     }
@@ -167,8 +170,8 @@ impl Disk {
         }
     }
 
-    /// Waits until every request is carried out and the listener has heard of it, so not under a lock the listener
-    /// takes; returns a copy of the answers the guest has not had.
+    /// Waits until every request is carried out and the listener has heard of it, so not under a
+    /// lock the listener takes; returns a copy of the answers the guest has not had.
     pub fn drain(&self) -> Vec<Answer> {
         let mut state = lock(&self.state);
         while state.executing || !state.queue.is_empty() {

@@ -136,7 +136,8 @@ fn instruction_addresses(program: &[u8]) -> Vec<u64> {
         .collect()
 }
 
-/// An access to an MSR outside the list is an exit, and gets the answer it is given: a value or #GP.
+/// An access to an MSR outside the list is an exit, and gets the answer it is given: a value or
+/// #GP.
 pub fn msr_filter(host: &Host) -> Findings {
     const PAT: u32 = 0x277;
     const INDEX: u32 = 0x8b;
@@ -160,7 +161,8 @@ pub fn msr_filter(host: &Host) -> Findings {
     Ok("a read is an exit; answered with a value and with #GP".into())
 }
 
-/// What instructions do that CPUID hides or that read counters: a guest that ignores CPUID may try them.
+/// What instructions do that CPUID hides or that read counters: a guest that ignores CPUID may try
+/// them.
 pub fn hidden_instructions(host: &Host) -> Findings {
     let programs = [
         ("RDRAND", programs::rdrand()),

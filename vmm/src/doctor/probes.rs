@@ -53,7 +53,8 @@ const fn informational(name: &'static str, examine: fn(&Host) -> Findings) -> Pr
     Probe { name, examine, weight: Weight::Informational }
 }
 
-/// The handler's first instruction is a NOP in every Linux kernel, and those are passed over without a step.
+/// The handler's first instruction is a NOP in every Linux kernel, and those are passed over
+/// without a step.
 const WITHOUT_STEPS: &str =
     "a #GP of a guest whose handler does not begin with a NOP, as Linux's does";
 const WITHOUT_SPEED: &str =
@@ -174,7 +175,8 @@ fn names<'a>(caps: impl IntoIterator<Item = &'a (Cap, &'a str)>) -> String {
     caps.into_iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
 }
 
-/// A slice changes the guest's page tables behind its back, which KVM's shadows of them would not see.
+/// A slice changes the guest's page tables behind its back, which KVM's shadows of them would not
+/// see.
 fn nested_paging(_: &Host) -> Findings {
     match nested_paging_is_off() {
         None => Ok("on".into()),

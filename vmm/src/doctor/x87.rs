@@ -1,8 +1,10 @@
-//! Whether the addresses of the last x87 instruction and its operand are the guest's own, whatever the host does.
+//! Whether the addresses of the last x87 instruction and its operand are the guest's own, whatever
+//! the host does.
 //!
-//! FNSTENV and FNSAVE store them at any time. AMD's CPUs before Zen 2 save and load them at a switch only while an exception is
-//! pending (APM vol. 2, 11.4.4; CPUID 8000_0008.EBX bit 2 says that it is always done), and Linux there loads a value of its
-//! own instead, from an address of its own (`restore_fpregs_from_fpstate`, arch/x86/kernel/fpu/core.c): that address is
+//! FNSTENV and FNSAVE store them at any time. AMD's CPUs before Zen 2 save and load them at a
+//! switch only while an exception is pending (APM vol. 2, 11.4.4; CPUID 8000_0008.EBX bit 2 says
+//! that it is always done), and Linux there loads a value of its own instead, from an address of
+//! its own (`restore_fpregs_from_fpstate`, arch/x86/kernel/fpu/core.c): that address is
 //! what the guest then stores.
 
 use std::arch::asm;
@@ -16,7 +18,8 @@ const RUNS: usize = 10;
 /// Where the program stores its environments, behind [`layout::DATA`].
 const BEFORE: u64 = 0x40;
 const BEHIND: u64 = 0x80;
-/// FIP, its selector and the opcode, FDP and its selector within an environment (AMD APM vol. 2, 11.4.4).
+/// FIP, its selector and the opcode, FDP and its selector within an environment (AMD APM vol. 2,
+/// 11.4.4).
 const POINTERS: u64 = 12;
 const POINTERS_BYTES: usize = 16;
 

@@ -1,9 +1,10 @@
 //! Whether XSAVE writes the same image in every run.
 //!
-//! XSAVE shows in XSTATE_BV which components the CPU tracks as in use (SDM vol. 1, 13.6: for a component in its initial
-//! configuration it may say either), and KVM moves the guest's components with the host's own XSAVES and XRSTORS
-//! whenever the vCPU's thread is switched or goes to user space. Where the two together do not give the same bits every
-//! time, a guest's memory differs from run to run.
+//! XSAVE shows in XSTATE_BV which components the CPU tracks as in use (SDM vol. 1, 13.6: for a
+//! component in its initial configuration it may say either), and KVM moves the guest's components
+//! with the host's own XSAVES and XRSTORS whenever the vCPU's thread is switched or goes to user
+//! space. Where the two together do not give the same bits every time, a guest's memory differs
+//! from run to run.
 
 use kvm_bindings::{
     CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES, kvm_guest_debug,
@@ -29,15 +30,17 @@ const XSAVE_AND_AVX: u32 = 1 << 26 | 1 << 28;
 enum Way {
     /// Not at all.
     Straight,
-    /// After every instruction the vCPU's thread goes to user space, where the registers are the host's.
+    /// After every instruction the vCPU's thread goes to user space, where the registers are the
+    /// host's.
     Stepped,
 }
 
-/// Runs a program that stores its state with XSAVE in many situations, straight and stopped after every instruction,
-/// and compares all images.
+/// Runs a program that stores its state with XSAVE in many situations, straight and stopped after
+/// every instruction, and compares all images.
 ///
 /// # Errors
-/// [`ProbeFailure::Differs`] with the first difference; what KVM said when it cannot run the program.
+/// [`ProbeFailure::Differs`] with the first difference; what KVM said when it cannot run the
+/// program.
 pub fn is_deterministic(cpuid: &CpuId) -> Findings {
     let first = run(cpuid, Way::Straight)?;
     for number in 1..=RUNS {
@@ -67,7 +70,8 @@ fn run(cpuid: &CpuId, way: Way) -> Result<Vec<u8>, ProbeFailure> {
             Stop::Interrupted => {}
             got => {
                 let regs = guest.vcpu.regs()?;
-                // The handler has pushed nothing: where it was called from lies on top of the stack.
+                // The handler has pushed nothing: where it was called from lies on top of the
+                // stack.
                 let is_fault = matches!(got, Stop::Exception { .. });
                 let rip = if is_fault { guest.read_u64(regs.rsp)? } else { regs.rip };
                 return Err(ProbeFailure::WrongStop { got, rip, expected: Stop::Report });

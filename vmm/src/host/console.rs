@@ -1,4 +1,5 @@
-//! The guest's serial console: what it prints goes to standard output, what is typed on standard input to the guest.
+//! The guest's serial console: what it prints goes to standard output, what is typed on standard
+//! input to the guest.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -27,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a program in the background looks whether it may read its terminal.
 const BACKGROUND_LOOK: Duration = Duration::from_secs(1);
 
-/// Where the guest's serial port prints. No guest waits for whoever reads it: a terminal somebody has stopped would stop
-/// the guest, and the host would go on saying that it is well.
+/// Where the guest's serial port prints. No guest waits for whoever reads it: a terminal somebody
+/// has stopped would stop the guest, and the host would go on saying that it is well.
 pub struct Console {
     spool: Spool,
     warned: AtomicBool,
@@ -68,8 +69,8 @@ impl Console {
     }
 }
 
-/// What standard input was before it was switched to raw mode. There is one for the process, which may have to end
-/// without coming back to who switched it.
+/// What standard input was before it was switched to raw mode. There is one for the process, which
+/// may have to end without coming back to who switched it.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Switches a terminal that [`RawTerminal`] has switched back to what it was.
@@ -85,7 +86,8 @@ pub struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Switches standard input to raw mode; leaves alone what is no terminal, or another program's at the moment.
+    /// Switches standard input to raw mode; leaves alone what is no terminal, or another program's
+    /// at the moment.
     pub fn enter() -> Self {
         let stdin = io::stdin();
         let before = (stdin.is_terminal() && !in_background()).then(|| tcgetattr(&stdin).ok());
@@ -109,8 +111,8 @@ fn in_background() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
-/// Starts the thread that hands standard input to the guest until it ends. It lives as long as the process:
-/// a blocking read of standard input cannot be taken back.
+/// Starts the thread that hands standard input to the guest until it ends. It lives as long as the
+/// process: a blocking read of standard input cannot be taken back.
 ///
 /// # Errors
 /// When the host has no thread left.

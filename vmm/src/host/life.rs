@@ -19,7 +19,8 @@ impl Life {
         Self { clock, patience, written_bytes, sign_ns: clock.host_now_ns() }
     }
 
-    /// How long still, when so much is written now; `None` when the patience is over. Being woken is no sign of life.
+    /// How long still, when so much is written now; `None` when the patience is over. Being woken
+    /// is no sign of life.
     pub fn left(&mut self, written_bytes: u64) -> Option<Duration> {
         let now_ns = self.clock.host_now_ns();
         if written_bytes != self.written_bytes {

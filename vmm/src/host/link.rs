@@ -1,5 +1,6 @@
-//! The way from this host to the guest's clients: the tap, and the uplink of the bridge it is joined to. The kernel's
-//! messages about interfaces (rtnetlink(7), `RTM_NEWLINK` and `RTM_DELLINK`) say when to look; what is so is asked by name.
+//! The way from this host to the guest's clients: the tap, and the uplink of the bridge it is
+//! joined to. The kernel's messages about interfaces (rtnetlink(7), `RTM_NEWLINK` and
+//! `RTM_DELLINK`) say when to look; what is so is asked by name.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -16,8 +17,8 @@ const MESSAGE_BYTES: usize = 256;
 
 nix::ioctl_readwrite_bad!(interface_flags, libc::SIOCGIFFLAGS, libc::ifreq);
 
-/// Why an interface does not carry frames now; `None` when it does. An open tap has a carrier before the kernel says so
-/// (`linkwatch` takes up to a second), so it may be left out of account.
+/// Why an interface does not carry frames now; `None` when it does. An open tap has a carrier
+/// before the kernel says so (`linkwatch` takes up to a second), so it may be left out of account.
 ///
 /// # Errors
 /// When the host answers neither.

@@ -1,5 +1,5 @@
-//! How much memory the host has for a guest, asked before anything is allocated: a host that runs out in the middle kills the
-//! process that took most, which is the guest's.
+//! How much memory the host has for a guest, asked before anything is allocated: a host that runs
+//! out in the middle kills the process that took most, which is the guest's.
 
 use std::path::{Path, PathBuf};
 

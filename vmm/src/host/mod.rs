@@ -1,4 +1,5 @@
-//! The host's side of the guest's world: clock, entropy, tap, console, signals, and the threads that wait for them.
+//! The host's side of the guest's world: clock, entropy, tap, console, signals, and the threads
+//! that wait for them.
 
 pub mod clock;
 mod console;

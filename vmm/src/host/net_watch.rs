@@ -1,4 +1,5 @@
-//! What others than the guest's thread see of its network: where it sends from, and what became of its frames.
+//! What others than the guest's thread see of its network: where it sends from, and what became of
+//! its frames.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,7 +32,8 @@ pub struct NetworkReport {
     pub rx_dropped_refused: u64,
     /// Received frames dropped because the guest left too many waiting in this program.
     pub rx_dropped_queue_full: u64,
-    /// Frames that came to this host while the other spoke for the guest; not lost, the other has its own.
+    /// Frames that came to this host while the other spoke for the guest; not lost, the other has
+    /// its own.
     pub rx_dropped_following: u64,
 }
 

@@ -12,7 +12,8 @@ use super::events::HostEventsError;
 
 /// Whether who started this process had the signal ignored.
 fn is_ignored(signal: Signal) -> bool {
-    // SAFETY: sigaction is plain data for which all zeroes is valid; without a new action the call only writes the old one.
+    // SAFETY: sigaction is plain data for which all zeroes is valid; without a new action the call
+    // only writes the old one.
     unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();
         let answer = libc::sigaction(signal as i32, std::ptr::null(), &mut old);
@@ -27,8 +28,9 @@ struct Asker {
 }
 
 impl Asker {
-    /// Whether this signal means that the end under way takes too long. The first one never does: the run may be ending
-    /// for a reason of its own (its guest switched itself off, another host won the term), with a report to write.
+    /// Whether this signal means that the end under way takes too long. The first one never does:
+    /// the run may be ending for a reason of its own (its guest switched itself off, another
+    /// host won the term), with a report to write.
     fn is_impatient(&mut self, is_ending: bool) -> bool {
         std::mem::replace(&mut self.has_asked, true) && is_ending
     }
@@ -38,8 +40,9 @@ impl Asker {
 pub struct BlockedSignals(SigSet);
 
 impl BlockedSignals {
-    /// Takes the signals over; to be called before the first thread starts, which inherits the mask. A terminal
-    /// that belongs to another program then answers with an error where it would stop this one.
+    /// Takes the signals over; to be called before the first thread starts, which inherits the
+    /// mask. A terminal that belongs to another program then answers with an error where it
+    /// would stop this one.
     ///
     /// # Errors
     /// When the host refuses.
@@ -58,9 +61,9 @@ impl BlockedSignals {
         Ok(Self(ours))
     }
 
-    /// Calls `stop` when one comes, after which the run may take `longest`, on a thread of its own, for it may wait for
-    /// a lock whose holder hangs. A later one that comes when the run has been told to end, or while `stop` hangs, ends
-    /// the process at once.
+    /// Calls `stop` when one comes, after which the run may take `longest`, on a thread of its own,
+    /// for it may wait for a lock whose holder hangs. A later one that comes when the run has
+    /// been told to end, or while `stop` hangs, ends the process at once.
     ///
     /// # Errors
     /// When the host has no thread left.

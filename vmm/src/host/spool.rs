@@ -1,7 +1,8 @@
-//! Bytes for a reader who may have stopped reading: a terminal held by Ctrl-S, a pipe nobody empties.
+//! Bytes for a reader who may have stopped reading: a terminal held by Ctrl-S, a pipe nobody
+//! empties.
 //!
-//! Whoever writes never waits. What does not fit into a bounded buffer is dropped and counted; a thread of its own
-//! hands the rest on, in order.
+//! Whoever writes never waits. What does not fit into a bounded buffer is dropped and counted; a
+//! thread of its own hands the rest on, in order.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -53,7 +54,8 @@ pub enum Taken {
     },
 }
 
-/// The buffer and its thread, which lives as long as the process: a blocking write cannot be taken back.
+/// The buffer and its thread, which lives as long as the process: a blocking write cannot be taken
+/// back.
 #[derive(Clone)]
 pub struct Spool(Arc<Shared>);
 
@@ -66,9 +68,10 @@ impl Spool {
         let state = Mutex::default();
         let shared = Arc::new(Shared { bytes_max, state, changed: Condvar::new() });
         let worker = Arc::clone(&shared);
-        // The thread inherits the mask. Signals are for others, who may not have asked for them yet; and a background
-        // process may write to its terminal when it blocks SIGTTOU (tcsetattr(3p), general terminal interface), where
-        // `stty tostop` would stop the whole process.
+        // The thread inherits the mask. Signals are for others, who may not have asked for them
+        // yet; and a background process may write to its terminal when it blocks SIGTTOU
+        // (tcsetattr(3p), general terminal interface), where `stty tostop` would stop the
+        // whole process.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let spawned =
             std::thread::Builder::new().name(name.into()).spawn(move || worker.write_on(&out));
@@ -100,8 +103,8 @@ impl Spool {
         self.0.lock().dropped_bytes
     }
 
-    /// Waits until everything is written, but no longer than `patience` for each sign that somebody reads. What is
-    /// left then counts as dropped, and nothing is taken any more.
+    /// Waits until everything is written, but no longer than `patience` for each sign that somebody
+    /// reads. What is left then counts as dropped, and nothing is taken any more.
     pub fn finish(&self, patience: Duration) {
         let mut state = self.0.lock();
         let mut life = Life::new(patience, state.written_bytes);

@@ -1,4 +1,5 @@
-//! Standard error. Every thread logs, some under a lock that others need: none may wait for whoever reads it.
+//! Standard error. Every thread logs, some under a lock that others need: none may wait for whoever
+//! reads it.
 
 use std::fs::File;
 use std::io::{self, Write};

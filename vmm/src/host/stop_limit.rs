@@ -1,7 +1,7 @@
 //! The end of the process when its end in good order does not come.
 //!
-//! Threads hang in what the host does for them: a file on a server that is gone, a device that does not answer. No thread
-//! can be ended from outside, so the process is.
+//! Threads hang in what the host does for them: a file on a server that is gone, a device that does
+//! not answer. No thread can be ended from outside, so the process is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,8 @@ struct Limit {
 pub struct StopLimit {
     clock: HostClock,
     limit: Mutex<Option<Limit>>,
-    /// What comes after the guest's standstill may take until then, whoever orders a stop meanwhile; 0 before it.
+    /// What comes after the guest's standstill may take until then, whoever orders a stop
+    /// meanwhile; 0 before it.
     ends_until_ns: AtomicU64,
     changed: Condvar,
     ordered: AtomicBool,
@@ -72,7 +73,8 @@ impl StopLimit {
         self.ordered.load(Ordering::Acquire)
     }
 
-    /// A run got so far in its end; what comes next may take `longest` where a stop was ordered, or will be.
+    /// A run got so far in its end; what comes next may take `longest` where a stop was ordered, or
+    /// will be.
     pub fn goes_on(&self, longest: Duration, what: &'static str) {
         let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
         self.ends_until_ns.store(until_ns, Ordering::Release);
@@ -88,7 +90,8 @@ impl StopLimit {
         restore_terminal();
         say(&format!("ftvmm: ended at once: {why}"));
         finish_stderr();
-        // SAFETY: _exit has no preconditions. Not exit(3): what runs at exit could wait for the thread that hangs.
+        // SAFETY: _exit has no preconditions. Not exit(3): what runs at exit could wait for the
+        // thread that hangs.
         unsafe { libc::_exit(FAILED) }
     }
 

@@ -16,7 +16,8 @@ use crate::sync::{Mutex, lock};
 
 /// Size of `virtio_net_hdr_v1`, which every frame carries in front (virtio 1.2 section 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
-/// The largest frame there is, with its header: Ethernet header, VLAN tag and a packet of the greatest length.
+/// The largest frame there is, with its header: Ethernet header, VLAN tag and a packet of the
+/// greatest length.
 const FRAME_BYTES_MAX: usize = VNET_HEADER_BYTES + 14 + 4 + 65_535;
 /// Offloads the guest understands in what it receives: checksums left to it (linux/if_tun.h).
 const TUN_F_CSUM: c_uint = 1;
@@ -69,7 +70,8 @@ pub enum TapError {
 /// The MTU of the existing tap `name`: `wanted`, if the user named one.
 ///
 /// # Errors
-/// When there is no such tap, or its MTU is another or none a network card can have (virtio 1.2 §5.1.4.1).
+/// When there is no such tap, or its MTU is another or none a network card can have (virtio 1.2
+/// §5.1.4.1).
 pub fn tap_mtu(name: &str, wanted: Option<u16>) -> Result<u16, TapError> {
     let path = Path::new("/sys/class/net").join(name).join("mtu");
     let refused = |source| TapError::Refused { name: name.into(), step: "reading its MTU", source };
@@ -102,8 +104,8 @@ struct Shared {
     why_down: Mutex<Option<String>>,
 }
 
-/// A tap. Reads and writes never block. The interface may go and come back under it: meanwhile what is sent is lost, as
-/// on any network.
+/// A tap. Reads and writes never block. The interface may go and come back under it: meanwhile what
+/// is sent is lost, as on any network.
 #[derive(Debug)]
 pub struct Tap {
     shared: Arc<Shared>,
@@ -190,7 +192,8 @@ impl Tap {
         Ok(file.insert(Arc::new(Self::open_file(&self.shared.name)?)).clone())
     }
 
-    /// Why clients do not reach the guest over this tap; `None` when nothing is known to be in the way.
+    /// Why clients do not reach the guest over this tap; `None` when nothing is known to be in the
+    /// way.
     pub fn why_down(&self) -> Option<String> {
         lock(&self.shared.why_down).clone()
     }
@@ -223,8 +226,8 @@ impl Tap {
         }
     }
 
-    /// Sends a frame with its header; false when it is lost, like on any network: the host has no room for it, does
-    /// not accept its header, or its interface is down.
+    /// Sends a frame with its header; false when it is lost, like on any network: the host has no
+    /// room for it, does not accept its header, or its interface is down.
     ///
     /// # Errors
     /// When the host fails.
@@ -235,7 +238,8 @@ impl Tap {
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidInput) => {
                 Ok(false)
             }
-            // Down, or deleted under the open file (drivers/net/tun.c: `tun_get_user`, `tun_chr_write_iter`).
+            // Down, or deleted under the open file (drivers/net/tun.c: `tun_get_user`,
+            // `tun_chr_write_iter`).
             Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EBADFD)) => Ok(false),
             Err(e) => Err(e),
         }

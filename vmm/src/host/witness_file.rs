@@ -1,9 +1,10 @@
-//! The file witness: who may be live in a term is whoever made that term's file first, on storage both hosts
-//! share.
+//! The file witness: who may be live in a term is whoever made that term's file first, on storage
+//! both hosts share.
 //!
-//! For `file:PATH` the right to term N is the file `PATH.N`, made with `link`, which either makes the name or
-//! says that it is there: atomic on local file systems and on NFS (open(2), O_EXCL). The file names its holder.
-//! Files of past terms stay: they are the history, and they keep the number from being won twice.
+//! For `file:PATH` the right to term N is the file `PATH.N`, made with `link`, which either makes
+//! the name or says that it is there: atomic on local file systems and on NFS (open(2), O_EXCL).
+//! The file names its holder. Files of past terms stay: they are the history, and they keep the
+//! number from being won twice.
 
 use std::error::Error;
 use std::ffi::OsString;

@@ -1,7 +1,8 @@
-//! A file that a thread of its own writes, so that a disk or a server that hangs does not hold the guest.
+//! A file that a thread of its own writes, so that a disk or a server that hangs does not hold the
+//! guest.
 //!
-//! What waits to be written is bounded. A file that takes bytes, however slowly, makes who writes wait for room; one that
-//! takes none for [`PATIENCE`] is given up, and whoever writes is told.
+//! What waits to be written is bounded. A file that takes bytes, however slowly, makes who writes
+//! wait for room; one that takes none for [`PATIENCE`] is given up, and whoever writes is told.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;

@@ -17,13 +17,15 @@ use crate::host::clock::HostClock;
 use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
 use crate::step::StopCause;
 
-/// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch would.
+/// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch
+/// would.
 const FRAMES_MAX: usize = 1024;
 /// Typed bytes kept for a guest that does not take them.
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 /// Events of the machine's lines kept for a guest.
 const SIGNALS_MAX: usize = 16;
-/// A guest whose last exit is so many times as long ago as an input waits for the next is not about to make one.
+/// A guest whose last exit is so many times as long ago as an input waits for the next is not about
+/// to make one.
 const COMPUTES_AFTER: u32 = 4;
 /// What follows at once comes along.
 const SHORTEST_WAIT: Duration = Duration::from_micros(100);
@@ -117,8 +119,9 @@ pub struct LiveQueue {
 }
 
 impl LiveQueue {
-    /// A queue whose inputs wait for an exit of a recorded guest as long as `patience_lasts`, and hardly at all when it has
-    /// been computing for long. Whoever waits for `patience` calls [`Self::overdue`].
+    /// A queue whose inputs wait for an exit of a recorded guest as long as `patience_lasts`, and
+    /// hardly at all when it has been computing for long. Whoever waits for `patience` calls
+    /// [`Self::overdue`].
     pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
         Self {
             waiting: Mutex::default(),
@@ -143,8 +146,9 @@ impl LiveQueue {
         self.lock().kicker = Some(kicker);
     }
 
-    /// Says whether arriving inputs are dropped, because the guest follows another host's log. Returns whether the guest
-    /// was to be switched off here: who ordered that wants this host to end.
+    /// Says whether arriving inputs are dropped, because the guest follows another host's log.
+    /// Returns whether the guest was to be switched off here: who ordered that wants this host
+    /// to end.
     pub fn set_closed(&self, closed: bool) -> bool {
         let mut waiting = self.lock();
         let was_ending = closed && waiting.shutdown != Shutdown::No;
@@ -167,7 +171,8 @@ impl LiveQueue {
         self.lock().disk = Some(disk);
     }
 
-    /// The disk has an answer for a live guest. One that follows another's log finds it when it goes live.
+    /// The disk has an answer for a live guest. One that follows another's log finds it when it
+    /// goes live.
     pub fn disk_answered(&self) {
         let mut waiting = self.lock();
         let was_empty = waiting.is_empty();
@@ -178,8 +183,8 @@ impl LiveQueue {
         }
     }
 
-    /// Says whether inputs interrupt the running guest and reach it between exits, where no log could name
-    /// them.
+    /// Says whether inputs interrupt the running guest and reach it between exits, where no log
+    /// could name them.
     pub fn set_unrecorded(&self, unrecorded: bool) {
         self.unrecorded.store(unrecorded, Ordering::Release);
     }
@@ -258,8 +263,9 @@ impl LiveQueue {
         self.lock().grace = grace;
     }
 
-    /// Ends the run as a computer is switched off: the power button is pressed, and a guest that listens to it has its
-    /// time. Without grace, for a guest that does not listen, and when called again this is [`Self::stop`].
+    /// Ends the run as a computer is switched off: the power button is pressed, and a guest that
+    /// listens to it has its time. Without grace, for a guest that does not listen, and when
+    /// called again this is [`Self::stop`].
     pub fn shut_down(&self) {
         let mut waiting = self.lock();
         if waiting.shutdown != Shutdown::No || waiting.stop.is_some() || waiting.grace.is_zero() {
@@ -273,7 +279,8 @@ impl LiveQueue {
         self.wake(waiting, true);
     }
 
-    /// Hands over an event of one of the machine's lines; more than [`SIGNALS_MAX`] at a time are dropped.
+    /// Hands over an event of one of the machine's lines; more than [`SIGNALS_MAX`] at a time are
+    /// dropped.
     pub fn push_signal(&self, signal: Input) {
         let mut waiting = self.lock();
         if waiting.closed || waiting.signals.len() == SIGNALS_MAX {
@@ -284,7 +291,8 @@ impl LiveQueue {
         self.wake(waiting, was_empty);
     }
 
-    /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest is.
+    /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest
+    /// is.
     pub fn stop(&self, cause: StopCause) {
         if let Some(limit) = self.stop_limit.get() {
             limit.order();

@@ -1,6 +1,6 @@
-//! Whether the vCPU's thread comes round. The host may hold it: in a write to a server that is gone, in a call of a failing
-//! device. Whoever waits for an input or for the other host is not held, and a guest that computes comes back when it is
-//! interrupted.
+//! Whether the vCPU's thread comes round. The host may hold it: in a write to a server that is
+//! gone, in a call of a failing device. Whoever waits for an input or for the other host is not
+//! held, and a guest that computes comes back when it is interrupted.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
@@ -58,7 +58,8 @@ impl Pulse {
     fn thread_time(&self) -> Option<(char, u64)> {
         let thread = self.thread.load(Ordering::Acquire);
         let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).ok()?;
-        // After the name, which may hold anything: state, then utime and stime as the 12th and 13th.
+        // After the name, which may hold anything: state, then utime and stime as the 12th and
+        // 13th.
         let mut fields = stat.rsplit_once(") ")?.1.split(' ');
         let state = fields.next()?.chars().next()?;
         let mut times = fields.skip(10).map_while(|field| field.parse::<u64>().ok());
@@ -98,8 +99,8 @@ impl PulseWatch {
         Self { limit_ns, looked_ns, beats, unseen_ns, worked_ns, warned: false }
     }
 
-    /// Looks; to be called several times within the limit. A pause of the watching thread itself, which the whole process
-    /// may have made, does not count as the other's.
+    /// Looks; to be called several times within the limit. A pause of the watching thread itself,
+    /// which the whole process may have made, does not count as the other's.
     pub fn look(&mut self, now_ns: u64, pulse: &Pulse) -> Look {
         let since_ns = (now_ns - self.looked_ns).min(self.limit_ns / 4);
         self.looked_ns = now_ns;

@@ -1,8 +1,8 @@
 //! KVM's dirty log: the pages the guest wrote (KVM api.rst 4.8 KVM_GET_DIRTY_LOG, 4.117
 //! KVM_CLEAR_DIRTY_LOG, 7.18 KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2).
 //!
-//! Reading does not reset it. A bit that is left set costs one look at the page; a bit that is cleared
-//! costs a fault at the page's next write. So hot pages are left set.
+//! Reading does not reset it. A bit that is left set costs one look at the page; a bit that is
+//! cleared costs a fault at the page's next write. So hot pages are left set.
 
 use std::os::fd::AsRawFd;
 
@@ -57,8 +57,8 @@ impl DirtyLog {
         let clear =
             kvm_clear_dirty_log { slot, num_pages: pages, first_page: 0, __bindgen_anon_1: bitmap };
         assert!(bits.len() * 64 >= pages as usize, "a bit for every page");
-        // SAFETY: KVM reads the structure and one bit for each of `pages`, which `bits` has; it writes
-        // neither.
+        // SAFETY: KVM reads the structure and one bit for each of `pages`, which `bits` has; it
+        // writes neither.
         let answer = unsafe { ioctl_with_ref(&self.fd, KVM_CLEAR_DIRTY_LOG(), &clear) };
         if answer < 0 {
             let source = kvm_ioctls::Error::last();

@@ -12,8 +12,8 @@ pub enum Direction {
 }
 
 /// Why `KVM_RUN` returned. The last two are asynchronous and have no ordinal. The others are
-/// *synchronous*: they follow from the instruction the guest executes, so they come at the same point in every
-/// run and each has an exit ordinal.
+/// *synchronous*: they follow from the instruction the guest executes, so they come at the same
+/// point in every run and each has an exit ordinal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Port I/O; the data lies in [`super::Vcpu::pio_data`].
@@ -27,7 +27,8 @@ pub enum Exit {
         /// How many accesses (string instructions make more than one).
         count: u32,
     },
-    /// An access to an address where there is no memory; the data lies in [`super::Vcpu::mmio_data`].
+    /// An access to an address where there is no memory; the data lies in
+    /// [`super::Vcpu::mmio_data`].
     Mmio {
         /// Guest-physical address.
         addr: u64,
@@ -42,13 +43,13 @@ pub enum Exit {
     Hlt,
     /// Triple fault.
     Shutdown,
-    /// No exit of the guest: it was stopped between two, and its state is in the log. From there on this
-    /// point is as good as an exit.
+    /// No exit of the guest: it was stopped between two, and its state is in the log. From there on
+    /// this point is as good as an exit.
     Slice,
     /// A signal or [`super::Kicker::kick`] came.
     Interrupted,
-    /// The guest can take an interrupt now and the window had been asked for. Not a deterministic point
-    /// (decision 0001): a recorded run makes it a slice.
+    /// The guest can take an interrupt now and the window had been asked for. Not a deterministic
+    /// point (decision 0001): a recorded run makes it a slice.
     WindowOpen,
 }
 

@@ -1,8 +1,9 @@
 //! The KVM adapter: one virtual machine with one virtual CPU and plain memory.
 //!
-//! Nothing of KVM that acts by itself is switched on: no in-kernel interrupt controller or timer, no
-//! ioeventfd, no coalesced MMIO. Whatever the guest does to a device is therefore a synchronous exit, and
-//! nothing reaches the guest but what [`Vcpu::inject`] and the answers to its exits put there.
+//! Nothing of KVM that acts by itself is switched on: no in-kernel interrupt controller or timer,
+//! no ioeventfd, no coalesced MMIO. Whatever the guest does to a device is therefore a synchronous
+//! exit, and nothing reaches the guest but what [`Vcpu::inject`] and the answers to its exits put
+//! there.
 
 mod dirty;
 mod exit;
@@ -34,8 +35,8 @@ pub use vcpu::Vcpu;
 use crate::sync;
 use vcpu::VcpuCaps;
 
-/// Guest memory as ftvmm maps it. The bitmap has the pages this program wrote; those the guest wrote are in
-/// KVM's [`DirtyLog`].
+/// Guest memory as ftvmm maps it. The bitmap has the pages this program wrote; those the guest
+/// wrote are in KVM's [`DirtyLog`].
 ///
 /// It is shared by `Rc` and the [`Vcpu`] has a share, so the guest and all that touch its memory
 /// are on one thread: while one of them is at work, the guest stands still.
@@ -138,8 +139,9 @@ pub(crate) fn call(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmE
 const NESTED_PAGING: [&str; 2] =
     ["/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt"];
 
-/// The parameter that says that KVM works without nested paging, on a host that tells. KVM then keeps shadows of the
-/// guest's page tables, and does not see when a slice or a state changes those behind the guest's back.
+/// The parameter that says that KVM works without nested paging, on a host that tells. KVM then
+/// keeps shadows of the guest's page tables, and does not see when a slice or a state changes those
+/// behind the guest's back.
 pub fn nested_paging_is_off() -> Option<&'static str> {
     let is_off = |parameter: &&str| {
         std::fs::read(parameter).is_ok_and(|said| matches!(said.first(), Some(b'N' | b'0')))
@@ -155,8 +157,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Opens KVM and makes a virtual machine with `memory_bytes` of zeroed memory; `logs_writes` switches on
-    /// the dirty log.
+    /// Opens KVM and makes a virtual machine with `memory_bytes` of zeroed memory; `logs_writes`
+    /// switches on the dirty log.
     ///
     /// # Errors
     /// When KVM cannot be opened, lacks something, or the host has not the memory.
@@ -233,7 +235,8 @@ impl Vm {
         msr::serve_only(&self.fd, served)
     }
 
-    /// The dirty log, for a machine that was made with it; slots are the regions of the memory in order.
+    /// The dirty log, for a machine that was made with it; slots are the regions of the memory in
+    /// order.
     pub fn into_dirty_log(self) -> DirtyLog {
         DirtyLog::new(self.fd)
     }
@@ -247,7 +250,8 @@ impl Vm {
     }
 }
 
-/// Makes guest memory zero, and gives it back to the host. Every page is marked as written by this program.
+/// Makes guest memory zero, and gives it back to the host. Every page is marked as written by this
+/// program.
 ///
 /// # Errors
 /// When the host refuses.

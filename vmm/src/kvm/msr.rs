@@ -1,8 +1,10 @@
-//! Accesses to model-specific registers: KVM serves those it is told to, all others come here as exits.
+//! Accesses to model-specific registers: KVM serves those it is told to, all others come here as
+//! exits.
 //!
-//! Without this, what RDMSR of a register nobody planned for gives depends on the host's CPU, its kernel's version and
-//! the parameters of its KVM module (`ignore_msrs`). With it every access outside a list is a synchronous exit
-//! (KVM api.rst, KVM_X86_SET_MSR_FILTER and KVM_CAP_X86_USER_SPACE_MSR), and so is one KVM itself would refuse.
+//! Without this, what RDMSR of a register nobody planned for gives depends on the host's CPU, its
+//! kernel's version and the parameters of its KVM module (`ignore_msrs`). With it every access
+//! outside a list is a synchronous exit (KVM api.rst, KVM_X86_SET_MSR_FILTER and
+//! KVM_CAP_X86_USER_SPACE_MSR), and so is one KVM itself would refuse.
 
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER,
@@ -42,8 +44,8 @@ pub(super) fn serve_only(fd: &VmFd, served: &[u32]) -> Result<(), KvmError> {
     fd.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges).map_err(call("KVM_X86_SET_MSR_FILTER"))
 }
 
-/// Takes the performance counters away, where KVM would give the guest some whatever its CPUID says (AMD's first four
-/// need no CPUID bit) and can be told not to. Before the vCPU is made.
+/// Takes the performance counters away, where KVM would give the guest some whatever its CPUID says
+/// (AMD's first four need no CPUID bit) and can be told not to. Before the vCPU is made.
 pub(super) fn hide_counters(fd: &VmFd) -> Result<(), KvmError> {
     if fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32 & KVM_PMU_CAP_DISABLE == 0 {
         return Ok(());

@@ -45,8 +45,8 @@ impl VcpuState {
         })
     }
 
-    /// Gives the state to `vcpu`. Segments first, because KVM takes an interrupt on its way from them,
-    /// which the events then say exactly.
+    /// Gives the state to `vcpu`. Segments first, because KVM takes an interrupt on its way from
+    /// them, which the events then say exactly.
     ///
     /// # Errors
     /// When KVM refuses.

@@ -5,8 +5,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{KvmError, Vcpu, call};
 
-/// Model-specific registers a 64-bit kernel keeps state in (AMD APM vol. 2, appendix A). The others are
-/// either in `kvm_sregs` (EFER, FS/GS base, APIC base) or hidden by the CPU template.
+/// Model-specific registers a 64-bit kernel keeps state in (AMD APM vol. 2, appendix A). The others
+/// are either in `kvm_sregs` (EFER, FS/GS base, APIC base) or hidden by the CPU template.
 pub(super) const MSRS: [(u32, &str); 9] = [
     (0x0000_0174, "SYSENTER_CS"),
     (0x0000_0175, "SYSENTER_ESP"),
@@ -29,8 +29,9 @@ pub const STATE_MSRS: [u32; MSRS.len() + 3] = {
     }
     all
 };
-/// Where XSAVE's image has the x87 control, status and tag words, MXCSR, and the registers of x87 and SSE (SDM vol. 1,
-/// table 10-2); the instruction and data pointers are left out, which not every CPU keeps.
+/// Where XSAVE's image has the x87 control, status and tag words, MXCSR, and the registers of x87
+/// and SSE (SDM vol. 1, table 10-2); the instruction and data pointers are left out, which not
+/// every CPU keeps.
 const FPU_AND_SSE: [std::ops::Range<usize>; 3] = [0..5, 24..28, 32..416];
 /// Where it has XSTATE_BV, and the upper halves of the YMM registers (SDM vol. 1, 13.4).
 const XSTATE_BV: std::ops::Range<usize> = 512..520;
@@ -66,7 +67,8 @@ impl CpuState {
             segments.extend(table.limit.to_le_bytes());
         }
         let control = [s.cr0, s.cr2, s.cr3, s.cr4, s.cr8, s.efer, s.apic_base];
-        // Not KVM_GET_FPU: it shows what is left in KVM's buffer for a component that is in its initial state.
+        // Not KVM_GET_FPU: it shows what is left in KVM's buffer for a component that is in its
+        // initial state.
         let xsave = fd.get_xsave().map_err(call("KVM_GET_XSAVE"))?;
         let image: Vec<u8> = xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect();
         let fpu = FPU_AND_SSE.map(|range| &image[range]).concat();
@@ -102,9 +104,10 @@ impl CpuState {
     }
 }
 
-/// A segment without its attributes where it is not present: what they are then is undefined (SDM vol. 3, 24.4.1), the
-/// CPU leaves others after a null selector than KVM gives a segment it is told of (`vmx_segment_access_rights`), and it is
-/// told of them when a snapshot is taken, which a replay does not do.
+/// A segment without its attributes where it is not present: what they are then is undefined (SDM
+/// vol. 3, 24.4.1), the CPU leaves others after a null selector than KVM gives a segment it is told
+/// of (`vmx_segment_access_rights`), and it is told of them when a snapshot is taken, which a
+/// replay does not do.
 fn segment_bytes(seg: &kvm_segment) -> Vec<u8> {
     let attributes = match seg.present {
         0 => [0; 7],
@@ -131,8 +134,8 @@ pub(super) fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
     Ok(msrs.as_slice().iter().map(|m| m.data).collect())
 }
 
-/// What XSAVE keeps beyond FXSAVE; nothing while the guest has not set XCR0. XSTATE_BV belongs to it: the
-/// guest's next XSAVE shows it.
+/// What XSAVE keeps beyond FXSAVE; nothing while the guest has not set XCR0. XSTATE_BV belongs to
+/// it: the guest's next XSAVE shows it.
 fn read_extended(vcpu: &Vcpu, image: &[u8]) -> Result<Vec<u8>, KvmError> {
     let xcr0 = xcr0(&read_xcrs(vcpu)?);
     if xcr0 == XCR0_RESET {
@@ -149,8 +152,8 @@ pub(super) fn read_xcrs(vcpu: &Vcpu) -> Result<kvm_xcrs, KvmError> {
     vcpu.fd().get_xcrs().map_err(call("KVM_GET_XCRS"))
 }
 
-/// Gives the vCPU its extended control registers. A CPU without XSAVE has none and KVM refuses the call there, so what a
-/// CPU with XSAVE has at reset is not told to one without.
+/// Gives the vCPU its extended control registers. A CPU without XSAVE has none and KVM refuses the
+/// call there, so what a CPU with XSAVE has at reset is not told to one without.
 pub(super) fn write_xcrs(vcpu: &Vcpu, xcrs: &kvm_xcrs) -> Result<(), KvmError> {
     match (vcpu.has_xcrs, xcr0(xcrs)) {
         (true, value) => {

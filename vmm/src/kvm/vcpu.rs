@@ -79,8 +79,8 @@ impl Vcpu {
         &self.fd
     }
 
-    /// Lets the guest run until it stops. With `want_window` it also stops as soon as it can take an
-    /// interrupt.
+    /// Lets the guest run until it stops. With `want_window` it also stops as soon as it can take
+    /// an interrupt.
     ///
     /// # Errors
     /// Any reason to stop that is not an [`Exit`] is fatal and named.
@@ -164,8 +164,9 @@ impl Vcpu {
 
     /// Completes the access the guest stopped for without letting it execute anything, and brings
     /// [`Self::can_take_interrupt`] up to date with registers set since (KVM api.rst, KVM_RUN:
-    /// `immediate_exit`). The data of the exit is gone afterwards. Where RIP was moved before, KVM leaves the
-    /// access alone (`kvm_is_linear_rip` in its `complete_fast_pio_in`, since Linux 5.1).
+    /// `immediate_exit`). The data of the exit is gone afterwards. Where RIP was moved before, KVM
+    /// leaves the access alone (`kvm_is_linear_rip` in its `complete_fast_pio_in`, since Linux
+    /// 5.1).
     ///
     /// # Errors
     /// When KVM refuses, or the instruction makes another exit.
@@ -218,8 +219,8 @@ impl Vcpu {
         self.fd.set_guest_debug(&debug).map_err(call("KVM_SET_GUEST_DEBUG"))
     }
 
-    /// Has the guest take the exception `vector` before its next instruction. The access it stopped for must be
-    /// settled, RIP be what the exception is to save.
+    /// Has the guest take the exception `vector` before its next instruction. The access it stopped
+    /// for must be settled, RIP be what the exception is to save.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -258,20 +259,22 @@ impl Vcpu {
         &mut mmio.data[..length]
     }
 
-    /// Answers the last [`Exit::Msr`]: with the value read, or anything for a write that is done; `None` is #GP.
+    /// Answers the last [`Exit::Msr`]: with the value read, or anything for a write that is done;
+    /// `None` is #GP.
     pub fn answer_msr(&mut self, answer: Option<u64>) {
         let run = self.fd.get_kvm_run();
         assert!(matches!(run.exit_reason, KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR));
-        // SAFETY: the exit reason says that KVM filled the `msr` member, and reads it at the next run.
+        // SAFETY: the exit reason says that KVM filled the `msr` member, and reads it at the next
+        // run.
         let msr = unsafe { &mut run.__bindgen_anon_1.msr };
         msr.error = answer.is_none().into();
         msr.data = answer.unwrap_or(0);
     }
 
-    /// True when the guest can take an interrupt where it stands: IF is set and nothing else is waiting to be
-    /// injected. The shadow of an STI or MOV SS counts between two exits only: the instruction that made
-    /// an exit is complete before the interrupt comes, which ends the shadow, and not every CPU still
-    /// shows one then that had to stop the guest meanwhile.
+    /// True when the guest can take an interrupt where it stands: IF is set and nothing else is
+    /// waiting to be injected. The shadow of an STI or MOV SS counts between two exits only:
+    /// the instruction that made an exit is complete before the interrupt comes, which ends the
+    /// shadow, and not every CPU still shows one then that had to stop the guest meanwhile.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -288,9 +291,9 @@ impl Vcpu {
         Ok(!has_event(&events))
     }
 
-    /// As [`Self::can_take_interrupt`], once the instruction that made the exit is complete. It may fault then, and KVM
-    /// drops an interrupt it was given before for the fault; or make another exit, which the next [`Self::run`]
-    /// returns.
+    /// As [`Self::can_take_interrupt`], once the instruction that made the exit is complete. It may
+    /// fault then, and KVM drops an interrupt it was given before for the fault; or make
+    /// another exit, which the next [`Self::run`] returns.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -301,8 +304,9 @@ impl Vcpu {
         Ok(self.next_exit.is_none() && self.can_take_interrupt()?)
     }
 
-    /// Whether a non-maskable interrupt would be taken here, once the instruction that made the exit is complete: nothing
-    /// else is on its way, none is being served, and no instruction shadows it. Then where it comes is no matter of KVM's.
+    /// Whether a non-maskable interrupt would be taken here, once the instruction that made the
+    /// exit is complete: nothing else is on its way, none is being served, and no instruction
+    /// shadows it. Then where it comes is no matter of KVM's.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -327,8 +331,8 @@ impl Vcpu {
         Ok(events.nmi.masked != 0)
     }
 
-    /// Hands the guest a non-maskable interrupt; it takes it before its next instruction. Only valid while
-    /// [`Self::accepts_nmi`].
+    /// Hands the guest a non-maskable interrupt; it takes it before its next instruction. Only
+    /// valid while [`Self::accepts_nmi`].
     ///
     /// # Errors
     /// When KVM refuses.
@@ -344,9 +348,10 @@ impl Vcpu {
         self.placed.map_or(self.fd.get_kvm_run().if_flag != 0, |(enabled, _)| enabled)
     }
 
-    /// Takes the whole state of the vCPU, which must have no exit to complete, and gives it back: KVM does not take
-    /// every value as it gave it (its AMD part cuts SYSENTER_ESP and SYSENTER_EIP to 32 bits, `svm_set_msr`), and
-    /// whoever else restores the state is to stand where this vCPU stands.
+    /// Takes the whole state of the vCPU, which must have no exit to complete, and gives it back:
+    /// KVM does not take every value as it gave it (its AMD part cuts SYSENTER_ESP and
+    /// SYSENTER_EIP to 32 bits, `svm_set_msr`), and whoever else restores the state is to stand
+    /// where this vCPU stands.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -364,8 +369,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Gives up the access the guest stopped for, be it one of several of its instruction. What that does to
-    /// registers and memory is for the caller to undo.
+    /// Gives up the access the guest stopped for, be it one of several of its instruction. What
+    /// that does to registers and memory is for the caller to undo.
     fn abandon(&mut self) -> Result<(), KvmError> {
         self.next_exit = None;
         while self.complete()?.is_some() {}
@@ -381,8 +386,9 @@ impl Vcpu {
         self.place(state)
     }
 
-    /// Puts the vCPU back to where it stood before its first instruction. Between, it is without paging for a moment:
-    /// KVM flushes the guest's TLB when CR0.PG changes, and only then surely (`__set_sregs`, arch/x86/kvm/x86.c).
+    /// Puts the vCPU back to where it stood before its first instruction. Between, it is without
+    /// paging for a moment: KVM flushes the guest's TLB when CR0.PG changes, and only then
+    /// surely (`__set_sregs`, arch/x86/kvm/x86.c).
     ///
     /// # Errors
     /// When KVM refuses.
@@ -398,8 +404,8 @@ impl Vcpu {
         self.place(power_on)
     }
 
-    /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid while
-    /// [`Self::accepts_interrupt`].
+    /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid
+    /// while [`Self::accepts_interrupt`].
     ///
     /// # Errors
     /// When KVM refuses.
@@ -438,9 +444,10 @@ impl Vcpu {
         self.fd.get_sregs().map_err(call("KVM_GET_SREGS"))
     }
 
-    /// As [`Self::sregs`], without a call where KVM left them in `kvm_run` (KVM api.rst, KVM_CAP_SYNC_REGS).
-    /// They name no interrupt on its way: in `kvm_run` KVM sets such a bit and never clears it
-    /// (`store_regs`, Linux 6.1), and [`Self::set_sregs`] would bring that interrupt again.
+    /// As [`Self::sregs`], without a call where KVM left them in `kvm_run` (KVM api.rst,
+    /// KVM_CAP_SYNC_REGS). They name no interrupt on its way: in `kvm_run` KVM sets such a bit
+    /// and never clears it (`store_regs`, Linux 6.1), and [`Self::set_sregs`] would bring that
+    /// interrupt again.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -458,8 +465,8 @@ impl Vcpu {
         self.fd.set_sregs(sregs).map_err(call("KVM_SET_SREGS"))
     }
 
-    /// The bytes at the instruction pointer, at most 15 and none of another page; empty where nothing is
-    /// mapped.
+    /// The bytes at the instruction pointer, at most 15 and none of another page; empty where
+    /// nothing is mapped.
     ///
     /// # Errors
     /// When KVM refuses.

@@ -4,7 +4,8 @@ use super::{Dirty, Flush, LoadError, PageTracker, ZERO_PAGE, digest_change, plac
 use crate::kvm::KvmError;
 
 impl PageTracker {
-    /// Brings the copy up to date at a point from which another execution starts; the digest of memory.
+    /// Brings the copy up to date at a point from which another execution starts; the digest of
+    /// memory.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -49,8 +50,8 @@ impl PageTracker {
         Ok(())
     }
 
-    /// After [`Self::clear`] and [`Self::put`]: the guest loses its TLB, as the one does whose state it is. The
-    /// digest of memory.
+    /// After [`Self::clear`] and [`Self::put`]: the guest loses its TLB, as the one does whose
+    /// state it is. The digest of memory.
     ///
     /// # Errors
     /// When KVM refuses.

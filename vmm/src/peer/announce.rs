@@ -21,8 +21,8 @@ const RARP_REQUEST: [u8; 10] = [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3];
 /// How often a guest that is being restored is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Announces the guest once: this host names every address it has sent from, and a guest that has sent anything is asked to
-/// do so too, for what only it knows.
+/// Announces the guest once: this host names every address it has sent from, and a guest that has
+/// sent anything is asked to do so too, for what only it knows.
 pub fn announce(mac: [u8; 6], queue: &LiveQueue, transmit: impl Fn(&[u8])) {
     let sources = queue.network().sources();
     frames(mac, &sources).for_each(|frame| transmit(&frame));
@@ -31,7 +31,8 @@ pub fn announce(mac: [u8; 6], queue: &LiveQueue, transmit: impl Fn(&[u8])) {
     }
 }
 
-/// A timer that announces a guest without another host, which goes on from a snapshot: the network knows it elsewhere.
+/// A timer that announces a guest without another host, which goes on from a snapshot: the network
+/// knows it elsewhere.
 ///
 /// # Errors
 /// When the host refuses a timer.
@@ -63,16 +64,16 @@ pub fn restored(
     }))
 }
 
-/// What announces a guest whose card has the address `mac` and which has sent from `sources`. The card's own goes out even
-/// when the guest has not used it, for one that only listens.
+/// What announces a guest whose card has the address `mac` and which has sent from `sources`. The
+/// card's own goes out even when the guest has not used it, for one that only listens.
 fn frames(mac: [u8; 6], sources: &NetSources) -> impl Iterator<Item = Vec<u8>> {
     let own = NetSource::untagged(mac);
     let others = sources.iter().filter(move |source| **source != own);
     std::iter::once(frame(&own)).chain(others.map(frame))
 }
 
-/// A broadcast RARP request from `source`, behind an empty virtio-net header: every switch learns the way, no
-/// host answers. Unlike a gratuitous ARP it needs not know the guest's IP addresses.
+/// A broadcast RARP request from `source`, behind an empty virtio-net header: every switch learns
+/// the way, no host answers. Unlike a gratuitous ARP it needs not know the guest's IP addresses.
 fn frame(source: &NetSource) -> Vec<u8> {
     let NetSource { mac, tags } = source;
     let mut frame = vec![0; VNET_HEADER_BYTES];

@@ -1,5 +1,5 @@
-//! The guest's disk between two hosts: what this host's worker says goes to the session, what a follower is told by
-//! its log is compared with what its own disk says.
+//! The guest's disk between two hosts: what this host's worker says goes to the session, what a
+//! follower is told by its log is compared with what its own disk says.
 
 use std::sync::Arc;
 
@@ -25,7 +25,8 @@ pub enum Compared {
     },
 }
 
-/// Compares this host's answer with the primary's. Where the primary's disk failed, the guest is told so on both.
+/// Compares this host's answer with the primary's. Where the primary's disk failed, the guest is
+/// told so on both.
 pub fn compare(own: Answer, primary: DiskAnswer) -> Compared {
     let id = own.id;
     let done = |outcome| Compared::Apply(Input::DiskDone { id, outcome });
@@ -60,7 +61,8 @@ impl Peer {
             }
             match answer.failure() {
                 None if answer.is_flush => core.step(now_ns, SessionEvent::DiskFlushed { id }),
-                // The primary waits for a follower's flush, so that its log cannot say how to go on.
+                // The primary waits for a follower's flush, so that its log cannot say how to go
+                // on.
                 Some(description)
                     if self.limits.disk_failover || answer.is_flush && core.follows() =>
                 {

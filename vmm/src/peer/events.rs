@@ -164,9 +164,9 @@ impl Peer {
         let _ = self.port.newcomers.write(1);
     }
 
-    /// Hands what arrived to the core, but about [`TURN_BYTES`] at most; whether there may be more. A
-    /// peer that sends faster than this host takes would keep everybody else waiting, and be told
-    /// nothing.
+    /// Hands what arrived to the core, but about [`TURN_BYTES`] at most; whether there may be more.
+    /// A peer that sends faster than this host takes would keep everybody else waiting, and be
+    /// told nothing.
     fn receive(self: &Arc<Self>, reader: &mut ChannelReader) -> bool {
         let mut taken_bytes = 0;
         while taken_bytes < TURN_BYTES {

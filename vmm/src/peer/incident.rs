@@ -47,8 +47,8 @@ impl Peer {
     }
 }
 
-/// Writes the report to a new file in `folder` that names the reporter and the term; a folder that cannot be
-/// written leaves it to the log. May block, so not under a lock.
+/// Writes the report to a new file in `folder` that names the reporter and the term; a folder that
+/// cannot be written leaves it to the log. May block, so not under a lock.
 fn keep(folder: &Path, report: &IncidentReport) {
     match write_new(folder, report) {
         Ok(path) => {

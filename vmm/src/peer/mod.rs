@@ -6,9 +6,9 @@
 //! host events    channel bytes, ticks, signals ────┘               └─► input queue, disk, threads
 //! ```
 //!
-//! One lock holds the core, and nothing under it blocks or does I/O: what is to be done comes out as
-//! effects, which are performed in the order of decision by whoever has the outbox, after the core
-//! is let go of ([`Peer::tell`]). Lock order: outbox, then core, then the input queue.
+//! One lock holds the core, and nothing under it blocks or does I/O: what is to be done comes out
+//! as effects, which are performed in the order of decision by whoever has the outbox, after the
+//! core is let go of ([`Peer::tell`]). Lock order: outbox, then core, then the input queue.
 
 mod announce;
 mod channel;
@@ -328,8 +328,8 @@ impl Peer {
         }
     }
 
-    /// Waits until the guest may start; an error says why it may not. `None` when the primary is gone
-    /// before it welcomed this backup.
+    /// Waits until the guest may start; an error says why it may not. `None` when the primary is
+    /// gone before it welcomed this backup.
     ///
     /// # Errors
     /// The session's reason to stop.

@@ -63,8 +63,8 @@ pub struct Outbox {
 }
 
 impl Peer {
-    /// Performs what is to be done, unless another thread is at it, which then does this too. A call
-    /// from within an effect returns at once.
+    /// Performs what is to be done, unless another thread is at it, which then does this too. A
+    /// call from within an effect returns at once.
     pub(super) fn perform_effects(self: &Arc<Self>) {
         loop {
             let mut outbox = match self.outbox.try_lock() {

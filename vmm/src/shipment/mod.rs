@@ -1,12 +1,13 @@
-//! The state of a running guest on its way to somewhere else: a backup that attaches, or a snapshot.
+//! The state of a running guest on its way to somewhere else: a backup that attaches, or a
+//! snapshot.
 //!
 //! ```text
 //! sender thread   copy of memory ──parts──► Destination        looks, and at last a stop, asked of the vCPU
 //! vCPU thread     TransferPort: looks at memory, stops at a slice or a HLT, hands over the rest
 //! ```
-//! What is sent while the guest runs is the tracker's copy of memory, which stands still between two looks at
-//! memory; a page that a look finds changed is sent again. When few are left the guest is stopped, for as long as the
-//! last look and the rest of the pages take.
+//! What is sent while the guest runs is the tracker's copy of memory, which stands still between
+//! two looks at memory; a page that a look finds changed is sent again. When few are left the guest
+//! is stopped, for as long as the last look and the rest of the pages take.
 
 mod blocks;
 mod file;
@@ -55,12 +56,12 @@ pub type BlockImage = (u64, Vec<u8>);
 
 /// Where a state goes.
 pub trait Destination: Send + Sync {
-    /// Takes a part while the guest runs; waits when it cannot take it yet. `false` when nobody wants the state any
-    /// more.
+    /// Takes a part while the guest runs; waits when it cannot take it yet. `false` when nobody
+    /// wants the state any more.
     fn part(&self, part: ftvmm_replication::StatePart) -> bool;
 
-    /// Takes the rest, on the vCPU's thread, while the guest stands still. What is returned is put into the guest's
-    /// log, if it has one, at this very point.
+    /// Takes the rest, on the vCPU's thread, while the guest stands still. What is returned is put
+    /// into the guest's log, if it has one, at this very point.
     fn rest(&self, rest: Rest) -> Option<SnapshotMark>;
 }
 

@@ -1,7 +1,8 @@
-//! The instructions of a kernel that are not left to the CPU, and the port accesses put in their place.
+//! The instructions of a kernel that are not left to the CPU, and the port accesses put in their
+//! place.
 //!
-//! Every KVM hands a port access to the VMM, at any privilege and before there is paging, so nothing but the
-//! port number names what was there:
+//! Every KVM hands a port access to the VMM, at any privilege and before there is paging, so
+//! nothing but the port number names what was there:
 //!
 //! | instruction | becomes | port, width |
 //! |---|---|---|
@@ -12,9 +13,10 @@
 //! | `MOV reg, CR4` | `IN AL, imm8`; `NOP`s | 0x10 + reg, 1 byte |
 //! | `MOV CR4, reg` | `OUT imm8, AL`; `NOP`s | 0x10 + reg, 1 byte |
 //!
-//! `reg` is the register's number in an instruction, 0 for RAX to 15 for R15. No device of the machine answers
-//! at these ports, and Linux touches none of them (0x10 to 0x1f are aliases of the first DMA controller, whose
-//! driver stops at 0x0f). The one byte wide `IN` leaves the upper bits of RAX alone, as `MOV reg, CR4` does.
+//! `reg` is the register's number in an instruction, 0 for RAX to 15 for R15. No device of the
+//! machine answers at these ports, and Linux touches none of them (0x10 to 0x1f are aliases of the
+//! first DMA controller, whose driver stops at 0x0f). The one byte wide `IN` leaves the upper bits
+//! of RAX alone, as `MOV reg, CR4` does.
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
@@ -88,7 +90,8 @@ impl Trapped {
         }
     }
 
-    /// Overwrites the whole instruction, prefixes too: one before a port access would mean something else.
+    /// Overwrites the whole instruction, prefixes too: one before a port access would mean
+    /// something else.
     pub fn replace(self, instruction: &mut [u8]) {
         instruction.fill(NOP);
         instruction[..2].copy_from_slice(&self.replacement());
@@ -104,17 +107,20 @@ pub struct Site {
     pub trapped: Trapped,
 }
 
-/// Instructions that must decode one after the other behind an invalid one before a site is believed.
+/// Instructions that must decode one after the other behind an invalid one before a site is
+/// believed.
 const IN_SYNC_INSTRUCTIONS: u32 = 16;
 /// Functions start at multiples of this in every kernel: where decoding begins again.
 const FUNCTION_ALIGNMENT: usize = 16;
 
-/// So many sites are found in one piece of code; a Linux kernel has some hundreds. Beyond, the guest's own code is not
-/// trapped: it bounds what a guest that is full of them makes its host remember.
+/// So many sites are found in one piece of code; a Linux kernel has some hundreds. Beyond, the
+/// guest's own code is not trapped: it bounds what a guest that is full of them makes its host
+/// remember.
 pub const SITES_MAX: usize = 16_384;
 
-/// Finds the first [`SITES_MAX`] sites in `code`, which starts with an instruction. A linear sweep: behind bytes that are none it
-/// goes on at the next function boundary and believes nothing until it is in step again.
+/// Finds the first [`SITES_MAX`] sites in `code`, which starts with an instruction. A linear sweep:
+/// behind bytes that are none it goes on at the next function boundary and believes nothing until
+/// it is in step again.
 pub fn find(code: &[u8]) -> Vec<Site> {
     let mut sites = Vec::new();
     let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
@@ -141,8 +147,8 @@ pub fn find(code: &[u8]) -> Vec<Site> {
     sites
 }
 
-/// Where bytes may be one of the trapped instructions, which is where decoding is worth its while: the offsets
-/// of their 0F byte.
+/// Where bytes may be one of the trapped instructions, which is where decoding is worth its while:
+/// the offsets of their 0F byte.
 pub fn candidates(code: &[u8]) -> impl Iterator<Item = usize> {
     let opcodes = code.iter().enumerate().filter(|&(_, &byte)| byte == 0x0f).map(|(at, _)| at);
     opcodes.filter(|&at| match (code.get(at + 1), code.get(at + 2)) {
@@ -153,9 +159,9 @@ pub fn candidates(code: &[u8]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Whether the handler's own first instructions can be stepped over one at a time when they are due: none may
-/// make an exit, store the trap flag or leave the straight path. Tells so of the instructions that hold the
-/// first two of these bytes.
+/// Whether the handler's own first instructions can be stepped over one at a time when they are
+/// due: none may make an exit, store the trap flag or leave the straight path. Tells so of the
+/// instructions that hold the first two of these bytes.
 pub fn can_displace(handler: &[u8]) -> bool {
     let mut decoder = Decoder::new(64, handler, DecoderOptions::NONE);
     while decoder.position() < GP_ENTRY.len() {

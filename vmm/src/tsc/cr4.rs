@@ -50,11 +50,12 @@ pub fn read(vcpu: &mut Vcpu, number: u8, guest_tsd: bool) -> Result<u64, KvmErro
     Ok(shown)
 }
 
-/// `MOV CR4, reg` at the port write the guest stands at. Returns the value written, and whether the CPU took
-/// it; otherwise the guest has a #GP.
+/// `MOV CR4, reg` at the port write the guest stands at. Returns the value written, and whether the
+/// CPU took it; otherwise the guest has a #GP.
 ///
-/// KVM_SET_SREGS with another CR4 makes KVM drop the MMU's roots and flush the guest's TLB when it makes new
-/// ones (`kvm_mmu_reset_context`, `kvm_mmu_load`), so that a kernel that toggles PGE to flush gets its flush.
+/// KVM_SET_SREGS with another CR4 makes KVM drop the MMU's roots and flush the guest's TLB when it
+/// makes new ones (`kvm_mmu_reset_context`, `kvm_mmu_load`), so that a kernel that toggles PGE to
+/// flush gets its flush.
 pub fn write(vcpu: &mut Vcpu, number: u8) -> Result<(u64, bool), KvmError> {
     let mut regs = vcpu.regs()?;
     let mut sregs = vcpu.sregs()?;

@@ -1,7 +1,8 @@
 //! What the #GP handler's own first instructions do, for those that kernels begin it with.
 //!
-//! They stand where the port read is now. Linux's are a NOP (CLAC, where there is no SMAP), ENDBR64, CLD, or the PUSH
-//! of the vector in its early handlers. Carried out here they need no single step, which not every host gets right.
+//! They stand where the port read is now. Linux's are a NOP (CLAC, where there is no SMAP),
+//! ENDBR64, CLD, or the PUSH of the vector in its early handlers. Carried out here they need no
+//! single step, which not every host gets right.
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 use kvm_bindings::kvm_regs;
@@ -15,8 +16,9 @@ const RFLAGS_DF: u64 = 1 << 10;
 const WORD_BYTES: u64 = 8;
 const PAGE_BYTES: u64 = 4096;
 
-/// Carries out the instructions of `handler` that begin in its first two bytes; `regs` stand at the first. False, and
-/// nothing has been done, when there is one among them that only a step can carry out.
+/// Carries out the instructions of `handler` that begin in its first two bytes; `regs` stand at the
+/// first. False, and nothing has been done, when there is one among them that only a step can carry
+/// out.
 pub fn execute(
     handler: &[u8],
     regs: &mut kvm_regs,
@@ -47,8 +49,8 @@ pub fn execute(
     true
 }
 
-/// PUSH imm8 below a frame that the CPU has just pushed to the same page, so that the page can be written and is marked so:
-/// where the word lies, and the word.
+/// PUSH imm8 below a frame that the CPU has just pushed to the same page, so that the page can be
+/// written and is marked so: where the word lies, and the word.
 fn push(
     instruction: &Instruction,
     regs: &mut kvm_regs,

@@ -1,9 +1,9 @@
 //! The guest's #GP handler with a port read as its first instruction.
 //!
-//! The handler is whatever gate 13 of the IDT points to at an exit; kernels have an early one and a final one
-//! and rewrite the beginning of the latter while they boot, so every exit looks again. What is written where
-//! follows from the guest's registers and memory at exits alone: it is the same on every machine that runs
-//! this guest.
+//! The handler is whatever gate 13 of the IDT points to at an exit; kernels have an early one and a
+//! final one and rewrite the beginning of the latter while they boot, so every exit looks again.
+//! What is written where follows from the guest's registers and memory at exits alone: it is the
+//! same on every machine that runs this guest.
 
 use kvm_bindings::kvm_sregs;
 use serde::{Deserialize, Serialize};
@@ -37,8 +37,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Looks where the #GP handler is and puts the port read there. `thoroughly` also looks whether page
-    /// tables have changed under an unchanged IDT.
+    /// Looks where the #GP handler is and puts the port read there. `thoroughly` also looks whether
+    /// page tables have changed under an unchanged IDT.
     pub fn keep(entry: &mut Option<Entry>, thoroughly: bool, sregs: &kvm_sregs, memory: &Memory) {
         if entry.as_ref().is_some_and(|entry| !thoroughly && entry.stands(sregs, memory)) {
             return;
@@ -77,7 +77,8 @@ impl Entry {
         let handler = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
         let places = [space.translate(handler)?, space.translate(handler.wrapping_add(1))?];
         let mut code: [u8; HANDLER_BYTES] = space.read(handler)?;
-        // A byte we put there stands for the one it displaced, also when the guest rewrote the other.
+        // A byte we put there stands for the one it displaced, also when the guest rewrote the
+        // other.
         if let Some(old) = old.filter(|old| old.places == places) {
             for i in 0..GP_ENTRY.len() {
                 if code[i] == GP_ENTRY[i] {

@@ -1,17 +1,19 @@
 //! Being told of new kernel code before it runs.
 //!
-//! Linux makes memory executable in one way once it has booted: `set_memory_x`, from 6.2 on `set_memory_rox` too,
-//! with an address and a number of pages, after the code there was relocated and its alternatives applied (modules,
-//! their init sections, trampolines of ftrace and kprobes, BPF). So these functions get a port read as an
-//! instruction near their start, and when the guest comes to it the pages are searched.
+//! Linux makes memory executable in one way once it has booted: `set_memory_x`, from 6.2 on
+//! `set_memory_rox` too, with an address and a number of pages, after the code there was relocated
+//! and its alternatives applied (modules, their init sections, trampolines of ftrace and kprobes,
+//! BPF). So these functions get a port read as an instruction near their start, and when the guest
+//! comes to it the pages are searched.
 //!
-//! The instruction itself must still be executed, and neither emulation nor a single step does that on every host.
-//! So there are two places: the port read is at the first; there the instruction is put back, and the port read
-//! goes to one that follows on the straight path, a few bytes on; there it goes back to the first. Two exits a call.
-//! Between the two no interrupt is given to the guest, so nothing else runs there meanwhile.
+//! The instruction itself must still be executed, and neither emulation nor a single step does that
+//! on every host. So there are two places: the port read is at the first; there the instruction is
+//! put back, and the port read goes to one that follows on the straight path, a few bytes on; there
+//! it goes back to the first. Two exits a call. Between the two no interrupt is given to the guest,
+//! so nothing else runs there meanwhile.
 //!
-//! What a function starts with belongs to others: ENDBR64 to the CPU, the call or NOP behind it to ftrace, which checks
-//! its bytes. Both are left alone.
+//! What a function starts with belongs to others: ENDBR64 to the CPU, the call or NOP behind it to
+//! ftrace, which checks its bytes. Both are left alone.
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 use serde::{Deserialize, Serialize};
@@ -61,7 +63,8 @@ pub struct NewCode {
 }
 
 impl Hook {
-    /// A hook in the function at `address`, which starts with `code`; `None` when there is no good place in it.
+    /// A hook in the function at `address`, which starts with `code`; `None` when there is no good
+    /// place in it.
     pub fn choose(address: u64, code: &[u8]) -> Option<Self> {
         let mut start = 0;
         if code.starts_with(&ENDBR64) {

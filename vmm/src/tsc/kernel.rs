@@ -1,7 +1,8 @@
-//! The kernel's own code, patched before it runs: in its file before it is loaded, or in memory when the guest
-//! starts another kernel (kexec).
+//! The kernel's own code, patched before it runs: in its file before it is loaded, or in memory
+//! when the guest starts another kernel (kexec).
 //!
-//! Of a file the section headers say where code is. A kernel in memory has none any more; its symbols say it.
+//! Of a file the section headers say where code is. A kernel in memory has none any more; its
+//! symbols say it.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -16,10 +17,11 @@ use super::symbols::Symbols;
 const SHF_ALLOC: u64 = 2;
 const SHF_EXECINSTR: u64 = 4;
 const SHT_NOBITS: u32 = 8;
-/// Replacements for alternatives are code, though their section is not marked executable in every kernel.
+/// Replacements for alternatives are code, though their section is not marked executable in every
+/// kernel.
 const ALTERNATIVES: &str = ".altinstr_replacement";
-/// A kernel is the one that was patched while so small a part of its patches is in place: alternatives and the end
-/// of the init sections take some away.
+/// A kernel is the one that was patched while so small a part of its patches is in place:
+/// alternatives and the end of the init sections take some away.
 const KNOWN_SHARE: usize = 8;
 
 /// What is known of a kernel's code.
@@ -50,15 +52,16 @@ pub fn is_kernel_address(address: u64) -> bool {
     address >> 63 == 1
 }
 
-/// Replaces every trapped instruction in the executable sections of the kernel `elf`, in place, and hooks the
-/// functions that make memory executable.
+/// Replaces every trapped instruction in the executable sections of the kernel `elf`, in place, and
+/// hooks the functions that make memory executable.
 pub fn patch(elf: &mut [u8]) -> KernelCode {
     let sections: Vec<_> = executable_sections(elf).collect();
     let functions = Symbols::find(elf).map(|symbols| symbols.addresses(FUNCTIONS));
     patch_sections(elf, &sections, functions.as_ref().map_or(&[], |functions| functions))
 }
 
-/// Likewise for the kernel whose `image` starts at the virtual address `base`; `None` when it has no symbols.
+/// Likewise for the kernel whose `image` starts at the virtual address `base`; `None` when it has
+/// no symbols.
 pub fn patch_image(image: &mut [u8], base: u64) -> Option<KernelCode> {
     let symbols = Symbols::find(image)?;
     let names = ["_text", "_etext", "_sinittext", "_einittext", "__alt_instructions_end"];

@@ -1,18 +1,22 @@
-//! Kernel code that was not in the kernel's file: modules, alternatives applied at boot, another kernel.
+//! Kernel code that was not in the kernel's file: modules, alternatives applied at boot, another
+//! kernel.
 //!
-//! What is about to become executable is searched before it runs ([`search`], [`patch_kernel`]). The rest of this
-//! module is the net below, for kernels whose functions are not known and for code that comes in another way.
+//! What is about to become executable is searched before it runs ([`search`], [`patch_kernel`]).
+//! The rest of this module is the net below, for kernels whose functions are not known and for code
+//! that comes in another way.
 //!
-//! When the guest starts its first user program, and every [`LOOK_EVERY_EXITS`] exits from then on, the
-//! guest's page tables are searched for kernel pages that may be executed and were not seen before. What is
-//! still to be trapped in them is patched, counted and reported: it may have run unpatched until then.
+//! When the guest starts its first user program, and every [`LOOK_EVERY_EXITS`] exits from then on,
+//! the guest's page tables are searched for kernel pages that may be executed and were not seen
+//! before. What is still to be trapped in them is patched, counted and reported: it may have run
+//! unpatched until then.
 //!
-//! A section of the kernel's file is decoded again only when bytes have come into it that look like a trapped
-//! instruction. Pages elsewhere are decoded from the start of each contiguous run of new ones, which is where
-//! a module's text starts, and a site is believed only when the decoding is in step ([`super::code::find`]).
-//! A page elsewhere counts as seen by its content.
-//! What remains: code that comes and goes between two looks, a section whose pages were only in part
-//! executable, and data in executable memory that decodes into a trapped instruction after sixteen others.
+//! A section of the kernel's file is decoded again only when bytes have come into it that look like
+//! a trapped instruction. Pages elsewhere are decoded from the start of each contiguous run of new
+//! ones, which is where a module's text starts, and a site is believed only when the decoding is in
+//! step ([`super::code::find`]). A page elsewhere counts as seen by its content.
+//! What remains: code that comes and goes between two looks, a section whose pages were only in
+//! part executable, and data in executable memory that decodes into a trapped instruction after
+//! sixteen others.
 
 use std::collections::BTreeMap;
 
@@ -31,8 +35,9 @@ use crate::kvm::Memory;
 const LOOK_EVERY_EXITS: u64 = 4096;
 /// How often to look whether there is a user program.
 const USER_EVERY_EXITS: u64 = 16;
-/// A look decodes at most so much code, so that a guest that makes all its memory executable does not stop its host for
-/// the time that takes; the rest waits for the next look. Of a page that is larger only so much is decoded at all.
+/// A look decodes at most so much code, so that a guest that makes all its memory executable does
+/// not stop its host for the time that takes; the rest waits for the next look. Of a page that is
+/// larger only so much is decoded at all.
 const DECODED_BYTES_MAX: u64 = 64 << 20;
 /// Kernels map their text in pages of this size; what shares one with a section is no module.
 const KERNEL_PAGE_BYTES: u64 = 2 << 20;
@@ -149,8 +154,8 @@ pub fn search(space: &AddressSpace<'_>, memory: &Memory, new: NewCode) -> Vec<u6
     patch_sites(space, memory, new.address, &code)
 }
 
-/// Patches the kernel that is executed at `rip` and starts: all of its image may be executed then. `None` when it has no
-/// symbols.
+/// Patches the kernel that is executed at `rip` and starts: all of its image may be executed then.
+/// `None` when it has no symbols.
 pub fn patch_kernel(space: &AddressSpace<'_>, memory: &Memory, rip: u64) -> Option<KernelCode> {
     let pages = space.kernel_code();
     let mut runs = pages.chunk_by(|a, b| a.address + a.bytes == b.address);

@@ -1,24 +1,28 @@
-//! The time stamp counter, which no KVM hands over by itself: RDTSC and RDTSCP wherever they are executed.
+//! The time stamp counter, which no KVM hands over by itself: RDTSC and RDTSCP wherever they are
+//! executed.
 //!
 //! - **Kernel**: the instructions are port accesses ([`code`]), patched before the kernel is loaded
-//!   ([`kernel`]), when the guest makes other code executable ([`hook`]), when it starts another kernel
-//!   ([`Self::at_efer`](TscTrap::at_efer)), and, for what comes in no such way, where code appears later ([`late`]).
-//! - **User mode**: CR4.TSD is kept set, so the instruction is a #GP. The first bytes of the guest's #GP handler
-//!   are a port read ([`entry`]); there the exception frame is looked at and the instruction emulated
-//!   ([`user`]). Any other #GP goes on as if the handler's own bytes stood there: what they do is done ([`displaced`]),
-//!   or they are put back, stepped over and displaced again, while the guest stands at the exit.
-//! - **CR4**: the guest's moves from and to CR4 are port accesses too, so that it sees the TSD bit it wrote
-//!   itself ([`cr4`]). When it set that bit (`prctl(PR_SET_TSC)`), the #GP is genuine.
+//!   ([`kernel`]), when the guest makes other code executable ([`hook`]), when it starts another
+//!   kernel ([`Self::at_efer`](TscTrap::at_efer)), and, for what comes in no such way, where code
+//!   appears later ([`late`]).
+//! - **User mode**: CR4.TSD is kept set, so the instruction is a #GP. The first bytes of the
+//!   guest's #GP handler are a port read ([`entry`]); there the exception frame is looked at and
+//!   the instruction emulated ([`user`]). Any other #GP goes on as if the handler's own bytes stood
+//!   there: what they do is done ([`displaced`]), or they are put back, stepped over and displaced
+//!   again, while the guest stands at the exit.
+//! - **CR4**: the guest's moves from and to CR4 are port accesses too, so that it sees the TSD bit
+//!   it wrote itself ([`cr4`]). When it set that bit (`prctl(PR_SET_TSC)`), the #GP is genuine.
 //!
-//! The counter is guest time in nanoseconds, so it runs at 1 GHz, never goes back and is in the log. CPUID keeps
-//! the TSC hidden all the same: a kernel that sees it would calibrate it against the 8254 and read it in every
-//! `clock_gettime`, at the price of an exit each.
+//! The counter is guest time in nanoseconds, so it runs at 1 GHz, never goes back and is in the
+//! log. CPUID keeps the TSC hidden all the same: a kernel that sees it would calibrate it against
+//! the 8254 and read it in every `clock_gettime`, at the price of an exit each.
 //!
-//! Everything here is a function of the guest and of the exits: what it writes into guest memory is the same on
-//! the primary, the backup and in a replay. What it remembers is machine state ([`TscTrapState`]).
+//! Everything here is a function of the guest and of the exits: what it writes into guest memory is
+//! the same on the primary, the backup and in a replay. What it remembers is machine state
+//! ([`TscTrapState`]).
 //!
-//! What remains: `RDTSCP`, which CPUID hides, is #UD for a user on CPUs that check that before TSD (Intel) and
-//! answered on those that do not (AMD); [`late`] says what its decoding cannot know.
+//! What remains: `RDTSCP`, which CPUID hides, is #UD for a user on CPUs that check that before TSD
+//! (Intel) and answered on those that do not (AMD); [`late`] says what its decoding cannot know.
 
 mod code;
 mod cr4;
@@ -114,7 +118,8 @@ impl TscTrap {
         Self { mode, kernel, state, counters }
     }
 
-    /// The kernel the guest was started with is in memory again, as it was at first. What was counted stays.
+    /// The kernel the guest was started with is in memory again, as it was at first. What was
+    /// counted stays.
     pub fn reset(&mut self) {
         self.state = TscTrapState { hooks: self.kernel.hooks.clone(), ..Default::default() };
     }
@@ -124,7 +129,8 @@ impl TscTrap {
         &self.counters
     }
 
-    /// Says what may have escaped the traps. For live roles: a replay finds what its recording found.
+    /// Says what may have escaped the traps. For live roles: a replay finds what its recording
+    /// found.
     pub fn warn_of_late_sites(&self) {
         let TscCounters { late_sites, late_addresses, .. } = &self.counters;
         if *late_sites > 0 {
@@ -150,8 +156,8 @@ impl TscTrap {
         matches!(exit, Exit::Pio { port: RDTSC_PORT | RDTSCP_PORT | GP_PORT, .. })
     }
 
-    /// To be called at every synchronous exit, before the devices: keeps the traps in place, and answers the
-    /// exit when it is one of them. The counter is `tsc`.
+    /// To be called at every synchronous exit, before the devices: keeps the traps in place, and
+    /// answers the exit when it is one of them. The counter is `tsc`.
     ///
     /// # Errors
     /// When KVM fails.
@@ -187,14 +193,15 @@ impl TscTrap {
         Ok(data)
     }
 
-    /// Whether the guest stands between two instructions of which the second is there only for it: until it has
-    /// executed that, no interrupt may lead it elsewhere.
+    /// Whether the guest stands between two instructions of which the second is there only for it:
+    /// until it has executed that, no interrupt may lead it elsewhere.
     pub fn holds_interrupts(&self) -> bool {
         self.state.hooks.iter().any(Hook::is_halfway)
     }
 
-    /// To be called at an access to EFER, which every Linux makes when its own page tables are in use and
-    /// before it could read the counter. A kernel that is not the one that was patched is patched now.
+    /// To be called at an access to EFER, which every Linux makes when its own page tables are in
+    /// use and before it could read the counter. A kernel that is not the one that was patched
+    /// is patched now.
     ///
     /// # Errors
     /// When KVM fails.
@@ -240,7 +247,8 @@ impl TscTrap {
         }
     }
 
-    /// The guest stands at a hook: searches what it is about to make executable, and lets it go on as if nothing had been there.
+    /// The guest stands at a hook: searches what it is about to make executable, and lets it go on
+    /// as if nothing had been there.
     fn at_hook(
         &mut self,
         sregs: &kvm_sregs,
@@ -337,7 +345,8 @@ fn privilege(sregs: &kvm_sregs) -> u16 {
     sregs.cs.selector & 3
 }
 
-/// Whether the kernel stands at what `trapped` was replaced with, and not at a port access of its own.
+/// Whether the kernel stands at what `trapped` was replaced with, and not at a port access of its
+/// own.
 fn stands_at(
     trapped: Trapped,
     sregs: &kvm_sregs,

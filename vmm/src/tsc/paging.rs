@@ -1,7 +1,8 @@
-//! Guest memory by virtual address: the walk through the guest's own page tables (AMD APM vol. 2, 5.3).
+//! Guest memory by virtual address: the walk through the guest's own page tables (AMD APM vol. 2,
+//! 5.3).
 //!
-//! KVM_TRANSLATE would do, but it costs a system call, tells nothing of the no-execute bit and cannot list
-//! what is mapped. A walk changes nothing: accessed and dirty bits stay as they are.
+//! KVM_TRANSLATE would do, but it costs a system call, tells nothing of the no-execute bit and
+//! cannot list what is mapped. A walk changes nothing: accessed and dirty bits stay as they are.
 
 use std::collections::BTreeSet;
 
@@ -116,7 +117,8 @@ impl<'a> AddressSpace<'a> {
         (self.read_where(address, &mut bytes, |_| true) == N).then_some(bytes)
     }
 
-    /// Whether user mode may have memory here: the lower half of the top-level table has an entry for it.
+    /// Whether user mode may have memory here: the lower half of the top-level table has an entry
+    /// for it.
     pub fn has_user_half(&self) -> bool {
         let mut half = [0; ENTRIES as usize * 4];
         let readable = self.memory.read_slice(&mut half, GuestAddress(self.root)).is_ok();
@@ -124,11 +126,13 @@ impl<'a> AddressSpace<'a> {
         readable && half.chunks_exact(8).any(|entry| entry[0] & flags == flags)
     }
 
-    /// Every page of the upper half the supervisor may execute, in ascending order; of several mappings of the same
-    /// memory in pages of one size only the highest, which for Linux is where its code was linked to run.
+    /// Every page of the upper half the supervisor may execute, in ascending order; of several
+    /// mappings of the same memory in pages of one size only the highest, which for Linux is
+    /// where its code was linked to run.
     ///
-    /// A guest can make any number of mappings of the little memory it has, so the search is bounded by that memory: a
-    /// table is visited once at each level, and a table or page that lies outside is none.
+    /// A guest can make any number of mappings of the little memory it has, so the search is
+    /// bounded by that memory: a table is visited once at each level, and a table or page that
+    /// lies outside is none.
     pub fn kernel_code(&self) -> Vec<Page> {
         let top = PAGE_BITS + INDEX_BITS * (self.levels - 1);
         let sign = u64::MAX << (top + INDEX_BITS - 1);
@@ -144,8 +148,9 @@ impl<'a> AddressSpace<'a> {
     }
 }
 
-/// So many pages of kernel code are looked at, from the highest address down: modules and the kernel lie there. Linux has
-/// some thousands; a guest that makes more of its memory executable bounds itself.
+/// So many pages of kernel code are looked at, from the highest address down: modules and the
+/// kernel lie there. Linux has some thousands; a guest that makes more of its memory executable
+/// bounds itself.
 const KERNEL_PAGES_MAX: usize = 65_536;
 
 /// A walk through tables that may lead anywhere, to themselves too, from the highest address down.
@@ -173,7 +178,8 @@ impl Search<'_> {
             }
             let address = base | ((index as u64) << shift);
             match leaf(entry, level) {
-                // A page user mode may execute is none the kernel does (SMEP, and there is none up here).
+                // A page user mode may execute is none the kernel does (SMEP, and there is none up
+                // here).
                 Some(_) if entry & USER != 0 => {}
                 Some(gpa) => self.page(address, gpa, level),
                 None => {
@@ -198,7 +204,8 @@ impl Search<'_> {
     }
 }
 
-/// Where the page lies that `entry` of a table of this level maps, unless it leads to another table.
+/// Where the page lies that `entry` of a table of this level maps, unless it leads to another
+/// table.
 fn leaf(entry: u64, level: u32) -> Option<u64> {
     let shift = PAGE_BITS + INDEX_BITS * (level - 1);
     match level {
@@ -222,8 +229,8 @@ pub(super) mod tests {
         (memory, kvm_sregs { cr3: TABLES, cr4: 0x20, ..Default::default() })
     }
 
-    /// Maps the 4 KiB page at `address` to `gpa` with these flags in the last entry; the upper levels allow
-    /// everything. The next free table is noted at guest-physical 0.
+    /// Maps the 4 KiB page at `address` to `gpa` with these flags in the last entry; the upper
+    /// levels allow everything. The next free table is noted at guest-physical 0.
     pub fn map(memory: &Memory, address: u64, gpa: u64, flags: u64) {
         let mut table = TABLES;
         for level in (2..=4).rev() {

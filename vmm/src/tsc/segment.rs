@@ -103,7 +103,8 @@ mod tests {
         sregs.gdt.base = GDT;
         sregs.gdt.limit = 0x4f;
         sregs.ldt = kvm_segment { base: LDT, limit: 15, present: 1, ..Default::default() };
-        // Linux's table: kernel code, kernel data, user 32-bit code, user data, user code, at 2 to 6.
+        // Linux's table: kernel code, kernel data, user 32-bit code, user data, user code, at 2 to
+        // 6.
         let table: [u64; 10] = [
             0,
             0x00cf_9b00_0000_ffff,

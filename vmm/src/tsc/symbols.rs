@@ -1,6 +1,8 @@
-//! The symbol table a Linux kernel carries in its read-only data (`CONFIG_KALLSYMS`), found without a header.
+//! The symbol table a Linux kernel carries in its read-only data (`CONFIG_KALLSYMS`), found without
+//! a header.
 //!
-//! Nothing points to it from outside, so it is found by its shape (Linux, `scripts/kallsyms.c`). From 5.10 to 6.12:
+//! Nothing points to it from outside, so it is found by its shape (Linux, `scripts/kallsyms.c`).
+//! From 5.10 to 6.12:
 //!
 //! | table | what |
 //! |---|---|
@@ -12,9 +14,9 @@
 //! | `offsets` | i32 for each symbol, ascending; up to 6.3 before `num_syms` |
 //! | `relative_base` | u64, behind `offsets` |
 //!
-//! All are aligned to 8 bytes. The first character of a decoded name is the symbol's type as nm(1) prints it.
-//! A table is believed when all its names are there and its addresses ascend. The search gives up after a number of
-//! steps that no real kernel needs, whatever the bytes are.
+//! All are aligned to 8 bytes. The first character of a decoded name is the symbol's type as nm(1)
+//! prints it. A table is believed when all its names are there and its addresses ascend. The search
+//! gives up after a number of steps that no real kernel needs, whatever the bytes are.
 
 use memchr::memmem;
 
@@ -100,7 +102,8 @@ impl<'a> Symbols<'a> {
         })
     }
 
-    /// Addresses are in ascending order, as the kernel's binary search needs them; per-CPU ones come first.
+    /// Addresses are in ascending order, as the kernel's binary search needs them; per-CPU ones
+    /// come first.
     fn is_ascending(&self) -> bool {
         let mut last = 0;
         (0..self.count).all(|number| {
@@ -111,8 +114,8 @@ impl<'a> Symbols<'a> {
         })
     }
 
-    /// Address of a symbol. With `CONFIG_KALLSYMS_ABSOLUTE_PERCPU`, which kernels for several processors have up
-    /// to 6.14, an offset that is not negative is an address itself.
+    /// Address of a symbol. With `CONFIG_KALLSYMS_ABSOLUTE_PERCPU`, which kernels for several
+    /// processors have up to 6.14, an offset that is not negative is an address itself.
     fn address_of(&self, number: usize) -> Option<u64> {
         let offset = u32_at(self.bytes, self.offsets + 4 * number)? as i32;
         Some(if self.negative_offsets() && offset >= 0 {

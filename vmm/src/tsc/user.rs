@@ -1,7 +1,8 @@
 //! User mode's RDTSC and RDTSCP, from the exception frame of the #GP that CR4.TSD made of them.
 //!
-//! The frame says where the instruction stands; it is decoded from there, through the guest's page tables,
-//! in the width of its code segment. What comes out are the registers as they would be behind it.
+//! The frame says where the instruction stands; it is decoded from there, through the guest's page
+//! tables, in the width of its code segment. What comes out are the registers as they would be
+//! behind it.
 
 use iced_x86::{Decoder, DecoderOptions};
 use kvm_bindings::{kvm_regs, kvm_sregs};
@@ -51,8 +52,9 @@ pub struct Emulated {
     pub single_stepped: bool,
 }
 
-/// Executes the instruction whose #GP has just reached the guest's handler, if it is a user's RDTSC or RDTSCP
-/// and the counter is `tsc`. `regs` and `sregs` are those at the handler's first instruction.
+/// Executes the instruction whose #GP has just reached the guest's handler, if it is a user's RDTSC
+/// or RDTSCP and the counter is `tsc`. `regs` and `sregs` are those at the handler's first
+/// instruction.
 pub fn emulate(
     space: &AddressSpace<'_>,
     regs: &kvm_regs,
@@ -107,7 +109,8 @@ fn decode(
     let got = space.read_where(start, &mut bytes[..reachable], fetchable);
     let mut decoder = Decoder::new(bits, &bytes[..got], DecoderOptions::NONE);
     let instruction = decoder.decode();
-    // An invalid instruction, one with LOCK among them, would have been #UD: it is no business of ours.
+    // An invalid instruction, one with LOCK among them, would have been #UD: it is no business of
+    // ours.
     let trapped = Trapped::of(&instruction).filter(|trapped| trapped.reads_counter())?;
     Some((trapped, instruction.len() as u64))
 }

@@ -1,7 +1,8 @@
 //! Two builds of `ftvmm` in one run: `cargo xtask bench --against FILE`.
 //!
-//! Why: these machines are shared, so figures of two runs do not compare. Here both builds run the same guest in
-//! every mode and round, one right after the other, and what is quoted is their quotient.
+//! Why: these machines are shared, so figures of two runs do not compare. Here both builds run the
+//! same guest in every mode and round, one right after the other, and what is quoted is their
+//! quotient.
 
 use std::error::Error;
 use std::fs;
@@ -39,8 +40,8 @@ pub fn install(lab: &Lab, file: &Path) -> Result<Build, Box<dyn Error>> {
     Ok(Build { program: OTHER, knows_resets: help.text().contains("--on-reset") })
 }
 
-/// For every figure and mode the built `ftvmm`, the other one, and the first divided by the second; behind it the
-/// smallest and the largest quotient of a round.
+/// For every figure and mode the built `ftvmm`, the other one, and the first divided by the second;
+/// behind it the smallest and the largest quotient of a round.
 pub fn table(built: &Summary, other: &Summary) -> String {
     let head = ["", "mode", "built", "other", "built / other", "of the rounds"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];

@@ -1,5 +1,5 @@
-//! `cargo xtask demo --rounds N`: the host that speaks for the guest dies N times under one download, and each time a fresh
-//! host takes its place and is attached before the next one dies.
+//! `cargo xtask demo --rounds N`: the host that speaks for the guest dies N times under one
+//! download, and each time a fresh host takes its place and is attached before the next one dies.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -20,11 +20,12 @@ use nix::libc::SIGTERM;
 
 use super::{booted, download_bar, print_download};
 
-/// Size of the download for each round, and how fast the client takes it until the last host has died: twenty seconds, in
-/// which a fresh emulated host boots and is attached.
+/// Size of the download for each round, and how fast the client takes it until the last host has
+/// died: twenty seconds, in which a fresh emulated host boots and is attached.
 pub const SIZE_MIB: u64 = 40;
 const RATE_BYTES_PER_S: f64 = (2 << 20) as f64;
-/// A client that takes its time must not have a stall's worth of bytes in its socket: it would see none of it.
+/// A client that takes its time must not have a stall's worth of bytes in its socket: it would see
+/// none of it.
 const SMALL_BUFFERS: &str = "echo 4096 65536 131072 > /proc/sys/net/ipv4/tcp_rmem";
 /// The client must have got so much before a host dies.
 const BEFORE_DEATH_BYTES: u64 = 1 << 20;

@@ -64,8 +64,8 @@ impl Settings {
     }
 }
 
-/// From lines such as `Packages bookworm-updates main <address>`, the first address of each part, of whatever
-/// release this machine has.
+/// From lines such as `Packages bookworm-updates main <address>`, the first address of each part,
+/// of whatever release this machine has.
 fn archives(targets: &str) -> Vec<(&'static str, String)> {
     let address = |part: &str| {
         targets.lines().find_map(|line| {

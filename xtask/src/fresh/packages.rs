@@ -1,7 +1,8 @@
-//! The reduced form: does the release have every package of the table, and does each bring its program?
+//! The reduced form: does the release have every package of the table, and does each bring its
+//! program?
 //!
-//! apt works on a state of its own in which nothing is installed; packages with programs are downloaded and looked
-//! into, none is installed.
+//! apt works on a state of its own in which nothing is installed; packages with programs are
+//! downloaded and looked into, none is installed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -67,8 +68,8 @@ fn package_of(program: Program, release: Release) -> Option<&'static str> {
     }
 }
 
-/// Whether a line of `dpkg-deb --contents` is about this program: mode, owner, size, date, time, path, and where a
-/// link leads to.
+/// Whether a line of `dpkg-deb --contents` is about this program: mode, owner, size, date, time,
+/// path, and where a link leads to.
 fn is_program(line: &str, file: &str) -> bool {
     let path = line.split_whitespace().nth(5).unwrap_or_default();
     let executable = line.starts_with('l') || line.get(3..4) == Some("x");
@@ -79,7 +80,8 @@ fn is_program(line: &str, file: &str) -> bool {
 
 /// apt with lists, archives and an empty list of installed packages in a folder.
 struct Apt {
-    /// An apt.conf, read before this machine's, which it puts out of force: its hooks have no business there.
+    /// An apt.conf, read before this machine's, which it puts out of force: its hooks have no
+    /// business there.
     conf: PathBuf,
     archives: PathBuf,
 }

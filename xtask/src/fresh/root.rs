@@ -1,7 +1,8 @@
 //! The whole: a fresh Debian in a folder, and the README's commands inside it.
 //!
-//! Everything is mounted in a mount namespace of one thread, so nothing stays mounted when that thread or this
-//! program ends, however it ends; what runs inside is in a PID namespace of its own and ends with it.
+//! Everything is mounted in a mount namespace of one thread, so nothing stays mounted when that
+//! thread or this program ends, however it ends; what runs inside is in a PID namespace of its own
+//! and ends with it.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -170,8 +171,8 @@ fn run_inside(name: &'static str, line: &str, folder: &Path, root: &Path) -> Out
     Ok(Done { name, took: began.elapsed(), good: status.success(), packages: installed(root) })
 }
 
-/// A command that runs this line inside. It gets nothing of this machine's environment but the way to the network:
-/// above all no locale.
+/// A command that runs this line inside. It gets nothing of this machine's environment but the way
+/// to the network: above all no locale.
 fn shell(line: &str, root: &Path) -> Outcome<Command> {
     let variable = |name: &str| {
         let value = std::env::var_os(name)?;

@@ -9,8 +9,9 @@
 //! | any | data of IN and GET_ID | to the driver |
 //! | 1 | status: 0 OK, 1 IOERR, 2 UNSUPP | to the driver |
 //!
-//! Where descriptors begin and end means nothing (§2.7.4.1). A request that is well-formed and cannot be served is
-//! answered with a status; only one without room for header or status is the driver's fault.
+//! Where descriptors begin and end means nothing (§2.7.4.1). A request that is well-formed and
+//! cannot be served is answered with a status; only one without room for header or status is the
+//! driver's fault.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -26,7 +27,8 @@ pub(crate) const HEADER_BYTES: usize = 16;
 pub(crate) const DISCARD_RANGES_MAX: u32 = 16;
 /// Most ranges of a write-zeroes.
 pub(crate) const ZERO_RANGES_MAX: u32 = 1;
-/// Most sectors of a range of either, 128 MiB: where the host's file system has no fast way, it has to write them.
+/// Most sectors of a range of either, 128 MiB: where the host's file system has no fast way, it has
+/// to write them.
 pub(crate) const RANGE_SECTORS_MAX: u32 = 1 << 18;
 const RANGE_BYTES: usize = 16;
 
@@ -68,8 +70,8 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     field
 }
 
-/// What `request` (header and data, at least [`HEADER_BYTES`]) asks of a disk with `capacity_sectors`; the driver left
-/// room for `room_bytes` of data.
+/// What `request` (header and data, at least [`HEADER_BYTES`]) asks of a disk with
+/// `capacity_sectors`; the driver left room for `room_bytes` of data.
 pub(crate) fn parse(mut request: Vec<u8>, room_bytes: u32, capacity_sectors: u64) -> Parsed {
     let kind = u32::from_le_bytes(number(&request, 0));
     let sector = u64::from_le_bytes(number(&request, 8));
@@ -112,7 +114,8 @@ pub(crate) fn parse(mut request: Vec<u8>, room_bytes: u32, capacity_sectors: u64
     }
 }
 
-/// §5.2.6.2: a flag that has no meaning is not supported, a range that is too long or off the disk an error.
+/// §5.2.6.2: a flag that has no meaning is not supported, a range that is too long or off the disk
+/// an error.
 fn ranges(
     data: &[u8],
     count_max: u32,

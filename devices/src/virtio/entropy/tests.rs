@@ -1,4 +1,5 @@
-//! What is refused when an entropy source is restored; what it does is in `tests/virtio_entropy.rs`.
+//! What is refused when an entropy source is restored; what it does is in
+//! `tests/virtio_entropy.rs`.
 
 use super::*;
 

@@ -1,5 +1,6 @@
-//! The network card's control queue (virtio 1.2 §5.1.6.5), of which one command is served: the driver's word that it has
-//! announced the guest (§5.1.6.5.4). What else a driver could ask for is not offered, and refused.
+//! The network card's control queue (virtio 1.2 §5.1.6.5), of which one command is served: the
+//! driver's word that it has announced the guest (§5.1.6.5.4). What else a driver could ask for is
+//! not offered, and refused.
 //!
 //! | bytes | who writes them | |
 //! |-------|-----------------|---|
@@ -22,7 +23,8 @@ pub(crate) const CONTROL_QUEUE: u16 = 2;
 
 const ANNOUNCE_ACK: [u8; 2] = [VIRTIO_NET_CTRL_ANNOUNCE as u8, VIRTIO_NET_CTRL_ANNOUNCE_ACK as u8];
 
-/// Serves the driver's commands, at most one queue length of them; how often it said that it has announced the guest.
+/// Serves the driver's commands, at most one queue length of them; how often it said that it has
+/// announced the guest.
 pub(crate) fn serve<M: GuestMemory>(
     transport: &mut Transport,
     mem: &M,

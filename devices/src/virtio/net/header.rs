@@ -39,13 +39,15 @@ fn field(frame: &[u8], offset: usize) -> usize {
     usize::from(u16::from_le_bytes([frame[offset], frame[offset + 1]]))
 }
 
-/// Where the frame's checksum goes, counted from the start of the header, if that is inside the frame.
+/// Where the frame's checksum goes, counted from the start of the header, if that is inside the
+/// frame.
 fn checksum_at(frame: &[u8]) -> Option<usize> {
     let at = HEADER_BYTES + field(frame, CSUM_START) + field(frame, CSUM_OFFSET);
     (at + 2 <= frame.len()).then_some(at)
 }
 
-/// Checks the header of a frame the guest transmits (§5.1.6.2) and clears what a device has to ignore in it.
+/// Checks the header of a frame the guest transmits (§5.1.6.2) and clears what a device has to
+/// ignore in it.
 pub(crate) fn check_transmitted(
     frame: &mut [u8],
     with_checksum: bool,
@@ -79,8 +81,9 @@ pub(crate) fn check_transmitted(
     Ok(())
 }
 
-/// Makes the header of a frame from the host one that the guest has agreed to (§5.1.6.4): a partial checksum is
-/// completed for a guest without VIRTIO_NET_F_GUEST_CSUM. Returns whether the frame can be delivered.
+/// Makes the header of a frame from the host one that the guest has agreed to (§5.1.6.4): a partial
+/// checksum is completed for a guest without VIRTIO_NET_F_GUEST_CSUM. Returns whether the frame can
+/// be delivered.
 pub(crate) fn prepare_received(frame: &mut [u8], has_checksum_offload: bool) -> bool {
     if frame.len() < HEADER_BYTES + ETHERNET_HEADER_BYTES || frame[GSO_TYPE] != GSO_NONE {
         return false;
@@ -101,8 +104,8 @@ pub(crate) fn prepare_received(frame: &mut [u8], has_checksum_offload: bool) -> 
     true
 }
 
-/// RFC 1071 over everything from csum_start; the field at `at` holds the sum of the pseudo header. Zero is written as
-/// its other form, which UDP requires and TCP does not mind.
+/// RFC 1071 over everything from csum_start; the field at `at` holds the sum of the pseudo header.
+/// Zero is written as its other form, which UDP requires and TCP does not mind.
 fn complete_checksum(frame: &mut [u8], at: usize) {
     let start = HEADER_BYTES + field(frame, CSUM_START);
     let sum: u64 = frame[start..]

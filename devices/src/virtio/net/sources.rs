@@ -1,8 +1,9 @@
-//! The addresses a guest sends from: the MAC address of its card or any other it has chosen, with the VLAN tags the frame
-//! carried (IEEE 802.1Q). Whoever moves the guest to another port of the network has to announce each of them.
+//! The addresses a guest sends from: the MAC address of its card or any other it has chosen, with
+//! the VLAN tags the frame carried (IEEE 802.1Q). Whoever moves the guest to another port of the
+//! network has to announce each of them.
 //!
-//! Bounded: the [`NET_SOURCES_MAX`] that were used last are kept. A table is a function of the frames transmitted, so two
-//! hosts that execute the same guest have the same one.
+//! Bounded: the [`NET_SOURCES_MAX`] that were used last are kept. A table is a function of the
+//! frames transmitted, so two hosts that execute the same guest have the same one.
 
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +70,8 @@ impl NetSource {
         NetSource { mac, tags: [None; VLAN_TAGS_MAX] }
     }
 
-    /// Where an Ethernet frame comes from; `None` for one that is too short or comes from no single station.
+    /// Where an Ethernet frame comes from; `None` for one that is too short or comes from no single
+    /// station.
     pub fn of_frame(frame: &[u8]) -> Option<Self> {
         let mac: [u8; 6] = frame.get(SOURCE_OFFSET..TYPE_OFFSET)?.try_into().ok()?;
         let mut source = NetSource::untagged(mac);

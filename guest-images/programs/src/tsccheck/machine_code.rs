@@ -12,7 +12,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 const PAGES: usize = 3;
-/// Offsets in the first page for [`CodePages::call_narrow`]: its stack's top, the saved RSP and the far pointer.
+/// Offsets in the first page for [`CodePages::call_narrow`]: its stack's top, the saved RSP and the
+/// far pointer.
 const STACK_TOP: usize = 0xf00;
 const SAVED_RSP: usize = 0xf00;
 const FAR_POINTER: usize = 0xf10;
@@ -58,11 +59,13 @@ impl CodePages {
         }
     }
 
-    /// Puts `code`, which ends with a return, at `offset` and calls it with RAX, RCX and RDX all ones.
+    /// Puts `code`, which ends with a return, at `offset` and calls it with RAX, RCX and RDX all
+    /// ones.
     pub fn call(&self, offset: usize, code: &[u8]) -> Registers {
         self.write(offset, code);
         let (mut rax, mut rcx, mut rdx) = (u64::MAX, u64::MAX, u64::MAX);
-        // SAFETY: the callers' code returns, keeps the stack, and touches no registers but these and RBX.
+        // SAFETY: the callers' code returns, keeps the stack, and touches no registers but these
+        // and RBX.
         unsafe {
             asm!(
                 "push rbx",
@@ -77,11 +80,11 @@ impl CodePages {
         Registers { rax, rcx, rdx }
     }
 
-    /// Lets the local descriptor table's first entry be 16-bit code that starts with these pages; false when
-    /// the kernel has no such thing.
+    /// Lets the local descriptor table's first entry be 16-bit code that starts with these pages;
+    /// false when the kernel has no such thing.
     pub fn make_16_bit_segment(&self) -> bool {
-        // struct user_desc (arch/x86/include/uapi/asm/ldt.h): entry, base, limit, and contents 2 (code) in bits 1
-        // and 2 of the flags.
+        // struct user_desc (arch/x86/include/uapi/asm/ldt.h): entry, base, limit, and contents 2
+        // (code) in bits 1 and 2 of the flags.
         let descriptor = [0u32, self.address(0) as u32, 0xffff, 2 << 1];
         const WRITE: libc::c_long = 0x11;
         // SAFETY: the call reads the sixteen bytes given.
@@ -96,8 +99,8 @@ impl CodePages {
         answer == 0
     }
 
-    /// Runs `code`, which neither ends nor uses the stack, in the segment `selector`, `bits` wide, and comes back
-    /// through `home`.
+    /// Runs `code`, which neither ends nor uses the stack, in the segment `selector`, `bits` wide,
+    /// and comes back through `home`.
     pub fn call_narrow(&self, selector: u16, bits: u32, home: u16, code: &[u8]) -> Registers {
         let low = |offset: usize| (self.address(offset) as u32).to_le_bytes();
         let mut program = vec![0x48, 0x89, 0x24, 0x25]; // mov [saved], rsp
@@ -129,8 +132,8 @@ thread_local! {
     static SKIP_BYTES: RefCell<usize> = const { RefCell::new(0) };
 }
 
-/// Notes where the signal came and, after a fault, goes on behind the instruction. It runs on the thread whose
-/// code raised it, at an instruction of that code, never within a borrow.
+/// Notes where the signal came and, after a fault, goes on behind the instruction. It runs on the
+/// thread whose code raised it, at an instruction of that code, never within a borrow.
 extern "C" fn on_stop(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: a handler with SA_SIGINFO gets a ucontext_t that is its own until it returns.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };

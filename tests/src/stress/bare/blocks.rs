@@ -45,7 +45,8 @@ pub const KINDS: &[Kind] = &[
     kind("timer", 1, timer),
 ];
 
-/// Rounds of seven instructions; the emulated host runs some 300 million instructions a second, so up to 50 ms.
+/// Rounds of seven instructions; the emulated host runs some 300 million instructions a second, so
+/// up to 50 ms.
 const COMPUTE_ROUNDS_MAX: &[u32] = &[100_000, 500_000, 2_000_000];
 const COM1: u32 = 0x3f8;
 
@@ -57,8 +58,8 @@ fn stream(b: &mut Builder, rng: &mut Rng, ring: Ring) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// A function at a random place is written, called, changed and called again; an alias of its page takes some of
-/// the changes.
+/// A function at a random place is written, called, changed and called again; an alias of its page
+/// takes some of the changes.
 fn self_modifying(b: &mut Builder, rng: &mut Rng) -> Result<(), IcedError> {
     // mov eax, imm32; xor ebx, imm32; rol rbx, imm8; add rbx, rax; ret
     const FUNCTION: [u8; 18] =
@@ -257,8 +258,8 @@ fn latch(a: &mut CodeAssembler, port: u32, value: u32) -> Result<(), IcedError> 
     a.out(dx, al)
 }
 
-/// The interrupt flag in all its ways, with exits beside its shadow. None is inside: QEMU's emulated VMRUN does not
-/// load the shadow (VMCB offset 68h), so a host interrupt there loses it.
+/// The interrupt flag in all its ways, with exits beside its shadow. None is inside: QEMU's
+/// emulated VMRUN does not load the shadow (VMCB offset 68h), so a host interrupt there loses it.
 fn flags(b: &mut Builder, rng: &mut Rng) -> Result<(), IcedError> {
     let (times, stir) = (rng.u8(4..40), b.kernel.stir);
     b.code.text.assemble(|a| {

@@ -58,8 +58,9 @@ impl Code {
         Self { text: Section::new(TEXT), streams: Section::new(STREAMS), user: Section::new(USER) }
     }
 
-    /// The ELF that `ftvmm --kernel` takes. Ring-0 code has executable sections, in which ftvmm looks for RDTSC;
-    /// ring-3 code lies in one that is not marked so, as a program's text would for a real kernel.
+    /// The ELF that `ftvmm --kernel` takes. Ring-0 code has executable sections, in which ftvmm
+    /// looks for RDTSC; ring-3 code lies in one that is not marked so, as a program's text
+    /// would for a real kernel.
     pub fn into_elf(self, entry: u64, vectors: &[u64; 256]) -> Vec<u8> {
         let data = tables(vectors);
         let parts = [
@@ -99,8 +100,8 @@ const PROGRAM_HEADER_BYTES: u64 = 56;
 const SECTION_HEADER_BYTES: u64 = 64;
 const NAMES: &str = ".shstrtab";
 
-/// Lays a static x86-64 ELF out: header, program headers, contents, names, section headers (ELF-64 Object File Format,
-/// version 1.5).
+/// Lays a static x86-64 ELF out: header, program headers, contents, names, section headers (ELF-64
+/// Object File Format, version 1.5).
 fn elf(entry: u64, parts: &[Part]) -> Vec<u8> {
     const SHF_ALLOC: u64 = 2;
     const SHF_EXECINSTR: u64 = 4;

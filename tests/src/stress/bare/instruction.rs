@@ -1,10 +1,10 @@
 //! One random instruction: random bytes that decode to something a guest may execute.
 //!
-//! Bytes are drawn until they decode to an instruction that passes the filter, so every form the decoder
-//! knows comes up. What a guest with the CPU template could not rely on (features that are hidden from it) and what no log
-//! could close from inside a stream (RDTSC, RDPMC) is left out; so is what would take the stream away from
-//! its slots (branches). A ring-0 stream keeps to its own memory, stack and privileges; in ring 3 the page
-//! tables and the #GP handler see to that.
+//! Bytes are drawn until they decode to an instruction that passes the filter, so every form the
+//! decoder knows comes up. What a guest with the CPU template could not rely on (features that are
+//! hidden from it) and what no log could close from inside a stream (RDTSC, RDPMC) is left out; so
+//! is what would take the stream away from its slots (branches). A ring-0 stream keeps to its own
+//! memory, stack and privileges; in ring 3 the page tables and the #GP handler see to that.
 
 use fastrand::Rng;
 use iced_x86::{
@@ -26,8 +26,8 @@ pub enum Ring {
     Three,
 }
 
-/// Features of the minimal template (`vmm/templates`) that have instructions of their own. MSR and what else
-/// is privileged is a #GP in ring 3 and refused in ring 0.
+/// Features of the minimal template (`vmm/templates`) that have instructions of their own. MSR and
+/// what else is privileged is a #GP in ring 3 and refused in ring 0.
 const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL186,
@@ -69,9 +69,10 @@ const NOT_IN_RING_0: &[Mnemonic] = &[
     Mnemonic::Maskmovdqu,
 ];
 
-/// An instruction that reads one of these and faults, in the guest or in the host's nested page tables, is left with
-/// other flags from run to run by QEMU 7.2's emulated CPU: they are computed in place before the access, and whether
-/// that shows depends on where a host interrupt cut the translated code.
+/// An instruction that reads one of these and faults, in the guest or in the host's nested page
+/// tables, is left with other flags from run to run by QEMU 7.2's emulated CPU: they are computed
+/// in place before the access, and whether that shows depends on where a host interrupt cut the
+/// translated code.
 const ARITHMETIC_FLAGS: u32 = RflagsBits::OF
     | RflagsBits::SF
     | RflagsBits::ZF
@@ -79,19 +80,22 @@ const ARITHMETIC_FLAGS: u32 = RflagsBits::OF
     | RflagsBits::CF
     | RflagsBits::PF;
 
-/// Of these iced says that they read no flag, but the emulated CPU computes all: rotations by a multiple of nine or seventeen
-/// bits change nothing, and CMPXCHG8B, which keeps all flags but ZF, computes the others in the wrong way
-/// where an instruction before it in the translated code has set them (docs/determinism.md, "The lab's emulated CPU").
+/// Of these iced says that they read no flag, but the emulated CPU computes all: rotations by a
+/// multiple of nine or seventeen bits change nothing, and CMPXCHG8B, which keeps all flags but ZF,
+/// computes the others in the wrong way where an instruction before it in the translated code has
+/// set them (docs/determinism.md, "The lab's emulated CPU").
 const COMPUTE_FLAGS: &[Mnemonic] =
     &[Mnemonic::Rcl, Mnemonic::Rcr, Mnemonic::Cmpxchg8b, Mnemonic::Cmpxchg16b];
 
-/// Stores the address of the last x87 instruction, which a switch to a host thread and back may change: FXSAVE and XSAVE
-/// keep it only while an exception is pending on AMD's CPUs before Zen 2 (APM vol. 2 section 11.4.4), and never in QEMU.
+/// Stores the address of the last x87 instruction, which a switch to a host thread and back may
+/// change: FXSAVE and XSAVE keep it only while an exception is pending on AMD's CPUs before Zen 2
+/// (APM vol. 2 section 11.4.4), and never in QEMU.
 const WITH_X87_POINTERS: &[Mnemonic] =
     &[Mnemonic::Fnstenv, Mnemonic::Fstenv, Mnemonic::Fnsave, Mnemonic::Fsave];
 
-/// Loads MXCSR from the streams' random memory. A CPU answers reserved bits with #GP (SDM vol. 1 section 10.2.3), the lab's
-/// takes them, and its host's kernel then refuses the state of such a guest (KVM_SET_XSAVE).
+/// Loads MXCSR from the streams' random memory. A CPU answers reserved bits with #GP (SDM vol. 1
+/// section 10.2.3), the lab's takes them, and its host's kernel then refuses the state of such a
+/// guest (KVM_SET_XSAVE).
 const WITH_MXCSR: &[Mnemonic] = &[Mnemonic::Ldmxcsr, Mnemonic::Fxrstor, Mnemonic::Fxrstor64];
 
 /// With a register as bit offset these reach 2^60 bytes to either side.

@@ -1,11 +1,11 @@
 //! The kernel of a bare guest: entry, handlers for all vectors, and the end.
 //!
-//! Every handler stirs what it can see of the interrupted code (address, flags, all registers) into one hash and
-//! writes part of it into the scratch memory. So an interrupt or a fault that comes one instruction early or late
-//! in a replay changes all that is computed from then on.
+//! Every handler stirs what it can see of the interrupted code (address, flags, all registers) into
+//! one hash and writes part of it into the scratch memory. So an interrupt or a fault that comes
+//! one instruction early or late in a replay changes all that is computed from then on.
 //!
-//! A fault in a stream is repaired by going on with the next 16-byte slot; when the stream's patience is at its end,
-//! or the fault is anywhere else, the stream is given up.
+//! A fault in a stream is repaired by going on with the next 16-byte slot; when the stream's
+//! patience is at its end, or the fault is anywhere else, the stream is given up.
 
 use fastrand::Rng;
 use iced_x86::IcedError;
@@ -120,7 +120,8 @@ fn pop_all(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// Mixes the pushed registers and the words at these offsets from RSP into the hash, which is in RAX afterwards.
+/// Mixes the pushed registers and the words at these offsets from RSP into the hash, which is in
+/// RAX afterwards.
 fn stir_pushed(a: &mut CodeAssembler, more: &[i32]) -> Result<(), IcedError> {
     a.mov(rax, state(field::STIR))?;
     a.mov(rdx, MIXER)?;
@@ -152,14 +153,16 @@ fn common(a: &mut CodeAssembler, choices: Choices) -> Result<(), IcedError> {
 
     push_all(a)?;
     a.cld()?;
-    // RF should last for one instruction. QEMU 7.2's emulated CPU keeps it to the end of a translated block, wherever a
-    // host interrupt has cut that, so who pushes it (INT n, an interrupt) has another one from run to run.
+    // RF should last for one instruction. QEMU 7.2's emulated CPU keeps it to the end of a
+    // translated block, wherever a host interrupt has cut that, so who pushes it (INT n, an
+    // interrupt) has another one from run to run.
     a.and(dword_ptr(rsp + FLAGS), !RF)?;
     a.mov(rbx, qword_ptr(rsp + VECTOR))?;
     a.cmp(ebx, FIRST_IRQ)?;
     a.jae(precise)?;
-    // The arithmetic flags of a fault vary from run to run on QEMU 7.2's emulated CPU, which the lab is made of: they
-    // are computed in place before an access that faults. TF goes too: it would come again after each instruction.
+    // The arithmetic flags of a fault vary from run to run on QEMU 7.2's emulated CPU, which the
+    // lab is made of: they are computed in place before an access that faults. TF goes too: it
+    // would come again after each instruction.
     a.and(dword_ptr(rsp + FLAGS), !0x9d5)?;
     a.set_label(&mut precise)?;
     a.inc(qword_ptr(rbx * 8 + (STATE + field::COUNTS) as i32))?;
@@ -246,7 +249,8 @@ pub fn entry(text: &mut Section, kernel: &Kernel, choices: Choices) -> Result<u6
     let icw4 = if choices.auto_eoi { 3 } else { 1 };
     let irqs = if choices.listens { 0xee } else { 0xfe };
     let [low, high] = choices.timer_counts.to_le_bytes();
-    // ICW1 to ICW4 and masks of both 8259, rate generator of the 8254, receive interrupt of the 8250.
+    // ICW1 to ICW4 and masks of both 8259, rate generator of the 8254, receive interrupt of the
+    // 8250.
     let writes: [(i32, u8); 15] = [
         (0x20, 0x11),
         (0x21, FIRST_IRQ as u8),

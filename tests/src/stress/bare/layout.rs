@@ -90,7 +90,8 @@ pub const USER_DATA: u16 = 0x23;
 pub const USER_CODE: u16 = 0x2b;
 /// The task state segment.
 pub const TASK: u16 = 0x30;
-/// IA32_STAR for SYSCALL (AMD APM vol. 2 section 6.1.1): kernel code in bits 47:32, what SYSRET would load in 63:48.
+/// IA32_STAR for SYSCALL (AMD APM vol. 2 section 6.1.1): kernel code in bits 47:32, what SYSRET
+/// would load in 63:48.
 pub const STAR: u64 = (KERNEL_CODE as u64) << 32 | (KERNEL_DATA as u64 | 3) << 48;
 
 /// The vector with which ring 3 ends a stream.
@@ -108,7 +109,8 @@ const PAGE_BYTES: u64 = 0x1000;
 const LARGE_BYTES: u64 = 0x20_0000;
 const MEMORY_BYTES: u64 = 32 << 20;
 
-/// Builds the data segment at [`STATE`]: descriptor tables, TSS and page tables; `vectors` are the handlers' addresses.
+/// Builds the data segment at [`STATE`]: descriptor tables, TSS and page tables; `vectors` are the
+/// handlers' addresses.
 pub fn tables(vectors: &[u64; 256]) -> Vec<u8> {
     let mut data = vec![0; (TABLES_END - STATE) as usize];
     let mut put = |address: u64, bytes: &[u8]| {
@@ -155,7 +157,8 @@ pub fn tables(vectors: &[u64; 256]) -> Vec<u8> {
     data
 }
 
-/// An interrupt gate (AMD APM vol. 2 section 4.8.4); ring 3 may call [`LEAVE`], breakpoint and overflow.
+/// An interrupt gate (AMD APM vol. 2 section 4.8.4); ring 3 may call [`LEAVE`], breakpoint and
+/// overflow.
 fn gate(vector: u8, handler: u64) -> [u8; 16] {
     let privilege = if matches!(vector, LEAVE | 3 | 4) { 0x60 } else { 0 };
     let stack = u8::from(vector == DOUBLE_FAULT);

@@ -1,7 +1,8 @@
 //! Bare guests: a kernel of their own and a random list of blocks, in one ELF.
 //!
-//! A block is drawn from its own seed, so that leaving blocks out changes nothing in those that stay. The guest
-//! runs them one after the other, prints a hash of all it has seen and switches itself off.
+//! A block is drawn from its own seed, so that leaving blocks out changes nothing in those that
+//! stay. The guest runs them one after the other, prints a hash of all it has seen and switches
+//! itself off.
 
 mod blocks;
 mod code;

@@ -1,7 +1,8 @@
-//! Page-table games: pages of a window are mapped, moved, protected and used, and their entries read back.
+//! Page-table games: pages of a window are mapped, moved, protected and used, and their entries
+//! read back.
 //!
-//! Every change of an entry is followed by INVLPG before its page is used: what a stale translation shows is not
-//! defined by the architecture.
+//! Every change of an entry is followed by INVLPG before its page is used: what a stale translation
+//! shows is not defined by the architecture.
 
 use fastrand::Rng;
 use iced_x86::IcedError;

@@ -1,8 +1,9 @@
 //! Streams of random instructions in ring 0 and ring 3.
 //!
-//! Each instruction has a slot of 16 bytes, so that a handler knows where the next one begins. Slots do not begin at
-//! multiples of 16, so instructions cross cache lines and pages. A stream ends by itself, by a software interrupt or
-//! SYSCALL in ring 3, or is given up by the fault handler.
+//! Each instruction has a slot of 16 bytes, so that a handler knows where the next one begins.
+//! Slots do not begin at multiples of 16, so instructions cross cache lines and pages. A stream
+//! ends by itself, by a software interrupt or SYSCALL in ring 3, or is given up by the fault
+//! handler.
 
 use fastrand::Rng;
 use iced_x86::IcedError;

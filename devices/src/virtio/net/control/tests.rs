@@ -10,7 +10,8 @@ use crate::virtio::net::VirtioNet;
 const COMMAND: u64 = 0x5000;
 const ANSWER: u64 = 0x6000;
 
-/// Sends `command` with room for `answer_bytes`; how often the driver has announced, and the answer.
+/// Sends `command` with room for `answer_bytes`; how often the driver has announced, and the
+/// answer.
 fn send(command: &[u8], answer_bytes: u32, may: bool) -> Result<(u64, u8), GuestFault> {
     let mem: GuestMemoryMmap =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
