@@ -155,6 +155,27 @@ fn what_a_damaged_group_leads_to_comes_after_what_was_decided_before() {
 }
 
 #[test]
+fn a_host_that_cannot_put_a_whole_state_in_place_leaves_and_is_not_compared() {
+    let mut core = core(Role::Backup);
+    core.connect(MS);
+    core.receive(MS, &wire::PREAMBLE);
+    let (role, fingerprint, highest_term) = (Role::Primary, fingerprint(), Term(1));
+    let hello = Message::Hello { role, fingerprint, highest_term, runs: true };
+    let (term, release) = (Term(1), ReleasePolicy::Ack);
+    let (on_divergence, believe) = (DivergencePolicy::Resync, Role::Backup);
+    let attach = Message::Attach { term, release, on_divergence, believe };
+    let (outputs_through, at) = (crate::OutputOrdinal(0), Ordinal(5));
+    let end = Message::StateEnd { term, outputs_through, at, machine: vec![] };
+    core.receive(MS, &bytes(&[hello, attach, end]));
+    assert!(core.session().is_protected() && core.follower().is_joining());
+    let _ = core.take_effects();
+    core.fault(2 * MS, "the disk cannot be copied".into());
+    assert!(matches!(core.stop(), Some(StopReason::DiskFailed { .. })));
+    let effects = core.take_effects();
+    assert!(effects.contains(&Effect::HangUp) && messages(&effects).is_empty());
+}
+
+#[test]
 fn a_connection_that_is_over_says_nothing_more() {
     let mut core = following();
     core.disconnect(2 * MS, DisconnectReason::Closed);
