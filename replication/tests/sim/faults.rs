@@ -122,7 +122,7 @@ impl World {
 
     pub fn order(&mut self) {
         let host = self.random.between(0, 2) as usize;
-        let kind = self.random.between(0, 12);
+        let kind = if self.options.only_switches { 0 } else { self.random.between(0, 12) };
         self.trace(&format!("order {kind} to host {host}"));
         if self.hosts[host].is_gone() {
             return;

@@ -23,8 +23,11 @@ impl World {
     /// One step of a follower; whether the thread goes on at once.
     pub fn follow(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
-        if own.core.follows() && own.core.follower().has_faulted() {
-            return false;
+        if own.core.follows() {
+            assert!(!own.inputs_open || !own.outbox.is_empty(), "a follower hears the network");
+            if own.core.follower().has_faulted() {
+                return false;
+            }
         }
         if own.core.takes_strays(self.now_ns) && self.random.one_in(10) {
             let frame = self.random.number().to_le_bytes().to_vec();

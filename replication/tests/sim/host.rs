@@ -13,6 +13,9 @@ use crate::options::Options;
 use crate::transfer::Sender;
 use crate::world::{FAILURE_NS, MS, US};
 
+/// Frames after which the guest waits for the other host.
+pub const GATED_FRAMES_MAX: u64 = 12;
+
 pub enum Parcel {
     Bytes(Vec<u8>),
     Closed,
@@ -117,7 +120,7 @@ impl Host {
             stall_ns: 150 * MS,
             limits: Limits {
                 log_bytes_max: 2000,
-                gated_frames_max: 12,
+                gated_frames_max: GATED_FRAMES_MAX,
                 gated_bytes_max: 4000,
                 ..Limits::default()
             },

@@ -3,6 +3,7 @@
 use ftvmm_replication::{DivergencePolicy, LinkPolicy, ReleasePolicy, Role};
 
 use crate::Random;
+use crate::world::MS;
 
 /// A fault that waits for a host to come into a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,10 @@ pub struct Options {
     pub faults: u64,
     /// How many times the operator wants something.
     pub orders: u64,
+    /// How long a message to or from the witness takes at most.
+    pub witness_ns_max: u64,
+    /// He wants nothing but the roles to change.
+    pub only_switches: bool,
     /// Whether a host that is gone is replaced by a fresh one.
     pub replaces: bool,
     /// Whether the guest starts without a backup.
@@ -112,6 +117,8 @@ impl Options {
             on_link_down: [LinkPolicy::Switch, LinkPolicy::Ignore][any(3) / 2],
             faults: any(4) as u64,
             orders: [0, 0, 1, 2, 4][any(5)],
+            witness_ns_max: 30 * MS,
+            only_switches: false,
             replaces: any(2) == 0,
             starts_alone: any(4) == 0,
             from_snapshot: any(10) == 0,
