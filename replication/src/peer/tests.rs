@@ -11,8 +11,12 @@ const HORIZON_NS: u64 = 200_000;
 
 fn core(role: Role) -> PeerCore {
     let limits = Limits { log_bytes_max: 100_000, ..Limits::default() };
+    core_under(role, limits, DivergencePolicy::default())
+}
+
+fn core_under(role: Role, limits: Limits, on_divergence: DivergencePolicy) -> PeerCore {
     let config = SessionConfig::new(role, fingerprint(), Term(0), 1_700_000_000);
-    let config = SessionConfig { limits, ..config };
+    let config = SessionConfig { limits, on_divergence, ..config };
     PeerCore::new(config, HORIZON_NS, true).unwrap()
 }
 
@@ -41,7 +45,14 @@ fn bytes(messages: &[Message]) -> Vec<u8> {
 
 /// A primary whose guest runs, followed by a backup.
 fn protected() -> PeerCore {
-    let mut core = core(Role::Primary);
+    make_protected(core(Role::Primary))
+}
+
+fn protected_under(limits: Limits, on_divergence: DivergencePolicy) -> PeerCore {
+    make_protected(core_under(Role::Primary, limits, on_divergence))
+}
+
+fn make_protected(mut core: PeerCore) -> PeerCore {
     core.connect(MS);
     core.receive(MS, &wire::PREAMBLE);
     let hello = Message::Hello {
@@ -129,6 +140,20 @@ fn the_guest_of_a_congested_primary_waits_with_nothing_unsent() {
     core.disconnect(3 * MS, DisconnectReason::Closed);
     core.step(3 * MS, SessionEvent::TermClaimed { term: Term(2), granted: true });
     assert!(!core.is_congested() && core.is_unrecorded(), "alone it is free");
+}
+
+#[test]
+fn a_congested_guest_stays_held_while_its_state_replaces_the_backups() {
+    let limits = Limits { gated_frames_max: 2, ..Limits::default() };
+    let mut core = protected_under(limits, DivergencePolicy::Resync);
+    for at in 1..=3 {
+        let digest = crate::OutputDigest::of(Ordinal(at), 0, &[1]);
+        core.step(2 * MS, SessionEvent::Output { at: Ordinal(at), digest, frame: vec![1] });
+    }
+    assert!(core.is_congested());
+    let fault = Message::Fault { term: Term(1), evidence: crate::Evidence::default() };
+    core.receive(3 * MS, &bytes(&[fault]));
+    assert!(core.session().is_attaching() && core.is_congested());
 }
 
 #[test]
