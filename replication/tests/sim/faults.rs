@@ -135,7 +135,8 @@ impl World {
         }
     }
 
-    /// The user asks a host to stop: one that speaks for the guest ends it, one that follows leaves.
+    /// The user asks a host to stop: one that speaks for the guest ends it, one that follows
+    /// leaves.
     fn stop(&mut self, host: usize) {
         let own = &mut self.hosts[host];
         match own.begun && !own.core.follows() {

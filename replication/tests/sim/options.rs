@@ -20,8 +20,8 @@ pub enum Strike {
     StopOther,
     /// The operator lets the backup go.
     Detach,
-    /// A bit of the host's guest flips while its processor stands still, then the connection breaks:
-    /// what it has received and not executed does not fit.
+    /// A bit of the host's guest flips while its processor stands still, then the connection
+    /// breaks: what it has received and not executed does not fit.
     FlipAndCut,
     /// The other host says that this one is not believed, out of nothing.
     Forge,
@@ -31,8 +31,8 @@ pub enum Strike {
     Stuck,
 }
 
-/// Phases in which a fault has a row of its own, and what strikes there. What seldom leads to its row
-/// stands twice.
+/// Phases in which a fault has a row of its own, and what strikes there. What seldom leads to its
+/// row stands twice.
 const AMBUSHES: &[(&str, Strike)] = &[
     ("AwaitingBackup", Strike::Cut),
     ("ClaimingFirstTerm", Strike::Cut),

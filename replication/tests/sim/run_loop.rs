@@ -10,8 +10,8 @@ use crate::disk::Answer;
 use crate::host::{GATED_FRAMES_MAX, Stage};
 use crate::world::{BACKUP, FAULTS_END_NS, MS, OnHost, US, World};
 
-/// Frames that wait at most: what the gate holds, and as many again where the guest is let go on so that
-/// its state can be taken, or where frames are decided and not performed.
+/// Frames that wait at most: what the gate holds, and as many again where the guest is let go on so
+/// that its state can be taken, or where frames are decided and not performed.
 const UNSEEN_MAX: u64 = 2 * GATED_FRAMES_MAX;
 
 impl World {
