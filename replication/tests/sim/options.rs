@@ -15,6 +15,8 @@ pub enum Strike {
     /// The host crashes, or the other does.
     Crash,
     CrashOther,
+    /// The host crashes with half a slice in the log.
+    CrashInSlice,
     /// The host, or the other, is asked to stop at once.
     Stop,
     StopOther,
@@ -46,7 +48,7 @@ const AMBUSHES: &[(&str, Strike)] = &[
     ("Attaching", Strike::CutInSilence),
     ("Attaching", Strike::Detach),
     ("Attaching", Strike::CrashOther),
-    ("Joining", Strike::Stop),
+    ("Protected", Strike::CrashInSlice),
     ("Joining", Strike::Stop),
     ("Joining", Strike::Forge),
     ("Joining", Strike::BadDisk),
@@ -135,6 +137,9 @@ impl Options {
 
     /// With what leads to the phase of the ambush.
     fn steered(mut self) -> Self {
+        if self.ambush == Some(("Joining", Strike::Stop)) {
+            (self.big_state, self.believe) = (true, Role::Primary);
+        }
         match self.ambush.map(|(phase, _)| phase) {
             Some("AwaitingEvidence" | "AwaitingVerdict") => self.diverges = true,
             Some("Yielding") => self.orders = self.orders.max(2),
