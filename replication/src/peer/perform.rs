@@ -122,6 +122,7 @@ impl PeerCore {
 
     fn go_live(&mut self, term: Term) {
         self.notice(Notice::TakesOver { term });
+        self.guest.congested = false;
         self.follower.go_live();
         match self.session.takes_over_by_switch() {
             true => self.counters.switches += 1,
@@ -137,7 +138,6 @@ impl PeerCore {
 
     fn be_alone(&mut self) {
         self.mode = Mode::Alone;
-        self.guest.congested = false;
         self.effects.push(Effect::OpenInputs);
     }
 

@@ -14,8 +14,12 @@ const HORIZON_NS: u64 = 200_000;
 
 fn core(role: Role) -> PeerCore {
     let limits = Limits { log_bytes_max: 100_000, ..Limits::default() };
+    core_under(role, limits, DivergencePolicy::default())
+}
+
+fn core_under(role: Role, limits: Limits, on_divergence: DivergencePolicy) -> PeerCore {
     let config = SessionConfig::new(role, build(), fingerprint(), Term(0), 1_700_000_000);
-    let config = SessionConfig { limits, ..config };
+    let config = SessionConfig { limits, on_divergence, ..config };
     PeerCore::new(config, HORIZON_NS, true).unwrap()
 }
 
@@ -44,7 +48,14 @@ fn bytes(messages: &[Message]) -> Vec<u8> {
 
 /// A primary whose guest runs, followed by a backup.
 fn protected() -> PeerCore {
-    let mut core = core(Role::Primary);
+    make_protected(core(Role::Primary))
+}
+
+fn protected_under(limits: Limits, on_divergence: DivergencePolicy) -> PeerCore {
+    make_protected(core_under(Role::Primary, limits, on_divergence))
+}
+
+fn make_protected(mut core: PeerCore) -> PeerCore {
     core.connect(MS);
     core.receive(MS, &wire::PREAMBLE);
     let hello = Message::Hello {
@@ -137,6 +148,20 @@ fn the_guest_of_a_congested_primary_waits_with_nothing_unsent() {
 }
 
 #[test]
+fn a_congested_guest_stays_held_while_its_state_replaces_the_backups() {
+    let limits = Limits { gated_frames_max: 2, ..Limits::default() };
+    let mut core = protected_under(limits, DivergencePolicy::Resync);
+    for at in 1..=3 {
+        let digest = crate::OutputDigest::of(Ordinal(at), 0, &[1]);
+        core.step(2 * MS, SessionEvent::Output { at: Ordinal(at), digest, frame: vec![1] });
+    }
+    assert!(core.is_congested());
+    let fault = Message::Fault { term: Term(1), evidence: crate::Evidence::default() };
+    core.receive(3 * MS, &bytes(&[fault]));
+    assert!(core.session().is_attaching() && core.is_congested());
+}
+
+#[test]
 fn what_a_damaged_group_leads_to_comes_after_what_was_decided_before() {
     let mut core = following();
     let mut encoder = crate::GroupEncoder::new();
@@ -157,6 +182,27 @@ fn what_a_damaged_group_leads_to_comes_after_what_was_decided_before() {
     let sent = messages(&core.take_effects());
     let names: Vec<_> = sent.iter().map(Message::name).collect();
     assert_eq!(names, ["Ack", "Fault"]);
+}
+
+#[test]
+fn a_host_that_cannot_put_a_whole_state_in_place_leaves_and_is_not_compared() {
+    let mut core = core(Role::Backup);
+    core.connect(MS);
+    core.receive(MS, &wire::PREAMBLE);
+    let (role, fingerprint, highest_term) = (Role::Primary, fingerprint(), Term(1));
+    let hello = Message::Hello { role, build: build(), fingerprint, highest_term, runs: true };
+    let (term, release) = (Term(1), ReleasePolicy::Ack);
+    let (on_divergence, believe) = (DivergencePolicy::Resync, Role::Backup);
+    let attach = Message::Attach { term, release, on_divergence, believe };
+    let (outputs_through, at) = (crate::OutputOrdinal(0), Ordinal(5));
+    let end = Message::StateEnd { term, outputs_through, at, machine: vec![] };
+    core.receive(MS, &bytes(&[hello, attach, end]));
+    assert!(core.session().is_protected() && core.is_joining());
+    let _ = core.take_effects();
+    core.fault(2 * MS, "the disk cannot be copied".into());
+    assert!(matches!(core.stop(), Some(StopReason::DiskFailed { .. })));
+    let effects = core.take_effects();
+    assert!(effects.contains(&Effect::HangUp) && messages(&effects).is_empty());
 }
 
 #[test]

@@ -102,6 +102,11 @@ impl Coverage {
         *self.rows.entry(letter).or_default() += 1;
     }
 
+    /// How often a row was applied.
+    pub fn row_count(&self, letter: &str) -> u64 {
+        self.rows.get(letter).copied().unwrap_or_default()
+    }
+
     pub fn mark(&mut self, mark: Mark) {
         *self.marks.entry(mark).or_default() += 1;
     }

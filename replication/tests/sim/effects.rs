@@ -136,7 +136,7 @@ impl World {
             Effect::Transmit(frame) => self.transmit(host, &frame),
             Effect::ClaimTerm(Term(term)) => {
                 let life = own.life;
-                let delay_ns = self.random.between(100 * US, 30 * MS);
+                let delay_ns = self.random.between(100 * US, self.options.witness_ns_max);
                 self.after(delay_ns, Due::Judge { host, life, term });
             }
             Effect::SendState { number } => self.begin_sending(host, Some(number)),

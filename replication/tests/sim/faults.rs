@@ -5,7 +5,7 @@ use ftvmm_replication::{Message, SessionEvent, Term, wire};
 use crate::coverage::Mark;
 use crate::host::Parcel;
 use crate::options::Strike;
-use crate::world::{Due, FAILURE_NS, FAULTS_END_NS, MS, OnHost, World};
+use crate::world::{Due, FAILURE_NS, FAULTS_END_NS, MS, OnHost, US, World};
 
 impl World {
     pub fn fault(&mut self) {
@@ -82,6 +82,16 @@ impl World {
             Strike::CutInSilence => self.cut = true,
             Strike::Crash => self.crash(host),
             Strike::CrashOther => self.crash(1 - host),
+            Strike::CrashInSlice => {
+                let own = &self.hosts[host];
+                match own.has_half_a_slice && own.core.records_log() {
+                    true => self.crash(host),
+                    false if self.now_ns < FAULTS_END_NS => {
+                        self.after_on(50 * US, host, OnHost::Strike);
+                    }
+                    false => {}
+                }
+            }
             Strike::Stop => self.step(host, SessionEvent::HostStop),
             Strike::StopOther => self.step(1 - host, SessionEvent::HostStop),
             Strike::Detach => self.step(host, SessionEvent::Detach),
@@ -122,7 +132,7 @@ impl World {
 
     pub fn order(&mut self) {
         let host = self.random.between(0, 2) as usize;
-        let kind = self.random.between(0, 12);
+        let kind = if self.options.only_switches { 0 } else { self.random.between(0, 12) };
         self.trace(&format!("order {kind} to host {host}"));
         if self.hosts[host].is_gone() {
             return;

@@ -1,6 +1,6 @@
 //! The guest's thread while the guest follows the other host's log, or is given its state.
 
-use ftvmm_replication::{Check, CursorStep, DiskAnswer, Ordinal, SessionEvent, Slice};
+use ftvmm_replication::{DiskAnswer, MemoryLook, Ordinal, ReplayStep, SessionEvent, Slice};
 
 use crate::coverage::Mark;
 use crate::disk::{Compared, compare};
@@ -12,9 +12,14 @@ impl World {
     pub fn join(&mut self, host: usize) -> bool {
         let Some(part) = self.hosts[host].core.follower().next_part() else { return false };
         match self.put_part(host, &part) {
-            Ok(stands) => self.core(host, |core, now_ns| {
-                core.part_restored(now_ns, part.len_bytes(), stands.is_some());
-            }),
+            Ok(stands) => {
+                if let Some(at) = stands {
+                    self.hosts[host].replayer.start_after(Ordinal(at.0 - 1));
+                }
+                self.core(host, |core, now_ns| {
+                    core.part_restored(now_ns, part.len_bytes(), stands.is_some());
+                });
+            }
             Err(description) => self.core(host, |core, now_ns| core.fault(now_ns, description)),
         }
         self.random.one_in(2)
@@ -23,8 +28,11 @@ impl World {
     /// One step of a follower; whether the thread goes on at once.
     pub fn follow(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
-        if own.core.follows() && own.core.follower().has_faulted() {
-            return false;
+        if own.core.follows() {
+            assert!(!own.inputs_open || !own.outbox.is_empty(), "a follower hears the network");
+            if own.core.follower().has_faulted() {
+                return false;
+            }
         }
         if own.core.takes_strays(self.now_ns) && self.random.one_in(10) {
             let frame = self.random.number().to_le_bytes().to_vec();
@@ -44,18 +52,12 @@ impl World {
     fn follow_between(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
         let last = Ordinal(own.guest.at);
-        let cursor = own.core.follower().cursor();
-        if cursor.has_slice(last.next())
-            && let CursorStep::Load(parts) = cursor.next(last.next())
-        {
-            self.load(host, last.0 + 1, &parts);
-            return true;
+        match own.replayer.between_exits(own.core.follower().cursor(), last) {
+            ReplayStep::Load(parts) => self.load(host, last.0 + 1, &parts),
+            ReplayStep::UsedUp => self.take_over(host, last),
+            _ => return self.run_guest(host),
         }
-        if cursor.is_used_up(last.next()) {
-            self.take_over(host, last);
-            return true;
-        }
-        self.run_guest(host)
+        true
     }
 
     fn follow_at_exit(&mut self, host: usize) -> bool {
@@ -65,30 +67,37 @@ impl World {
         if let Some(answer) = own.awaited {
             return self.take_answer(host, answer);
         }
-        // The match is here and nowhere else.
-        match own.core.follower().cursor().next(Ordinal(at)) {
-            CursorStep::Apply(input) => own.guest.apply(&input),
-            CursorStep::ApplyDisk(answer) => own.awaited = Some(answer),
-            CursorStep::Check(check) => self.compare_check(host, &check),
-            CursorStep::Load(parts) => self.load(host, at, &parts),
-            CursorStep::Proceed if self.options.ends_at.is_some_and(|ends_at| at >= ends_at) => {
+        self.report(host, before, false);
+        let own = &mut self.hosts[host];
+        match own.replayer.at_exit(own.core.follower().cursor(), Ordinal(at)) {
+            ReplayStep::Apply(input) => own.guest.apply(&input),
+            ReplayStep::CompareDisk(answer) => own.awaited = Some(answer),
+            ReplayStep::Measure { memory } => self.compare_check(host, memory),
+            ReplayStep::Load(parts) => self.load(host, at, &parts),
+            ReplayStep::Proceed if self.options.ends_at.is_some_and(|ends_at| at >= ends_at) => {
                 self.fault_at(host, "the guest ended, the recorder's went on");
             }
-            CursorStep::Proceed => self.answer(host),
-            CursorStep::Wait => {
-                self.core(host, |core, now_ns| core.step(now_ns, SessionEvent::Executed(before)));
+            ReplayStep::Proceed => self.answer(host),
+            ReplayStep::Wait => {
+                self.report(host, before, true);
                 return false;
             }
-            CursorStep::End(end) => {
+            ReplayStep::Ended => {
+                let end = own.replayer.end().expect("it has just come to that");
                 self.end(host, end.reason);
                 return false;
             }
-            CursorStep::Exhausted => self.take_over(host, before),
-            CursorStep::Missed { record, .. } => {
-                self.fault_at(host, &format!("went past '{record}'"));
-            }
+            ReplayStep::UsedUp => self.take_over(host, before),
+            ReplayStep::Missed(record) => self.fault_at(host, &format!("went past '{record}'")),
         }
         true
+    }
+
+    /// Tells the primary that exit `left` is done, now and then or before the guest waits.
+    fn report(&mut self, host: usize, left: Ordinal, waits: bool) {
+        if self.hosts[host].replayer.report_is_due(left, waits) {
+            self.step(host, SessionEvent::Executed(left));
+        }
     }
 
     fn load(&mut self, host: usize, at: u64, parts: &[Slice]) {
@@ -97,10 +106,11 @@ impl World {
         self.hosts[host].stage = Stage::AtExit;
     }
 
-    fn compare_check(&mut self, host: usize, check: &Check) {
+    fn compare_check(&mut self, host: usize, memory: MemoryLook) {
         self.coverage.mark(Mark::CheckCompared);
-        let own = self.hosts[host].guest.check(check.memory_look());
-        if let Some(what) = own.difference(check) {
+        let own = &mut self.hosts[host];
+        let check = own.guest.check(memory);
+        if let Some(what) = own.replayer.difference(&check) {
             self.fault_at(host, &what);
         }
     }
@@ -116,7 +126,7 @@ impl World {
         }
         let Some(ours) = own.disk.take(answer.id) else {
             let before = Ordinal(own.guest.at - 1);
-            self.core(host, |core, now_ns| core.step(now_ns, SessionEvent::Executed(before)));
+            self.report(host, before, true);
             return false;
         };
         own.awaited = None;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use ftvmm_replication::{
-    DiskAnswer, Effect, Fingerprint, Limits, OnPanic, OnReset, PROTOCOL_VERSION, PeerCore, Role,
-    SessionConfig, Slice, StatePart, Term, TscMode,
+    DiskAnswer, Effect, Fingerprint, Limits, OnPanic, OnReset, PROTOCOL_VERSION, PeerCore,
+    Replayer, Role, SessionConfig, Slice, StatePart, Term, TscMode,
 };
 
 use crate::disk::Disk;
@@ -12,6 +12,9 @@ use crate::guest::Guest;
 use crate::options::Options;
 use crate::transfer::Sender;
 use crate::world::{FAILURE_NS, MS, US};
+
+/// Frames after which the guest waits for the other host.
+pub const GATED_FRAMES_MAX: u64 = 12;
 
 pub enum Parcel {
     Bytes(Vec<u8>),
@@ -55,6 +58,7 @@ pub struct Host {
     pub disk: Disk,
     /// A request that ended in the log, while this host's disk is not done with it.
     pub awaited: Option<DiskAnswer>,
+    pub replayer: Replayer,
     /// Parts of a slice that are not in the log yet.
     pub slices: VecDeque<Slice>,
     pub has_half_a_slice: bool,
@@ -117,7 +121,7 @@ impl Host {
             stall_ns: 150 * MS,
             limits: Limits {
                 log_bytes_max: 2000,
-                gated_frames_max: 12,
+                gated_frames_max: GATED_FRAMES_MAX,
                 gated_bytes_max: 4000,
                 ..Limits::default()
             },
@@ -148,6 +152,7 @@ impl Host {
             inbox: VecDeque::new(),
             disk: Disk::default(),
             awaited: None,
+            replayer: Replayer::new(),
             slices: VecDeque::new(),
             has_half_a_slice: false,
             sender: None,

@@ -3,6 +3,7 @@
 use ftvmm_replication::{DivergencePolicy, LinkPolicy, ReleasePolicy, Role};
 
 use crate::Random;
+use crate::world::MS;
 
 /// A fault that waits for a host to come into a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Strike {
     /// The host crashes, or the other does.
     Crash,
     CrashOther,
+    /// The host crashes with half a slice in the log.
+    CrashInSlice,
     /// The host, or the other, is asked to stop at once.
     Stop,
     StopOther,
@@ -45,7 +48,7 @@ const AMBUSHES: &[(&str, Strike)] = &[
     ("Attaching", Strike::CutInSilence),
     ("Attaching", Strike::Detach),
     ("Attaching", Strike::CrashOther),
-    ("Joining", Strike::Stop),
+    ("Protected", Strike::CrashInSlice),
     ("Joining", Strike::Stop),
     ("Joining", Strike::Forge),
     ("Joining", Strike::BadDisk),
@@ -76,6 +79,10 @@ pub struct Options {
     pub faults: u64,
     /// How many times the operator wants something.
     pub orders: u64,
+    /// How long a message to or from the witness takes at most.
+    pub witness_ns_max: u64,
+    /// He wants nothing but the roles to change.
+    pub only_switches: bool,
     /// Whether a host that is gone is replaced by a fresh one.
     pub replaces: bool,
     /// Whether the guest starts without a backup.
@@ -112,6 +119,8 @@ impl Options {
             on_link_down: [LinkPolicy::Switch, LinkPolicy::Ignore][any(3) / 2],
             faults: any(4) as u64,
             orders: [0, 0, 1, 2, 4][any(5)],
+            witness_ns_max: 30 * MS,
+            only_switches: false,
             replaces: any(2) == 0,
             starts_alone: any(4) == 0,
             from_snapshot: any(10) == 0,
@@ -128,6 +137,9 @@ impl Options {
 
     /// With what leads to the phase of the ambush.
     fn steered(mut self) -> Self {
+        if self.ambush == Some(("Joining", Strike::Stop)) {
+            (self.big_state, self.believe) = (true, Role::Primary);
+        }
         match self.ambush.map(|(phase, _)| phase) {
             Some("AwaitingEvidence" | "AwaitingVerdict") => self.diverges = true,
             Some("Yielding") => self.orders = self.orders.max(2),

@@ -7,8 +7,12 @@ use ftvmm_replication::{
 
 use crate::coverage::Mark;
 use crate::disk::Answer;
-use crate::host::Stage;
+use crate::host::{GATED_FRAMES_MAX, Stage};
 use crate::world::{BACKUP, FAULTS_END_NS, MS, OnHost, US, World};
+
+/// Frames that wait at most: what the gate holds, and as many again where the guest is let go on so
+/// that its state can be taken, or where frames are decided and not performed.
+const UNSEEN_MAX: u64 = 2 * GATED_FRAMES_MAX;
 
 impl World {
     /// The guest's thread of a host goes on, if it may.
@@ -63,6 +67,7 @@ impl World {
         }
         if own.is_live && own.core.follows() {
             (own.is_live, own.awaited) = (false, None);
+            own.replayer.start_after(own.core.log().horizon());
         }
         match own.is_live {
             true => self.live(host),
@@ -97,7 +102,9 @@ impl World {
 
     /// The guest stands at an exit and takes this host's inputs.
     fn record(&mut self, host: usize) -> bool {
-        let at = self.hosts[host].guest.at;
+        let own = &self.hosts[host];
+        let at = own.guest.at;
+        assert!(own.inputs_open || !own.outbox.is_empty(), "the guest hears nothing");
         if self.random.one_in(3) {
             self.core(host, |core, now_ns| core.idle(now_ns));
         }
@@ -161,6 +168,11 @@ impl World {
                 Output::Disk(request) => self.submit(host, request),
                 Output::Console(_) => {}
             }
+        }
+        let own = &self.hosts[host];
+        if own.core.session().is_protected() && own.core.records_log() {
+            let unseen = (own.guest.sent.len() as u64).saturating_sub(self.checker.seen());
+            assert!(unseen <= UNSEEN_MAX, "{unseen} frames of a protected guest wait");
         }
     }
 

@@ -334,7 +334,7 @@ impl World {
             self.witness = Some(WitnessEntry { term: Term(term), holder });
             self.checker.on_granted(host, life, term);
         }
-        let delay_ns = self.random.between(100 * US, 30 * MS);
+        let delay_ns = self.random.between(100 * US, self.options.witness_ns_max);
         let what = OnHost::Answer { term, granted };
         self.after(delay_ns, Due::OnHost { host, life, what });
     }

@@ -180,6 +180,12 @@ impl Disk {
         state.answers.values().map(|held| held.answer.clone()).collect()
     }
 
+    /// Whether the guest has made this request, here or before its state came here.
+    pub fn has_request(&self, id: u64) -> bool {
+        let state = lock(&self.state);
+        id <= state.last_id || state.answers.contains_key(&id)
+    }
+
     /// The last request the guest made.
     pub fn last_id(&self) -> u64 {
         lock(&self.state).last_id

@@ -126,6 +126,7 @@ fn an_answer_waits_for_leave_to_be_told() {
     assert_eq!(undelivered.iter().map(|answer| answer.id).collect::<Vec<_>>(), [1]);
     let (other, _image) = self::disk(Telling::WhenAllowed);
     other.resume_with(undelivered.clone());
+    assert!(other.has_request(1) && !other.has_request(2) && disk.has_request(3));
     assert_eq!(other.take_told().as_ref(), undelivered.first());
 }
 

@@ -234,6 +234,11 @@ impl Feed for PeerFeed {
         at: Ordinal,
         answer: DiskAnswer,
     ) -> Result<Step, InputError> {
+        // Its answer would be waited for for ever.
+        if !self.peer.disk.as_ref().is_some_and(|disk| disk.has_request(answer.id)) {
+            let id = answer.id;
+            return Ok(self.fault(at, format!("disk request {id} was never made here")));
+        }
         let own = self.ask(replayer, left_before(at), |_, _| {
             self.peer.disk.as_ref().and_then(|disk| disk.take(answer.id))
         });
