@@ -164,12 +164,14 @@ fn board() -> Value {
             "status": 1004, "gpe_status": 33, "gpe_enable": 34, "enable": 1005, "control": 1006,
             "powered_off": true,
         },
-        "net": net(),
-        "entropy": {
-            "transport": transport(1100, json!({ "QueueNotReady": { "queue": 9 } })),
-            "wanted_bytes": 1201, "supplied_bytes": 1202,
+        "virtio": {
+            "net": net(),
+            "entropy": {
+                "transport": transport(1100, json!({ "QueueNotReady": { "queue": 9 } })),
+                "wanted_bytes": 1201, "supplied_bytes": 1202,
+            },
+            "disk": disk(),
         },
-        "disk": disk(),
         "panic": { "event": true, "matched": 35, "reason": [36, 37], "printed": true },
         "nmi_pending": true,
         "resets": 1007,

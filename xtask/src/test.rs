@@ -392,6 +392,8 @@ fn run_command(
         .stdout(input.try_clone()?)
         .stderr(input)
         .spawn()?;
+    // It holds ends of the pipe, which is read until the last of them is closed.
+    drop(command);
     let mut counts = Counts::default();
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line?;

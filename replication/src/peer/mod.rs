@@ -84,6 +84,19 @@ pub struct PeerCore {
     effects: Vec<Effect>,
 }
 
+/// Who speaks for the guest, and what is to change about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// The other host does.
+    pub follows: bool,
+    /// A whole state comes.
+    pub joins: bool,
+    /// The guest is to stand still for a switch.
+    pub yields: bool,
+    /// The session is over.
+    pub is_over: bool,
+}
+
 /// What is wanted of the guest's thread, and of the guest when nobody follows it.
 #[derive(Debug, Default)]
 struct GuestOrders {

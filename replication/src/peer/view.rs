@@ -1,6 +1,6 @@
 //! What the caller may know of a host of a pair.
 
-use super::{Begin, Effect, Follower, LogPacer, Mode, PeerCore, PeerCounters, Transfer};
+use super::{Begin, Effect, Follower, LogPacer, Mode, PeerCore, PeerCounters, Roles, Transfer};
 use crate::session::Session;
 use crate::session::policy::StopReason;
 
@@ -77,10 +77,15 @@ impl PeerCore {
         self.guest.yields
     }
 
-    /// True when the guest's thread has to look at the roles before it asks for inputs.
+    /// What the guest's thread must know before it asks for inputs.
     #[must_use]
-    pub fn wants_turn(&self) -> bool {
-        self.follower.is_joining() || self.follows() || self.guest.yields
+    pub fn roles(&self) -> Roles {
+        Roles {
+            follows: self.follows(),
+            joins: self.is_joining(),
+            yields: self.guest.yields,
+            is_over: self.stop.is_some(),
+        }
     }
 
     /// What follows the other host's log.

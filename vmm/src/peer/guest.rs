@@ -29,7 +29,7 @@ impl Peer {
             return None;
         }
         let since_ns = self.clock.host_now_ns();
-        if self.tell(|core, now_ns| core.take_turn(now_ns)) {
+        if self.lock().wants_yield() && self.tell(|core, now_ns| core.take_turn(now_ns)) {
             self.wait_as_guest(|core, _| {
                 let is_over = !core.session().is_yielding() || core.stop().is_some();
                 is_over.then_some(())

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ftvmm_replication::peer::{Begin, PeerCounters};
+use ftvmm_replication::peer::{Begin, PeerCounters, Roles};
 use ftvmm_replication::session::policy::{Role, SessionConfigError, StopReason};
 use ftvmm_replication::witness::Witness;
 use ftvmm_replication::{PeerCore, SessionConfig, SessionEvent};
@@ -87,6 +87,8 @@ pub struct PeerConfig {
 pub struct Core {
     core: PeerCore,
     waiters: u32,
+    /// What the vCPU's thread was last told to look at.
+    roles: Roles,
 }
 
 impl std::ops::Deref for Core {
@@ -207,7 +209,7 @@ impl Peer {
         queue.set_closed(role == Role::Backup);
         let clock = HostClock::host_start();
         Ok(Arc::new(Self {
-            core: Mutex::new(Core { core, waiters: 0 }),
+            core: Mutex::new(Core { core, waiters: 0, roles: Roles::default() }),
             changed: Condvar::new(),
             outbox: Mutex::default(),
             unsent: Unsent::default(),
@@ -296,8 +298,9 @@ impl Peer {
 
     /// What the guest's thread must know is known before the lock is free; who waits is woken; what
     /// was decided is performed.
-    fn let_go(self: &Arc<Self>, core: MutexGuard<'_, Core>) {
-        if core.wants_turn() {
+    fn let_go(self: &Arc<Self>, mut core: MutexGuard<'_, Core>) {
+        let roles = core.roles();
+        if std::mem::replace(&mut core.roles, roles) != roles {
             self.turn.store(true, Ordering::Release);
         }
         self.queue.set_unrecorded(core.is_unrecorded());
