@@ -75,7 +75,8 @@ impl World {
         if own.core.session().is_yielding() {
             return false;
         }
-        if own.is_live && own.core.follows() {
+        // Its thread may not have had its turn since, and this host may be live again.
+        if own.is_live && own.core.follower().is_active() {
             (own.is_live, own.awaited) = (false, None);
         }
         match own.is_live {
