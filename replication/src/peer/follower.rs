@@ -11,6 +11,8 @@ use crate::state::StatePart;
 #[derive(Debug, Default)]
 pub struct Follower {
     cursor: ReplayCursor,
+    /// The guest is to execute what has come before it takes this host's inputs.
+    active: bool,
     /// A whole state is to be put in place first; the parts of it that have come.
     joining: bool,
     parts: VecDeque<StatePart>,
@@ -59,11 +61,12 @@ impl Follower {
 
     /// A whole state is about to come: the one there is counts no more.
     pub(super) fn join(&mut self) {
-        *self = Self { joining: true, ..Self::default() };
+        *self = Self { active: true, joining: true, ..Self::default() };
     }
 
     /// A log is about to come for a guest that has left `through`.
     pub(super) fn follow(&mut self, through: Ordinal) {
+        self.active = true;
         self.cursor = ReplayCursor::starting_at(through);
     }
 
@@ -73,6 +76,16 @@ impl Follower {
             self.cursor = ReplayCursor::new();
         }
         self.cursor.seal();
+    }
+
+    /// True until the guest has executed all that has come, also when this host has gone live.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active
+    }
+
+    pub(super) fn set_active(&mut self, active: bool) {
+        self.active = active;
     }
 
     pub(super) fn fault(&mut self) {

@@ -123,12 +123,14 @@ impl PeerCore {
             Role::Primary => Mode::Recording,
             Role::Backup => Mode::Following,
         };
+        let mut follower = Follower::default();
+        follower.set_active(mode == Mode::Following);
         Ok(Self {
             mode,
             session: Session::new(config)?,
             decoder: None,
             log: LogPacer::new(horizon_ns),
-            follower: Follower::default(),
+            follower,
             transfer: Transfer::default(),
             announcer: Announcer::default(),
             counters: PeerCounters::default(),
@@ -281,6 +283,7 @@ impl PeerCore {
     /// The log is used up and sealed: the guest has left exit `through` and takes this host's
     /// inputs from now on.
     pub fn took_over(&mut self, now_ns: u64, through: Ordinal) {
+        self.follower.set_active(false);
         self.step(now_ns, SessionEvent::TookOver { through });
         // A planned one follows no loss.
         if !self.session.is_protected() {
@@ -290,8 +293,8 @@ impl PeerCore {
 
     /// This host cannot follow the log.
     pub fn fault(&mut self, now_ns: u64, description: String) {
-        // A state that has come whole, so that the session counts on it, cannot be put in place: this
-        // host has no guest that could be compared or believed, and leaves.
+        // A state that has come whole, so that the session counts on it, cannot be put in place:
+        // this host has no guest that could be compared or believed, and leaves.
         let event = match self.follower.is_joining() && self.session.is_protected() {
             true => SessionEvent::DiskFailed { id: 0, description },
             false => SessionEvent::ReplayFault { description },

@@ -72,6 +72,7 @@ pub struct Host {
     /// Its host does not let go of the guest's processor until then.
     pub stuck_until_ns: u64,
     /// The guest makes no exit until then.
+    pub computes_since_ns: u64,
     pub computes_until_ns: u64,
     /// Deadline of the tick under way.
     pub tick_due_ns: Option<u64>,
@@ -161,6 +162,7 @@ impl Host {
             crashed: false,
             paused_until_ns: 0,
             stuck_until_ns: 0,
+            computes_since_ns: 0,
             computes_until_ns: 0,
             tick_due_ns: None,
             received_through: 0,

@@ -49,6 +49,10 @@ const SEEDS_IN_DEBUG: u64 = 200;
 const REGRESSIONS: &[(u64, &str)] = &[
     (173, "a congested guest was let go when its state went to a backup that is not believed"),
     (310, "a follower waited for ever for the answer to a request which its guest never made"),
+    (
+        4639,
+        "a guest whose thread had no turn while its host followed and went live skipped the log",
+    ),
     (781, "a backup whose disk failed at the end of a state was believed in a divergence"),
 ];
 

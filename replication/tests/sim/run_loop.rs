@@ -14,6 +14,10 @@ use crate::world::{BACKUP, FAULTS_END_NS, MS, OnHost, US, World};
 /// that its state can be taken, or where frames are decided and not performed.
 const UNSEEN_MAX: u64 = 2 * GATED_FRAMES_MAX;
 
+/// What a guest left behind before it went computing is with the other host after that, timers that
+/// are late included.
+const TAIL_NS_MAX: u64 = 7 * MS;
+
 impl World {
     /// The guest's thread of a host goes on, if it may.
     pub fn turn(&mut self, host: usize) {
@@ -31,6 +35,12 @@ impl World {
         let now_ns = self.now_ns;
         if own.has_stopped() || own.stage == Stage::Running && now_ns < own.computes_until_ns {
             return false;
+        }
+        if std::mem::take(&mut own.computes_until_ns) > 0
+            && own.core.records_log()
+            && now_ns > own.computes_since_ns.max(own.paused_until_ns) + TAIL_NS_MAX
+        {
+            assert!(!own.core.log().has_records(), "a guest that computes leaves its log unsent");
         }
         if let Some(part) = own.slices.pop_front() {
             let is_last = part.is_last();
@@ -65,7 +75,8 @@ impl World {
         if own.core.session().is_yielding() {
             return false;
         }
-        if own.is_live && own.core.follows() {
+        // Its thread may not have had its turn since, and this host may be live again.
+        if own.is_live && own.core.follower().is_active() {
             (own.is_live, own.awaited) = (false, None);
             own.replayer.start_after(own.core.log().horizon());
         }
@@ -204,7 +215,9 @@ impl World {
     pub fn run_guest(&mut self, host: usize) -> bool {
         if self.random.one_in(200) {
             let computes_ns = self.random.between(MS, 20 * MS);
-            self.hosts[host].computes_until_ns = self.now_ns + computes_ns;
+            let own = &mut self.hosts[host];
+            own.computes_since_ns = self.now_ns;
+            own.computes_until_ns = self.now_ns + computes_ns;
             return false;
         }
         let own = &mut self.hosts[host];

@@ -13,7 +13,7 @@ use super::Peer;
 pub enum Turn {
     /// The session is over.
     Stopped,
-    /// The other host speaks for the guest. Its log begins after this exit.
+    /// The other host speaks for the guest, or did until now. Its log begins after this exit.
     Follow {
         /// The exit.
         through: Ordinal,
@@ -37,10 +37,11 @@ impl Peer {
             let stood_ms = (self.clock.host_now_ns() - since_ns) as f64 / 1e6;
             tracing::info!(stood_ms, "the guest stood still for a change of roles");
         }
-        let core = self.lock();
+        let mut core = self.lock();
         Some(match core.stop() {
             Some(_) => Turn::Stopped,
-            None if core.follows() => Turn::Follow { through: core.log().horizon() },
+            // Also when this host has gone live meanwhile: what it was sent comes first.
+            None if core.follower().is_active() => Turn::Follow { through: core.log().horizon() },
             None => Turn::Live,
         })
     }

@@ -31,7 +31,7 @@ impl PairPort {
     /// Inputs as `peer`'s session says.
     pub fn new(peer: Arc<Peer>) -> Self {
         let clock = GuestClock::anchored(peer.clock.host_now(), GuestNs(0));
-        let follows = peer.follows();
+        let follows = peer.lock().follower().is_active();
         let log = Replay::new(PeerFeed { peer: peer.clone() });
         Self { peer, log, follows, clock, last: GuestNs(0) }
     }
