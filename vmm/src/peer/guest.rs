@@ -38,10 +38,11 @@ impl Peer {
             tracing::info!(stood_ms, "the guest stood still for a change of roles");
         }
         let mut core = self.lock();
+        let is_active = core.follower().is_active();
         Some(match core.stop() {
             Some(_) => Turn::Stopped,
             // Also when this host has gone live meanwhile: what it was sent comes first.
-            None if core.follower().is_active() => Turn::Follow { through: core.log().horizon() },
+            None if is_active => Turn::Follow { through: core.log().horizon() },
             None => Turn::Live,
         })
     }
