@@ -269,7 +269,11 @@ impl Peer {
         let mut core = self.lock();
         loop {
             if let Some(answer) = answer(&mut core, self.clock.host_now_ns()) {
+                let is_over = core.stop().is_some();
                 self.let_go(core);
+                if is_over {
+                    self.finish_effects();
+                }
                 return answer;
             }
             core.waiters += 1;
@@ -357,8 +361,12 @@ impl Peer {
     }
 
     /// Why the session stopped, if it did.
-    pub fn stopped(&self) -> Option<StopReason> {
-        self.lock().stop().cloned()
+    pub fn stopped(self: &Arc<Self>) -> Option<StopReason> {
+        let reason = self.lock().stop().cloned();
+        if reason.is_some() {
+            self.finish_effects();
+        }
+        reason
     }
 
     /// True while inputs come from the other host's log.
@@ -481,5 +489,21 @@ pub(crate) mod tests {
         drop(outbox);
         peer.perform_effects();
         assert!(!peer.lock().has_effects());
+    }
+
+    #[test]
+    fn who_learns_that_the_session_is_over_finds_everything_done() {
+        let peer = backup(None);
+        let outbox = peer.outbox.lock().unwrap();
+        std::thread::scope(|scope| {
+            // As the event thread, with another thread at the outbox.
+            peer.step(SessionEvent::HostStop);
+            let waits = scope.spawn(|| {
+                peer.wait_for_stop();
+                assert!(!peer.lock().has_effects(), "the process may end now");
+            });
+            assert!(peer.lock().has_effects() && !waits.is_finished());
+            drop(outbox);
+        });
     }
 }

@@ -81,6 +81,15 @@ impl Peer {
         }
     }
 
+    /// Returns when all that was decided is done, by whichever thread. Who learns that the session is
+    /// over may end the process: the last frames and the goodbye come first.
+    pub(super) fn finish_effects(self: &Arc<Self>) {
+        let mut outbox = lock(&self.outbox);
+        self.empty(&mut outbox);
+        drop(outbox);
+        self.perform_effects();
+    }
+
     /// A connection stands: what was decided of the one before is done first.
     pub(super) fn connect(self: &Arc<Self>, writer: ChannelWriter) {
         let mut outbox = lock(&self.outbox);
