@@ -4,7 +4,7 @@
 //! nor subtracted from it. [`GuestClock`] alone converts. Spans are the same on both clocks and are
 //! plain nanoseconds. Nothing here reads a clock.
 
-use std::time::Duration;
+use core::time::Duration;
 
 /// A point on the host's clock, in nanoseconds since that clock began.
 ///

@@ -4,7 +4,7 @@
 //! guest's next exit tells what it has changed meanwhile. The guest is stopped when little is left,
 //! when it makes no exit to sync at, or when rounds do not help.
 
-use std::time::Duration;
+use core::time::Duration;
 
 use crate::slice::PAGE_BYTES;
 use crate::state::{BLOCK_BYTES, PART_BLOCKS_MAX, PART_PAGES_MAX};

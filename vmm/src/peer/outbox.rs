@@ -81,8 +81,8 @@ impl Peer {
         }
     }
 
-    /// Returns when all that was decided is done, by whichever thread. Who learns that the session is
-    /// over may end the process: the last frames and the goodbye come first.
+    /// Returns when all that was decided is done, by whichever thread. Who learns that the session
+    /// is over may end the process: the last frames and the goodbye come first.
     pub(super) fn finish_effects(self: &Arc<Self>) {
         let mut outbox = lock(&self.outbox);
         self.empty(&mut outbox);
@@ -259,7 +259,8 @@ fn tell_operator(notice: Notice) {
             tracing::warn!(%term, "the other host speaks for the guest now");
         }
         Notice::Decided { row, detail } => {
-            tracing::warn!(row = %row.letter, decision = ?row.decision, detail, reason = row.reason);
+            let (row, decision, reason) = (row.letter, row.decision, row.reason);
+            tracing::warn!(%row, ?decision, detail, reason);
         }
         Notice::Over { reason } => tracing::info!(%reason, "the session is over"),
     }
