@@ -327,7 +327,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The copy of memory, for who ships it; of a guest with a log.
+    /// The copy of memory, for a state transfer; of a guest with a log.
     pub fn memory_copy(&self) -> Option<Arc<MemoryCopy>> {
         self.pages.as_ref().map(|pages| pages.copy().clone())
     }

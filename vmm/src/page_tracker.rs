@@ -3,7 +3,7 @@
 //! A second copy of memory, and a digest over all of it. Both hosts, and a recording and its
 //! replay, bring theirs up to date at the same points: at memory checks, where memory is equal
 //! because execution is deterministic, and at slices, where it is equal because the state was
-//! shipped. So the copies are equal, and a slice need only say what differs from them.
+//! sent. So the copies are equal, and a slice need only say what differs from them.
 //!
 //! Invariant: a page that differs from its copy has its bit set in KVM's dirty log or in the
 //! memory's own bitmap. Bits may be set for pages that do not differ; they cost a comparison, a

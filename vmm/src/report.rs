@@ -44,7 +44,7 @@ pub struct Report {
     pub recording_error: Option<String>,
     /// Of a replay: how much of a run the recording has.
     pub recording: Option<Extent>,
-    /// Slices shipped.
+    /// Slices sent.
     pub slices: u64,
     /// Divergences found.
     pub divergences: u64,

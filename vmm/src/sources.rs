@@ -7,8 +7,8 @@ use ftvmm_replication::{Check, GuestNs, Ordinal, StatePart};
 use crate::input::{FileFeed, LiveInputs, Recorder, Recording, Replay};
 use crate::input_error::InputError;
 use crate::peer::PairPort;
-use crate::shipment::{Restore, TransferPort};
 use crate::step::{Answer, InputSource, RunMode, Situation, Standpoint, Step, StopCause};
+use crate::transfer::{Restore, TransferPort};
 
 /// Where a guest's inputs come from when nothing comes first.
 pub enum Source {

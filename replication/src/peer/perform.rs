@@ -42,7 +42,7 @@ impl PeerCore {
                 self.notice(Notice::GoesAlone { term });
                 self.be_alone();
             }
-            Action::ShipState => {
+            Action::SendState => {
                 self.be_alone();
                 let number = self.transfer.begin();
                 self.effects.push(Effect::SendState { number });

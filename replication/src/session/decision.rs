@@ -107,7 +107,7 @@ pub enum Decision {
     /// The guest goes on as before, alone.
     StayAlone,
     /// Send the backup the whole state, over the connection that stands.
-    ShipState,
+    SendState,
     /// Ask the backup to take over, and then for its state.
     Yield,
     /// Stop: the state never came whole.
@@ -202,7 +202,7 @@ pub const DECISIONS: &[Row] = rows! {
         "the backup has not the whole state, so it cannot take over; the guest never noticed it"
     "AA" Attaching PeerLeft => StayAlone:
         "as Z"
-    "AB" AwaitingEvidence DivergedResync => ShipState:
+    "AB" AwaitingEvidence DivergedResync => SendState:
         "the primary is believed; its state replaces the backup's, and nothing leaves before that"
     "AC" Resyncing PeerLost => ClaimNextTerm:
         "the backup may not have heard that it is not believed; the witness tells who goes on"

@@ -112,7 +112,7 @@ pub enum SessionEvent {
     HostStop,
     /// The guest is to start without waiting for a backup (primary).
     StartAlone,
-    /// A part of the state [`Action::ShipState`] asked for.
+    /// A part of the state [`Action::SendState`] asked for.
     State(StatePart),
     /// Its last part: the guest stands at this exit, and takes no input before this event.
     StateEnd {
@@ -180,7 +180,7 @@ pub enum Action {
     },
     /// A backup joins: send [`SessionEvent::State`] while the guest runs, then stop it shortly for
     /// [`SessionEvent::StateEnd`]. Log groups are not asked for meanwhile.
-    ShipState,
+    SendState,
     /// The backup has put so much of the state in place.
     StateTaken {
         /// As [`StatePart::len_bytes`] counts.

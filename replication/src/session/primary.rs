@@ -383,7 +383,7 @@ impl Primary {
                 self.go_alone(cx, term);
             }
             (Decision::StayAlone, _) => self.phase = Phase::Alone,
-            (Decision::ShipState, _) => self.ship_state(cx, true),
+            (Decision::SendState, _) => self.send_state(cx, true),
             (Decision::Yield, _) => self.yield_unequal(cx),
             (Decision::HandOver, _) => self.hand_over(cx),
             (Decision::StopLostWitness, _) => {

@@ -88,13 +88,13 @@ impl World {
 
     fn live(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
-        let wants_rest = own.sender.as_ref().is_some_and(|sender| sender.wants_rest());
+        let wants_stop = own.sender.as_ref().is_some_and(|sender| sender.wants_stop());
         match own.stage {
-            Stage::AtExit if wants_rest => self.take_state(host),
+            Stage::AtExit if wants_stop => self.take_state(host),
             Stage::AtExit => self.record(host),
             Stage::Left => {
                 let is_wanted =
-                    own.core.wants_yield() || own.core.follower().is_joining() || wants_rest;
+                    own.core.wants_yield() || own.core.follower().is_joining() || wants_stop;
                 if own.core.is_congested() && !is_wanted {
                     self.coverage.mark(Mark::Congested);
                     return false;
@@ -102,7 +102,7 @@ impl World {
                 self.answer(host);
                 true
             }
-            Stage::Running => self.run_live(host, wants_rest),
+            Stage::Running => self.run_live(host, wants_stop),
         }
     }
 
@@ -187,13 +187,13 @@ impl World {
         }
     }
 
-    fn run_live(&mut self, host: usize, wants_rest: bool) -> bool {
+    fn run_live(&mut self, host: usize, wants_stop: bool) -> bool {
         if self.hosts[host].core.is_unrecorded() && self.random.one_in(4) {
             // No log names the point.
             let inputs = self.inputs(host);
             inputs.iter().for_each(|input| self.hosts[host].guest.apply(input));
         }
-        if self.random.one_in(12) || wants_rest && self.random.one_in(2) {
+        if self.random.one_in(12) || wants_stop && self.random.one_in(2) {
             self.kick(host);
             return self.random.one_in(2);
         }

@@ -34,7 +34,7 @@ pub struct Sender {
 
 impl Sender {
     /// What is left is to be taken while the guest stands still.
-    pub fn wants_rest(&self) -> bool {
+    pub fn wants_stop(&self) -> bool {
         self.parts_left == 0 && self.unsent.is_none()
     }
 
@@ -91,7 +91,7 @@ impl World {
     /// The thread that sends the state goes on while the guest runs.
     pub fn send_on(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        let Some(sender) = own.sender.as_mut().filter(|sender| !sender.wants_rest()) else {
+        let Some(sender) = own.sender.as_mut().filter(|sender| !sender.wants_stop()) else {
             return;
         };
         if sender.unsent.is_none() {

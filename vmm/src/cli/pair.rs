@@ -31,9 +31,9 @@ use crate::peer::{
     PeerOutputs,
 };
 use crate::report::Report;
-use crate::shipment::{Restore, Shipment, TransferPort};
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink, StopCause};
+use crate::transfer::{Restore, Transfer, TransferPort};
 
 /// A peer that is alive says so this many times within the failure limit.
 const HEARTBEATS_PER_FAILURE: u64 = 10;
@@ -332,10 +332,11 @@ impl Parts {
         machine.show_network(queue.network().clone());
         queue.kick_with(machine.vcpu().kicker());
         host.memory_mib = config.memory_mib;
-        let ship = |copy| Arc::new(Shipment::new(copy, peer.disk(), queue.clone(), clock, header));
-        host.shipment = machine.memory_copy().map(ship);
-        if let Some(shipment) = &host.shipment {
-            peer.ship_with(shipment.clone());
+        let transfer =
+            |copy| Arc::new(Transfer::new(copy, peer.disk(), queue.clone(), clock, header));
+        host.transfer = machine.memory_copy().map(transfer);
+        if let Some(transfer) = &host.transfer {
+            peer.transfer_with(transfer.clone());
         }
         let mut live = LiveInputs::new(queue, clock, timers.alarm, input_delays(args));
         if origin.start().is_some() {
@@ -345,7 +346,7 @@ impl Parts {
         let recorder = Recorder::new(recording, Some(Box::new(log)), check_plan(args));
         let inputs = Inputs::new(Source::Live(Box::new(live)))
             .recorded(Some(recorder))
-            .transferable(host.shipment.clone().map(TransferPort::new))
+            .transferable(host.transfer.clone().map(TransferPort::new))
             .paired(PairPort::new(peer.clone()))
             .restored(origin.into_parts().map(|parts| Restore::new(parts, peer.disk())));
         Ok(Run::new(machine, half, inputs, host, clock))

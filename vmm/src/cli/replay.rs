@@ -23,10 +23,10 @@ use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
 use crate::report::{Extent, Report};
 use crate::run_loop::RunError;
-use crate::shipment::Restore;
 use crate::snapshot::Snapshot;
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink};
+use crate::transfer::Restore;
 use crate::user_file::Named;
 
 /// What a replay compares its guest with.

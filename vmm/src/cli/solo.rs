@@ -25,9 +25,9 @@ use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder};
 use crate::machine::Machine;
 use crate::peer::announce_restored;
 use crate::report::Report;
-use crate::shipment::{Gauge, Restore, Shipment, TransferPort};
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink};
+use crate::transfer::{ProgressCell, Restore, Transfer, TransferPort};
 
 /// What a guest alone speaks through.
 struct Solo {
@@ -84,8 +84,8 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         tap: tap.clone(),
         recording: args.record.clone(),
         clock,
-        shipment: means.clone(),
-        gauge: Gauge::new(clock, Box::new(TransferBar::hidden())),
+        transfer: means.clone(),
+        progress: ProgressCell::new(clock, Box::new(TransferBar::hidden())),
     })?;
     let mut events = events(args, &origin, tap, &queue)?;
     let kicked = queue.clone();
@@ -135,7 +135,7 @@ struct Parts {
     disk: Option<Arc<Disk>>,
     clock: HostClock,
     alarm: Alarm,
-    means: Arc<OnceLock<Arc<Shipment>>>,
+    means: Arc<OnceLock<Arc<Transfer>>>,
 }
 
 impl Parts {
@@ -165,10 +165,11 @@ impl Parts {
         queue.kick_with(machine.vcpu().kicker());
         host.memory_mib = config.memory_mib;
         let copy = machine.memory_copy().filter(|_| args.control.is_some());
-        let ship = |copy| Arc::new(Shipment::new(copy, disk.clone(), queue.clone(), clock, header));
-        host.shipment = copy.map(ship);
-        if let Some(shipment) = &host.shipment {
-            let _ = means.set(shipment.clone());
+        let transfer =
+            |copy| Arc::new(Transfer::new(copy, disk.clone(), queue.clone(), clock, header));
+        host.transfer = copy.map(transfer);
+        if let Some(transfer) = &host.transfer {
+            let _ = means.set(transfer.clone());
         }
         let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
         if origin.start().is_some() {
@@ -177,7 +178,7 @@ impl Parts {
         let record = |recording| Recorder::new(Some(recording), None, check_plan(args));
         let inputs = Inputs::new(Source::Live(Box::new(live)))
             .recorded(recording.map(record))
-            .transferable(host.shipment.clone().map(TransferPort::new))
+            .transferable(host.transfer.clone().map(TransferPort::new))
             .restored(origin.into_parts().map(|parts| Restore::new(parts, disk)));
         Ok(Run::new(machine, Solo { outputs }, inputs, host, clock))
     }

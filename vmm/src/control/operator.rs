@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::host::NetworkReport;
-use crate::shipment::{SaveError, Saved};
+use crate::transfer::{SaveError, Saved};
 
 /// Answers for the run. Called from several threads at once; only what is said to may block.
 pub trait Operator: Send + Sync {

@@ -22,7 +22,7 @@ pub struct InputDelays {
     /// Of what comes from outside: frames, typed bytes, a request to stop.
     pub inputs: Duration,
     /// Of the guest's timer, where slices are dear; where they are not, [`Self::inputs`]. They are
-    /// while a guest boots: it writes much of its memory, which a slice would have to ship, and
+    /// while a guest boots: it writes much of its memory, which a slice would have to send, and
     /// nobody has heard of it yet.
     pub ticks: Duration,
 }

@@ -11,7 +11,7 @@ use shuttle::thread;
 use super::kick_target::Kvm;
 use super::kicker::Kicks;
 use super::live_queue::LiveQueue;
-use super::rendezvous::{Rendezvous, Stop, Wanted};
+use super::rendezvous::{Rendezvous, Stop, TransferRequest};
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, FOREVER, Mutex, lock, wait};
 use crate::host::resting_timer;
@@ -197,7 +197,7 @@ impl Congestion {
         }
     }
 
-    /// As `Peer::ship_with` has it.
+    /// As `Peer::transfer_with` has it.
     fn wake(&self) {
         drop(lock(&self.lock));
         self.changed.notify_all();
@@ -221,7 +221,7 @@ fn a_guest_gives_its_state_wherever_its_thread_waits() {
                     congestion.wake();
                 };
                 meeting.begin();
-                meeting.look(SHORT, wake);
+                meeting.dirty_sync(SHORT, wake);
                 let stop = meeting.stop(7, FOREVER, wake);
                 is_over.store(true, Ordering::SeqCst);
                 wake();
@@ -230,16 +230,16 @@ fn a_guest_gives_its_state_wherever_its_thread_waits() {
         };
         let mut given = None;
         while !is_over.load(Ordering::SeqCst) {
-            if meeting.wants(Wanted::Look) {
-                meeting.looked(1);
+            if meeting.wants(TransferRequest::DirtySync) {
+                meeting.synced(1);
             }
-            if meeting.wants(Wanted::Rest) {
+            if meeting.wants(TransferRequest::StopAndCopy) {
                 given = meeting.take_destination();
                 meeting.stopped(Stop { at: ExitOrdinal(9), stopped_ns: 1 });
             }
             if either() {
                 let over = || is_over.load(Ordering::SeqCst);
-                congestion.hold_while(|| !meeting.wants(Wanted::Rest) && !over());
+                congestion.hold_while(|| !meeting.wants(TransferRequest::StopAndCopy) && !over());
             } else {
                 go_on(&mut vcpu, &queue);
             }
@@ -259,7 +259,7 @@ fn a_state_that_was_given_up_is_given_to_nobody() {
             thread::spawn(move || [0, 1].map(|n| meeting.stop(n, SHORT, || {}).is_some()))
         };
         for _ in 0..4 {
-            if meeting.wants(Wanted::Rest)
+            if meeting.wants(TransferRequest::StopAndCopy)
                 && let Some(number) = meeting.take_destination()
             {
                 served[number as usize].fetch_add(1, Ordering::SeqCst);

@@ -57,10 +57,10 @@ impl Peer {
 
     /// A part of the other host's state is in place; with the last one this host has it whole.
     pub(super) fn has_restored(self: &Arc<Self>, part: &StatePart, is_whole: bool) {
-        let gauge = &self.sending.gauge;
-        gauge.take(part);
+        let progress = &self.sending.progress;
+        progress.take(part);
         if is_whole {
-            gauge.end();
+            progress.end();
         }
         let part_bytes = part.len_bytes();
         self.tell(|core, now_ns| core.part_restored(now_ns, part_bytes, is_whole));

@@ -14,8 +14,8 @@ use super::guest::Turn;
 use crate::disk::Answer;
 use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
-use crate::shipment::put_on_disk;
 use crate::step::{RunMode, Situation, Standpoint, Step, StopCause};
+use crate::transfer::put_on_disk;
 
 /// The roles of a pair, which may change hands at any time, and the log of the other host.
 pub struct PairPort {

@@ -21,7 +21,7 @@ mod log;
 mod operator;
 mod outbox;
 mod outputs;
-mod shipping;
+mod transfer;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -49,8 +49,8 @@ use crate::disk::Disk;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{HostEventsError, Tap, resting_timer};
 use crate::input::LiveQueue;
-use crate::shipment::{Gauge, ProgressDisplay, Shipment, Shipped};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait};
+use crate::transfer::{ProgressCell, ProgressDisplay, Transfer, TransferSummary};
 
 /// How long the end of a run waits for incident reports.
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);
@@ -164,11 +164,11 @@ struct Address {
 
 /// What the guest's state is sent with.
 struct Sending {
-    shipment: OnceLock<Arc<Shipment>>,
+    transfer: OnceLock<Arc<Transfer>>,
     /// Held by the thread that sends a state.
     one_at_a_time: Mutex<()>,
-    gauge: Gauge,
-    last: Mutex<Option<Shipped>>,
+    progress: ProgressCell,
+    last: Mutex<Option<TransferSummary>>,
 }
 
 /// Reports of divergences that are being written.
@@ -227,9 +227,9 @@ impl Peer {
                 takes_newcomers: AtomicBool::new(false),
             },
             sending: Sending {
-                shipment: OnceLock::new(),
+                transfer: OnceLock::new(),
                 one_at_a_time: Mutex::default(),
-                gauge: Gauge::new(clock, config.progress),
+                progress: ProgressCell::new(clock, config.progress),
                 last: Mutex::default(),
             },
             incidents: Incidents {
@@ -403,7 +403,7 @@ pub(crate) mod tests {
     use ftvmm_replication::{Effect, Term};
 
     use super::*;
-    use crate::shipment::Progress;
+    use crate::transfer::Progress;
 
     /// Grants everything.
     struct Kind;

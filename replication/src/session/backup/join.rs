@@ -126,7 +126,7 @@ impl Backup {
             }
             Some(Yielded { follows: false }) => {
                 let mut primary = self.alone_successor(cx);
-                primary.ship_state(cx, false);
+                primary.send_state(cx, false);
                 primary
             }
             None => self.alone_successor(cx),

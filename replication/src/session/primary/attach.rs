@@ -93,15 +93,15 @@ impl Primary {
             cx.send(Message::Refuse { refusal });
             return cx.hang_up();
         }
-        self.ship_state(cx, false);
+        self.send_state(cx, false);
     }
 
-    pub(in crate::session) fn ship_state(&mut self, cx: &mut Context<'_>, gated: bool) {
+    pub(in crate::session) fn send_state(&mut self, cx: &mut Context<'_>, gated: bool) {
         let SessionConfig { release, on_divergence, believe, .. } = *cx.config;
         cx.send(Message::Attach { term: self.term, release, on_divergence, believe });
         self.window = LogWindow::default();
         self.phase = Phase::Attaching { gated };
-        cx.act(Action::ShipState);
+        cx.act(Action::SendState);
     }
 
     pub(super) fn on_state(&mut self, cx: &mut Context<'_>, part: StatePart) {

@@ -58,7 +58,7 @@ fn a_guest_that_runs_alone_gets_a_backup() {
     let mut pair = attaching(|_| {});
     pair.primary.output(1);
     assert_eq!(pair.primary.transmitted(), [1], "outputs leave at once");
-    assert!(pair.primary.done.contains(&Action::ShipState));
+    assert!(pair.primary.done.contains(&Action::SendState));
     assert!(pair.backup.done.contains(&Action::TakeState(part())));
     pair.backup.step(SessionEvent::StateTaken { taken_bytes: 3 });
     pair.pump();
