@@ -223,12 +223,12 @@ messages! {
         /// The processor and the devices.
         machine: Vec<u8>,
     }
-    /// The backup has put so much of the state in place.
-    18 StateTaken {
+    /// The backup has restored so much of the state.
+    18 StateRestored {
         /// The primary's term.
         term: Term,
         /// Bytes of parts, as [`StatePart::len_bytes`] counts them.
-        taken_bytes: u64,
+        restored_bytes: u64,
     }
     /// The primary stands still with everything released: the backup is to speak from here on.
     19 Yield {
@@ -309,7 +309,7 @@ impl Message {
             | Self::Bye { term, .. }
             | Self::State { term, .. }
             | Self::StateEnd { term, .. }
-            | Self::StateTaken { term, .. }
+            | Self::StateRestored { term, .. }
             | Self::Yield { term, .. }
             | Self::DiskFlushed { term, .. }
             | Self::Strays { term, .. }

@@ -16,7 +16,7 @@ pub struct Follower {
     /// A whole state is to be put in place first; the parts of it that have come.
     joining: bool,
     parts: VecDeque<StatePart>,
-    taken_bytes: u64,
+    restored_bytes: u64,
     /// The guest has left the path of the log.
     faulted: bool,
 }
@@ -94,8 +94,8 @@ impl Follower {
 
     /// Bytes in place so far.
     pub(super) fn part_restored(&mut self, part_bytes: u64, is_whole: bool) -> u64 {
-        self.taken_bytes += part_bytes;
+        self.restored_bytes += part_bytes;
         self.joining &= !is_whole;
-        self.taken_bytes
+        self.restored_bytes
     }
 }

@@ -305,8 +305,8 @@ impl PeerCore {
 
     /// A part of the state that comes is in place; with the last one it is whole.
     pub fn part_restored(&mut self, now_ns: u64, part_bytes: u64, is_whole: bool) {
-        let taken_bytes = self.follower.part_restored(part_bytes, is_whole);
-        self.step(now_ns, SessionEvent::StateTaken { taken_bytes });
+        let restored_bytes = self.follower.part_restored(part_bytes, is_whole);
+        self.step(now_ns, SessionEvent::StateRestored { restored_bytes });
     }
 
     /// Sends a part of the state of transfer `number`; `None` when nobody wants it any more, and

@@ -123,10 +123,10 @@ pub enum SessionEvent {
         /// The guest's requests to its disk up to this one are carried out in the state.
         disk_through: u64,
     },
-    /// So much of the state is in place (backup).
-    StateTaken {
+    /// So much of the state is restored (backup).
+    StateRestored {
         /// As [`StatePart::len_bytes`] counts.
-        taken_bytes: u64,
+        restored_bytes: u64,
     },
     /// The run loop has used up the log and takes live inputs (backup, after [`Action::GoLive`]).
     TookOver {
@@ -181,10 +181,10 @@ pub enum Action {
     /// A backup joins: send [`SessionEvent::State`] while the guest runs, then stop it shortly for
     /// [`SessionEvent::StateEnd`]. Log groups are not asked for meanwhile.
     SendState,
-    /// The backup has put so much of the state in place.
-    StateTaken {
+    /// The backup has restored so much of the state.
+    StateRestored {
         /// As [`StatePart::len_bytes`] counts.
-        taken_bytes: u64,
+        restored_bytes: u64,
     },
     /// Log groups are asked for again, from exit `at` on, at which the guest stands.
     Protect {
@@ -196,8 +196,8 @@ pub enum Action {
         /// When outputs are released.
         release: ReleasePolicy,
     },
-    /// Put this part of the state in place and report [`SessionEvent::StateTaken`] (backup).
-    TakeState(StatePart),
+    /// Restore this part of the state and report [`SessionEvent::StateRestored`] (backup).
+    RestoreState(StatePart),
     /// This host follows the other's log from now on, after the exit it has left.
     Follow {
         /// The new term.
@@ -216,12 +216,12 @@ pub enum Action {
     /// unfinished group before it waits, or the backup waits as well.
     Congested(bool),
     /// The guest may be told of every flush up to this one that is done here.
-    TellFlushes {
+    CompleteFlushes {
         /// The last.
         through: u64,
     },
     /// The guest may be told that this request to its disk failed.
-    TellDisk {
+    CompleteDisk {
         /// The request.
         id: u64,
     },

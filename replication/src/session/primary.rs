@@ -123,7 +123,7 @@ impl Primary {
             // The recorder's own progress is in the horizons; it replays nothing.
             SessionEvent::Executed(_)
             | SessionEvent::ReplayFault { .. }
-            | SessionEvent::StateTaken { .. }
+            | SessionEvent::StateRestored { .. }
             | SessionEvent::TookOver { .. }
             | SessionEvent::ClientLink { .. }
             | SessionEvent::Strays(_) => {}
@@ -212,8 +212,8 @@ impl Primary {
                 Message::Refuse { refusal },
             ) => cx.stop(StopReason::BadConfiguration(refusal.swapped())),
             (Phase::AwaitingReady { .. }, Message::Ready { .. }) => self.on_ready(cx),
-            (Phase::Attaching { .. }, Message::StateTaken { taken_bytes, .. }) => {
-                cx.act(Action::StateTaken { taken_bytes });
+            (Phase::Attaching { .. }, Message::StateRestored { restored_bytes, .. }) => {
+                cx.act(Action::BackupRestored { restored_bytes });
             }
             (Phase::Attaching { .. }, Message::Refuse { refusal }) => {
                 self.lose_peer(cx, &format!("backup refuses: {}", refusal.swapped()));
@@ -222,7 +222,7 @@ impl Primary {
                 cx.act(Action::Receive(frames));
             }
             // Sent before the backup had the last part.
-            (_, Message::StateTaken { .. }) if self.is_followed() => {}
+            (_, Message::StateRestored { .. }) if self.is_followed() => {}
             (_, Message::Ready { .. }) if self.is_followed() && self.joining.is_some() => {
                 let disk_through = self.joining.take().unwrap_or_default();
                 self.flushes.on_peer(disk_through);

@@ -90,7 +90,7 @@ impl World {
         let own = &mut self.hosts[host];
         let wants_stop = own.sender.as_ref().is_some_and(|sender| sender.wants_stop());
         match own.stage {
-            Stage::AtExit if wants_stop => self.take_state(host),
+            Stage::AtExit if wants_stop => self.save_state(host),
             Stage::AtExit => self.record(host),
             Stage::Left => {
                 let is_wanted =

@@ -145,7 +145,7 @@ impl World {
     }
 
     /// The guest stands still for the rest of its state; whether its thread goes on at once.
-    pub fn take_state(&mut self, host: usize) -> bool {
+    pub fn save_state(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
         if !own.disk.queue.is_empty() {
             return false;

@@ -12,7 +12,7 @@ use super::disk::open_disk;
 use super::net_arg::NetArg;
 use crate::build;
 use crate::cpu_template::DEFAULT_TEMPLATE;
-use crate::disk::{Disk, Telling};
+use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
 use crate::host::tap_mtu;
 use crate::snapshot::{Parts, Snapshot};
@@ -32,12 +32,12 @@ impl Origin {
     pub fn of(
         args: &RunArgs,
         rtc_epoch_s: u64,
-        telling: Telling,
+        policy: CompletionPolicy,
     ) -> Result<(Self, Option<Arc<Disk>>), CommandError> {
         let snapshot = Self::snapshot(args)?;
         let net = args.net.as_ref().map(net_config).transpose()?;
         // Last: a restored disk is written, a plain one is read to its end.
-        let (disk, facts) = open_disk(args, snapshot.as_ref(), telling)?.unzip();
+        let (disk, facts) = open_disk(args, snapshot.as_ref(), policy)?.unzip();
         let config = match &snapshot {
             None => guest_config(args, rtc_epoch_s, net, facts),
             Some(snapshot) => {

@@ -20,7 +20,7 @@ use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
 use crate::build;
-use crate::disk::{Disk, Telling};
+use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
@@ -125,7 +125,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.clone();
-    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::WhenAllowed)?;
+    let (origin, disk) = Origin::of(args, host_unix_seconds(), CompletionPolicy::Gated)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
     origin.check(&guest)?;

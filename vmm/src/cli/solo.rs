@@ -17,7 +17,7 @@ use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
 use crate::control::SoloOperator;
-use crate::disk::{Disk, Telling};
+use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
@@ -66,13 +66,13 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
+    let (origin, disk) = Origin::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
     let guest = Guest::assemble(&origin.config)?;
     origin.check(&guest)?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
         queue.take_from_disk(disk.clone());
-        disk.on_answer(move |_| answered.disk_answered());
+        disk.on_completion(move |_| answered.disk_completed());
     }
     let network = queue.network().clone();
     let outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network);

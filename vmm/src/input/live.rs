@@ -108,7 +108,7 @@ impl LiveInputs {
     pub fn restored(&mut self, last: GuestNs) {
         self.resume(GuestClock::anchored(self.clock.host_now(), last), last);
         // What the guest had not had of its disk came with the state.
-        self.queue.disk_answered();
+        self.queue.disk_completed();
     }
 
     /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could

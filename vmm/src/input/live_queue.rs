@@ -12,7 +12,7 @@ use nix::sys::timerfd::TimerFd;
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 use super::{Kicker, Pulse};
-use crate::disk::{Answer, Disk};
+use crate::disk::{Completion, Disk};
 use crate::host::clock::HostClock;
 use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
 use crate::step::StopCause;
@@ -47,9 +47,9 @@ pub(super) struct Waiting {
     pub(super) console: VecDeque<u8>,
     /// The guest is to announce itself.
     pub(super) announce: bool,
-    /// The guest's disk, and whether it may have an answer for the guest.
+    /// The guest's disk, and whether it may have a completion for the guest.
     disk: Option<Arc<Disk>>,
-    disk_answered: bool,
+    disk_completed: bool,
     /// Events of the machine's own lines: interrupts, breaks.
     pub(super) signals: VecDeque<Input>,
     pub(super) shutdown: Shutdown,
@@ -76,23 +76,23 @@ impl Waiting {
         self.frames.is_empty()
             && self.console.is_empty()
             && !self.announce
-            && !self.disk_answered
+            && !self.disk_completed
             && self.signals.is_empty()
             && self.shutdown != Shutdown::Wanted
             && self.stop.is_none()
     }
 
-    /// True while the disk may have an answer.
-    pub(super) fn disk_answered(&self) -> bool {
-        self.disk_answered
+    /// True while the disk may have a completion.
+    pub(super) fn disk_completed(&self) -> bool {
+        self.disk_completed
     }
 
-    /// An answer of the disk.
-    pub(super) fn take_disk_answer(&mut self) -> Option<Answer> {
-        let disk = self.disk.as_ref().filter(|_| self.disk_answered)?;
-        let answer = disk.take_told();
-        self.disk_answered = answer.is_some();
-        answer
+    /// A completion of the disk.
+    pub(super) fn take_disk_completion(&mut self) -> Option<Completion> {
+        let disk = self.disk.as_ref().filter(|_| self.disk_completed)?;
+        let completion = disk.take_completed();
+        self.disk_completed = completion.is_some();
+        completion
     }
 
     fn kick(&self) {
@@ -159,26 +159,26 @@ impl LiveQueue {
             waiting.signals.clear();
         }
         waiting.announce &= !closed;
-        // The disk's answers are this host's to give from now on.
-        if !closed && waiting.disk_answered {
+        // The disk's completions are this host's to give from now on.
+        if !closed && waiting.disk_completed {
             self.wake(waiting, true);
         }
         was_ending
     }
 
-    /// Gives the queue the guest's disk; [`Self::disk_answered`] says that it has an answer.
+    /// Gives the queue the guest's disk; [`Self::disk_completed`] says that it has a completion.
     pub fn take_from_disk(&self, disk: Arc<Disk>) {
         self.lock().disk = Some(disk);
     }
 
-    /// The disk has an answer for a live guest. One that follows another's log finds it when it
+    /// The disk has a completion for a live guest. One that follows another's log finds it when it
     /// goes live.
-    pub fn disk_answered(&self) {
+    pub fn disk_completed(&self) {
         let mut waiting = self.lock();
         let was_empty = waiting.is_empty();
         // The guest's thread may have been faster.
-        waiting.disk_answered = waiting.disk.as_ref().is_some_and(|disk| disk.has_told());
-        if waiting.disk_answered && !waiting.closed {
+        waiting.disk_completed = waiting.disk.as_ref().is_some_and(|disk| disk.has_completed());
+        if waiting.disk_completed && !waiting.closed {
             self.wake(waiting, was_empty);
         }
     }

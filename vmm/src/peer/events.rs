@@ -168,8 +168,8 @@ impl Peer {
     /// A peer that sends faster than this host takes would keep everybody else waiting, and be
     /// told nothing.
     fn receive(self: &Arc<Self>, reader: &mut ChannelReader) -> bool {
-        let mut taken_bytes = 0;
-        while taken_bytes < TURN_BYTES {
+        let mut restored_bytes = 0;
+        while restored_bytes < TURN_BYTES {
             match reader.receive() {
                 Ok(Received::Nothing) => return false,
                 Ok(Received::Closed) => {
@@ -177,7 +177,7 @@ impl Peer {
                     return false;
                 }
                 Ok(Received::Bytes(bytes)) => {
-                    taken_bytes += bytes.len();
+                    restored_bytes += bytes.len();
                     self.tell(|core, now_ns| core.receive(now_ns, bytes));
                 }
                 Err(e) => {

@@ -11,7 +11,7 @@ use ftvmm_replication::{
 use super::Peer;
 use super::disk::{Compared, compare};
 use super::guest::Turn;
-use crate::disk::Answer;
+use crate::disk::Completion;
 use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
 use crate::step::{RunMode, Situation, Standpoint, Step, StopCause};
@@ -98,7 +98,7 @@ impl PairPort {
         self.keep_time(GuestNs(guest_ns));
         if self.follows {
             // What the guest had not had of its disk came with the state.
-            self.peer.queue.disk_answered();
+            self.peer.queue.disk_completed();
             self.log.parts().1.start_after(Ordinal(at.0.saturating_sub(1)));
         }
     }
@@ -149,7 +149,7 @@ impl PeerFeed {
     }
 
     /// Tells the guest what both disks say.
-    fn answer(&self, at: Ordinal, own: Answer, primary: DiskAnswer) -> Step {
+    fn answer(&self, at: Ordinal, own: Completion, primary: DiskAnswer) -> Step {
         match compare(own, primary) {
             Compared::Apply(input) => Step::Apply(input),
             Compared::Failed { description } => {

@@ -67,7 +67,7 @@ pub trait Destination: Send + Sync {
 /// Wakes the vCPU's thread.
 type Wake = Box<dyn Fn() + Send + Sync>;
 
-/// Where the sender and the vCPU's thread meet. One state is summary at a time.
+/// What the sender and the vCPU's thread share. Only one state is sent at a time.
 pub struct Transfer {
     rendezvous: Rendezvous<Arc<dyn Destination>>,
     copy: Arc<MemoryCopy>,

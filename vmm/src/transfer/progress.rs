@@ -52,7 +52,7 @@ pub trait ProgressDisplay: Send + Sync {
     fn end(&self);
 }
 
-/// A progress that is synced at from several threads.
+/// A progress that several threads read and change.
 pub struct ProgressCell {
     progress: Mutex<Progress>,
     display: Box<dyn ProgressDisplay>,

@@ -83,8 +83,8 @@ impl<D> Rendezvous<D> {
         !timed_out
     }
 
-    /// Has the guest stopped and the last of its state handed to `destination`; `None` when it did not stop
-    /// within `longest`, or has ended. `wake` as in [`Self::dirty_sync`].
+    /// Has the guest stopped and the last of its state handed to `destination`; `None` when it did
+    /// not stop within `longest`, or has ended. `wake` as in [`Self::dirty_sync`].
     pub(super) fn stop(
         &self,
         destination: D,

@@ -6,7 +6,7 @@ use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
 use super::slices::{SlicePolicy, Stopped};
-use crate::disk::Answer;
+use crate::disk::Completion;
 use crate::input::alarm::{AlarmPlan, Setting};
 use crate::input::live_queue::{Shutdown, Waiting};
 use crate::input::patience::InputDelays;
@@ -121,7 +121,7 @@ impl LiveCore {
         }
         let arrived = waiting.overdue
             && (waiting.stop.is_some()
-                || waiting.disk_answered()
+                || waiting.disk_completed()
                 || waiting.announce
                 || !waiting.console.is_empty()
                 || !waiting.signals.is_empty()
@@ -222,7 +222,7 @@ fn take_arrived(waiting: &mut Waiting, takes_frames: bool) -> Option<Input> {
     if let Some(signal) = waiting.signals.pop_front() {
         return Some(signal);
     }
-    if let Some(Answer { id, outcome, .. }) = waiting.take_disk_answer() {
+    if let Some(Completion { id, outcome, .. }) = waiting.take_disk_completion() {
         return Some(Input::DiskDone { id, outcome });
     }
     if takes_frames && let Some(frame) = waiting.frames.pop_front() {

@@ -6,7 +6,7 @@ use ftvmm_devices::{DiskOp, DiskRequest};
 use ftvmm_replication::HostNs;
 
 use super::*;
-use crate::disk::{Disk, DiskFile, Telling};
+use crate::disk::{CompletionPolicy, Disk, DiskFile};
 use crate::host::resting_timer;
 use crate::input::live_queue::{Shutdown, Waiting};
 use crate::input::sampling::{LATE_NS_MAX, SAMPLE_NS};
@@ -208,13 +208,13 @@ fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(512).unwrap();
     let file = DiskFile::open(image.path()).unwrap();
-    let disk = Disk::start(file, Telling::AtOnce).unwrap();
+    let disk = Disk::start(file, CompletionPolicy::Immediate).unwrap();
     let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
     let mut live = Live::new(1000 * MS, 0);
     queue.set_closed(true);
     queue.take_from_disk(disk.clone());
     let answered = queue.clone();
-    disk.on_answer(move |_| answered.disk_answered());
+    disk.on_completion(move |_| answered.disk_completed());
     for id in 1..=3 {
         disk.submit(DiskRequest { id, op: DiskOp::Flush });
     }
