@@ -24,7 +24,7 @@ use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder};
+use crate::input::{Alarm, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator,
@@ -191,10 +191,10 @@ impl Timers {
     fn add_to(
         events: &mut Vec<Subscriber>,
         peer: &Arc<Peer>,
-        queue: &Arc<LiveQueue>,
+        queue: &Arc<InputQueue>,
     ) -> Result<Self, CommandError> {
         let (log, kicked) = (peer.log_ticker(), queue.clone());
-        let alarm = Ticker::new(move || kicked.alarm())?;
+        let alarm = Ticker::new(move || kicked.timer_due())?;
         let timers = Self { alarm: Alarm::new(alarm.timer()) };
         events.push(Box::new(peer.ticker()?));
         events.push(Box::new(log));
@@ -243,7 +243,7 @@ fn make_peer(
     config: &GuestConfig,
     tap: Option<Tap>,
     disk: Option<Arc<Disk>>,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
 ) -> Result<Arc<Peer>, CommandError> {
     let witness = args.witness.clone().ok_or_else(|| {
         CommandError::Configuration("--witness is missing; use --witness file:PATH".into())
@@ -304,7 +304,7 @@ fn make_peer(
 struct Parts {
     half: Half,
     host: HostSide,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     timers: Timers,
 }
 

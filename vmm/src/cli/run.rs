@@ -12,7 +12,7 @@ use super::{CommandError, host, write_report};
 use crate::control::ControlServer;
 use crate::host::clock::HostClock;
 use crate::host::{Console, EventLoop, RawTerminal, StopLimit, Subscriber, read_console};
-use crate::input::{FinishedLog, LiveQueue};
+use crate::input::{FinishedLog, InputQueue};
 use crate::report::Report;
 use crate::run_loop;
 use crate::sources::Inputs;
@@ -75,7 +75,7 @@ impl Conclusion {
 #[derive(Default)]
 pub struct HostSide {
     /// Where the vCPU's thread waits, with its pulse.
-    pub queue: Option<Arc<LiveQueue>>,
+    pub queue: Option<Arc<InputQueue>>,
     /// Where the guest prints.
     pub console: Option<Arc<Console>>,
     /// Ends the process when its end takes too long.

@@ -21,7 +21,7 @@ use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder};
+use crate::input::{Alarm, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::peer::announce_restored;
 use crate::report::Report;
@@ -89,7 +89,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     })?;
     let mut events = events(args, &origin, tap, &queue)?;
     let kicked = queue.clone();
-    let ticker = Ticker::new(move || kicked.alarm())?;
+    let ticker = Ticker::new(move || kicked.timer_due())?;
     let alarm = Alarm::new(ticker.timer());
     events.extend([
         patience,
@@ -115,7 +115,7 @@ fn events(
     args: &RunArgs,
     origin: &Origin,
     tap: Option<Tap>,
-    queue: &Arc<LiveQueue>,
+    queue: &Arc<InputQueue>,
 ) -> Result<Vec<Subscriber>, CommandError> {
     let Some(tap) = tap else { return Ok(Vec::new()) };
     let mut events: Vec<Subscriber> = Vec::new();
@@ -131,7 +131,7 @@ fn events(
 /// What the run needs besides the guest.
 struct Parts {
     host: HostSide,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
     clock: HostClock,
     alarm: Alarm,

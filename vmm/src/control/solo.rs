@@ -9,13 +9,13 @@ use ftvmm_devices::Input;
 use super::operator::{Operator, Refused, Role, SnapshotSummary, Status};
 use crate::host::clock::HostClock;
 use crate::host::{Console, Tap};
-use crate::input::LiveQueue;
+use crate::input::InputQueue;
 use crate::transfer::{ProgressCell, Transfer, save};
 
 /// Answers for a guest without another host.
 pub struct SoloOperator {
     /// The run's live inputs.
-    pub queue: Arc<LiveQueue>,
+    pub queue: Arc<InputQueue>,
     /// Frames the guest sent.
     pub outputs: Arc<AtomicU64>,
     /// Where the guest prints.

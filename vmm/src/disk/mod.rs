@@ -4,7 +4,7 @@
 //! ```text
 //! vCPU thread   submit ──► queue ──► worker: file ──► completions ──► take_completed (live),
 //!                                                          │          take (follower)
-//!                                                          └─► listener: LiveQueue, or Peer
+//!                                                          └─► listener: InputQueue, or Peer
 //! ```
 //!
 //! A completion stays here until somebody takes it, so that a host that took over gives its guest

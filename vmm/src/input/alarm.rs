@@ -15,7 +15,7 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// An alarm that fires `timer`; whoever waits for the timer calls [`super::LiveQueue::alarm`].
+    /// An alarm that fires `timer`; whoever waits for the timer calls [`super::InputQueue::alarm`].
     pub fn new(timer: Arc<TimerFd>) -> Self {
         Self { timer }
     }

@@ -26,9 +26,9 @@ const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 const SIGNALS_MAX: usize = 16;
 /// A guest whose last exit is so many times as long ago as an input waits for the next is not about
 /// to make one.
-const COMPUTES_AFTER: u32 = 4;
+const COMPUTING_AFTER: u32 = 4;
 /// What follows at once comes along.
-const SHORTEST_WAIT: Duration = Duration::from_micros(100);
+const KICK_DELAY_MIN: Duration = Duration::from_micros(100);
 
 /// How far the end of the run is that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(super) enum Shutdown {
 }
 
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct Pending {
     pub(super) frames: VecDeque<Vec<u8>>,
     pub(super) console: VecDeque<u8>,
     /// The guest is to announce itself.
@@ -57,21 +57,21 @@ pub(super) struct Waiting {
     /// Asked to stop twice: do not wait for the guest's next exit.
     pub(super) stop_at_once: bool,
     /// What waits has waited long enough for the guest to make an exit.
-    pub(super) overdue: bool,
+    pub(super) deadline_passed: bool,
     /// When the guest left its last exit: the clock and what it showed.
     pub(super) left: Option<(HostClock, HostNs)>,
     /// What a guest that is to switch itself off has for it.
     pub(super) grace: Duration,
-    /// The vCPU's thread waits for [`LiveQueue::arrived`].
+    /// The vCPU's thread waits for [`InputQueue::arrived`].
     halted: bool,
     /// The guest of this host follows another's log: what arrives is the other host's to log.
     closed: bool,
     /// Whoever hands out this queue's inputs is wanted for something else.
-    pub(super) attend: bool,
+    pub(super) attention: bool,
     kicker: Option<Kicker>,
 }
 
-impl Waiting {
+impl Pending {
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
             && self.console.is_empty()
@@ -103,13 +103,13 @@ impl Waiting {
 }
 
 /// Between the host's I/O thread, which fills it, and the vCPU's thread, which takes.
-pub struct LiveQueue {
-    waiting: Mutex<Waiting>,
+pub struct InputQueue {
+    pending: Mutex<Pending>,
     arrived: Condvar,
     unrecorded: AtomicBool,
     /// For who asks from outside how far the guest is.
     last_exit: AtomicU64,
-    /// Fires when there has been no exit for an input for long enough ([`Self::overdue`]).
+    /// Fires when there has been no exit for an input for long enough ([`Self::deadline_passed`]).
     patience: Arc<TimerFd>,
     patience_lasts: Duration,
     pulse: Pulse,
@@ -118,13 +118,13 @@ pub struct LiveQueue {
     network: Arc<NetWatch>,
 }
 
-impl LiveQueue {
+impl InputQueue {
     /// A queue whose inputs wait for an exit of a recorded guest as long as `patience_lasts`, and
     /// hardly at all when it has been computing for long. Whoever waits for `patience` calls
-    /// [`Self::overdue`].
+    /// [`Self::deadline_passed`].
     pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
         Self {
-            waiting: Mutex::default(),
+            pending: Mutex::default(),
             arrived: Condvar::new(),
             unrecorded: AtomicBool::new(false),
             last_exit: AtomicU64::new(0),
@@ -150,18 +150,18 @@ impl LiveQueue {
     /// Returns whether the guest was to be switched off here: who ordered that wants this host
     /// to end.
     pub fn set_closed(&self, closed: bool) -> bool {
-        let mut waiting = self.lock();
-        let was_ending = closed && waiting.shutdown != Shutdown::No;
-        waiting.closed = closed;
+        let mut pending = self.lock();
+        let was_ending = closed && pending.shutdown != Shutdown::No;
+        pending.closed = closed;
         if closed {
             // What was asked of the guest while this host spoke for it is the other's now.
-            waiting.shutdown = Shutdown::No;
-            waiting.signals.clear();
+            pending.shutdown = Shutdown::No;
+            pending.signals.clear();
         }
-        waiting.announce &= !closed;
+        pending.announce &= !closed;
         // The disk's completions are this host's to give from now on.
-        if !closed && waiting.disk_completed {
-            self.wake(waiting, true);
+        if !closed && pending.disk_completed {
+            self.input_arrived(pending, true);
         }
         was_ending
     }
@@ -174,12 +174,12 @@ impl LiveQueue {
     /// The disk has a completion for a live guest. One that follows another's log finds it when it
     /// goes live.
     pub fn disk_completed(&self) {
-        let mut waiting = self.lock();
-        let was_empty = waiting.is_empty();
+        let mut pending = self.lock();
+        let was_empty = pending.is_empty();
         // The guest's thread may have been faster.
-        waiting.disk_completed = waiting.disk.as_ref().is_some_and(|disk| disk.has_completed());
-        if waiting.disk_completed && !waiting.closed {
-            self.wake(waiting, was_empty);
+        pending.disk_completed = pending.disk.as_ref().is_some_and(|disk| disk.has_completed());
+        if pending.disk_completed && !pending.closed {
+            self.input_arrived(pending, was_empty);
         }
     }
 
@@ -216,29 +216,29 @@ impl LiveQueue {
 
     /// Hands over a frame from the tap; back it comes when the guest is another host's.
     pub fn push_frame(&self, frame: Vec<u8>) -> Option<Vec<u8>> {
-        let mut waiting = self.lock();
-        if waiting.closed {
+        let mut pending = self.lock();
+        if pending.closed {
             return Some(frame);
         }
-        let was_empty = waiting.is_empty();
-        if waiting.frames.len() == FRAMES_MAX {
-            waiting.frames.pop_front();
+        let was_empty = pending.is_empty();
+        if pending.frames.len() == FRAMES_MAX {
+            pending.frames.pop_front();
             self.network.queue_dropped();
         }
-        waiting.frames.push_back(frame);
-        self.wake(waiting, was_empty);
+        pending.frames.push_back(frame);
+        self.input_arrived(pending, was_empty);
         None
     }
 
     /// Has the guest announce itself to the network.
     pub fn push_announce(&self) {
-        let mut waiting = self.lock();
-        if waiting.closed {
+        let mut pending = self.lock();
+        if pending.closed {
             return;
         }
-        let was_empty = waiting.is_empty();
-        waiting.announce = true;
-        self.wake(waiting, was_empty);
+        let was_empty = pending.is_empty();
+        pending.announce = true;
+        self.input_arrived(pending, was_empty);
     }
 
     /// What is known of the guest's network.
@@ -248,14 +248,14 @@ impl LiveQueue {
 
     /// Hands over typed bytes.
     pub fn push_console(&self, bytes: &[u8]) {
-        let mut waiting = self.lock();
-        if waiting.closed {
+        let mut pending = self.lock();
+        if pending.closed {
             return;
         }
-        let was_empty = waiting.is_empty();
-        let room = CONSOLE_BYTES_MAX - waiting.console.len();
-        waiting.console.extend(&bytes[..bytes.len().min(room)]);
-        self.wake(waiting, was_empty);
+        let was_empty = pending.is_empty();
+        let room = CONSOLE_BYTES_MAX - pending.console.len();
+        pending.console.extend(&bytes[..bytes.len().min(room)]);
+        self.input_arrived(pending, was_empty);
     }
 
     /// Sets how long a guest that listens to its power button may take to switch itself off.
@@ -267,28 +267,28 @@ impl LiveQueue {
     /// listens to it has its time. Without grace, for a guest that does not listen, and when
     /// called again this is [`Self::stop`].
     pub fn shut_down(&self) {
-        let mut waiting = self.lock();
-        if waiting.shutdown != Shutdown::No || waiting.stop.is_some() || waiting.grace.is_zero() {
-            drop(waiting);
+        let mut pending = self.lock();
+        if pending.shutdown != Shutdown::No || pending.stop.is_some() || pending.grace.is_zero() {
+            drop(pending);
             return self.stop(StopCause::Requested);
         }
-        waiting.shutdown = Shutdown::Wanted;
+        pending.shutdown = Shutdown::Wanted;
         if let Some(limit) = self.stop_limit.get() {
-            limit.within(waiting.grace + STOP_LONGEST, "the guest's shutdown");
+            limit.within(pending.grace + STOP_LONGEST, "the guest's shutdown");
         }
-        self.wake(waiting, true);
+        self.input_arrived(pending, true);
     }
 
     /// Hands over an event of one of the machine's lines; more than [`SIGNALS_MAX`] at a time are
     /// dropped.
     pub fn push_signal(&self, signal: Input) {
-        let mut waiting = self.lock();
-        if waiting.closed || waiting.signals.len() == SIGNALS_MAX {
+        let mut pending = self.lock();
+        if pending.closed || pending.signals.len() == SIGNALS_MAX {
             return;
         }
-        let was_empty = waiting.is_empty();
-        waiting.signals.push_back(signal);
-        self.wake(waiting, was_empty);
+        let was_empty = pending.is_empty();
+        pending.signals.push_back(signal);
+        self.input_arrived(pending, was_empty);
     }
 
     /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest
@@ -297,12 +297,12 @@ impl LiveQueue {
         if let Some(limit) = self.stop_limit.get() {
             limit.order();
         }
-        let mut waiting = self.lock();
-        if waiting.stop.replace(cause).is_some() {
-            waiting.stop_at_once = true;
-            waiting.kick();
+        let mut pending = self.lock();
+        if pending.stop.replace(cause).is_some() {
+            pending.stop_at_once = true;
+            pending.kick();
         }
-        self.wake(waiting, true);
+        self.input_arrived(pending, true);
     }
 
     /// Whether the run has been told to end.
@@ -311,23 +311,23 @@ impl LiveQueue {
     }
 
     /// Makes the guest's thread look at the clock: a timer of the guest is due.
-    pub fn alarm(&self) {
-        self.rouse(&self.lock());
+    pub fn timer_due(&self) {
+        self.wake_vcpu(&self.lock());
     }
 
     /// Makes the vCPU's thread ask what is wanted of it.
-    pub fn attend(&self) {
-        let mut waiting = self.lock();
-        waiting.attend = true;
-        self.rouse(&waiting);
+    pub fn request_attention(&self) {
+        let mut pending = self.lock();
+        pending.attention = true;
+        self.wake_vcpu(&pending);
     }
 
     /// Something has waited for its exit long enough.
-    pub fn overdue(&self) {
-        let mut waiting = self.lock();
-        waiting.overdue = !waiting.is_empty();
-        if waiting.overdue {
-            waiting.kick();
+    pub fn deadline_passed(&self) {
+        let mut pending = self.lock();
+        pending.deadline_passed = !pending.is_empty();
+        if pending.deadline_passed {
+            pending.kick();
         }
     }
 
@@ -337,44 +337,44 @@ impl LiveQueue {
     }
 
     /// `is_first` says that nothing had been waiting before.
-    fn wake(&self, waiting: MutexGuard<'_, Waiting>, is_first: bool) {
-        if waiting.halted || self.is_unrecorded() {
-            self.rouse(&waiting);
+    fn input_arrived(&self, pending: MutexGuard<'_, Pending>, is_first: bool) {
+        if pending.halted || self.is_unrecorded() {
+            self.wake_vcpu(&pending);
         } else if is_first {
             let since =
-                waiting.left.map_or(Duration::ZERO, |(clock, at)| clock.host_now().since(at));
-            let computes = since >= self.patience_lasts * COMPUTES_AFTER;
-            let wait = if computes { SHORTEST_WAIT } else { self.patience_lasts };
+                pending.left.map_or(Duration::ZERO, |(clock, at)| clock.host_now().since(at));
+            let computes = since >= self.patience_lasts * COMPUTING_AFTER;
+            let wait = if computes { KICK_DELAY_MIN } else { self.patience_lasts };
             set_timer(&self.patience, Some(wait));
         }
     }
 
     /// Wakes the vCPU's thread, whether it sleeps or runs the guest.
-    fn rouse(&self, waiting: &Waiting) {
-        if waiting.halted {
+    fn wake_vcpu(&self, pending: &Pending) {
+        if pending.halted {
             self.arrived.notify_one();
         } else {
-            waiting.kick();
+            pending.kick();
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Waiting> {
-        lock(&self.waiting)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Pending> {
+        lock(&self.pending)
     }
 
     /// Sleeps until something arrives or an alarm goes off, at most for `longest`.
     pub(super) fn sleep<'a>(
         &self,
-        mut waiting: MutexGuard<'a, Waiting>,
+        mut pending: MutexGuard<'a, Pending>,
         longest: Option<Duration>,
-    ) -> MutexGuard<'a, Waiting> {
-        waiting.halted = true;
+    ) -> MutexGuard<'a, Pending> {
+        pending.halted = true;
         let _resting = self.pulse.rest();
-        let mut waiting = match longest {
-            Some(longest) => wait_timeout(&self.arrived, waiting, longest),
-            None => wait(&self.arrived, waiting),
+        let mut pending = match longest {
+            Some(longest) => wait_timeout(&self.arrived, pending, longest),
+            None => wait(&self.arrived, pending),
         };
-        waiting.halted = false;
-        waiting
+        pending.halted = false;
+        pending
     }
 }

@@ -14,7 +14,7 @@ mod tick_hold;
 pub use alarm::Alarm;
 pub use file_log::{FileLog, FinishedLog, OnRecordError};
 pub use live::LiveInputs;
-pub use live_queue::LiveQueue;
+pub use live_queue::InputQueue;
 pub use patience::InputDelays;
 pub use pulse::{Look, Pulse, PulseWatch, Resting};
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub use outputs::PeerOutputs;
 use crate::disk::Disk;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{HostEventsError, Tap, resting_timer};
-use crate::input::LiveQueue;
+use crate::input::InputQueue;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use crate::transfer::{ProgressCell, ProgressDisplay, Transfer, TransferSummary};
 
@@ -68,7 +68,7 @@ pub struct PeerConfig {
     /// The card's address, to be announced after a take-over.
     pub net_mac: Option<[u8; 6]>,
     /// Where live inputs wait.
-    pub queue: Arc<LiveQueue>,
+    pub queue: Arc<InputQueue>,
     /// The guest's disk, if it has one.
     pub disk: Option<Arc<Disk>>,
     /// This host leaves when its disk fails, rather than to tell the guest.
@@ -114,7 +114,7 @@ pub struct Peer {
     /// Roles changed, or are to: the vCPU's thread looks at the core before it asks for inputs.
     turn: AtomicBool,
     clock: HostClock,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
     limits: Limits,
     network: Network,
@@ -430,12 +430,12 @@ pub(crate) mod tests {
 
     /// A backup that is not connected, whose card has this address.
     pub fn backup(net_mac: Option<[u8; 6]>) -> Arc<Peer> {
-        let queue = LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
+        let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
         backup_at(Arc::new(queue), net_mac)
     }
 
     /// As [`backup`], with this queue.
-    pub fn backup_at(queue: Arc<LiveQueue>, net_mac: Option<[u8; 6]>) -> Arc<Peer> {
+    pub fn backup_at(queue: Arc<InputQueue>, net_mac: Option<[u8; 6]>) -> Arc<Peer> {
         let fingerprint = crate::snapshot::tests::header().fingerprint;
         Peer::new(PeerConfig {
             session: SessionConfig::new(Role::Backup, crate::build::own(), fingerprint, Term(0), 0),

@@ -163,7 +163,7 @@ impl Peer {
                 }
             }
             Effect::InterruptGuest => self.queue.kick_vcpu(),
-            Effect::AttendGuest => self.queue.attend(),
+            Effect::AttendGuest => self.queue.request_attention(),
             Effect::StopGuest => {
                 // Twice: wherever the guest is, it must not run on.
                 self.queue.stop(StopCause::Protocol);

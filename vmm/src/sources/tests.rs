@@ -12,7 +12,7 @@ use ftvmm_replication::{
 use super::*;
 use crate::host::clock::HostClock;
 use crate::host::resting_timer;
-use crate::input::{Alarm, CheckPlan, InputDelays, LiveQueue, Told};
+use crate::input::{Alarm, CheckPlan, InputDelays, InputQueue, Told};
 use crate::peer::tests::backup_at;
 use crate::snapshot::tests::header;
 
@@ -23,11 +23,11 @@ const NO_CHECKS: CheckPlan = CheckPlan {
     memory: MemoryLook::Digest,
 };
 
-fn queue() -> Arc<LiveQueue> {
-    Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)))
+fn queue() -> Arc<InputQueue> {
+    Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1)))
 }
 
-fn live(queue: &Arc<LiveQueue>) -> Source {
+fn live(queue: &Arc<InputQueue>) -> Source {
     let clock = HostClock::host_start();
     let alarm = Alarm::new(resting_timer().unwrap());
     let delays = InputDelays::default();
@@ -63,7 +63,7 @@ fn snapshot() -> Option<Restore> {
 }
 
 /// One of two hosts, whose session is over.
-fn stopped_pair(queue: &Arc<LiveQueue>) -> PairPort {
+fn stopped_pair(queue: &Arc<InputQueue>) -> PairPort {
     let peer = backup_at(queue.clone(), None);
     peer.stop_now();
     PairPort::new(peer)

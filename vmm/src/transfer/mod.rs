@@ -29,7 +29,7 @@ pub use sender::{TransferSummary, final_parts, send_state};
 
 use crate::disk::Disk;
 use crate::host::clock::HostClock;
-use crate::input::LiveQueue;
+use crate::input::InputQueue;
 use crate::machine_state::MachineState;
 use crate::page_tracker::MemoryCopy;
 use crate::sync::{self, Mutex};
@@ -72,7 +72,7 @@ pub struct Transfer {
     rendezvous: Rendezvous<Arc<dyn Destination>>,
     copy: Arc<MemoryCopy>,
     disk: Option<Arc<Disk>>,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     /// Where else the vCPU's thread may wait.
     wakes: OnceLock<Wake>,
     clock: HostClock,
@@ -87,7 +87,7 @@ impl Transfer {
     pub fn new(
         copy: Arc<MemoryCopy>,
         disk: Option<Arc<Disk>>,
-        queue: Arc<LiveQueue>,
+        queue: Arc<InputQueue>,
         clock: HostClock,
         header: FileHeader,
     ) -> Self {
@@ -112,7 +112,7 @@ impl Transfer {
 
     /// Wakes the vCPU's thread wherever it waits, or runs the guest.
     fn wake(&self) {
-        self.queue.attend();
+        self.queue.request_attention();
         if let Some(wake) = self.wakes.get() {
             wake();
         }

@@ -108,7 +108,7 @@ fn ran(
     let ends = |what| EndTold(told.clone(), what);
 
     let lasts = Duration::from_millis(1);
-    let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), lasts));
+    let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), lasts));
     queue.push_console(b"x");
     let clock = HostClock::host_start();
     let alarm = Alarm::new(resting_timer().unwrap());
