@@ -81,7 +81,7 @@ pub struct PageDifference {
     pub page: u64,
     /// Digest of its content here; `None` where it is as it was in the copy before.
     pub own: Option<u32>,
-    /// Digest of its content there, likewise.
+    /// Digest of its content on the peer, in the same way.
     pub theirs: Option<u32>,
 }
 

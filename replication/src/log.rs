@@ -22,7 +22,7 @@ pub const LOG_MAGIC: [u8; 8] = *b"FTVMMLOG";
 pub const LOG_VERSION: u32 = 5;
 const KIND: Kind = Kind { name: "log", magic: LOG_MAGIC, version: LOG_VERSION };
 const READ_BYTES: usize = 64 << 10;
-/// How far after an unreadable group of unknown length a readable one is looked for.
+/// Bytes searched after an unreadable group of unknown length, to tell a tear from damage.
 const SCAN_BYTES: usize = 1 << 20;
 /// Largest one found so: to check a group at every place costs its length each time.
 const SCANNED_GROUP_BYTES_MAX: usize = 64 << 10;

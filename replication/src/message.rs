@@ -253,7 +253,7 @@ messages! {
         /// The guest's request to flush.
         id: u64,
     }
-    /// Frames for the guest that reached the host that spoke for it before.
+    /// Frames for the guest that reached the host that was active before.
     22 Strays {
         /// The primary's term.
         term: Term,

@@ -361,7 +361,7 @@ impl Machine {
     /// guest stands then.
     ///
     /// # Errors
-    /// When KVM fails or the state is none of this guest.
+    /// When KVM fails or the state does not belong to this guest.
     pub fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
         let pages = self.pages.as_mut().ok_or(StateError::NotTracked)?;
         match part {
@@ -411,8 +411,8 @@ impl Machine {
     }
 
     /// Adds an output of exit `at` to the digests; for a frame of a guest that is logged, its own
-    /// digest. A guest without a log is compared with nobody, and reading its frames once more
-    /// was one instruction of twenty of a download.
+    /// digest. Without a log nothing compares frames; hashing them cost 5 % of the
+    /// instructions of a download.
     pub fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
         match output {
             Output::Frame(frame) => {

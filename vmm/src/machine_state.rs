@@ -93,7 +93,7 @@ pub enum StateError {
     #[error("the machine's state is damaged")]
     Damaged,
     /// A device cannot be in such a state.
-    #[error("the devices' state is none: {0}")]
+    #[error("the saved device state is invalid: {0}")]
     Devices(#[from] InvalidState),
     /// Memory is not what it was on the other side.
     #[error("memory has digest {own:016x} after the transfer, should have {theirs:016x}")]

@@ -238,7 +238,7 @@ impl PageTracker {
         Ok(digest)
     }
 
-    /// Copies every page that changed, and tells of it: page, new content, where it changed.
+    /// Renews the copy of every changed page and reports it: page, new content, where it changed.
     fn catch_up(
         &mut self,
         flush: Flush,

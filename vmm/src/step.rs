@@ -111,9 +111,9 @@ pub struct Standpoint {
 pub enum RunMode {
     /// To its next exit, or until it is kicked.
     Free,
-    /// Likewise, or to where it can take an interrupt.
+    /// As [`Self::Free`], and at most to where it can take an interrupt.
     UntilInterruptible,
-    /// Not at all: the log says that a slice follows.
+    /// Do not run: the log says that a slice comes next.
     Not,
     /// As it likes: nothing is recorded, so inputs and interrupts also reach it between exits.
     Unrecorded,

@@ -84,7 +84,7 @@ pub trait VirtualMachine {
     /// guest stands.
     ///
     /// # Errors
-    /// When KVM fails or the state is none of this guest.
+    /// When KVM fails or the state does not belong to this guest.
     fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError>;
 
     /// Guest time, in nanoseconds since power-on.

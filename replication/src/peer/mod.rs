@@ -77,14 +77,14 @@ pub struct PeerCore {
     begin: Option<Begin>,
     stop: Option<StopReason>,
     guest: GuestOrders,
-    /// Until then frames that come here for the guest are handed on.
+    /// Until this time, frames that reach this (old) host are forwarded to the new primary.
     strays_until_ns: u64,
     now_ns: u64,
     events: VecDeque<SessionEvent>,
     effects: Vec<Effect>,
 }
 
-/// Who speaks for the guest, and what is to change about it.
+/// Which host is active, and what is to change about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Roles {
     /// The other host does.
@@ -344,7 +344,7 @@ impl PeerCore {
         now_ns < self.strays_until_ns
     }
 
-    /// Frames for the guest came here although the other host speaks for it.
+    /// Frames for the guest came here although the other host is active.
     pub fn strays(&mut self, now_ns: u64, frames: Vec<Vec<u8>>) {
         // Few enough for one message, whatever their length.
         let mut frames = frames.into_iter().peekable();

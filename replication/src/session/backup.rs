@@ -118,7 +118,7 @@ impl Backup {
                 _ => cx.act(Action::CompleteDisk { id }),
             },
             SessionEvent::HostStop => stop_on_request(cx, self.term),
-            SessionEvent::StateRestored { restored_bytes } => self.on_state_restored(cx, restored_bytes),
+            SessionEvent::StateRestored { restored_bytes } => self.on_restored(cx, restored_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),
             SessionEvent::Strays(frames) if matches!(self.phase, Phase::Following) => {
                 cx.send(Message::Strays { term: self.term, frames });
@@ -139,7 +139,7 @@ impl Backup {
 
     fn on_connected(&mut self, cx: &mut Context<'_>) {
         match self.phase {
-            // Whatever the claim brings, there will be no room for a newcomer.
+            // Whatever the claim brings, there will be no room for a joining backup.
             Phase::ClaimingTerm { .. } => cx.hang_up(),
             Phase::Live => {}
             _ => cx.send_hello(false),
@@ -178,7 +178,7 @@ impl Backup {
         if let Phase::Live = self.phase {
             // The old primary says that it is there until it hears of the promotion.
             if self.yielded.is_none() {
-                cx.refuse_newcomer(&message, self.term);
+                cx.refuse_joining(&message, self.term);
             }
             return;
         }

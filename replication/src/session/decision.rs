@@ -98,7 +98,7 @@ pub enum Decision {
     SettleWithOwnEvidence,
     /// Send the evidence and wait for what the primary decides.
     AskPrimary,
-    /// Stop: another host speaks for the guest.
+    /// Stop: another host is active.
     StopLostWitness,
     /// Stop: this execution is not to be believed, or nobody's is.
     StopDivergence,
@@ -171,7 +171,7 @@ pub const DECISIONS: &[Row] = rows! {
     "K" PrimaryClaiming PeerLost => KeepWaiting:
         "the claim under way settles it"
     "L" PrimaryClaiming Granted => GoAlone:
-        "no other host can speak for the guest in this term or an older one"
+        "no other host can be active in this term or an older one"
     "M" PrimaryClaiming Denied => StopLostWitness:
         "the backup took over; every gated frame is its to send"
     "N" BackupGreeting PeerLost => KeepWaiting:
@@ -183,7 +183,7 @@ pub const DECISIONS: &[Row] = rows! {
     "Q" AwaitingVerdict PeerLost => StopDivergence:
         "an execution known to differ from the one the client saw must not speak"
     "R" BackupClaiming Granted => GoLive:
-        "no other host can speak for the guest in this term or an older one"
+        "no other host can be active in this term or an older one"
     "S" BackupClaiming Denied => StopLostWitness:
         "the primary lives and went on alone"
     "T" BackupClaiming ReplayFault => StopDivergence:

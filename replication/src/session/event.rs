@@ -141,7 +141,7 @@ pub enum SessionEvent {
     },
     /// The operator lets the backup go.
     Detach,
-    /// Frames for the guest came here although the other host speaks for it: the network has not
+    /// Frames for the guest came here although the other host is active: the network has not
     /// learned yet (backup).
     Strays(Vec<Vec<u8>>),
 }
@@ -170,7 +170,7 @@ pub enum Action {
     /// Seal the replay cursor: consume every record received, then take live inputs. Announce the
     /// guest's MAC address.
     GoLive {
-        /// The term in which this host speaks for the guest.
+        /// The term in which this host is active.
         term: Term,
     },
     /// The primary goes on without a backup; log groups are no longer asked for.

@@ -145,7 +145,7 @@ impl Primary {
 
     fn on_connected(&mut self, cx: &mut Context<'_>) {
         match self.phase {
-            // Whatever the claim brings, there will be no room for a newcomer.
+            // Whatever the claim brings, there will be no room for a joining backup.
             Phase::ClaimingTerm { .. }
             | Phase::StartingAlone { .. }
             | Phase::HandingOver { .. } => cx.hang_up(),
@@ -158,7 +158,7 @@ impl Primary {
         let greeting =
             matches!(self.phase, Phase::AwaitingBackup { .. } | Phase::ClaimingFirstTerm { .. });
         match reason {
-            // An ftvmm of another version was meant to be the backup. Anything else that knocks
+            // An ftvmm of another version was meant to be the backup. Anything else that connects
             // on the port is no reason to stop.
             DisconnectReason::Wire(error @ WireError::VersionMismatch { .. }) if greeting => {
                 cx.stop(StopReason::BadConfiguration(Refusal::Wire(error)));
@@ -191,7 +191,7 @@ impl Primary {
 
     fn on_message(&mut self, cx: &mut Context<'_>, message: Message) {
         if let Phase::Alone = self.phase {
-            return self.on_newcomer(cx, &message);
+            return self.on_joining(cx, &message);
         }
         let term = message.term().unwrap_or(self.term);
         if term < self.term {

@@ -17,7 +17,7 @@ use crate::host::{
 };
 use crate::input::{CheckPlan, InputDelays, InputQueue, Look, PulseWatch};
 
-/// The host may hold the processor of a guest that runs alone for so long before it is told.
+/// How long the vCPU thread of a guest without a pair may be held before it is reported.
 pub const HELD_LONGEST: Duration = Duration::from_secs(1);
 
 /// How often the recorder states what a replayer must agree with.

@@ -259,7 +259,9 @@ fn abort_on_panic() {
 
 fn start_logging() {
     if let Err(error) = spool_stderr() {
-        say(&format!("ftvmm: standard error is written to directly: {error}"));
+        say(&format!(
+            "ftvmm: standard error is not buffered; a blocked reader can stop the guest: {error}"
+        ));
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("FTVMM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

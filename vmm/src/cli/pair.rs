@@ -147,7 +147,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         ..HostSide::default()
     };
     let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
-    let mut events: Vec<Subscriber> = vec![Box::new(meet(args, &peer)?), patience];
+    let mut events: Vec<Subscriber> = vec![Box::new(connect_or_listen(args, &peer)?), patience];
     let timers = Timers::add_to(&mut events, &peer, &queue)?;
     if let Some(tap) = reader {
         let strayed = peer.clone();
@@ -176,8 +176,8 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
 fn not_welcomed(args: &RunArgs) -> CommandError {
     let address = args.connect.map(|a| a.to_string()).unwrap_or_default();
     CommandError::Configuration(format!(
-        "the peer at {address} was lost before it welcomed this backup; is the address an ftvmm \
-         primary's?"
+        "the peer at {address} was lost before it accepted this backup; is an ftvmm primary \
+         listening there?"
     ))
 }
 
@@ -203,9 +203,9 @@ impl Timers {
     }
 }
 
-/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup
-/// when it has taken over.
-fn meet(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
+/// Connects to the primary, and listens for a backup: on a primary at once, on a backup when it has
+/// taken over.
+fn connect_or_listen(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
     let listener = args.listen.map(Channel::listen).transpose()?;
     let (listener, connection) = match (args.role, args.connect) {
         (RoleArg::Backup, Some(address)) => {

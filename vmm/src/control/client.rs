@@ -28,7 +28,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The reply is no reply.
-    #[error("what answers at '{path}' is no ftvmm", path = path.display())]
+    #[error("'{path}' is not an ftvmm control socket", path = path.display())]
     NoFtvmm {
         /// The socket.
         path: PathBuf,

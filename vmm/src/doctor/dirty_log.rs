@@ -7,7 +7,7 @@
 //! - A CPU with nested paging may count its own walks of the guest's page tables as writes (AMD APM
 //!   vol. 2, 15.25.5; Intel SDM vol. 3C, "Accessed and Dirty Flags for EPT"). They are left out.
 //!
-//! A page too few is a failure always, a page the guest never touched likewise.
+//! A page too few is a failure always, and so is a page the guest never touched.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Outputs of a guest that speaks for itself, frames to the tap and console bytes to standard
+//! Outputs of a guest without a pair, frames to the tap and console bytes to standard
 //! output; and of one that is replayed.
 
 use std::io::Write;

@@ -37,7 +37,9 @@ impl TapReader {
         on_link: Box<dyn FnMut(bool) + Send>,
     ) -> Self {
         let messages = LinkMessages::open()
-            .inspect_err(|error| tracing::warn!(%error, "nobody watches the way to the clients"))
+            .inspect_err(|error| {
+                tracing::warn!(%error, "link monitoring failed; link changes will not be noticed");
+            })
             .ok();
         Self { tap, queue, uplink, watched: None, messages, strays, on_link, refused: None }
     }

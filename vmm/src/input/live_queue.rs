@@ -1,4 +1,4 @@
-//! What arrives on the live host, until the vCPU's thread takes it.
+//! Inputs that arrived on the live host, until the vCPU's thread takes them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,10 +24,9 @@ const FRAMES_MAX: usize = 1024;
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 /// Events of the machine's lines kept for a guest.
 const SIGNALS_MAX: usize = 16;
-/// A guest whose last exit is so many times as long ago as an input waits for the next is not about
-/// to make one.
+/// A guest counts as computing when its last exit is this many input delays ago.
 const COMPUTING_AFTER: u32 = 4;
-/// What follows at once comes along.
+/// Delay before a computing guest is kicked, so that a burst of inputs costs one slice.
 const KICK_DELAY_MIN: Duration = Duration::from_micros(100);
 
 /// How far the end of the run is that the user asked for.
@@ -154,7 +153,7 @@ impl InputQueue {
         let was_ending = closed && pending.shutdown != Shutdown::No;
         pending.closed = closed;
         if closed {
-            // What was asked of the guest while this host spoke for it is the other's now.
+            // What was asked of the guest while this host was active is the other's now.
             pending.shutdown = Shutdown::No;
             pending.signals.clear();
         }
@@ -199,7 +198,7 @@ impl InputQueue {
         self.pulse.beat();
     }
 
-    /// Whether the vCPU's thread comes round.
+    /// Whether the vCPU's thread makes progress.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse
     }

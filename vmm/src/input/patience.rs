@@ -1,29 +1,29 @@
 //! How long inputs wait for an exit of a recorded guest before a slice makes one.
 //!
 //! What comes from outside waits [`InputDelays::inputs`] and no longer, unless the guest would get
-//! nowhere. A tick of the guest's own timer waits longer where slices are dear: nobody but the
-//! guest can tell. A timer that owes the guest ticks is waited for no longer than an input, or the
+//! nowhere. A tick of the guest's own timer waits longer where slices are expensive; only the guest
+//! could notice. A timer that owes the guest ticks is waited for no longer than an input, or the
 //! guest would never catch up.
 
 use std::time::Duration;
 
 use ftvmm_replication::GuestNs;
 
-/// The guest runs so many times as long as a slice took before the next is taken, at most
-/// [`InputDelays::inputs`]: one whose timer is faster than slices are still gets on.
-const REST_PER_SLICE: u64 = 2;
-/// Likewise for a slice that only a tick asks for, at most [`InputDelays::ticks`]: a guest that
-/// computes then loses at most one part in so many to them.
-const REST_PER_TICK_SLICE: u64 = 40;
+/// After a slice the guest runs for at least this many times the slice's duration, capped at
+/// [`InputDelays::inputs`], so that a timer faster than slices cannot stop its progress.
+const PAUSE_PER_SLICE: u64 = 2;
+/// The same for a slice that only a tick asks for, capped at [`InputDelays::ticks`]: a computing
+/// guest spends at most about 1/40 of its time in them.
+const PAUSE_PER_TICK_SLICE: u64 = 40;
 
 /// The longest waits for an exit of a guest that makes none.
 #[derive(Clone, Copy, Debug)]
 pub struct InputDelays {
     /// Of what comes from outside: frames, typed bytes, a request to stop.
     pub inputs: Duration,
-    /// Of the guest's timer, where slices are dear; where they are not, [`Self::inputs`]. They are
-    /// while a guest boots: it writes much of its memory, which a slice would have to send, and
-    /// nobody has heard of it yet.
+    /// Of the guest's timer, where slices are expensive; where they are not, [`Self::inputs`]. They
+    /// are expensive while a guest boots: it writes much of its memory, which a slice would have to
+    /// send, and nobody has heard of it yet.
     pub ticks: Duration,
 }
 
@@ -75,8 +75,8 @@ impl Patience {
         let until = |times: u64, most: Duration| {
             now.saturating_add_ns(cost_ns.saturating_mul(times).min(most.as_nanos() as u64))
         };
-        self.inputs_rest_until = until(REST_PER_SLICE, self.delays.inputs);
-        self.ticks_rest_until = until(REST_PER_TICK_SLICE, self.delays.ticks);
+        self.inputs_rest_until = until(PAUSE_PER_SLICE, self.delays.inputs);
+        self.ticks_rest_until = until(PAUSE_PER_TICK_SLICE, self.delays.ticks);
     }
 
     /// The clock is another one: what was left alone by the one before is no longer.
@@ -128,9 +128,9 @@ mod tests {
         let cheap = after_slice_of(MS / 10);
         assert_eq!(cheap.ends(For::Tick, ms(110), true), ms(210), "booting");
         assert_eq!(cheap.ends(For::Tick, ms(110), false), ms(115));
-        let dear = after_slice_of(MS);
-        assert_eq!(dear.ends(For::Tick, ms(110), false), ms(141));
-        assert_eq!(dear.ends(For::Input, ms(110), false), ms(115));
+        let expensive = after_slice_of(MS);
+        assert_eq!(expensive.ends(For::Tick, ms(110), false), ms(141));
+        assert_eq!(expensive.ends(For::Input, ms(110), false), ms(115));
         let dearest = after_slice_of(20 * MS);
         assert_eq!(dearest.ends(For::Tick, ms(125), false), ms(220));
         assert_eq!(dearest.ends(For::Input, ms(118), false), ms(125));

@@ -1,4 +1,4 @@
-//! The log beside the inputs: what the guest is given is what is written.
+//! Writes every input that the guest is given to a log.
 
 use ftvmm_replication::{Check, Event, MemoryLook, Ordinal, Record, Slice, SnapshotMark};
 

@@ -348,10 +348,9 @@ impl Vcpu {
         self.placed.map_or(self.fd.get_kvm_run().if_flag != 0, |(enabled, _)| enabled)
     }
 
-    /// Takes the whole state of the vCPU, which must have no exit to complete, and gives it back:
-    /// KVM does not take every value as it gave it (its AMD part cuts SYSENTER_ESP and
-    /// SYSENTER_EIP to 32 bits, `svm_set_msr`), and whoever else restores the state is to stand
-    /// where this vCPU stands.
+    /// Saves the state of the vCPU, which must have no exit to complete, and restores the saved
+    /// state into it, because KVM truncates some values on set (SYSENTER_ESP and SYSENTER_EIP to
+    /// 32 bits on AMD, `svm_set_msr`): recorder and replayer must end up identical.
     ///
     /// # Errors
     /// When KVM refuses.

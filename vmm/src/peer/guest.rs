@@ -13,7 +13,7 @@ use super::Peer;
 pub enum Turn {
     /// The session is over.
     Stopped,
-    /// The other host speaks for the guest, or did until now. Its log begins after this exit.
+    /// The other host is active, or was until now. Its log begins after this exit.
     Follow {
         /// The exit.
         through: Ordinal,

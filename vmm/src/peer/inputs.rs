@@ -1,4 +1,4 @@
-//! A pair's part in where inputs come from: which of the two hosts speaks for the guest, and the
+//! A pair's part in where inputs come from: which of the two hosts is active, and the
 //! log of the other one while this host follows.
 
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl PairPort {
         self.log.next(situation)
     }
 
-    /// This host speaks for the guest from now on. The clock its inputs go on with, and the guest
+    /// This host is active from now on. The clock its inputs go on with, and the guest
     /// time the guest has seen.
     pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, GuestNs) {
         let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
@@ -88,7 +88,7 @@ impl PairPort {
 
     /// A part of a state is in place.
     pub fn restored(&mut self, part: &StatePart, stands: Option<Standpoint>) {
-        // A host that speaks for the guest is given a state by a snapshot only.
+        // An active host is given a state by a snapshot only.
         if self.follows {
             self.peer.has_restored(part, stands.is_some());
         } else if stands.is_some() {

@@ -147,10 +147,11 @@ struct WitnessDesk {
 
 /// Where backups connect.
 struct Port {
-    /// Tells the host's event thread that a newcomer could be served, or that the address changed.
-    newcomers: EventFd,
+    /// Tells the host's event thread that a joining backup could be served, or that the address
+    /// changed.
+    joining: EventFd,
     address: Mutex<Address>,
-    takes_newcomers: AtomicBool,
+    accepts_backup: AtomicBool,
 }
 
 #[derive(Default)]
@@ -222,9 +223,9 @@ impl Peer {
             witness: WitnessDesk { witness: Mutex::new(config.witness), holder: config.holder },
             log_timer: resting_timer()?,
             port: Port {
-                newcomers: EventFd::new(EFD_NONBLOCK)?,
+                joining: EventFd::new(EFD_NONBLOCK)?,
                 address: Mutex::default(),
-                takes_newcomers: AtomicBool::new(false),
+                accepts_backup: AtomicBool::new(false),
             },
             sending: Sending {
                 transfer: OnceLock::new(),
@@ -304,17 +305,17 @@ impl Peer {
             self.turn.store(true, Ordering::Release);
         }
         self.queue.set_unrecorded(core.is_unrecorded());
-        let takes_newcomers = core.session().takes_newcomers();
+        let accepts_backup = core.session().accepts_backup();
         let (has_effects, is_waited_for) = (core.has_effects(), core.waiters > 0);
         drop(core);
         if is_waited_for {
             self.changed.notify_all();
         }
         let port = &self.port;
-        if port.takes_newcomers.swap(takes_newcomers, Ordering::AcqRel) != takes_newcomers
-            && takes_newcomers
+        if port.accepts_backup.swap(accepts_backup, Ordering::AcqRel) != accepts_backup
+            && accepts_backup
         {
-            let _ = port.newcomers.write(1);
+            let _ = port.joining.write(1);
         }
         if has_effects {
             self.perform_effects();
@@ -366,7 +367,7 @@ impl Peer {
         self.lock().follows()
     }
 
-    /// The user asked this host to stop: a host that speaks for the guest ends it, one that follows
+    /// The user asked this host to stop: an active host ends it, one that follows
     /// leaves.
     pub fn host_stop(self: &Arc<Self>) {
         let speaks = self.tell(|core, now_ns| {

@@ -90,7 +90,7 @@ impl Operator for PeerOperator {
         })?;
         self.peer.wait_for(|core, _| match core.stop() {
             Some(reason) => Some(Err(Refused::Failed { why: reason.to_string() })),
-            None => core.session().takes_newcomers().then_some(Ok(())),
+            None => core.session().accepts_backup().then_some(Ok(())),
         })
     }
 

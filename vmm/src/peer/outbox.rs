@@ -165,7 +165,7 @@ impl Peer {
             Effect::InterruptGuest => self.queue.kick_vcpu(),
             Effect::AttendGuest => self.queue.request_attention(),
             Effect::StopGuest => {
-                // Twice: wherever the guest is, it must not run on.
+                // The second call stops the guest wherever it is, without waiting for an exit.
                 self.queue.stop(StopCause::Protocol);
                 self.queue.stop(StopCause::Protocol);
             }
@@ -214,7 +214,8 @@ impl Peer {
                 match witness.claim(term, &desk.holder) {
                     Ok(claim) => {
                         if let Claim::Denied { current } = &claim {
-                            tracing::warn!(%term, holder = current.holder, "the witness says no");
+                            let holder = &current.holder;
+                            tracing::warn!(%term, holder, "the witness gave the term to another host");
                         }
                         drop(witness);
                         let granted = claim == Claim::Granted;
@@ -247,7 +248,7 @@ fn tell_operator(notice: Notice) {
         Notice::GoesAlone { term } => tracing::warn!(%term, "this host goes on alone"),
         Notice::Protected { at } => tracing::info!(%at, "the guest is protected"),
         Notice::Follows { term } => {
-            tracing::warn!(%term, "the other host speaks for the guest now");
+            tracing::warn!(%term, "the other host is active now");
         }
         Notice::Decided { row, detail } => {
             tracing::warn!(row = %row.letter, decision = ?row.decision, detail, reason = row.reason);

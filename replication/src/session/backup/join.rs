@@ -62,7 +62,7 @@ impl Backup {
         cx.act(Action::Join { release });
     }
 
-    pub(super) fn on_state_restored(&mut self, cx: &mut Context<'_>, restored_bytes: u64) {
+    pub(super) fn on_restored(&mut self, cx: &mut Context<'_>, restored_bytes: u64) {
         if let Phase::Joining { restored_bytes: taken, .. } = &mut self.phase {
             *taken = restored_bytes;
             cx.send(Message::StateRestored { term: self.term, restored_bytes });

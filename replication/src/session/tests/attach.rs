@@ -100,9 +100,9 @@ fn a_backup_that_took_over_gets_the_next_backup() {
         ("Alone", Some(Term(2)))
     );
     assert_eq!(pair.backup.transmitted(), [3]);
-    let mut newcomer = config(Role::Backup);
-    newcomer.highest_term = Term(2);
-    let mut next = Pair { primary: pair.backup, backup: Host::new(newcomer) };
+    let mut joining = config(Role::Backup);
+    joining.highest_term = Term(2);
+    let mut next = Pair { primary: pair.backup, backup: Host::new(joining) };
     next.connect();
     next.pump();
     next.primary.step(SessionEvent::StateEnd { at: Ordinal(41), machine: vec![], disk_through: 0 });
@@ -179,7 +179,7 @@ fn row_ae_half_a_state_never_speaks() {
 }
 
 #[test]
-fn row_af_a_primary_that_stops_takes_the_newcomer_along() {
+fn row_af_a_primary_that_stops_takes_the_joining_backup_along() {
     let mut pair = attaching(|_| {});
     pair.primary.step(SessionEvent::HostStop);
     pair.pump();
@@ -188,7 +188,7 @@ fn row_af_a_primary_that_stops_takes_the_newcomer_along() {
 }
 
 #[test]
-fn row_ag_a_state_that_cannot_be_put_in_place_ends_the_newcomer() {
+fn row_ag_a_state_that_cannot_be_put_in_place_ends_the_joining_backup() {
     let mut pair = attaching(|_| {});
     pair.backup.step(SessionEvent::ReplayFault { description: "damaged".into() });
     assert_eq!(pair.backup.take_rows(), "AG");
@@ -463,7 +463,7 @@ fn row_an_and_row_ao_a_guest_starts_alone_when_the_witness_says_so() {
 }
 
 #[test]
-fn row_ap_a_newcomer_that_is_told_to_stand_down_stops() {
+fn row_ap_a_joining_backup_that_is_told_to_stand_down_stops() {
     let mut pair = attaching(|_| {});
     pair.backup.step(SessionEvent::Received(Message::StandDown { term: Term(1) }));
     assert_eq!(pair.backup.take_rows(), "AP");

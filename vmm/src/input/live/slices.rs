@@ -107,7 +107,7 @@ impl SlicePolicy {
             alarm.set(first, now);
             return false;
         }
-        // An input now would only wait for the guest to take its interrupt.
+        // The guest cannot take an interrupt here; run to the interrupt window first.
         if !takes_interrupt && !ends && !self.is_blocked_for_long(arrived, now, alarm) {
             return false;
         }
@@ -116,7 +116,8 @@ impl SlicePolicy {
     }
 
     /// The guest cannot take an interrupt: whether it has had its time to, with something from
-    /// outside waiting. It may be waiting in memory for the very frame that waits for it.
+    /// outside waiting. It may be polling guest memory for exactly this frame, with interrupts
+    /// disabled.
     fn is_blocked_for_long(&mut self, arrived: bool, now: GuestNs, alarm: &mut AlarmPlan) -> bool {
         let before = match self.phase {
             Phase::WaitingForWindow { blocked_since } => blocked_since,
