@@ -182,7 +182,7 @@ pub enum Action {
     /// [`SessionEvent::StateEnd`]. Log groups are not asked for meanwhile.
     SendState,
     /// The backup has restored so much of the state.
-    StateRestored {
+    BackupRestored {
         /// As [`StatePart::len_bytes`] counts.
         restored_bytes: u64,
     },
