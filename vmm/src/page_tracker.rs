@@ -115,7 +115,7 @@ impl PageTracker {
             let bytes = loaded.len() as usize;
             let first_page = loaded.start_addr().raw_value() / PAGE_BYTES as u64;
             let mut copy = CopyRegion::zeroed(first_page, bytes)
-                .map_err(|source| KvmError::Copy { bytes: bytes as u64, source })?;
+                .map_err(|cause| KvmError::Copy { bytes: bytes as u64, cause })?;
             for index in set_bits(&live.take_written(slot)) {
                 let content = live.page(slot, index);
                 let page = first_page + index as u64;

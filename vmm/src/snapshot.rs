@@ -66,7 +66,7 @@ impl Snapshot {
 
     fn read(path: &Path) -> Result<Self, Why> {
         let mut file = user_file::open("snapshot", path).map_err(|error| match error {
-            FileError::Host { source, .. } => Why::Open(source),
+            FileError::Host { cause, .. } => Why::Open(cause),
             error => Why::Unreadable(error),
         })?;
         let mut reader = SnapshotReader::new(BufReader::new(&file))?;

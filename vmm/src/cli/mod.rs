@@ -79,22 +79,22 @@ pub enum CommandError {
     #[error(transparent)]
     Named(#[from] FileError),
     /// A file cannot be used.
-    #[error("{what} '{path}': {source}", path = path.display())]
+    #[error("{what} '{path}': {cause}", path = path.display())]
     File {
         /// What it is for.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The host lacks something.
-    #[error("the host refuses a {what}: {source}")]
+    #[error("the host refuses a {what}: {cause}")]
     Host {
         /// What it is.
         what: &'static str,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The control socket cannot be served.
     #[error(transparent)]
@@ -306,5 +306,5 @@ fn is_report(path: &Path) -> bool {
 }
 
 fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {
-    move |source| CommandError::Host { what, source }
+    move |cause| CommandError::Host { what, cause }
 }

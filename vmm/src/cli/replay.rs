@@ -107,10 +107,10 @@ impl Replayed {
     fn unreadable(&self, error: CommandError) -> CommandError {
         match error {
             CommandError::Run(RunError::Input(
-                source @ (InputError::LogRead { .. }
+                cause @ (InputError::LogRead { .. }
                 | InputError::LogOrder { .. }
                 | InputError::SnapshotRead { .. }),
-            )) => CommandError::Recording { path: self.path.clone(), why: source.to_string() },
+            )) => CommandError::Recording { path: self.path.clone(), why: cause.to_string() },
             error => error,
         }
     }

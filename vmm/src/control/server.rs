@@ -26,12 +26,12 @@ const FAREWELL_LONGEST: Duration = Duration::from_secs(2);
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// The socket cannot be had.
-    #[error("control socket '{path}': {source}", path = path.display())]
+    #[error("control socket '{path}': {cause}", path = path.display())]
     Socket {
         /// Its file.
         path: PathBuf,
         /// The cause.
-        source: SocketError,
+        cause: SocketError,
     },
     /// No thread can be had.
     #[error("the host refuses a thread for the control socket: {0}")]
@@ -62,7 +62,7 @@ impl ControlServer {
     /// # Errors
     /// When the socket cannot be had, above all because a live ftvmm serves it.
     pub fn start(path: &Path, run: Arc<dyn Operator>) -> Result<Self, ControlError> {
-        let unusable = |source| ControlError::Socket { path: path.into(), source };
+        let unusable = |cause| ControlError::Socket { path: path.into(), cause };
         let socket = Socket::listen(path).map_err(unusable)?;
         let shared = Arc::new(Shared {
             socket,

@@ -51,7 +51,7 @@ impl OutputSink for HostOutputs {
             Output::Frame(frame) => {
                 self.frames.fetch_add(1, Ordering::Relaxed);
                 let Some(tap) = &self.tap else { return Ok(()) };
-                if !tap.write_frame(&frame).map_err(|source| InputError::Tap { source })? {
+                if !tap.write_frame(&frame).map_err(|cause| InputError::Tap { cause })? {
                     self.network.tap_dropped();
                 }
                 Ok(())

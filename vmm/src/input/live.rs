@@ -64,7 +64,7 @@ impl LiveInputs {
 }
 
 fn host_random(bytes: u64) -> Result<Vec<u8>, InputError> {
-    host_random_bytes(bytes).map_err(|source| InputError::Entropy { source })
+    host_random_bytes(bytes).map_err(|cause| InputError::Entropy { cause })
 }
 
 fn host_new_identity() -> Result<Input, InputError> {

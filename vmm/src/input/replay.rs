@@ -165,13 +165,13 @@ impl FileFeed {
     }
 
     fn read_group(&mut self) -> Result<(), InputError> {
-        let group = self.reader.next_group().map_err(|source| InputError::LogRead { source })?;
+        let group = self.reader.next_group().map_err(|cause| InputError::LogRead { cause })?;
         match group {
             Some(mut group) => {
                 let skipped = self.skip.min(group.records.len() as u64);
                 self.skip -= skipped;
                 group.records.drain(..skipped as usize);
-                self.cursor.push_group(group).map_err(|source| InputError::LogOrder { source })?
+                self.cursor.push_group(group).map_err(|cause| InputError::LogOrder { cause })?
             }
             None => {
                 if let Some(Tail::Torn { offset_bytes, reason }) = self.reader.tail() {

@@ -66,7 +66,7 @@ impl VcpuState {
             .collect();
         let refused = || KvmError::Call {
             call: "KVM_SET_MSRS",
-            source: kvm_ioctls::Error::new(libc::EINVAL),
+            cause: kvm_ioctls::Error::new(libc::EINVAL),
         };
         let msrs = Msrs::from_entries(&entries).map_err(|_| refused())?;
         if fd.set_msrs(&msrs).map_err(call("KVM_SET_MSRS"))? != entries.len() {

@@ -29,12 +29,12 @@ pub enum SaveError {
     #[error(transparent)]
     Open(#[from] FileError),
     /// The file cannot be made.
-    #[error("'{path}' cannot be written: {source}", path = path.display())]
+    #[error("'{path}' cannot be written: {cause}", path = path.display())]
     Create {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another one is being written.
     #[error("another snapshot is being written")]
@@ -110,7 +110,7 @@ pub fn save(
         .and_then(|file| file.sync_all())
         .and_then(|()| std::fs::rename(&partial.0, path))
         .and_then(|()| user_file::sync_folder_of(path))
-        .map_err(|source| SaveError::Create { path: path.into(), source })?;
+        .map_err(|cause| SaveError::Create { path: path.into(), cause })?;
     let saved = Saved { at: summary.at, bytes, stopped_ns: summary.stopped_ns };
     tracing::info!(
         path = %path.display(),

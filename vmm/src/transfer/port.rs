@@ -121,7 +121,7 @@ impl TransferPort {
             drop(resting);
             disk_through = disk.last_id();
             blocks = read_blocks(disk, &disk.take_changed())
-                .map_err(|source| InputError::Disk { source })?;
+                .map_err(|cause| InputError::Disk { cause })?;
             disk.note_changes(false);
         }
         let mark = destination.finish(FinalState { pages, blocks, machine, disk_through });
