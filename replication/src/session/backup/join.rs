@@ -65,7 +65,7 @@ impl Backup {
     pub(super) fn on_restored(&mut self, cx: &mut Context<'_>, restored_bytes: u64) {
         if let Phase::Joining { restored_bytes: taken, .. } = &mut self.phase {
             *taken = restored_bytes;
-            cx.send(Message::StateRestored { term: self.term, restored_bytes });
+            cx.send(Message::StateTaken { term: self.term, restored_bytes });
         }
     }
 
