@@ -56,7 +56,7 @@ pub mod wire;
 pub mod witness;
 
 pub use build_id::{BuildId, BuildIdError};
-pub use check::{Check, CpuCheck, MemoryCheck, MemoryLook, PageHash};
+pub use check::{Check, CpuCheck, MemoryCheck, MemoryCheckMode, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
 pub use disk::DiskAnswer;

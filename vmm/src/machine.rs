@@ -11,7 +11,7 @@ use ftvmm_devices::{Board, Input, NetCounters, Output};
 use ftvmm_replication::encoding::encode;
 use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::{
-    Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart,
+    Check, CpuCheck, End, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
 };
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -280,7 +280,7 @@ impl Machine {
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
+    pub fn measure(&mut self, memory: MemoryCheckMode) -> Result<Check, KvmError> {
         let memory = match &mut self.pages {
             Some(pages) => pages.check(memory)?,
             None => None,

@@ -23,7 +23,9 @@ use std::sync::Arc;
 
 use copy::CopyRegion;
 use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
-use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
+use ftvmm_replication::{
+    MemoryCheck, MemoryCheckMode, PAGE_BYTES, PageDeltas, PageHash, SliceError,
+};
 use live::LiveMemory;
 use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -43,7 +45,7 @@ const CHANGED_MAX: usize = 65_536;
 const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;
 
 /// A page is protected again when it was found unchanged so many times in a row, ...
-const IDLE_LOOKS_MAX: u8 = 4;
+const UNCHANGED_SYNCS_MAX: u8 = 4;
 /// ... together with so many others.
 const COLD_PAGES_MIN: usize = 64;
 
@@ -139,7 +141,7 @@ impl PageTracker {
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn check(&mut self, look: MemoryLook) -> Result<Option<MemoryCheck>, KvmError> {
+    pub fn check(&mut self, look: MemoryCheckMode) -> Result<Option<MemoryCheck>, KvmError> {
         let mut changed = Vec::new();
         let visit = |page: u64, new: &[u8], _: &[Range<usize>]| {
             if changed.len() < CHANGED_MAX {
@@ -147,14 +149,14 @@ impl PageTracker {
             }
         };
         let digest = match look {
-            MemoryLook::None => return Ok(None),
-            MemoryLook::Digest => self.peek(visit)?,
-            MemoryLook::Renew => {
+            MemoryCheckMode::None => return Ok(None),
+            MemoryCheckMode::Digest => self.peek(visit)?,
+            MemoryCheckMode::Renew => {
                 self.catch_up(Flush::No, visit)?;
                 self.digest
             }
         };
-        Ok(Some(MemoryCheck { digest, changed, renews_copy: look == MemoryLook::Renew }))
+        Ok(Some(MemoryCheck { digest, changed, renews_copy: look == MemoryCheckMode::Renew }))
     }
 
     /// Brings the copy up to date; the changes in parts, and the digest of memory.
@@ -358,7 +360,7 @@ impl Dirty {
         region: &mut Region,
         flush: Flush,
     ) -> Result<(), KvmError> {
-        let is_cold = |region: &Region, index: usize| region.idle[index] >= IDLE_LOOKS_MAX;
+        let is_cold = |region: &Region, index: usize| region.idle[index] >= UNCHANGED_SYNCS_MAX;
         let mut chosen: Vec<_> = set_bits(&self.logged).filter(|i| is_cold(region, *i)).collect();
         if chosen.len() < COLD_PAGES_MIN {
             chosen.clear();

@@ -18,7 +18,7 @@ pub struct Follower {
     parts: VecDeque<StatePart>,
     restored_bytes: u64,
     /// The guest has left the path of the log.
-    faulted: bool,
+    replay_failed: bool,
 }
 
 impl Follower {
@@ -37,7 +37,7 @@ impl Follower {
     /// True when the guest has left the path of the log.
     #[must_use]
     pub fn has_faulted(&self) -> bool {
-        self.faulted
+        self.replay_failed
     }
 
     /// The next part of a state that is to be put in place.
@@ -72,7 +72,7 @@ impl Follower {
 
     /// No more will come. A guest that has left the path of the log may consume nothing of it.
     pub(super) fn go_live(&mut self) {
-        if core::mem::take(&mut self.faulted) {
+        if core::mem::take(&mut self.replay_failed) {
             self.cursor = ReplayCursor::new();
         }
         self.cursor.seal();
@@ -89,7 +89,7 @@ impl Follower {
     }
 
     pub(super) fn fault(&mut self) {
-        self.faulted = true;
+        self.replay_failed = true;
     }
 
     /// Bytes in place so far.

@@ -265,7 +265,7 @@ impl PeerCore {
 
     /// The guest's thread lets the roles change, if they are to; whether it has to wait for the
     /// backup.
-    pub fn take_turn(&mut self, now_ns: u64) -> bool {
+    pub fn change_role(&mut self, now_ns: u64) -> bool {
         if !core::mem::take(&mut self.guest.yields) || !self.session.may_yield() {
             return false;
         }
@@ -332,7 +332,7 @@ impl PeerCore {
 
     /// Clients reach the guest on this host from now on, or again: the switches may know it
     /// elsewhere.
-    pub fn guest_is_here(&mut self) {
+    pub fn announce_guest(&mut self) {
         if !self.follows() {
             self.announcer.start(self.now_ns);
         }

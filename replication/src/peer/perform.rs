@@ -40,10 +40,10 @@ impl PeerCore {
             Action::GoLive { term } => self.go_live(term),
             Action::GoAlone { term } => {
                 self.notice(Notice::GoesAlone { term });
-                self.be_alone();
+                self.drop_backup();
             }
             Action::SendState => {
-                self.be_alone();
+                self.drop_backup();
                 let number = self.transfer.begin();
                 self.effects.push(Effect::SendState { number });
             }
@@ -128,7 +128,7 @@ impl PeerCore {
             true => self.counters.switches += 1,
             false => self.counters.takeovers += 1,
         }
-        self.be_alone();
+        self.drop_backup();
         self.effects.push(Effect::InterruptGuest);
         self.announcer.start(self.now_ns);
         if self.announcer.is_due(self.now_ns) {
@@ -136,7 +136,7 @@ impl PeerCore {
         }
     }
 
-    fn be_alone(&mut self) {
+    fn drop_backup(&mut self) {
         self.mode = Mode::Alone;
         self.effects.push(Effect::OpenInputs);
     }

@@ -2,7 +2,7 @@
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, Input, Output};
 use ftvmm_replication::{
-    End, EndReason, Event, MemoryLook, Ordinal, OutputDigest, Record, SessionEvent,
+    End, EndReason, Event, MemoryCheckMode, Ordinal, OutputDigest, Record, SessionEvent,
 };
 
 use crate::coverage::Mark;
@@ -67,7 +67,7 @@ impl World {
         if own.is_live
             && own.stage != Stage::Left
             && own.core.wants_yield()
-            && self.core(host, |core, now_ns| core.take_turn(now_ns))
+            && self.core(host, |core, now_ns| core.change_role(now_ns))
         {
             return false;
         }
@@ -129,7 +129,7 @@ impl World {
             return false;
         }
         if self.random.one_in(10) {
-            let look = [MemoryLook::None, MemoryLook::Digest, MemoryLook::Renew];
+            let look = [MemoryCheckMode::None, MemoryCheckMode::Digest, MemoryCheckMode::Renew];
             let look = look[self.random.between(0, 3) as usize];
             let check = self.hosts[host].guest.check(look);
             self.log(host, Event::Check(Box::new(check)));

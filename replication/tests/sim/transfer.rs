@@ -1,7 +1,7 @@
 //! The guest's whole state: to the other host, to a file, and back.
 
 use ftvmm_replication::{
-    Event, FileHeader, MemoryLook, Ordinal, SessionEvent, SnapshotMark, SnapshotReader,
+    Event, FileHeader, MemoryCheckMode, Ordinal, SessionEvent, SnapshotMark, SnapshotReader,
     SnapshotWriter, StatePart,
 };
 
@@ -181,7 +181,7 @@ impl World {
 
     /// The end of a snapshot: the log says that memory was copied, and which snapshot it was.
     fn save(&mut self, host: usize, sender: Sender, parts: Vec<StatePart>, machine: Vec<u8>) {
-        let check = self.hosts[host].guest.check(MemoryLook::Renew);
+        let check = self.hosts[host].guest.check(MemoryCheckMode::Renew);
         self.log(host, Event::Check(Box::new(check)));
         let mark = SnapshotMark { path: "/snapshot".into(), memory_digest: 0 };
         self.log(host, Event::Snapshot(mark));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::{MemoryLook, Ordinal};
+use ftvmm_replication::{MemoryCheckMode, Ordinal};
 
 use super::args::RunArgs;
 use super::{CommandError, host};
@@ -15,7 +15,7 @@ use crate::host::{
     BlockedSignals, HostEventsError, STOP_LONGEST, StopLimit, Subscriber, Ticker, repeating,
     resting_timer,
 };
-use crate::input::{CheckPlan, InputDelays, InputQueue, Look, PulseWatch};
+use crate::input::{CheckPlan, InputDelays, InputQueue, PulseWatch, VcpuHealth};
 
 /// How long the vCPU thread of a guest without a pair may be held before it is reported.
 pub const HELD_LONGEST: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ pub fn check_plan(args: &RunArgs) -> CheckPlan {
         every_exits: args.check_every,
         memory_every_exits: args.check_memory_every,
         from: Ordinal(1),
-        memory: MemoryLook::Renew,
+        memory: MemoryCheckMode::Renew,
     }
 }
 
@@ -56,7 +56,7 @@ pub fn watch_processor(
     let every = longest / 8;
     let mut watch = PulseWatch::new(longest.as_nanos() as u64);
     Ok(Box::new(repeating(every, move || {
-        if watch.look(clock.host_now_ns(), queue.pulse()) == Look::Interrupt {
+        if watch.look(clock.host_now_ns(), queue.pulse()) == VcpuHealth::Interrupt {
             queue.kick_vcpu();
         }
         every

@@ -40,7 +40,7 @@ use crate::input::InputError;
 use crate::kvm::KvmError;
 use crate::report::Report;
 use crate::run_loop::RunError;
-use crate::snapshot::Unusable;
+use crate::snapshot::SnapshotUnusable;
 use crate::user_file::{self, FileError};
 
 pub use args::{Cli, Command, OnDivergence, Release, Role};
@@ -109,7 +109,7 @@ pub enum CommandError {
     },
     /// A snapshot cannot be used.
     #[error(transparent)]
-    Snapshot(#[from] Unusable),
+    Snapshot(#[from] SnapshotUnusable),
     /// A replay came out differently.
     #[error("divergence: {0}")]
     Divergence(String),

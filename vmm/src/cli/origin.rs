@@ -7,7 +7,7 @@ use ftvmm_replication::Start;
 
 use super::CommandError;
 use super::args::{Role, RunArgs};
-use super::described::{Elsewhere, described};
+use super::described::{PathOverrides, described};
 use super::disk::open_disk;
 use super::net_arg::NetArg;
 use crate::build;
@@ -18,13 +18,13 @@ use crate::host::tap_mtu;
 use crate::snapshot::{Parts, Snapshot};
 
 /// The guest and where it begins.
-pub struct Origin {
+pub struct GuestSource {
     /// The guest.
     pub config: GuestConfig,
     snapshot: Option<Snapshot>,
 }
 
-impl Origin {
+impl GuestSource {
     /// What the arguments say, and the guest's disk. A snapshot is whole when this returns.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl Origin {
         let config = match &snapshot {
             None => guest_config(args, rtc_epoch_s, net, facts),
             Some(snapshot) => {
-                let files = Elsewhere {
+                let files = PathOverrides {
                     kernel: args.kernel.as_deref(),
                     initramfs: args.initrd.as_deref(),
                     cpu_template: args.cpu_template.as_deref(),

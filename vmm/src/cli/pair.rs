@@ -13,7 +13,7 @@ use super::args::{
     Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role as RoleArg, RunArgs,
 };
 use super::live_host::{check_plan, control, heed_signals, input_delays, live_queue};
-use super::origin::Origin;
+use super::origin::GuestSource;
 use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
 use super::recording::create_log;
@@ -24,7 +24,7 @@ use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, InputQueue, LiveInputs, Recorder};
+use crate::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator,
@@ -119,13 +119,13 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
     let (asked, early) = (made.clone(), queue.clone());
     let stop_limit = heed_signals(&queue, args, move || match asked.get() {
-        Some(peer) => peer.host_stop(),
+        Some(peer) => peer.stop_requested(),
         None => early.stop(StopCause::Requested),
     })?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.clone();
-    let (origin, disk) = Origin::of(args, host_unix_seconds(), CompletionPolicy::Gated)?;
+    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Gated)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
     origin.check(&guest)?;
@@ -137,7 +137,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     }
     let _ = made.set(peer.clone());
     if queue.is_stopped() {
-        peer.host_stop();
+        peer.stop_requested();
     }
     let mut host = HostSide {
         queue: Some(queue.clone()),
@@ -168,7 +168,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
-    let parts = Parts { half, host, queue, timers };
+    let parts = PairRun { half, host, queue, timers };
     let run = parts.switch_on(args, origin, guest, &config)?;
     run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
 }
@@ -183,7 +183,7 @@ fn not_welcomed(args: &RunArgs) -> CommandError {
 
 /// The timers the guest's thread sets.
 struct Timers {
-    alarm: Alarm,
+    alarm: GuestTimer,
 }
 
 impl Timers {
@@ -195,7 +195,7 @@ impl Timers {
     ) -> Result<Self, CommandError> {
         let (log, kicked) = (peer.log_ticker(), queue.clone());
         let alarm = Ticker::new(move || kicked.timer_due())?;
-        let timers = Self { alarm: Alarm::new(alarm.timer()) };
+        let timers = Self { alarm: GuestTimer::new(alarm.timer()) };
         events.push(Box::new(peer.ticker()?));
         events.push(Box::new(log));
         events.push(Box::new(alarm));
@@ -301,18 +301,18 @@ fn make_peer(
 }
 
 /// What the run needs besides the guest.
-struct Parts {
+struct PairRun {
     half: Half,
     host: HostSide,
     queue: Arc<InputQueue>,
     timers: Timers,
 }
 
-impl Parts {
+impl PairRun {
     fn switch_on(
         self,
         args: &RunArgs,
-        origin: Origin,
+        origin: GuestSource,
         guest: Guest,
         config: &GuestConfig,
     ) -> Result<Run<Machine, Half>, CommandError> {

@@ -10,7 +10,7 @@ use super::args::RunArgs;
 use super::live_host::{
     HELD_LONGEST, check_plan, control, heed_signals, input_delays, live_queue, watch_processor,
 };
-use super::origin::Origin;
+use super::origin::GuestSource;
 use super::outcome::end_at;
 use super::progress_bar::TransferBar;
 use super::recording::create_log;
@@ -21,7 +21,7 @@ use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, InputQueue, LiveInputs, Recorder};
+use crate::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::peer::announce_restored;
 use crate::report::Report;
@@ -66,7 +66,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let (origin, disk) = Origin::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
+    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
     let guest = Guest::assemble(&origin.config)?;
     origin.check(&guest)?;
     if let Some(disk) = &disk {
@@ -90,7 +90,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let mut events = events(args, &origin, tap, &queue)?;
     let kicked = queue.clone();
     let ticker = Ticker::new(move || kicked.timer_due())?;
-    let alarm = Alarm::new(ticker.timer());
+    let alarm = GuestTimer::new(ticker.timer());
     events.extend([
         patience,
         Box::new(ticker),
@@ -113,7 +113,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
 /// What a guest alone waits for besides its timers.
 fn events(
     args: &RunArgs,
-    origin: &Origin,
+    origin: &GuestSource,
     tap: Option<Tap>,
     queue: &Arc<InputQueue>,
 ) -> Result<Vec<Subscriber>, CommandError> {
@@ -134,7 +134,7 @@ struct Parts {
     queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
     clock: HostClock,
-    alarm: Alarm,
+    alarm: GuestTimer,
     means: Arc<OnceLock<Arc<Transfer>>>,
 }
 
@@ -142,7 +142,7 @@ impl Parts {
     fn switch_on(
         self,
         args: &RunArgs,
-        origin: Origin,
+        origin: GuestSource,
         guest: Guest,
         outputs: HostOutputs,
     ) -> Result<Run<Machine, Solo>, CommandError> {

@@ -92,7 +92,7 @@ impl Drop for ControlServer {
 fn accept(shared: &Arc<Shared>) {
     while !shared.ended.load(Ordering::Acquire) {
         match shared.socket.accept() {
-            Ok(stream) => welcome(shared, stream),
+            Ok(stream) => spawn_client(shared, stream),
             Err(_) if shared.ended.load(Ordering::Acquire) => return,
             Err(error) => {
                 tracing::warn!(%error, "a control connection was not accepted");
@@ -103,7 +103,7 @@ fn accept(shared: &Arc<Shared>) {
     }
 }
 
-fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
+fn spawn_client(shared: &Arc<Shared>, stream: UnixStream) {
     if let Err(error) = stream.set_read_timeout(Some(QUIET_LONGEST)) {
         tracing::warn!(%error, "a control connection cannot be served");
         return;
@@ -115,7 +115,7 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
     }
     let theirs = shared.clone();
     let serve = move || {
-        converse(&theirs, stream);
+        serve_client(&theirs, stream);
         theirs.count(|clients| clients.connected -= 1);
     };
     if let Err(error) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
@@ -125,7 +125,7 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
 }
 
 /// Answers one client until it has no further request.
-fn converse(shared: &Shared, stream: UnixStream) {
+fn serve_client(shared: &Shared, stream: UnixStream) {
     let mut connection = Connection::new(stream);
     loop {
         let request = match connection.receive() {

@@ -10,11 +10,11 @@ use super::sampling::SAMPLE_NS;
 use crate::host::set_timer;
 
 /// Interrupts a running guest when its timer is due, or long overdue where the run is recorded.
-pub struct Alarm {
+pub struct GuestTimer {
     timer: Arc<TimerFd>,
 }
 
-impl Alarm {
+impl GuestTimer {
     /// An alarm that fires `timer`; whoever waits for the timer calls [`super::InputQueue::alarm`].
     pub fn new(timer: Arc<TimerFd>) -> Self {
         Self { timer }

@@ -125,8 +125,7 @@ impl<W: Write> FileLog<W> {
     }
 
     fn fail(&mut self, cause: LogError) -> Result<(), InputError> {
-        let error =
-            || InputError::LogWrite { path: self.path.clone(), at: self.complete.0, cause };
+        let error = || InputError::LogWrite { path: self.path.clone(), at: self.complete.0, cause };
         match self.on_error {
             OnRecordError::Stop => {
                 self.finished = true;

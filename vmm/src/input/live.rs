@@ -16,7 +16,7 @@ use ftvmm_devices::Input;
 use ftvmm_replication::{GuestClock, GuestNs, Ordinal};
 
 use self::core::{Host, LiveCore, Next};
-use super::alarm::Alarm;
+use super::alarm::GuestTimer;
 use super::live_queue::InputQueue;
 use super::patience::InputDelays;
 use crate::host::clock::{HostClock, host_unix_seconds};
@@ -28,7 +28,7 @@ use crate::step::{RunMode, Situation, Step};
 pub struct LiveInputs {
     queue: Arc<InputQueue>,
     clock: HostClock,
-    alarm: Alarm,
+    alarm: GuestTimer,
     core: LiveCore,
 }
 
@@ -37,7 +37,7 @@ impl LiveInputs {
     pub fn new(
         queue: Arc<InputQueue>,
         clock: HostClock,
-        alarm: Alarm,
+        alarm: GuestTimer,
         delays: InputDelays,
     ) -> Self {
         let at_power_on = GuestNs(0);

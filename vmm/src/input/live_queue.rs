@@ -368,7 +368,7 @@ impl InputQueue {
         longest: Option<Duration>,
     ) -> MutexGuard<'a, Pending> {
         pending.halted = true;
-        let _resting = self.pulse.rest();
+        let _resting = self.pulse.idle();
         let mut pending = match longest {
             Some(longest) => wait_timeout(&self.arrived, pending, longest),
             None => wait(&self.arrived, pending),

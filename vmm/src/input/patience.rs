@@ -48,7 +48,7 @@ impl InputDelays {
 
 /// For whom a slice would be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum For {
+pub(super) enum Requester {
     /// Something from outside.
     Input,
     /// The guest's own timer.
@@ -85,17 +85,17 @@ impl Patience {
     }
 
     /// When something that has waited its time can be given.
-    pub(super) fn rests_until(&self, whom: For) -> GuestNs {
+    pub(super) fn rests_until(&self, whom: Requester) -> GuestNs {
         match whom {
-            For::Input => self.inputs_rest_until,
-            For::Tick => self.ticks_rest_until,
+            Requester::Input => self.inputs_rest_until,
+            Requester::Tick => self.ticks_rest_until,
         }
     }
 
     /// When what came at `since` has waited as long as it may.
-    pub(super) fn ends(&self, whom: For, since: GuestNs, booting: bool) -> GuestNs {
+    pub(super) fn ends(&self, whom: Requester, since: GuestNs, booting: bool) -> GuestNs {
         let delay = match whom {
-            For::Tick if booting => self.delays.ticks,
+            Requester::Tick if booting => self.delays.ticks,
             _ => self.delays.inputs,
         };
         since.saturating_add_ns(delay.as_nanos() as u64).max(self.rests_until(whom))
@@ -126,29 +126,29 @@ mod tests {
     #[test]
     fn ticks_wait_longer_where_slices_are_dear() {
         let cheap = after_slice_of(MS / 10);
-        assert_eq!(cheap.ends(For::Tick, ms(110), true), ms(210), "booting");
-        assert_eq!(cheap.ends(For::Tick, ms(110), false), ms(115));
+        assert_eq!(cheap.ends(Requester::Tick, ms(110), true), ms(210), "booting");
+        assert_eq!(cheap.ends(Requester::Tick, ms(110), false), ms(115));
         let expensive = after_slice_of(MS);
-        assert_eq!(expensive.ends(For::Tick, ms(110), false), ms(141));
-        assert_eq!(expensive.ends(For::Input, ms(110), false), ms(115));
+        assert_eq!(expensive.ends(Requester::Tick, ms(110), false), ms(141));
+        assert_eq!(expensive.ends(Requester::Input, ms(110), false), ms(115));
         let dearest = after_slice_of(20 * MS);
-        assert_eq!(dearest.ends(For::Tick, ms(125), false), ms(220));
-        assert_eq!(dearest.ends(For::Input, ms(118), false), ms(125));
-        assert_eq!(dearest.rests_until(For::Input), ms(125));
+        assert_eq!(dearest.ends(Requester::Tick, ms(125), false), ms(220));
+        assert_eq!(dearest.ends(Requester::Input, ms(118), false), ms(125));
+        assert_eq!(dearest.rests_until(Requester::Input), ms(125));
     }
 
     #[test]
     fn a_delay_that_was_asked_for_holds_for_ticks_too() {
         let mut patience = Patience::new(InputDelays::all(Duration::from_millis(2)));
         patience.slice_ends(ms(0), ms(50));
-        assert_eq!(patience.rests_until(For::Tick), ms(52));
-        assert_eq!(patience.ends(For::Tick, ms(60), true), ms(62));
+        assert_eq!(patience.rests_until(Requester::Tick), ms(52));
+        assert_eq!(patience.ends(Requester::Tick, ms(60), true), ms(62));
     }
 
     #[test]
     fn another_clock_leaves_nobody_alone() {
         let mut patience = after_slice_of(20 * MS);
         patience.rest_no_more();
-        assert_eq!(patience.ends(For::Input, ms(1), false), ms(6));
+        assert_eq!(patience.ends(Requester::Input, ms(1), false), ms(6));
     }
 }

@@ -13,7 +13,7 @@ use ftvmm_replication::{DisconnectReason, SessionEvent};
 use super::channel::{Channel, ChannelReader, Received};
 use super::{Address, Peer};
 use crate::host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
-use crate::input::{Look, PulseWatch};
+use crate::input::{PulseWatch, VcpuHealth};
 use crate::sync::{MutexGuard, lock};
 
 /// The peer looks at the clock no more often than this.
@@ -196,14 +196,14 @@ impl Peer {
     fn tick(self: &Arc<Self>, watch: &mut PulseWatch) -> Duration {
         let now_ns = self.clock.host_now_ns();
         let look = watch.look(now_ns, self.queue.pulse());
-        if look == Look::Interrupt {
+        if look == VcpuHealth::Interrupt {
             self.queue.kick_vcpu();
         }
         // What happens until then may set an earlier deadline.
         let latest_ns = now_ns + self.limits.heartbeat_ns;
         let next_ns = self.tell(|core, now_ns| {
             core.tick(now_ns);
-            if let Look::Stuck { unseen_ns } = look {
+            if let VcpuHealth::Stuck { unseen_ns } = look {
                 core.step(now_ns, SessionEvent::VcpuStuck { unseen_ns });
             }
             core.session().next_deadline_ns().map_or(latest_ns, |ns| ns.min(latest_ns))

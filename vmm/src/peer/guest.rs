@@ -24,12 +24,12 @@ pub enum Turn {
 
 impl Peer {
     /// Lets the roles change, if they are to; `None` when nothing has changed.
-    pub(super) fn take_turn(self: &Arc<Self>) -> Option<Turn> {
+    pub(super) fn change_role(self: &Arc<Self>) -> Option<Turn> {
         if !self.turn.swap(false, MemoryOrdering::AcqRel) {
             return None;
         }
         let since_ns = self.clock.host_now_ns();
-        if self.lock().wants_yield() && self.tell(|core, now_ns| core.take_turn(now_ns)) {
+        if self.lock().wants_yield() && self.tell(|core, now_ns| core.change_role(now_ns)) {
             self.wait_as_guest(|core, _| {
                 let is_over = !core.session().is_yielding() || core.stop().is_some();
                 is_over.then_some(())

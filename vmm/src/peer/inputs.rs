@@ -43,7 +43,7 @@ impl PairPort {
 
     /// Lets the roles change, if they are to.
     pub fn change_roles(&mut self) -> Option<Step> {
-        match self.peer.take_turn()? {
+        match self.peer.change_role()? {
             Turn::Stopped => return Some(Step::Stop(StopCause::Protocol)),
             Turn::Follow { through } if !self.follows => {
                 self.follows = true;
@@ -92,7 +92,7 @@ impl PairPort {
         if self.follows {
             self.peer.has_restored(part, stands.is_some());
         } else if stands.is_some() {
-            self.peer.tell(|core, _| core.guest_is_here());
+            self.peer.tell(|core, _| core.announce_guest());
         }
         let Some(Standpoint { at, guest_ns }) = stands else { return };
         self.keep_time(GuestNs(guest_ns));

@@ -285,7 +285,7 @@ impl Peer {
         self: &Arc<Self>,
         answer: impl FnMut(&mut PeerCore, u64) -> Option<R>,
     ) -> R {
-        let _resting = self.queue.pulse().rest();
+        let _resting = self.queue.pulse().idle();
         self.wait_for(answer)
     }
 
@@ -369,7 +369,7 @@ impl Peer {
 
     /// The user asked this host to stop: an active host ends it, one that follows
     /// leaves.
-    pub fn host_stop(self: &Arc<Self>) {
+    pub fn stop_requested(self: &Arc<Self>) {
         let speaks = self.tell(|core, now_ns| {
             let speaks = core.begin().is_some() && !core.follows();
             if !speaks {
@@ -386,7 +386,7 @@ impl Peer {
     pub fn client_link(self: &Arc<Self>, up: bool) {
         self.tell(|core, now_ns| {
             if up {
-                core.guest_is_here();
+                core.announce_guest();
             }
             core.step(now_ns, SessionEvent::ClientLink { up });
         });

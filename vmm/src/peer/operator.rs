@@ -144,7 +144,7 @@ impl Operator for PeerOperator {
     }
 
     fn stop(&self) -> Result<(), Refused> {
-        self.peer.host_stop();
+        self.peer.stop_requested();
         Ok(())
     }
 }

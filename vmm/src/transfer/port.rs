@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ftvmm_replication::{Check, HostNs, MemoryLook, Ordinal, SnapshotMark};
+use ftvmm_replication::{Check, HostNs, MemoryCheckMode, Ordinal, SnapshotMark};
 
 use super::blocks::read_blocks;
 use super::rendezvous::{Stop, TransferRequest};
@@ -31,7 +31,7 @@ impl Halt {
             Some(at) if self.renewed == Some(at) => Some(Step::SaveState),
             // The state is taken with the copy up to date. Whoever follows the log must know of
             // that, or the next slice does not fit his copy.
-            Some(_) => Some(Step::Measure { memory: MemoryLook::Renew }),
+            Some(_) => Some(Step::Measure { memory: MemoryCheckMode::Renew }),
         }
     }
 
@@ -72,7 +72,7 @@ impl TransferPort {
         let transfer = &self.transfer;
         if transfer.rendezvous.wants(TransferRequest::DirtySync) && situation.at.is_some() {
             self.sync_since = Some(transfer.clock.host_now());
-            return Some(Step::Measure { memory: MemoryLook::Renew });
+            return Some(Step::Measure { memory: MemoryCheckMode::Renew });
         }
         if !transfer.rendezvous.wants(TransferRequest::StopAndCopy) {
             return None;
@@ -116,7 +116,7 @@ impl TransferPort {
         let (mut blocks, mut disk_through) = (Vec::new(), 0);
         if let Some(disk) = &transfer.disk {
             // A disk that is slow is no processor that is held.
-            let resting = transfer.queue.pulse().rest();
+            let resting = transfer.queue.pulse().idle();
             machine.disk_answers = disk.drain();
             drop(resting);
             disk_through = disk.last_id();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     fn renews(step: Option<Step>) -> bool {
-        matches!(step, Some(Step::Measure { memory: MemoryLook::Renew }))
+        matches!(step, Some(Step::Measure { memory: MemoryCheckMode::Renew }))
     }
 
     #[test]

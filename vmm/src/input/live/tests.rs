@@ -391,7 +391,7 @@ fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
 #[test]
 fn a_restored_guest_first_learns_that_it_is_another() {
     let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
-    let alarm = Alarm::new(resting_timer().unwrap());
+    let alarm = GuestTimer::new(resting_timer().unwrap());
     let mut live = LiveInputs::new(queue, HostClock::host_start(), alarm, InputDelays::default());
     live.renew_identity();
     let Ok(Step::Apply(Input::NewIdentity { generation_id, unix_s })) = live.next(&exit(3)) else {
