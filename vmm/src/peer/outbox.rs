@@ -215,7 +215,11 @@ impl Peer {
                     Ok(claim) => {
                         if let Claim::Denied { current } = &claim {
                             let holder = &current.holder;
-                            tracing::warn!(%term, holder, "the witness gave the term to another host");
+                            tracing::warn!(
+                                %term,
+                                holder,
+                                "the witness gave the term to another host"
+                            );
                         }
                         drop(witness);
                         let granted = claim == Claim::Granted;
