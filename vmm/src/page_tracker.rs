@@ -137,26 +137,26 @@ impl PageTracker {
     }
 
     /// The digest of memory and the first [`CHANGED_MAX`] pages that differ from the copy, which is
-    /// renewed if `look` says so.
+    /// renewed if `mode` says so.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn check(&mut self, look: MemoryCheckMode) -> Result<Option<MemoryCheck>, KvmError> {
+    pub fn check(&mut self, mode: MemoryCheckMode) -> Result<Option<MemoryCheck>, KvmError> {
         let mut changed = Vec::new();
         let visit = |page: u64, new: &[u8], _: &[Range<usize>]| {
             if changed.len() < CHANGED_MAX {
                 changed.push(PageHash { page, hash: xxh3_64(new) as u32 });
             }
         };
-        let digest = match look {
+        let digest = match mode {
             MemoryCheckMode::None => return Ok(None),
-            MemoryCheckMode::Digest => self.peek(visit)?,
+            MemoryCheckMode::Digest => self.compare(visit)?,
             MemoryCheckMode::Renew => {
                 self.catch_up(Flush::No, visit)?;
                 self.digest
             }
         };
-        Ok(Some(MemoryCheck { digest, changed, renews_copy: look == MemoryCheckMode::Renew }))
+        Ok(Some(MemoryCheck { digest, changed, renews_copy: mode == MemoryCheckMode::Renew }))
     }
 
     /// Brings the copy up to date; the changes in parts, and the digest of memory.
@@ -214,9 +214,9 @@ impl PageTracker {
         Ok(*digest)
     }
 
-    /// Tells of every page that changed, and leaves everything as it was for the next look; the
+    /// Reports every page that changed, and leaves everything as it was for the next check; the
     /// digest of memory.
-    fn peek(
+    fn compare(
         &mut self,
         mut visit: impl FnMut(u64, &[u8], &[Range<usize>]),
     ) -> Result<u64, KvmError> {

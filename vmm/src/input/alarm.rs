@@ -15,7 +15,7 @@ pub struct GuestTimer {
 }
 
 impl GuestTimer {
-    /// An alarm that fires `timer`; whoever waits for the timer calls [`super::InputQueue::alarm`].
+    /// For `timer`; the thread that waits for it calls [`super::InputQueue::timer_due`].
     pub fn new(timer: Arc<TimerFd>) -> Self {
         Self { timer }
     }

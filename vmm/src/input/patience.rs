@@ -60,13 +60,13 @@ pub(super) enum Requester {
 pub(super) struct Patience {
     delays: InputDelays,
     /// The guest is left alone until then by ...
-    inputs_rest_until: GuestNs,
-    ticks_rest_until: GuestNs,
+    no_input_slice_before: GuestNs,
+    no_tick_slice_before: GuestNs,
 }
 
 impl Patience {
     pub(super) fn new(delays: InputDelays) -> Self {
-        Self { delays, inputs_rest_until: GuestNs(0), ticks_rest_until: GuestNs(0) }
+        Self { delays, no_input_slice_before: GuestNs(0), no_tick_slice_before: GuestNs(0) }
     }
 
     /// The guest goes on at `now` after a slice that was begun at `began`.
@@ -75,20 +75,20 @@ impl Patience {
         let until = |times: u64, most: Duration| {
             now.saturating_add_ns(cost_ns.saturating_mul(times).min(most.as_nanos() as u64))
         };
-        self.inputs_rest_until = until(PAUSE_PER_SLICE, self.delays.inputs);
-        self.ticks_rest_until = until(PAUSE_PER_TICK_SLICE, self.delays.ticks);
+        self.no_input_slice_before = until(PAUSE_PER_SLICE, self.delays.inputs);
+        self.no_tick_slice_before = until(PAUSE_PER_TICK_SLICE, self.delays.ticks);
     }
 
     /// The clock is another one: what was left alone by the one before is no longer.
     pub(super) fn rest_no_more(&mut self) {
-        (self.inputs_rest_until, self.ticks_rest_until) = (GuestNs(0), GuestNs(0));
+        (self.no_input_slice_before, self.no_tick_slice_before) = (GuestNs(0), GuestNs(0));
     }
 
     /// When something that has waited its time can be given.
-    pub(super) fn rests_until(&self, whom: Requester) -> GuestNs {
+    pub(super) fn no_slice_before(&self, whom: Requester) -> GuestNs {
         match whom {
-            Requester::Input => self.inputs_rest_until,
-            Requester::Tick => self.ticks_rest_until,
+            Requester::Input => self.no_input_slice_before,
+            Requester::Tick => self.no_tick_slice_before,
         }
     }
 
@@ -98,7 +98,7 @@ impl Patience {
             Requester::Tick if booting => self.delays.ticks,
             _ => self.delays.inputs,
         };
-        since.saturating_add_ns(delay.as_nanos() as u64).max(self.rests_until(whom))
+        since.saturating_add_ns(delay.as_nanos() as u64).max(self.no_slice_before(whom))
     }
 
     /// Longest wait of what comes from outside.
@@ -131,17 +131,17 @@ mod tests {
         let expensive = after_slice_of(MS);
         assert_eq!(expensive.ends(Requester::Tick, ms(110), false), ms(141));
         assert_eq!(expensive.ends(Requester::Input, ms(110), false), ms(115));
-        let dearest = after_slice_of(20 * MS);
-        assert_eq!(dearest.ends(Requester::Tick, ms(125), false), ms(220));
-        assert_eq!(dearest.ends(Requester::Input, ms(118), false), ms(125));
-        assert_eq!(dearest.rests_until(Requester::Input), ms(125));
+        let most_expensive = after_slice_of(20 * MS);
+        assert_eq!(most_expensive.ends(Requester::Tick, ms(125), false), ms(220));
+        assert_eq!(most_expensive.ends(Requester::Input, ms(118), false), ms(125));
+        assert_eq!(most_expensive.no_slice_before(Requester::Input), ms(125));
     }
 
     #[test]
     fn a_delay_that_was_asked_for_holds_for_ticks_too() {
         let mut patience = Patience::new(InputDelays::all(Duration::from_millis(2)));
         patience.slice_ends(ms(0), ms(50));
-        assert_eq!(patience.rests_until(Requester::Tick), ms(52));
+        assert_eq!(patience.no_slice_before(Requester::Tick), ms(52));
         assert_eq!(patience.ends(Requester::Tick, ms(60), true), ms(62));
     }
 

@@ -10,7 +10,7 @@ use super::Peer;
 
 /// What became of the roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum RoleChange {
     /// The session is over.
     Stopped,
     /// The other host is active, or was until now. Its log begins after this exit.
@@ -24,7 +24,7 @@ pub enum Turn {
 
 impl Peer {
     /// Lets the roles change, if they are to; `None` when nothing has changed.
-    pub(super) fn change_role(self: &Arc<Self>) -> Option<Turn> {
+    pub(super) fn change_role(self: &Arc<Self>) -> Option<RoleChange> {
         if !self.turn.swap(false, MemoryOrdering::AcqRel) {
             return None;
         }
@@ -40,10 +40,10 @@ impl Peer {
         let mut core = self.lock();
         let is_active = core.follower().is_active();
         Some(match core.stop() {
-            Some(_) => Turn::Stopped,
+            Some(_) => RoleChange::Stopped,
             // Also when this host has gone live meanwhile: what it was sent comes first.
-            None if is_active => Turn::Follow { through: core.log().horizon() },
-            None => Turn::Live,
+            None if is_active => RoleChange::Follow { through: core.log().horizon() },
+            None => RoleChange::Live,
         })
     }
 

@@ -10,7 +10,7 @@ use ftvmm_replication::{
 
 use super::Peer;
 use super::disk::{Compared, compare};
-use super::guest::Turn;
+use super::guest::RoleChange;
 use crate::disk::Completion;
 use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
@@ -44,12 +44,12 @@ impl PairPort {
     /// Lets the roles change, if they are to.
     pub fn change_roles(&mut self) -> Option<Step> {
         match self.peer.change_role()? {
-            Turn::Stopped => return Some(Step::Stop(StopCause::Protocol)),
-            Turn::Follow { through } if !self.follows => {
+            RoleChange::Stopped => return Some(Step::Stop(StopCause::Protocol)),
+            RoleChange::Follow { through } if !self.follows => {
                 self.follows = true;
                 self.log.parts().1.start_after(through);
             }
-            Turn::Follow { .. } | Turn::Live => {}
+            RoleChange::Follow { .. } | RoleChange::Live => {}
         }
         None
     }

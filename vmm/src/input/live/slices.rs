@@ -101,7 +101,7 @@ impl SlicePolicy {
     /// A recorded guest was stopped between two exits: whether that point becomes a slice.
     pub(super) fn begins_slice(&mut self, stopped: Stopped, alarm: &mut AlarmPlan) -> bool {
         let Stopped { now, arrived, ends, takes_interrupt, tick } = stopped;
-        let rested = arrived.then(|| self.patience.rests_until(Requester::Input));
+        let rested = arrived.then(|| self.patience.no_slice_before(Requester::Input));
         let first = self.patience_ends(tick).chain(rested).min();
         if first.is_none_or(|at| at > now) {
             alarm.set(first, now);
