@@ -1,6 +1,6 @@
 //! Watches whether the vCPU's thread makes progress. The host may hold it: in a write to a server
-//! that is gone, in a call of a failing device. A thread that waits for an input or for the other host is
-//! not held, and a guest that computes comes back when it is interrupted.
+//! that is gone, in a call of a failing device. A thread that waits for an input or for
+//! the other host is not held, and a guest that computes comes back when it is interrupted.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
