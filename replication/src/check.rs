@@ -55,7 +55,7 @@ pub struct MemoryCheck {
 
 /// What a check does about memory; a greater one does what a smaller one does, and more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum MemoryLook {
+pub enum MemoryCheckMode {
     /// Nothing.
     #[default]
     None,
@@ -81,7 +81,7 @@ pub struct PageDifference {
     pub page: u64,
     /// Digest of its content here; `None` where it is as it was in the copy before.
     pub own: Option<u32>,
-    /// Digest of its content there, likewise.
+    /// Digest of its content on the peer, in the same way.
     pub theirs: Option<u32>,
 }
 
@@ -105,11 +105,11 @@ impl Check {
 
     /// What a replay must do about memory to agree with this check.
     #[must_use]
-    pub fn memory_look(&self) -> MemoryLook {
+    pub fn memory_look(&self) -> MemoryCheckMode {
         match &self.memory {
-            None => MemoryLook::None,
-            Some(MemoryCheck { renews_copy: false, .. }) => MemoryLook::Digest,
-            Some(MemoryCheck { renews_copy: true, .. }) => MemoryLook::Renew,
+            None => MemoryCheckMode::None,
+            Some(MemoryCheck { renews_copy: false, .. }) => MemoryCheckMode::Digest,
+            Some(MemoryCheck { renews_copy: true, .. }) => MemoryCheckMode::Renew,
         }
     }
 

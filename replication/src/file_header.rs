@@ -38,7 +38,7 @@ pub struct FileHeader {
     pub rtc_epoch_s: u64,
     /// Where the recorder found the kernel image file. A hint: the fingerprint decides.
     pub kernel_path: String,
-    /// Where the recorder found the initramfs file, likewise.
+    /// Where the recorder found the initramfs file; a hint too.
     pub initramfs_path: Option<String>,
     /// Where a recording begins, unless at power-on; a snapshot has none.
     pub start: Option<Start>,

@@ -23,7 +23,7 @@
 //! | [`peer`] | one host of a pair: the session and what its decisions touch |
 //! | [`time`] | the types of host time and guest time |
 //! | [`transfer`] | when a running guest is stopped for its state |
-//! | [`witness`] | who may speak for the guest in a term |
+//! | [`witness`] | who may be active in a term |
 #![forbid(unsafe_code)]
 
 pub mod build_id;
@@ -56,7 +56,7 @@ pub mod wire;
 pub mod witness;
 
 pub use build_id::{BuildId, BuildIdError};
-pub use check::{Check, CpuCheck, MemoryCheck, MemoryLook, PageHash};
+pub use check::{Check, CpuCheck, MemoryCheck, MemoryCheckMode, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
 pub use disk::DiskAnswer;

@@ -22,7 +22,7 @@ pub const LOG_MAGIC: [u8; 8] = *b"FTVMMLOG";
 pub const LOG_VERSION: u32 = 5;
 const KIND: Kind = Kind { name: "log", magic: LOG_MAGIC, version: LOG_VERSION };
 const READ_BYTES: usize = 64 << 10;
-/// How far after an unreadable group of unknown length a readable one is looked for.
+/// Bytes searched after an unreadable group of unknown length, to tell a tear from damage.
 const SCAN_BYTES: usize = 1 << 20;
 /// Largest one found so: to check a group at every place costs its length each time.
 const SCANNED_GROUP_BYTES_MAX: usize = 64 << 10;
@@ -40,12 +40,12 @@ pub enum LogError {
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// A group in the middle of the file is damaged.
-    #[error("log group at offset {offset_bytes} is damaged: {source}")]
+    #[error("log group at offset {offset_bytes} is damaged: {cause}")]
     GroupDamaged {
         /// Where the group begins in the file.
         offset_bytes: u64,
         /// What does not hold.
-        source: CodecError,
+        cause: CodecError,
     },
 }
 
@@ -188,7 +188,7 @@ impl<R: Read> LogReader<R> {
             Err(reason) => {
                 let offset_bytes = self.offset_bytes;
                 if self.readable_group_follows().map_err(LogError::Read)? {
-                    return Err(LogError::GroupDamaged { offset_bytes, source: reason });
+                    return Err(LogError::GroupDamaged { offset_bytes, cause: reason });
                 }
                 self.tail = Some(Tail::Torn { offset_bytes, reason });
                 Ok(None)

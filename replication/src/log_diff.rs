@@ -128,12 +128,12 @@ impl StateDifference {
 
 /// One of the two logs cannot be read on.
 #[derive(Debug, Error)]
-#[error("{source}")]
+#[error("{cause}")]
 pub struct CompareError {
     /// It is the second.
     pub in_second: bool,
     /// The cause.
-    pub source: LogError,
+    pub cause: LogError,
 }
 
 /// Records of a log one by one, across group boundaries.
@@ -154,7 +154,7 @@ impl<'r, R: Read> Records<'r, R> {
         while self.group.peek().is_none() {
             let in_second = self.is_second;
             let group = self.reader.next_group();
-            let group = group.map_err(|source| CompareError { in_second, source })?;
+            let group = group.map_err(|cause| CompareError { in_second, cause })?;
             let Some(Group { horizon, mut records }) = group else {
                 return Ok(None);
             };

@@ -223,12 +223,12 @@ messages! {
         /// The processor and the devices.
         machine: Vec<u8>,
     }
-    /// The backup has put so much of the state in place.
+    /// The backup has restored so much of the state.
     18 StateTaken {
         /// The primary's term.
         term: Term,
         /// Bytes of parts, as [`StatePart::len_bytes`] counts them.
-        taken_bytes: u64,
+        restored_bytes: u64,
     }
     /// The primary stands still with everything released: the backup is to speak from here on.
     19 Yield {
@@ -253,7 +253,7 @@ messages! {
         /// The guest's request to flush.
         id: u64,
     }
-    /// Frames for the guest that reached the host that spoke for it before.
+    /// Frames for the guest that reached the host that was active before.
     22 Strays {
         /// The primary's term.
         term: Term,

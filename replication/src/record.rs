@@ -55,7 +55,7 @@ counter! {
     OutputOrdinal
 }
 counter! {
-    /// Number of a period in which at most one host may speak for the guest. The first is 1.
+    /// Number of a period in which at most one host may be active. The first is 1.
     Term
 }
 

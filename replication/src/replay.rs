@@ -7,7 +7,7 @@
 
 use ftvmm_devices::Input;
 
-use crate::check::{Check, MemoryLook};
+use crate::check::{Check, MemoryCheckMode};
 use crate::cursor::{CursorStep, ReplayCursor};
 use crate::disk::DiskAnswer;
 use crate::record::{End, Ordinal, Record};
@@ -27,7 +27,7 @@ pub enum ReplayStep {
     /// Measure the execution and hand the result to [`Replayer::difference`], then ask again.
     Measure {
         /// What to do about memory.
-        memory: MemoryLook,
+        memory: MemoryCheckMode,
     },
     /// Put the guest into the state of this slice, then ask again.
     Load(Vec<Slice>),
@@ -164,7 +164,7 @@ mod tests {
         let check = Event::Check(Box::new(expected.clone()));
         let mut cursor = cursor(4, vec![(4, check)]);
         let mut replayer = Replayer::new();
-        let measure = ReplayStep::Measure { memory: MemoryLook::None };
+        let measure = ReplayStep::Measure { memory: MemoryCheckMode::None };
         assert_eq!(replayer.at_exit(&mut cursor, Ordinal(4)), measure);
         let other = Check { chain: 6, ..Check::default() };
         assert!(replayer.difference(&other).unwrap().contains("digest"));

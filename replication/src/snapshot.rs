@@ -55,7 +55,7 @@ pub enum SnapshotError {
         got_bytes: u64,
     },
     /// A part's length, checksum or encoding does not hold.
-    #[error("snapshot is damaged: the part at offset {offset_bytes} does not hold")]
+    #[error("snapshot is damaged: the checksum of the part at offset {offset_bytes} is wrong")]
     Damaged {
         /// Where the part begins in the file.
         offset_bytes: u64,
@@ -257,7 +257,8 @@ mod tests {
         let mut damaged = bytes.clone();
         damaged[first + 12] ^= 1;
         let error = read_all(&damaged).unwrap_err().to_string();
-        let says = format!("snapshot is damaged: the part at offset {first} does not hold");
+        let says =
+            format!("snapshot is damaged: the checksum of the part at offset {first} is wrong");
         assert_eq!(error, says);
     }
 

@@ -29,7 +29,7 @@ pub enum StatePart {
     /// Pages of memory, as [`pack`] makes it: number (guest-physical address divided by 4096) and
     /// content.
     Pages(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// Blocks of the disk, likewise: number (offset divided by 64 KiB) and content.
+    /// Blocks of the disk, packed like pages: number (offset divided by 64 KiB) and content.
     Blocks(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The machine as it stands at an exit. Nothing comes after it.
     Machine(#[serde(with = "serde_bytes")] Vec<u8>),

@@ -1,4 +1,4 @@
-//! The schedule of a transfer: pre-copy in rounds while the guest runs, then stop and copy.
+//! The schedule of a transfer: pre-copy in rounds while the guest runs, then stop-and-copy.
 //!
 //! A round sends what the guest changed since the round before. Each ends with a dirty sync: the
 //! guest's next exit tells what it has changed meanwhile. The guest is stopped when little is left,
@@ -9,9 +9,9 @@ use core::time::Duration;
 use crate::slice::PAGE_BYTES;
 use crate::state::{BLOCK_BYTES, PART_BLOCKS_MAX, PART_PAGES_MAX};
 
-/// So few dirty pages are left to the stop.
+/// Stop-and-copy starts when at most this many pages are dirty.
 const STOP_PAGES_MAX: u64 = PART_PAGES_MAX as u64;
-/// Likewise dirty blocks of the disk.
+/// Stop-and-copy starts when at most this many blocks of the disk are dirty.
 const STOP_BLOCKS_MAX: u64 = PART_BLOCKS_MAX as u64;
 /// After so many rounds the guest is stopped however much is left: it changes its memory as fast as
 /// it is sent.

@@ -69,7 +69,7 @@ fn samples() -> Vec<Message> {
             at: Ordinal(77),
             machine: vec![6; 50],
         },
-        Message::StateTaken { term, taken_bytes: 1 << 33 },
+        Message::StateTaken { term, restored_bytes: 1 << 33 },
         Message::Yield { term, through: Ordinal(77), released_through, follows: true },
         Message::Promoted { term: Term(4) },
         Message::DiskFlushed { term, id: 1 << 40 },

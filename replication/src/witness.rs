@@ -1,4 +1,4 @@
-//! The witness: who may speak for the guest in a term.
+//! The witness: who may be active in a term.
 //!
 //! Why: when the channel breaks, each side sees only silence and cannot tell a dead peer from a cut
 //! cable. Both then ask for the same next term, and a compare-and-swap on a third place gives it to

@@ -1,4 +1,4 @@
-//! The `ftvmm`s of one guest, which come and go on whatever hosts: one speaks for the guest,
+//! The `ftvmm`s of one guest, which come and go on whatever hosts: one is active,
 //! another joins it, takes over and is joined in turn. Each has a control socket, through which it
 //! is watched.
 
@@ -282,7 +282,7 @@ impl Member<'_> {
         self.wait_until("waiting for protection", |status| status.protected)
     }
 
-    /// Waits until this member speaks for the guest and nobody follows.
+    /// Waits until this member is active and nobody follows.
     ///
     /// # Errors
     /// As [`Self::wait_until`].

@@ -124,7 +124,7 @@ pub struct Network {
     pub announcements: u64,
     /// Frames it sent that this host's tap did not take.
     pub tx_dropped_by_tap: u64,
-    /// Frames that came while the other host spoke for the guest.
+    /// Frames that came while the other host was active.
     pub rx_dropped_following: u64,
 }
 

@@ -355,7 +355,7 @@ fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The guest is never started anew: whoever speaks for it is killed, and a host with a blank disk
+/// The guest is never started anew: the active host is killed, and a host with a blank disk
 /// joins the survivor.
 fn blank_disks_join(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     site.make_disks()?;

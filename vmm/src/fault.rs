@@ -64,7 +64,7 @@ impl Fault {
     /// # Errors
     /// When KVM refuses the register; an address outside the guest's memory flips nothing.
     pub fn inject(self, vcpu: &Vcpu, memory: &Memory) -> Result<(), KvmError> {
-        tracing::warn!(fault = ?self, "doing harm to this guest, as asked");
+        tracing::warn!(fault = ?self, "injecting a fault into this guest (--inject-fault)");
         let (place, bit) = match self.kind {
             Kind::Flip { place, bit } => (place, bit),
             Kind::Hang { for_ms } => {

@@ -89,12 +89,12 @@ pub enum GuestError {
     #[error(transparent)]
     Memory(#[from] TooLittleMemory),
     /// The kernel file is no kernel.
-    #[error("'{path}' {source}", path = path.display())]
+    #[error("'{path}' {cause}", path = path.display())]
     Image {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: ImageError,
+        cause: ImageError,
     },
     /// The memory size is out of range.
     #[error("--mem {got}: a guest has {} to {} MiB", MEMORY_MIB.start(), MEMORY_MIB.end())]
@@ -106,12 +106,12 @@ pub enum GuestError {
     #[error(transparent)]
     Template(#[from] TemplateError),
     /// The template's XSAVE is not the same in every run on this host.
-    #[error("the CPU template '{template}' cannot be used on this host: {source}")]
+    #[error("the CPU template '{template}' cannot be used on this host: {cause}")]
     Xsave {
         /// The template.
         template: String,
         /// What the self-test found.
-        source: ProbeFailure,
+        cause: ProbeFailure,
     },
     /// Loading failed.
     #[error(transparent)]
@@ -154,13 +154,13 @@ impl Guest {
         let initramfs_file = initramfs.as_ref().map(read_initramfs).transpose()?;
         let kernel_sha256: [u8; 32] = Sha256::digest(&kernel_file).into();
         let image = KernelImage::parse(kernel_file)
-            .map_err(|source| GuestError::Image { path: kernel.clone(), source })?;
+            .map_err(|cause| GuestError::Image { path: kernel.clone(), cause })?;
 
         let vm = Vm::new(memory_bytes, config.logged)?;
         let template = CpuTemplate::for_host(&vm, &config.cpu_template)?;
         if template.shows_xsave() {
             xsave_is_deterministic(template.cpuid())
-                .map_err(|source| GuestError::Xsave { template: template.name().into(), source })?;
+                .map_err(|cause| GuestError::Xsave { template: template.name().into(), cause })?;
         }
         let is_kept = |index, answer| answer == MsrAnswer::Kvm && index != EFER;
         let kept = template.msrs().filter(|(index, answer)| is_kept(*index, *answer));

@@ -16,51 +16,49 @@ pub enum InputError {
         what: String,
     },
     /// The log cannot be written.
-    #[error("recording '{path}' cannot be written on after exit {at}: {source}", path = path.display())]
+    #[error("recording '{path}' cannot be written on after exit {at}: {cause}", path = path.display())]
     LogWrite {
         /// The file.
         path: PathBuf,
         /// The last exit the guest has left.
         at: u64,
         /// The cause.
-        source: ftvmm_replication::LogError,
+        cause: ftvmm_replication::LogError,
     },
     /// The log cannot be read.
-    #[error("{source}")]
+    #[error("{cause}")]
     LogRead {
         /// The cause.
-        #[source]
-        source: ftvmm_replication::LogError,
+        cause: ftvmm_replication::LogError,
     },
     /// The snapshot cannot be read.
-    #[error("{source}")]
+    #[error("{cause}")]
     SnapshotRead {
         /// The cause.
-        #[source]
-        source: ftvmm_replication::SnapshotError,
+        cause: ftvmm_replication::SnapshotError,
     },
     /// The log's groups do not follow each other.
-    #[error("the log is out of order: {source}")]
+    #[error("the log is out of order: {cause}")]
     LogOrder {
         /// The cause.
-        source: ftvmm_replication::CursorError,
+        cause: ftvmm_replication::CursorError,
     },
     /// The host gives no random bytes.
-    #[error("the host gives no random bytes: {source}")]
+    #[error("the host gives no random bytes: {cause}")]
     Entropy {
         /// The cause.
-        source: getrandom::Error,
+        cause: getrandom::Error,
     },
     /// The disk cannot be read for a state.
-    #[error("the disk cannot be copied: {source}")]
+    #[error("the disk cannot be copied: {cause}")]
     Disk {
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The network card's host side failed.
-    #[error("the tap cannot be written: {source}")]
+    #[error("the tap cannot be written: {cause}")]
     Tap {
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }

@@ -11,7 +11,7 @@ use ftvmm_devices::{Board, Input, NetCounters, Output};
 use ftvmm_replication::encoding::encode;
 use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::{
-    Check, CpuCheck, End, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart,
+    Check, CpuCheck, End, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
 };
 use sha2::{Digest, Sha256};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -280,7 +280,7 @@ impl Machine {
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
+    pub fn measure(&mut self, memory: MemoryCheckMode) -> Result<Check, KvmError> {
         let memory = match &mut self.pages {
             Some(pages) => pages.check(memory)?,
             None => None,
@@ -327,7 +327,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The copy of memory, for who ships it; of a guest with a log.
+    /// The copy of memory, for a state transfer; of a guest with a log.
     pub fn memory_copy(&self) -> Option<Arc<MemoryCopy>> {
         self.pages.as_ref().map(|pages| pages.copy().clone())
     }
@@ -361,7 +361,7 @@ impl Machine {
     /// guest stands then.
     ///
     /// # Errors
-    /// When KVM fails or the state is none of this guest.
+    /// When KVM fails or the state does not belong to this guest.
     pub fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
         let pages = self.pages.as_mut().ok_or(StateError::NotTracked)?;
         match part {
@@ -411,8 +411,8 @@ impl Machine {
     }
 
     /// Adds an output of exit `at` to the digests; for a frame of a guest that is logged, its own
-    /// digest. A guest without a log is compared with nobody, and reading its frames once more
-    /// was one instruction of twenty of a download.
+    /// digest. Without a log nothing compares frames; hashing them cost 5 % of the
+    /// instructions of a download.
     pub fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
         match output {
             Output::Frame(frame) => {

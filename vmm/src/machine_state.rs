@@ -7,7 +7,7 @@ use ftvmm_replication::encoding::{decode, encode, encode_behind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::disk::Answer;
+use crate::disk::Completion;
 use crate::kvm::{Exit, KvmError, VcpuState};
 use crate::page_tracker::LoadError;
 use crate::tsc::TscTrapState;
@@ -68,7 +68,7 @@ pub struct MachineState {
     /// Digest of memory.
     pub memory_digest: u64,
     /// The disk's answers that the guest has not had.
-    pub disk_answers: Vec<Answer>,
+    pub disk_answers: Vec<Completion>,
 }
 
 /// A state that cannot be put in place.
@@ -93,7 +93,7 @@ pub enum StateError {
     #[error("the machine's state is damaged")]
     Damaged,
     /// A device cannot be in such a state.
-    #[error("the devices' state is none: {0}")]
+    #[error("the saved device state is invalid: {0}")]
     Devices(#[from] InvalidState),
     /// Memory is not what it was on the other side.
     #[error("memory has digest {own:016x} after the transfer, should have {theirs:016x}")]

@@ -3,7 +3,7 @@
 //! A second copy of memory, and a digest over all of it. Both hosts, and a recording and its
 //! replay, bring theirs up to date at the same points: at memory checks, where memory is equal
 //! because execution is deterministic, and at slices, where it is equal because the state was
-//! shipped. So the copies are equal, and a slice need only say what differs from them.
+//! sent. So the copies are equal, and a slice need only say what differs from them.
 //!
 //! Invariant: a page that differs from its copy has its bit set in KVM's dirty log or in the
 //! memory's own bitmap. Bits may be set for pages that do not differ; they cost a comparison, a
@@ -23,7 +23,9 @@ use std::sync::Arc;
 
 use copy::CopyRegion;
 use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
-use ftvmm_replication::{MemoryCheck, MemoryLook, PAGE_BYTES, PageDeltas, PageHash, SliceError};
+use ftvmm_replication::{
+    MemoryCheck, MemoryCheckMode, PAGE_BYTES, PageDeltas, PageHash, SliceError,
+};
 use live::LiveMemory;
 use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -43,7 +45,7 @@ const CHANGED_MAX: usize = 65_536;
 const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;
 
 /// A page is protected again when it was found unchanged so many times in a row, ...
-const IDLE_LOOKS_MAX: u8 = 4;
+const UNCHANGED_SYNCS_MAX: u8 = 4;
 /// ... together with so many others.
 const COLD_PAGES_MIN: usize = 64;
 
@@ -115,7 +117,7 @@ impl PageTracker {
             let bytes = loaded.len() as usize;
             let first_page = loaded.start_addr().raw_value() / PAGE_BYTES as u64;
             let mut copy = CopyRegion::zeroed(first_page, bytes)
-                .map_err(|source| KvmError::Copy { bytes: bytes as u64, source })?;
+                .map_err(|cause| KvmError::Copy { bytes: bytes as u64, cause })?;
             for index in set_bits(&live.take_written(slot)) {
                 let content = live.page(slot, index);
                 let page = first_page + index as u64;
@@ -135,26 +137,26 @@ impl PageTracker {
     }
 
     /// The digest of memory and the first [`CHANGED_MAX`] pages that differ from the copy, which is
-    /// renewed if `look` says so.
+    /// renewed if `mode` says so.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn check(&mut self, look: MemoryLook) -> Result<Option<MemoryCheck>, KvmError> {
+    pub fn check(&mut self, mode: MemoryCheckMode) -> Result<Option<MemoryCheck>, KvmError> {
         let mut changed = Vec::new();
         let visit = |page: u64, new: &[u8], _: &[Range<usize>]| {
             if changed.len() < CHANGED_MAX {
                 changed.push(PageHash { page, hash: xxh3_64(new) as u32 });
             }
         };
-        let digest = match look {
-            MemoryLook::None => return Ok(None),
-            MemoryLook::Digest => self.peek(visit)?,
-            MemoryLook::Renew => {
+        let digest = match mode {
+            MemoryCheckMode::None => return Ok(None),
+            MemoryCheckMode::Digest => self.compare(visit)?,
+            MemoryCheckMode::Renew => {
                 self.catch_up(Flush::No, visit)?;
                 self.digest
             }
         };
-        Ok(Some(MemoryCheck { digest, changed, renews_copy: look == MemoryLook::Renew }))
+        Ok(Some(MemoryCheck { digest, changed, renews_copy: mode == MemoryCheckMode::Renew }))
     }
 
     /// Brings the copy up to date; the changes in parts, and the digest of memory.
@@ -212,9 +214,9 @@ impl PageTracker {
         Ok(*digest)
     }
 
-    /// Tells of every page that changed, and leaves everything as it was for the next look; the
+    /// Reports every page that changed, and leaves everything as it was for the next check; the
     /// digest of memory.
-    fn peek(
+    fn compare(
         &mut self,
         mut visit: impl FnMut(u64, &[u8], &[Range<usize>]),
     ) -> Result<u64, KvmError> {
@@ -238,7 +240,7 @@ impl PageTracker {
         Ok(digest)
     }
 
-    /// Copies every page that changed, and tells of it: page, new content, where it changed.
+    /// Renews the copy of every changed page and reports it: page, new content, where it changed.
     fn catch_up(
         &mut self,
         flush: Flush,
@@ -358,7 +360,7 @@ impl Dirty {
         region: &mut Region,
         flush: Flush,
     ) -> Result<(), KvmError> {
-        let is_cold = |region: &Region, index: usize| region.idle[index] >= IDLE_LOOKS_MAX;
+        let is_cold = |region: &Region, index: usize| region.idle[index] >= UNCHANGED_SYNCS_MAX;
         let mut chosen: Vec<_> = set_bits(&self.logged).filter(|i| is_cold(region, *i)).collect();
         if chosen.len() < COLD_PAGES_MIN {
             chosen.clear();

@@ -11,7 +11,7 @@ use crate::step::StopCause;
 /// How much of a run a recording has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Extent {
+pub enum RunCompleteness {
     /// All of it, and how it ended.
     Complete,
     /// It ends between two groups and does not say how the run ended: its recorder was killed, or
@@ -43,8 +43,8 @@ pub struct Report {
     /// Why a recording has less than the guest did, if it could not be written.
     pub recording_error: Option<String>,
     /// Of a replay: how much of a run the recording has.
-    pub recording: Option<Extent>,
-    /// Slices shipped.
+    pub recording: Option<RunCompleteness>,
+    /// Slices sent.
     pub slices: u64,
     /// Divergences found.
     pub divergences: u64,

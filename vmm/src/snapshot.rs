@@ -21,16 +21,16 @@ pub type Parts = SnapshotReader<BufReader<File>>;
 /// Why a snapshot cannot be used.
 #[derive(Debug, Error)]
 #[error("snapshot '{path}': {why}", path = path.display())]
-pub struct Unusable {
+pub struct SnapshotUnusable {
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub why: Why,
+    pub why: SnapshotFault,
 }
 
 /// What is wrong with a snapshot.
 #[derive(Debug, Error)]
-pub enum Why {
+pub enum SnapshotFault {
     /// It cannot be opened.
     #[error(transparent)]
     Open(#[from] std::io::Error),
@@ -60,14 +60,14 @@ impl Snapshot {
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn open(path: &Path) -> Result<Self, Unusable> {
-        Self::read(path).map_err(|why| Unusable { path: path.into(), why })
+    pub fn open(path: &Path) -> Result<Self, SnapshotUnusable> {
+        Self::read(path).map_err(|why| SnapshotUnusable { path: path.into(), why })
     }
 
-    fn read(path: &Path) -> Result<Self, Why> {
+    fn read(path: &Path) -> Result<Self, SnapshotFault> {
         let mut file = user_file::open("snapshot", path).map_err(|error| match error {
-            FileError::Host { source, .. } => Why::Open(source),
-            error => Why::Unreadable(error),
+            FileError::Host { cause, .. } => SnapshotFault::Open(cause),
+            error => SnapshotFault::Unreadable(error),
         })?;
         let mut reader = SnapshotReader::new(BufReader::new(&file))?;
         let mut machine = None;
@@ -104,7 +104,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// Says what it is, and what it should be.
-    pub fn expect(&self, at: Ordinal, mark: &SnapshotMark) -> Result<(), Unusable> {
+    pub fn expect(&self, at: Ordinal, mark: &SnapshotMark) -> Result<(), SnapshotUnusable> {
         let Start { at: own_at, snapshot } = &self.start;
         let (own, wanted) = (snapshot.memory_digest, mark.memory_digest);
         if (*own_at, own) == (at, wanted) {
@@ -116,8 +116,8 @@ impl Snapshot {
     }
 
     /// It does not do, because of this.
-    pub fn unusable(&self, why: String) -> Unusable {
-        Unusable { path: self.path.clone(), why: Why::Other(why) }
+    pub fn unusable(&self, why: String) -> SnapshotUnusable {
+        SnapshotUnusable { path: self.path.clone(), why: SnapshotFault::Other(why) }
     }
 
     /// Its parts, from the first.

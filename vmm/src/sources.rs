@@ -7,13 +7,13 @@ use ftvmm_replication::{Check, GuestNs, Ordinal, StatePart};
 use crate::input::{FileFeed, LiveInputs, Recorder, Recording, Replay};
 use crate::input_error::InputError;
 use crate::peer::PairPort;
-use crate::shipment::{Restore, TransferPort};
 use crate::step::{Answer, InputSource, RunMode, Situation, Standpoint, Step, StopCause};
+use crate::transfer::{Restore, TransferPort};
 
 /// Where a guest's inputs come from when nothing comes first.
 pub enum Source {
-    /// The live host: its clock, its tap, its console. Of a pair, while this host speaks for the
-    /// guest.
+    /// The live host: its clock, its tap, its console. Of a pair, while this host is
+    /// active.
     Live(Box<LiveInputs>),
     /// A recording.
     Recording(Box<Replay<FileFeed>>),
@@ -52,7 +52,7 @@ impl Inputs {
         self
     }
 
-    /// The other host of a pair has the inputs while it speaks for the guest.
+    /// The other host of a pair has the inputs while it is active.
     #[must_use]
     pub fn paired(mut self, pair: PairPort) -> Self {
         self.pair = Some(pair);

@@ -2,7 +2,9 @@
 //! done there, what came of it, and why a run ends.
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{Check, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart};
+use ftvmm_replication::{
+    Check, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
+};
 
 use crate::input_error::InputError;
 use crate::machine_state::MachineState;
@@ -49,7 +51,7 @@ pub enum Step {
     /// Measure the execution, answer with [`Answer::Measured`], then ask again.
     Measure {
         /// What to do about memory.
-        memory: MemoryLook,
+        memory: MemoryCheckMode,
     },
     /// Between two exits: make this point an exit ordinal of its own and answer with its state,
     /// [`Answer::Captured`]; then ask again, for inputs.
@@ -111,9 +113,9 @@ pub struct Standpoint {
 pub enum RunMode {
     /// To its next exit, or until it is kicked.
     Free,
-    /// Likewise, or to where it can take an interrupt.
+    /// As [`Self::Free`], and at most to where it can take an interrupt.
     UntilInterruptible,
-    /// Not at all: the log says that a slice follows.
+    /// Do not run: the log says that a slice comes next.
     Not,
     /// As it likes: nothing is recorded, so inputs and interrupts also reach it between exits.
     Unrecorded,

@@ -37,14 +37,14 @@ impl Write for Written {
 #[derive(Debug, Error)]
 pub enum FileError {
     /// The host refuses it.
-    #[error("{what} '{path}': {source}", path = path.display())]
+    #[error("{what} '{path}': {cause}", path = path.display())]
     Host {
         /// What it is to be.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It is a folder, a pipe, a device or a socket.
     #[error("{what} '{path}' is {found}, no regular file", path = path.display())]
@@ -103,7 +103,7 @@ pub enum FileError {
 }
 
 fn host<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> FileError + 'a {
-    move |source| FileError::Host { what, path: path.into(), source }
+    move |cause| FileError::Host { what, path: path.into(), cause }
 }
 
 /// What a file that is not regular is.
@@ -175,12 +175,12 @@ pub fn create(what: &'static str, path: &Path, overwrite: bool) -> Result<Writte
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(SECRET);
     let opened = options.custom_flags(libc::O_NONBLOCK).open(path);
-    let file = opened.map_err(|source| match fs::metadata(path) {
+    let file = opened.map_err(|cause| match fs::metadata(path) {
         // A pipe nobody reads and a folder cannot be opened at all.
         Ok(facts) if !facts.is_file() => {
             FileError::NotRegular { what, path: path.into(), found: kind(&facts) }
         }
-        _ => host(what, path)(source),
+        _ => host(what, path)(cause),
     })?;
     regular(what, path, &file)?;
     let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {

@@ -3,7 +3,7 @@
 
 use ftvmm_devices::{Input, Output};
 use ftvmm_replication::{
-    Check, End, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart,
+    Check, End, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
 };
 use thiserror::Error;
 
@@ -59,7 +59,7 @@ pub trait VirtualMachine {
     ///
     /// # Errors
     /// When KVM fails.
-    fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError>;
+    fn measure(&mut self, memory: MemoryCheckMode) -> Result<Check, KvmError>;
 
     /// The state of a guest that was stopped between two exits, as the parts of a slice.
     ///
@@ -84,7 +84,7 @@ pub trait VirtualMachine {
     /// guest stands.
     ///
     /// # Errors
-    /// When KVM fails or the state is none of this guest.
+    /// When KVM fails or the state does not belong to this guest.
     fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError>;
 
     /// Guest time, in nanoseconds since power-on.

@@ -31,7 +31,7 @@ pub struct DemoArguments {
     /// Size of the download in MiB [default: 24, and enough for the rounds]
     #[arg(long, value_name = "MiB", value_parser = clap::value_parser!(u64).range(1..))]
     size: Option<u64>,
-    /// How many times the host that speaks for the guest dies; each time a fresh host joins
+    /// How many times the active host dies; each time a fresh host joins
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// The guest's kernel: ours, or one of Debian's unmodified ones

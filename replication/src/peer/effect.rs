@@ -94,7 +94,7 @@ pub enum Notice {
         /// The exit.
         at: Ordinal,
     },
-    /// The other host speaks for the guest now.
+    /// The other host is active now.
     Follows {
         /// In this term.
         term: Term,

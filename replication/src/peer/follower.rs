@@ -16,9 +16,9 @@ pub struct Follower {
     /// A whole state is to be put in place first; the parts of it that have come.
     joining: bool,
     parts: VecDeque<StatePart>,
-    taken_bytes: u64,
+    restored_bytes: u64,
     /// The guest has left the path of the log.
-    faulted: bool,
+    replay_failed: bool,
 }
 
 impl Follower {
@@ -37,7 +37,7 @@ impl Follower {
     /// True when the guest has left the path of the log.
     #[must_use]
     pub fn has_faulted(&self) -> bool {
-        self.faulted
+        self.replay_failed
     }
 
     /// The next part of a state that is to be put in place.
@@ -72,7 +72,7 @@ impl Follower {
 
     /// No more will come. A guest that has left the path of the log may consume nothing of it.
     pub(super) fn go_live(&mut self) {
-        if core::mem::take(&mut self.faulted) {
+        if core::mem::take(&mut self.replay_failed) {
             self.cursor = ReplayCursor::new();
         }
         self.cursor.seal();
@@ -89,13 +89,13 @@ impl Follower {
     }
 
     pub(super) fn fault(&mut self) {
-        self.faulted = true;
+        self.replay_failed = true;
     }
 
     /// Bytes in place so far.
     pub(super) fn part_restored(&mut self, part_bytes: u64, is_whole: bool) -> u64 {
-        self.taken_bytes += part_bytes;
+        self.restored_bytes += part_bytes;
         self.joining &= !is_whole;
-        self.taken_bytes
+        self.restored_bytes
     }
 }

@@ -77,14 +77,14 @@ pub struct PeerCore {
     begin: Option<Begin>,
     stop: Option<StopReason>,
     guest: GuestOrders,
-    /// Until then frames that come here for the guest are handed on.
+    /// Until this time, frames that reach this (old) host are forwarded to the new primary.
     strays_until_ns: u64,
     now_ns: u64,
     events: VecDeque<SessionEvent>,
     effects: Vec<Effect>,
 }
 
-/// Who speaks for the guest, and what is to change about it.
+/// Which host is active, and what is to change about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Roles {
     /// The other host does.
@@ -265,7 +265,7 @@ impl PeerCore {
 
     /// The guest's thread lets the roles change, if they are to; whether it has to wait for the
     /// backup.
-    pub fn take_turn(&mut self, now_ns: u64) -> bool {
+    pub fn change_role(&mut self, now_ns: u64) -> bool {
         if !core::mem::take(&mut self.guest.yields) || !self.session.may_yield() {
             return false;
         }
@@ -305,8 +305,8 @@ impl PeerCore {
 
     /// A part of the state that comes is in place; with the last one it is whole.
     pub fn part_restored(&mut self, now_ns: u64, part_bytes: u64, is_whole: bool) {
-        let taken_bytes = self.follower.part_restored(part_bytes, is_whole);
-        self.step(now_ns, SessionEvent::StateTaken { taken_bytes });
+        let restored_bytes = self.follower.part_restored(part_bytes, is_whole);
+        self.step(now_ns, SessionEvent::StateRestored { restored_bytes });
     }
 
     /// Sends a part of the state of transfer `number`; `None` when nobody wants it any more, and
@@ -332,7 +332,7 @@ impl PeerCore {
 
     /// Clients reach the guest on this host from now on, or again: the switches may know it
     /// elsewhere.
-    pub fn guest_is_here(&mut self) {
+    pub fn announce_guest(&mut self) {
         if !self.follows() {
             self.announcer.start(self.now_ns);
         }
@@ -344,7 +344,7 @@ impl PeerCore {
         now_ns < self.strays_until_ns
     }
 
-    /// Frames for the guest came here although the other host speaks for it.
+    /// Frames for the guest came here although the other host is active.
     pub fn strays(&mut self, now_ns: u64, frames: Vec<Vec<u8>>) {
         // Few enough for one message, whatever their length.
         let mut frames = frames.into_iter().peekable();

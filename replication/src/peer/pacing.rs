@@ -1,4 +1,4 @@
-//! When the log of a guest goes to the backup.
+//! When the unsent end of a guest's log goes to the backup.
 //!
 //! The backup cannot leave an exit before it knows that nothing else happened there, so each exit
 //! is news for it; a message for each would cost more than the exit. While the guest makes exits
@@ -10,7 +10,7 @@ use ftvmm_devices::Input;
 use crate::group::{GroupEncoder, SLICE_GROUP_BYTES};
 use crate::record::{Event, Ordinal, Record};
 
-/// Where sending is expensive, it takes at most one part in so many of the guest's time.
+/// Sending uses at most 1/`SEND_SHARE` of the guest's time, except where [`LONGEST_NS`] forces it.
 const SEND_SHARE: u64 = 10;
 /// Bounds of what the end of a burst of exits may stay unsent, in nanoseconds.
 const SHORTEST_NS: u64 = 2_000_000;

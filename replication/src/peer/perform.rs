@@ -40,14 +40,14 @@ impl PeerCore {
             Action::GoLive { term } => self.go_live(term),
             Action::GoAlone { term } => {
                 self.notice(Notice::GoesAlone { term });
-                self.be_alone();
+                self.drop_backup();
             }
-            Action::ShipState => {
-                self.be_alone();
+            Action::SendState => {
+                self.drop_backup();
                 let number = self.transfer.begin();
                 self.effects.push(Effect::SendState { number });
             }
-            Action::StateTaken { taken_bytes } => self.transfer.taken(taken_bytes),
+            Action::BackupRestored { restored_bytes } => self.transfer.restored(restored_bytes),
             Action::Protect { at } => {
                 self.notice(Notice::Protected { at });
                 self.mode = Mode::Recording;
@@ -55,7 +55,7 @@ impl PeerCore {
                 self.counters.found_peer();
             }
             Action::Join { release } => self.join(release),
-            Action::TakeState(part) => self.follower.push_part(part),
+            Action::RestoreState(part) => self.follower.push_part(part),
             Action::Follow { term, through } => self.follow(term, through),
             // The run loop reports when the guest stands still.
             Action::SwitchRoles => self.want_switch(),
@@ -65,10 +65,10 @@ impl PeerCore {
                 self.effects.push(Effect::KeepIncident(report));
             }
             Action::Congested(congested) => self.guest.congested = congested,
-            Action::TellFlushes { through } => {
+            Action::CompleteFlushes { through } => {
                 self.effects.push(Effect::CompleteFlushes { through });
             }
-            Action::TellDisk { id } => self.effects.push(Effect::CompleteDisk { id }),
+            Action::CompleteDisk { id } => self.effects.push(Effect::CompleteDisk { id }),
             Action::HangUp => {
                 self.decoder = None;
                 self.effects.push(Effect::HangUp);
@@ -128,7 +128,7 @@ impl PeerCore {
             true => self.counters.switches += 1,
             false => self.counters.takeovers += 1,
         }
-        self.be_alone();
+        self.drop_backup();
         self.effects.push(Effect::InterruptGuest);
         self.announcer.start(self.now_ns);
         if self.announcer.is_due(self.now_ns) {
@@ -136,7 +136,7 @@ impl PeerCore {
         }
     }
 
-    fn be_alone(&mut self) {
+    fn drop_backup(&mut self) {
         self.mode = Mode::Alone;
         self.effects.push(Effect::OpenInputs);
     }

@@ -10,7 +10,7 @@ pub struct Transfer {
     /// Which one: a newer one ends those before it.
     number: u64,
     sent_bytes: u64,
-    taken_bytes: u64,
+    restored_bytes: u64,
 }
 
 impl Transfer {
@@ -23,7 +23,7 @@ impl Transfer {
     /// Whether another part may be sent before the backup has put one in place.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.sent_bytes.saturating_sub(self.taken_bytes) <= WINDOW_BYTES
+        self.sent_bytes.saturating_sub(self.restored_bytes) <= WINDOW_BYTES
     }
 
     /// A new transfer; its number.
@@ -37,8 +37,8 @@ impl Transfer {
     }
 
     /// What the backup says it has. No more than it was sent is believed.
-    pub(super) fn taken(&mut self, taken_bytes: u64) {
-        self.taken_bytes = taken_bytes.min(self.sent_bytes);
+    pub(super) fn restored(&mut self, restored_bytes: u64) {
+        self.restored_bytes = restored_bytes.min(self.sent_bytes);
     }
 }
 
@@ -54,7 +54,7 @@ mod tests {
         assert!(transfer.has_room());
         transfer.sent(1);
         assert!(!transfer.has_room());
-        transfer.taken(u64::MAX);
+        transfer.restored(u64::MAX);
         assert!(transfer.has_room());
         transfer.sent(WINDOW_BYTES + 1);
         assert!(!transfer.has_room(), "what was not sent cannot have been taken");

@@ -28,7 +28,7 @@ enum Phase {
     /// For the primary's hello and welcome.
     AwaitingWelcome,
     /// For the whole state; `held` are outputs from before it that have not left.
-    Joining { taken_bytes: u64, held: Vec<Output> },
+    Joining { restored_bytes: u64, held: Vec<Output> },
     /// For the log.
     Following,
     /// For what the primary decides about a divergence.
@@ -115,10 +115,10 @@ impl Backup {
             SessionEvent::DiskFailed { id, description } => match self.phase {
                 Phase::Following | Phase::AwaitingVerdict { .. } => leave(cx, description),
                 // Nobody else could go on.
-                _ => cx.act(Action::TellDisk { id }),
+                _ => cx.act(Action::CompleteDisk { id }),
             },
             SessionEvent::HostStop => stop_on_request(cx, self.term),
-            SessionEvent::StateTaken { taken_bytes } => self.on_state_taken(cx, taken_bytes),
+            SessionEvent::StateRestored { restored_bytes } => self.on_restored(cx, restored_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),
             SessionEvent::Strays(frames) if matches!(self.phase, Phase::Following) => {
                 cx.send(Message::Strays { term: self.term, frames });
@@ -139,7 +139,7 @@ impl Backup {
 
     fn on_connected(&mut self, cx: &mut Context<'_>) {
         match self.phase {
-            // Whatever the claim brings, there will be no room for a newcomer.
+            // Whatever the claim brings, there will be no room for a joining backup.
             Phase::ClaimingTerm { .. } => cx.hang_up(),
             Phase::Live => {}
             _ => cx.send_hello(false),
@@ -163,8 +163,8 @@ impl Backup {
         }
         if cx.heartbeat_is_due(&waits) {
             match self.phase {
-                Phase::Joining { taken_bytes, .. } => {
-                    cx.send(Message::StateTaken { term: self.term, taken_bytes });
+                Phase::Joining { restored_bytes, .. } => {
+                    cx.send(Message::StateTaken { term: self.term, restored_bytes });
                 }
                 _ => self.acknowledge(cx),
             }
@@ -178,7 +178,7 @@ impl Backup {
         if let Phase::Live = self.phase {
             // The old primary says that it is there until it hears of the promotion.
             if self.yielded.is_none() {
-                cx.refuse_newcomer(&message, self.term);
+                cx.refuse_joining(&message, self.term);
             }
             return;
         }
@@ -215,7 +215,7 @@ impl Backup {
                 self.on_attach(cx, term, release);
             }
             (Phase::Joining { .. }, Message::State { part, .. }) => {
-                cx.act(Action::TakeState(part));
+                cx.act(Action::RestoreState(part));
             }
             (Phase::Joining { held, .. }, Message::Held { at, digest, frame, .. }) => {
                 held.push(Output { at, digest, frame });
@@ -349,7 +349,7 @@ impl Backup {
     /// After a take-over nobody else's disk is waited for, after a switch of roles the other's is.
     fn tell_flushes(&mut self, cx: &mut Context<'_>) {
         if let Some(through) = self.flushes.release(self.yielded.is_none()) {
-            cx.act(Action::TellFlushes { through });
+            cx.act(Action::CompleteFlushes { through });
         }
     }
 

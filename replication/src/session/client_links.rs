@@ -13,7 +13,7 @@ pub(super) struct ClientLinks {
     down_since_ns: Option<u64>,
     /// What the peer knows of it: whole, until it is told otherwise over this connection.
     told: bool,
-    /// What the peer said of its own, likewise.
+    /// What the peer said last of its own link.
     peer_up: bool,
     /// When this side last asked for a switch.
     asked_ns: Option<u64>,

@@ -98,7 +98,7 @@ pub enum Decision {
     SettleWithOwnEvidence,
     /// Send the evidence and wait for what the primary decides.
     AskPrimary,
-    /// Stop: another host speaks for the guest.
+    /// Stop: another host is active.
     StopLostWitness,
     /// Stop: this execution is not to be believed, or nobody's is.
     StopDivergence,
@@ -107,7 +107,7 @@ pub enum Decision {
     /// The guest goes on as before, alone.
     StayAlone,
     /// Send the backup the whole state, over the connection that stands.
-    ShipState,
+    SendState,
     /// Ask the backup to take over, and then for its state.
     Yield,
     /// Stop: the state never came whole.
@@ -171,7 +171,7 @@ pub const DECISIONS: &[Row] = rows! {
     "K" PrimaryClaiming PeerLost => KeepWaiting:
         "the claim under way settles it"
     "L" PrimaryClaiming Granted => GoAlone:
-        "no other host can speak for the guest in this term or an older one"
+        "no other host can be active in this term or an older one"
     "M" PrimaryClaiming Denied => StopLostWitness:
         "the backup took over; every gated frame is its to send"
     "N" BackupGreeting PeerLost => KeepWaiting:
@@ -183,7 +183,7 @@ pub const DECISIONS: &[Row] = rows! {
     "Q" AwaitingVerdict PeerLost => StopDivergence:
         "an execution known to differ from the one the client saw must not speak"
     "R" BackupClaiming Granted => GoLive:
-        "no other host can speak for the guest in this term or an older one"
+        "no other host can be active in this term or an older one"
     "S" BackupClaiming Denied => StopLostWitness:
         "the primary lives and went on alone"
     "T" BackupClaiming ReplayFault => StopDivergence:
@@ -202,7 +202,7 @@ pub const DECISIONS: &[Row] = rows! {
         "the backup has not the whole state, so it cannot take over; the guest never noticed it"
     "AA" Attaching PeerLeft => StayAlone:
         "as Z"
-    "AB" AwaitingEvidence DivergedResync => ShipState:
+    "AB" AwaitingEvidence DivergedResync => SendState:
         "the primary is believed; its state replaces the backup's, and nothing leaves before that"
     "AC" Resyncing PeerLost => ClaimNextTerm:
         "the backup may not have heard that it is not believed; the witness tells who goes on"

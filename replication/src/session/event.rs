@@ -112,7 +112,7 @@ pub enum SessionEvent {
     HostStop,
     /// The guest is to start without waiting for a backup (primary).
     StartAlone,
-    /// A part of the state [`Action::ShipState`] asked for.
+    /// A part of the state [`Action::SendState`] asked for.
     State(StatePart),
     /// Its last part: the guest stands at this exit, and takes no input before this event.
     StateEnd {
@@ -123,10 +123,10 @@ pub enum SessionEvent {
         /// The guest's requests to its disk up to this one are carried out in the state.
         disk_through: u64,
     },
-    /// So much of the state is in place (backup).
-    StateTaken {
+    /// So much of the state is restored (backup).
+    StateRestored {
         /// As [`StatePart::len_bytes`] counts.
-        taken_bytes: u64,
+        restored_bytes: u64,
     },
     /// The run loop has used up the log and takes live inputs (backup, after [`Action::GoLive`]).
     TookOver {
@@ -141,7 +141,7 @@ pub enum SessionEvent {
     },
     /// The operator lets the backup go.
     Detach,
-    /// Frames for the guest came here although the other host speaks for it: the network has not
+    /// Frames for the guest came here although the other host is active: the network has not
     /// learned yet (backup).
     Strays(Vec<Vec<u8>>),
 }
@@ -170,7 +170,7 @@ pub enum Action {
     /// Seal the replay cursor: consume every record received, then take live inputs. Announce the
     /// guest's MAC address.
     GoLive {
-        /// The term in which this host speaks for the guest.
+        /// The term in which this host is active.
         term: Term,
     },
     /// The primary goes on without a backup; log groups are no longer asked for.
@@ -180,11 +180,11 @@ pub enum Action {
     },
     /// A backup joins: send [`SessionEvent::State`] while the guest runs, then stop it shortly for
     /// [`SessionEvent::StateEnd`]. Log groups are not asked for meanwhile.
-    ShipState,
-    /// The backup has put so much of the state in place.
-    StateTaken {
+    SendState,
+    /// The backup has restored so much of the state.
+    BackupRestored {
         /// As [`StatePart::len_bytes`] counts.
-        taken_bytes: u64,
+        restored_bytes: u64,
     },
     /// Log groups are asked for again, from exit `at` on, at which the guest stands.
     Protect {
@@ -196,8 +196,8 @@ pub enum Action {
         /// When outputs are released.
         release: ReleasePolicy,
     },
-    /// Put this part of the state in place and report [`SessionEvent::StateTaken`] (backup).
-    TakeState(StatePart),
+    /// Restore this part of the state and report [`SessionEvent::StateRestored`] (backup).
+    RestoreState(StatePart),
     /// This host follows the other's log from now on, after the exit it has left.
     Follow {
         /// The new term.
@@ -216,12 +216,12 @@ pub enum Action {
     /// unfinished group before it waits, or the backup waits as well.
     Congested(bool),
     /// The guest may be told of every flush up to this one that is done here.
-    TellFlushes {
+    CompleteFlushes {
         /// The last.
         through: u64,
     },
     /// The guest may be told that this request to its disk failed.
-    TellDisk {
+    CompleteDisk {
         /// The request.
         id: u64,
     },

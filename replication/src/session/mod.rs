@@ -1,4 +1,4 @@
-//! The role state machine: who may speak for the guest, and which frames may leave.
+//! The role state machine: who may be active, and which frames may leave.
 //!
 //! Sans I/O: events and the time go in, actions come out. The `vmm` crate performs them over TCP;
 //! the tests perform them in memory under a seeded schedule of delays, crashes and partitions.
@@ -106,8 +106,8 @@ impl Context<'_> {
         self.stop(StopReason::BadConfiguration(refusal));
     }
 
-    /// A newcomer finds a guest that runs. It is told so; the guest goes on.
-    fn refuse_newcomer(&mut self, message: &Message, term: Term) {
+    /// A joining backup finds a guest that runs. It is refused; the guest goes on.
+    fn refuse_joining(&mut self, message: &Message, term: Term) {
         if matches!(message, Message::Hello { .. }) {
             self.send(Message::Refuse { refusal: Refusal::AlreadyRunning { term } });
         }
@@ -283,7 +283,7 @@ impl Session {
         self.config.role
     }
 
-    /// The highest term known; ours when this host speaks for the guest.
+    /// The highest term known; ours when this host is active.
     #[must_use]
     pub fn term(&self) -> Option<Term> {
         match &self.state {
@@ -293,11 +293,11 @@ impl Session {
         }
     }
 
-    /// Whether a newcomer may connect now: nobody is connected, and the host has time for one.
+    /// Whether a joining backup may connect now: nobody is connected, and the host has time for it.
     #[must_use]
-    pub fn takes_newcomers(&self) -> bool {
+    pub fn accepts_backup(&self) -> bool {
         let has_time = match &self.state {
-            State::Primary(primary) => primary.takes_newcomers(),
+            State::Primary(primary) => primary.accepts_backup(),
             State::Backup(_) | State::Stopped => false,
         };
         has_time && !self.link.connected
@@ -315,8 +315,8 @@ impl Session {
         matches!(&self.state, State::Primary(primary) if primary.is_protected())
     }
 
-    /// Time by which the caller is late for a deadline is a pause of our own. The peer may have
-    /// spoken all along, and what it sent waits behind this event, so the pause is no silence.
+    /// If [`Self::step`] is called late, the lateness is a pause of this host and must not count as
+    /// the peer's silence: what the peer sent meanwhile waits behind this event.
     fn pass_time(&mut self, now_ns: u64) {
         let now_ns = now_ns.max(self.now_ns);
         if let Some(deadline_ns) = self.next_deadline_ns() {
@@ -367,7 +367,7 @@ impl Session {
         }
     }
 
-    /// True while the loss of the host that speaks for the guest would cost nothing.
+    /// True while the loss of the active host would cost nothing.
     #[must_use]
     pub fn is_protected(&self) -> bool {
         match &self.state {

@@ -13,7 +13,7 @@ use crate::wire::WireError;
 /// Which of the two a host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
-    /// Runs the guest with live inputs and speaks for it.
+    /// Runs the guest with live inputs, and is active.
     Primary,
     /// Executes the primary's log and takes over when it dies.
     Backup,
@@ -120,7 +120,7 @@ pub struct SessionConfig {
     pub on_divergence: DivergencePolicy,
     /// Whose execution a resync believes (the primary's counts).
     pub believe: Role,
-    /// What a broken way from this host to the clients leads to while it speaks for the guest.
+    /// What a broken way from this host to the clients leads to while it is active.
     pub on_link_down: LinkPolicy,
     /// A side that has been silent for this long says that it is alive.
     pub heartbeat_ns: u64,
@@ -242,7 +242,7 @@ pub enum Refusal {
         /// The highest the backup's witness knows.
         known: Term,
     },
-    /// The host is taking over and has no time for a newcomer; a moment later it has.
+    /// The host is taking over and has no time for a joining backup; a moment later it has.
     #[error("the host is just taking over in term {term}; connect again")]
     AlreadyRunning {
         /// The term in which it runs.
@@ -281,7 +281,7 @@ pub enum StopReason {
     #[error("primary and backup diverged")]
     Divergence,
     /// The primary was lost, or its state could not be put in place, before this backup had it.
-    #[error("the primary's state did not come whole")]
+    #[error("the state transfer from the primary was interrupted")]
     Incomplete,
     /// This host's disk failed; the other host goes on.
     #[error("the disk of this host failed: {description}")]

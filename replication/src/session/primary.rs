@@ -123,7 +123,7 @@ impl Primary {
             // The recorder's own progress is in the horizons; it replays nothing.
             SessionEvent::Executed(_)
             | SessionEvent::ReplayFault { .. }
-            | SessionEvent::StateTaken { .. }
+            | SessionEvent::StateRestored { .. }
             | SessionEvent::TookOver { .. }
             | SessionEvent::ClientLink { .. }
             | SessionEvent::Strays(_) => {}
@@ -145,7 +145,7 @@ impl Primary {
 
     fn on_connected(&mut self, cx: &mut Context<'_>) {
         match self.phase {
-            // Whatever the claim brings, there will be no room for a newcomer.
+            // Whatever the claim brings, there will be no room for a joining backup.
             Phase::ClaimingTerm { .. }
             | Phase::StartingAlone { .. }
             | Phase::HandingOver { .. } => cx.hang_up(),
@@ -158,7 +158,7 @@ impl Primary {
         let greeting =
             matches!(self.phase, Phase::AwaitingBackup { .. } | Phase::ClaimingFirstTerm { .. });
         match reason {
-            // An ftvmm of another version was meant to be the backup. Anything else that knocks
+            // An ftvmm of another version was meant to be the backup. Anything else that connects
             // on the port is no reason to stop.
             DisconnectReason::Wire(error @ WireError::VersionMismatch { .. }) if greeting => {
                 cx.stop(StopReason::BadConfiguration(Refusal::Wire(error)));
@@ -191,7 +191,7 @@ impl Primary {
 
     fn on_message(&mut self, cx: &mut Context<'_>, message: Message) {
         if let Phase::Alone = self.phase {
-            return self.on_newcomer(cx, &message);
+            return self.on_joining(cx, &message);
         }
         let term = message.term().unwrap_or(self.term);
         if term < self.term {
@@ -212,8 +212,8 @@ impl Primary {
                 Message::Refuse { refusal },
             ) => cx.stop(StopReason::BadConfiguration(refusal.swapped())),
             (Phase::AwaitingReady { .. }, Message::Ready { .. }) => self.on_ready(cx),
-            (Phase::Attaching { .. }, Message::StateTaken { taken_bytes, .. }) => {
-                cx.act(Action::StateTaken { taken_bytes });
+            (Phase::Attaching { .. }, Message::StateTaken { restored_bytes, .. }) => {
+                cx.act(Action::BackupRestored { restored_bytes });
             }
             (Phase::Attaching { .. }, Message::Refuse { refusal }) => {
                 self.lose_peer(cx, &format!("backup refuses: {}", refusal.swapped()));
@@ -383,7 +383,7 @@ impl Primary {
                 self.go_alone(cx, term);
             }
             (Decision::StayAlone, _) => self.phase = Phase::Alone,
-            (Decision::ShipState, _) => self.ship_state(cx, true),
+            (Decision::SendState, _) => self.send_state(cx, true),
             (Decision::Yield, _) => self.yield_unequal(cx),
             (Decision::HandOver, _) => self.hand_over(cx),
             (Decision::StopLostWitness, _) => {

@@ -44,7 +44,7 @@ impl Checker {
         assert_eq!(holder, (host, life), "term {term} was given to both");
     }
 
-    /// `host` says that it speaks for the guest in `term`.
+    /// `host` says that it is active in `term`.
     pub fn on_speaks(&self, host: usize, life: u64, term: u64) {
         assert_eq!(self.terms.get(&term), Some(&(host, life)), "host {host} speaks in term {term}");
         let last = self.terms.keys().last();

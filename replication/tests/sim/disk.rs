@@ -97,7 +97,7 @@ impl Disk {
         self.answers.clear();
     }
 
-    /// Goes on where another host's disk was drained.
+    /// Resumes after a transfer.
     pub fn resume(&mut self, last_id: u64, answers: Vec<Answer>) {
         (self.last_id, self.done_through) = (last_id, last_id);
         let told = answers.into_iter().map(|answer| (answer.id, Answer { told: true, ..answer }));

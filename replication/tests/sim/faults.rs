@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    /// The user asks a host to stop: one that speaks for the guest ends it, one that follows
+    /// The user asks a host to stop: an active one ends it, one that follows
     /// leaves.
     fn stop(&mut self, host: usize) {
         let own = &mut self.hosts[host];

@@ -1,6 +1,6 @@
 //! The guest's thread while the guest follows the other host's log, or is given its state.
 
-use ftvmm_replication::{DiskAnswer, MemoryLook, Ordinal, ReplayStep, SessionEvent, Slice};
+use ftvmm_replication::{DiskAnswer, MemoryCheckMode, Ordinal, ReplayStep, SessionEvent, Slice};
 
 use crate::coverage::Mark;
 use crate::disk::{Compared, compare};
@@ -106,7 +106,7 @@ impl World {
         self.hosts[host].stage = Stage::AtExit;
     }
 
-    fn compare_check(&mut self, host: usize, memory: MemoryLook) {
+    fn compare_check(&mut self, host: usize, memory: MemoryCheckMode) {
         self.coverage.mark(Mark::CheckCompared);
         let own = &mut self.hosts[host];
         let check = own.guest.check(memory);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, Input, Output};
-use ftvmm_replication::{Check, CpuCheck, MemoryCheck, MemoryLook, Slice};
+use ftvmm_replication::{Check, CpuCheck, MemoryCheck, MemoryCheckMode, Slice};
 use serde::{Deserialize, Serialize};
 
 /// Pages of memory, and blocks of the disk; each holds a number.
@@ -166,17 +166,17 @@ impl Guest {
     }
 
     /// What a recorder says of it, and a follower compares.
-    pub fn check(&mut self, memory: MemoryLook) -> Check {
-        if memory == MemoryLook::Renew {
+    pub fn check(&mut self, memory: MemoryCheckMode) -> Check {
+        if memory == MemoryCheckMode::Renew {
             self.renew_copy();
         }
-        let renews_copy = memory == MemoryLook::Renew;
+        let renews_copy = memory == MemoryCheckMode::Renew;
         let digest = self.memory_digest();
         let look = MemoryCheck { digest, changed: Vec::new(), renews_copy };
         Check {
             chain: self.chain,
             cpu: CpuCheck { digest: self.state, ..CpuCheck::default() },
-            memory: (memory > MemoryLook::None).then_some(look),
+            memory: (memory > MemoryCheckMode::None).then_some(look),
         }
     }
 

@@ -14,7 +14,7 @@ impl World {
         let idle = |host: &Host| {
             let session = host.core.session();
             let runs_here = host.begun && session.role() == Role::Primary;
-            let has_time = !runs_here || session.takes_newcomers();
+            let has_time = !runs_here || session.accepts_backup();
             host.connection == 0 && !host.core.is_connected() && !host.is_gone() && has_time
         };
         let paused = self.hosts.iter().any(|host| self.now_ns < host.paused_until_ns);

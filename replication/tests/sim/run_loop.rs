@@ -2,7 +2,7 @@
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, Input, Output};
 use ftvmm_replication::{
-    End, EndReason, Event, MemoryLook, Ordinal, OutputDigest, Record, SessionEvent,
+    End, EndReason, Event, MemoryCheckMode, Ordinal, OutputDigest, Record, SessionEvent,
 };
 
 use crate::coverage::Mark;
@@ -67,7 +67,7 @@ impl World {
         if own.is_live
             && own.stage != Stage::Left
             && own.core.wants_yield()
-            && self.core(host, |core, now_ns| core.take_turn(now_ns))
+            && self.core(host, |core, now_ns| core.change_role(now_ns))
         {
             return false;
         }
@@ -88,13 +88,13 @@ impl World {
 
     fn live(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
-        let wants_rest = own.sender.as_ref().is_some_and(|sender| sender.wants_rest());
+        let wants_stop = own.sender.as_ref().is_some_and(|sender| sender.wants_stop());
         match own.stage {
-            Stage::AtExit if wants_rest => self.take_state(host),
+            Stage::AtExit if wants_stop => self.save_state(host),
             Stage::AtExit => self.record(host),
             Stage::Left => {
                 let is_wanted =
-                    own.core.wants_yield() || own.core.follower().is_joining() || wants_rest;
+                    own.core.wants_yield() || own.core.follower().is_joining() || wants_stop;
                 if own.core.is_congested() && !is_wanted {
                     self.coverage.mark(Mark::Congested);
                     return false;
@@ -102,7 +102,7 @@ impl World {
                 self.answer(host);
                 true
             }
-            Stage::Running => self.run_live(host, wants_rest),
+            Stage::Running => self.run_live(host, wants_stop),
         }
     }
 
@@ -129,7 +129,7 @@ impl World {
             return false;
         }
         if self.random.one_in(10) {
-            let look = [MemoryLook::None, MemoryLook::Digest, MemoryLook::Renew];
+            let look = [MemoryCheckMode::None, MemoryCheckMode::Digest, MemoryCheckMode::Renew];
             let look = look[self.random.between(0, 3) as usize];
             let check = self.hosts[host].guest.check(look);
             self.log(host, Event::Check(Box::new(check)));
@@ -187,13 +187,13 @@ impl World {
         }
     }
 
-    fn run_live(&mut self, host: usize, wants_rest: bool) -> bool {
+    fn run_live(&mut self, host: usize, wants_stop: bool) -> bool {
         if self.hosts[host].core.is_unrecorded() && self.random.one_in(4) {
             // No log names the point.
             let inputs = self.inputs(host);
             inputs.iter().for_each(|input| self.hosts[host].guest.apply(input));
         }
-        if self.random.one_in(12) || wants_rest && self.random.one_in(2) {
+        if self.random.one_in(12) || wants_stop && self.random.one_in(2) {
             self.kick(host);
             return self.random.one_in(2);
         }

@@ -1,7 +1,7 @@
 //! The guest's whole state: to the other host, to a file, and back.
 
 use ftvmm_replication::{
-    Event, FileHeader, MemoryLook, Ordinal, SessionEvent, SnapshotMark, SnapshotReader,
+    Event, FileHeader, MemoryCheckMode, Ordinal, SessionEvent, SnapshotMark, SnapshotReader,
     SnapshotWriter, StatePart,
 };
 
@@ -34,7 +34,7 @@ pub struct Sender {
 
 impl Sender {
     /// What is left is to be taken while the guest stands still.
-    pub fn wants_rest(&self) -> bool {
+    pub fn wants_stop(&self) -> bool {
         self.parts_left == 0 && self.unsent.is_none()
     }
 
@@ -91,7 +91,7 @@ impl World {
     /// The thread that sends the state goes on while the guest runs.
     pub fn send_on(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        let Some(sender) = own.sender.as_mut().filter(|sender| !sender.wants_rest()) else {
+        let Some(sender) = own.sender.as_mut().filter(|sender| !sender.wants_stop()) else {
             return;
         };
         if sender.unsent.is_none() {
@@ -145,7 +145,7 @@ impl World {
     }
 
     /// The guest stands still for the rest of its state; whether its thread goes on at once.
-    pub fn take_state(&mut self, host: usize) -> bool {
+    pub fn save_state(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
         if !own.disk.queue.is_empty() {
             return false;
@@ -181,7 +181,7 @@ impl World {
 
     /// The end of a snapshot: the log says that memory was copied, and which snapshot it was.
     fn save(&mut self, host: usize, sender: Sender, parts: Vec<StatePart>, machine: Vec<u8>) {
-        let check = self.hosts[host].guest.check(MemoryLook::Renew);
+        let check = self.hosts[host].guest.check(MemoryCheckMode::Renew);
         self.log(host, Event::Check(Box::new(check)));
         let mark = SnapshotMark { path: "/snapshot".into(), memory_digest: 0 };
         self.log(host, Event::Snapshot(mark));

@@ -68,7 +68,7 @@ fn processor_held(site: &Site) -> Result<(), Failed> {
 fn stopped_at_once(site: &Site) -> Result<(), Failed> {
     let group = group(site, RunOptions::default())?;
     let solo = group.launch(0, &["--role", "solo", "--inject-fault", "hang:600000@1000"])?;
-    solo.process.wait_for_stderr("doing harm")?;
+    solo.process.wait_for_stderr("injecting a fault")?;
     solo.wait_until("waiting for a status", |_| true)?;
     solo.process.signal(SIGTERM);
     solo.process.wait_for_stderr("the run is told to end")?;

@@ -17,7 +17,7 @@ fn ip(site: &Site, host: usize, words: &[&str]) -> Result<(), Failed> {
     equal(&format!("ip link {words:?} ({said})"), answer.ended, GOOD)
 }
 
-/// This member speaks for the guest, followed by the other.
+/// This member is active, followed by the other.
 fn speaks(member: &Member<'_>) -> Result<(), Failed> {
     member
         .wait_until("a change of roles", |status| status.role == "primary" && status.protected)?;

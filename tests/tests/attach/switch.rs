@@ -17,7 +17,7 @@ const PINGS: usize = 100;
 const SWITCHES: u64 = 4;
 const DOWNLOAD_BYTES: u64 = 48 * MIB;
 
-/// The one that speaks for the guest and the one that follows, after a switch on the first's order.
+/// The one that is active and the one that follows, after a switch on the first's order.
 pub fn switched<'a>(primary: Member<'a>, backup: Member<'a>) -> Result<[Member<'a>; 2], Failed> {
     let began = clock::now();
     let answer = primary.ask(&["switch"])?;

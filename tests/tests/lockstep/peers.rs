@@ -96,7 +96,7 @@ fn connected_to_another_service(site: &Site) -> Result<(), Failed> {
     let names = PairNames::new(&site.lab)?;
     let backup = names.start_backup(&site.lab, &site.files, &options(&[]))?;
     ends_with("backup", &backup, BAD_USAGE)?;
-    one_line("backup", &backup, &["is the address an ftvmm's?"])
+    one_line("backup", &backup, &["is an ftvmm primary listening there?"])
 }
 
 /// Something that takes connections and never says a word.
@@ -105,20 +105,20 @@ fn connected_to_a_silent_service(site: &Site) -> Result<(), Failed> {
     let names = PairNames::new(&site.lab)?;
     let backup = names.start_backup(&site.lab, &site.files, &options(&[]))?;
     ends_with("backup", &backup, BAD_USAGE)?;
-    one_line("backup", &backup, &["10.77.0.1:7700", "is the address an ftvmm primary's?"])
+    one_line("backup", &backup, &["10.77.0.1:7700", "is an ftvmm primary listening there?"])
 }
 
 /// A primary is not disturbed by somebody who has the wrong number.
-fn knocked_at_by_another_client(site: &Site) -> Result<(), Failed> {
+fn reached_by_another_client(site: &Site) -> Result<(), Failed> {
     let names = PairNames::new(&site.lab)?;
     let mut loud = options(&[]);
     loud.cmdline = "loglevel=7".into();
     let primary = names.start_primary(&site.lab, &site.files, &loud)?;
-    let knock = format!(
+    let connect = format!(
         "until printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 10.77.0.1 {PORT} >/dev/null 2>&1; \
          do sleep 0.1; done"
     );
-    site.lab.host(1).run(&["sh", "-c", &knock])?;
+    site.lab.host(1).run(&["sh", "-c", &connect])?;
     // What it said may still be on its way here.
     let seen = primary.wait_for_stderr("GET / HT")?;
     require(seen, format!("the primary saw no other client:\n{}", said(&primary)))?;
@@ -184,7 +184,7 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
         ("port_in_use", port_in_use),
         ("connected_to_another_service", connected_to_another_service),
         ("connected_to_a_silent_service", connected_to_a_silent_service),
-        ("knocked_at_by_another_client", knocked_at_by_another_client),
+        ("reached_by_another_client", reached_by_another_client),
         ("lost_witness", lost_witness),
     ];
     let plain = plain.into_iter().map(|(name, case)| (name.into(), Box::new(case) as Case));

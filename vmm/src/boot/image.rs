@@ -80,12 +80,12 @@ pub enum ImageError {
         first_bytes: Vec<u8>,
     },
     /// The payload is damaged.
-    #[error("has a damaged {format} payload: {source}")]
+    #[error("has a damaged {format} payload: {cause}")]
     DamagedPayload {
         /// Which format.
         format: &'static str,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -171,7 +171,7 @@ fn unpack(payload: &[u8]) -> Result<Vec<u8>, ImageError> {
         .iter()
         .find(|(magic, ..)| payload.starts_with(magic))
         .ok_or_else(|| ImageError::UnknownPayload { first_bytes: first_bytes(payload) })?;
-    unpack(payload).map_err(|source| ImageError::DamagedPayload { format, source })
+    unpack(payload).map_err(|cause| ImageError::DamagedPayload { format, cause })
 }
 
 fn read_bounded(reader: impl Read) -> std::io::Result<Vec<u8>> {

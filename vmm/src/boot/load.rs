@@ -96,12 +96,12 @@ pub struct BootImage {
 #[derive(Debug, Error)]
 pub enum BootError {
     /// The kernel ELF is not loadable.
-    #[error("the kernel cannot be loaded into {memory_bytes} bytes of guest memory: {source}")]
+    #[error("the kernel cannot be loaded into {memory_bytes} bytes of guest memory: {cause}")]
     Kernel {
         /// Size of the guest's memory.
         memory_bytes: u64,
         /// The cause.
-        source: linux_loader::loader::Error,
+        cause: linux_loader::loader::Error,
     },
     /// Kernel and initramfs do not fit.
     #[error(
@@ -117,19 +117,19 @@ pub enum BootError {
     },
     /// The command line is too long or has characters a kernel does not take.
     #[error(
-        "the kernel command line is not usable: {source}; at most {CMDLINE_BYTES_MAX} bytes of printable ASCII"
+        "the kernel command line is not usable: {cause}; at most {CMDLINE_BYTES_MAX} bytes of printable ASCII"
     )]
     Cmdline {
         /// The cause.
-        source: linux_loader::cmdline::Error,
+        cause: linux_loader::cmdline::Error,
     },
     /// Guest memory could not be written.
-    #[error("boot data at {address:#x} does not fit into guest memory: {source}")]
+    #[error("boot data at {address:#x} does not fit into guest memory: {cause}")]
     Memory {
         /// Guest-physical address.
         address: u64,
         /// The cause.
-        source: vm_memory::GuestMemoryError,
+        cause: vm_memory::GuestMemoryError,
     },
     /// KVM refused.
     #[error(transparent)]
@@ -137,7 +137,7 @@ pub enum BootError {
 }
 
 fn at<T>(address: u64, result: Result<T, vm_memory::GuestMemoryError>) -> Result<T, BootError> {
-    result.map_err(|source| BootError::Memory { address, source })
+    result.map_err(|cause| BootError::Memory { address, cause })
 }
 
 impl BootImage {
@@ -168,7 +168,7 @@ fn load(image: &BootImage, memory: &Memory, vcpu: &Vcpu) -> Result<(), BootError
     let low_end = memory.iter().map(|r| r.len()).next().unwrap_or(0).min(DEVICE_HOLE_START);
     let loaded =
         Elf::load(memory, None, &mut Cursor::new(&kernel.elf), Some(GuestAddress(HIGH_RAM_START)))
-            .map_err(|source| BootError::Kernel { memory_bytes, source })?;
+            .map_err(|cause| BootError::Kernel { memory_bytes, cause })?;
 
     let mut params = boot_params { hdr: kernel.header, ..Default::default() };
     params.hdr.type_of_loader = 0xff;
@@ -182,9 +182,9 @@ fn load(image: &BootImage, memory: &Memory, vcpu: &Vcpu) -> Result<(), BootError
         params.hdr.ramdisk_size = initramfs.len() as u32;
     }
     let cmdline = Cmdline::try_from(&image.cmdline, CMDLINE_BYTES_MAX)
-        .map_err(|source| BootError::Cmdline { source })?;
+        .map_err(|cause| BootError::Cmdline { cause })?;
     load_cmdline(memory, GuestAddress(CMDLINE), &cmdline)
-        .map_err(|source| BootError::Kernel { memory_bytes, source })?;
+        .map_err(|cause| BootError::Kernel { memory_bytes, cause })?;
     params.hdr.cmd_line_ptr = CMDLINE as u32;
     params.hdr.cmdline_size = image.cmdline.len() as u32;
 

@@ -134,7 +134,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = Believe::Primary)]
     pub believe: Believe,
     /// What to do when the tap or the uplink of this host is down and the other's is not, while
-    /// this host speaks for the guest
+    /// this host is active
     #[arg(long, value_enum, default_value_t = OnLinkDown::Switch)]
     pub on_link_down: OnLinkDown,
     /// Silence after which the peer counts as dead, in milliseconds
@@ -143,9 +143,8 @@ pub struct RunArgs {
     /// Longest time the log is held back before the backup gets it, in microseconds
     #[arg(long, value_name = "US", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     pub horizon_us: u64,
-    /// Longest time an input waits for a guest that computes without an exit, in milliseconds;
-    /// without this option 5, for the guest's timer up to 100 where slices are dear or it
-    /// boots
+    /// Longest time in milliseconds that an input waits for an exit of a computing guest
+    /// [default: 5; for timer ticks up to 100 while slices are expensive or the guest boots]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub max_input_delay: Option<u64>,
     /// Exits between two checks of exits and registers in the log; 0 for none
@@ -356,7 +355,7 @@ pub enum PanicPolicy {
     End,
     /// The machine goes back to power-on
     Restart,
-    /// It is the guest's own affair
+    /// Nothing happens; the guest does what its kernel is configured to do
     Ignore,
 }
 

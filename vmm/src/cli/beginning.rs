@@ -10,7 +10,7 @@ use super::recording::{damaged, open_log};
 use crate::snapshot::Snapshot;
 
 /// Where a replay begins.
-pub struct Beginning {
+pub struct ReplayStart {
     /// The snapshot, unless it is power-on.
     pub snapshot: Option<Snapshot>,
     /// So many of the recording's records are part of it.
@@ -26,7 +26,7 @@ struct Known {
     skip: u64,
 }
 
-impl Beginning {
+impl ReplayStart {
     /// What the arguments say of the recording with this header.
     ///
     /// # Errors

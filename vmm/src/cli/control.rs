@@ -43,10 +43,10 @@ pub fn attach(args: &AttachArgs) -> Result<(), CommandError> {
 /// `ftvmm snapshot`.
 pub fn snapshot(args: &SnapshotArgs) -> Result<(), CommandError> {
     // The other process may stand elsewhere.
-    let path = std::path::absolute(&args.file).map_err(|source| CommandError::File {
+    let path = std::path::absolute(&args.file).map_err(|cause| CommandError::File {
         what: "snapshot",
         path: args.file.clone(),
-        source,
+        cause,
     })?;
     let body = json!({ "path": path });
     let answer = ask(&args.control.control, "PUT", "/snapshot", Some(&body))?;

@@ -9,7 +9,7 @@ use crate::guest::{DiskFacts, GuestConfig};
 
 /// Files that are not where a header says they were.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Elsewhere<'a> {
+pub struct PathOverrides<'a> {
     /// The kernel.
     pub kernel: Option<&'a Path>,
     /// The initramfs.
@@ -19,7 +19,7 @@ pub struct Elsewhere<'a> {
 }
 
 /// The guest that a file's header describes.
-pub fn described(header: &FileHeader, files: &Elsewhere) -> GuestConfig {
+pub fn described(header: &FileHeader, files: &PathOverrides) -> GuestConfig {
     let Fingerprint { cmdline, cpu_template, memory_mib, tsc, on_reset, on_panic, .. } =
         &header.fingerprint;
     let Fingerprint { net_mac, net_mtu, .. } = header.fingerprint;
@@ -59,7 +59,7 @@ mod tests {
             ..header()
         };
         let initramfs = Some(Path::new("/new/initrd"));
-        let files = Elsewhere { initramfs, ..Elsewhere::default() };
+        let files = PathOverrides { initramfs, ..PathOverrides::default() };
         let config = described(&recorded, &files);
         assert_eq!(config.kernel, Path::new("/old/kernel"));
         assert_eq!(config.initramfs.as_deref(), initramfs);

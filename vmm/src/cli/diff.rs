@@ -31,8 +31,8 @@ pub fn diff(left: &Path, right: &Path, vmlinux: Option<&Path>) -> Result<(), Com
         print_line(format_args!("made by different builds: {own} and {theirs}"))?;
     }
     let LogComparison { checks_compared, checks_alone, difference } = compare(&mut a, &mut b)
-        .map_err(|CompareError { in_second, source }| {
-            damaged(if in_second { right } else { left })(source)
+        .map_err(|CompareError { in_second, cause }| {
+            damaged(if in_second { right } else { left })(cause)
         })?;
     print_line(format_args!(
         "{checks_compared} checks compared, {checks_alone} in one of the two only"

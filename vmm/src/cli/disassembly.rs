@@ -30,7 +30,7 @@ impl Symbols {
     /// When it is none, or has no names of functions.
     pub fn read(path: &Path) -> Result<Self, CommandError> {
         let what = "vmlinux";
-        let file = |source| CommandError::File { what, path: path.into(), source };
+        let file = |cause| CommandError::File { what, path: path.into(), cause };
         let bytes = user_file::read(what, path, VMLINUX_BYTES_MAX, "no kernel is so long")?;
         let parsed = File::parse(&*bytes).map_err(|e| file(std::io::Error::other(e)))?;
         let symbols = Self::of(&parsed);

@@ -6,7 +6,7 @@ use ftvmm_replication::Fingerprint;
 
 use super::args::{DiskArg, Role, RunArgs};
 use super::{CommandError, host};
-use crate::disk::{Disk, DiskFile, Telling};
+use crate::disk::{CompletionPolicy, Disk, DiskFile};
 use crate::guest::DiskFacts;
 use crate::snapshot::Snapshot;
 
@@ -18,10 +18,10 @@ use crate::snapshot::Snapshot;
 pub fn open_disk(
     args: &RunArgs,
     snapshot: Option<&Snapshot>,
-    telling: Telling,
+    policy: CompletionPolicy,
 ) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
     if let Some(snapshot) = snapshot {
-        return restored_disk(args, snapshot, telling);
+        return restored_disk(args, snapshot, policy);
     }
     let Some(DiskArg(path)) = &args.disk else { return Ok(None) };
     let file = DiskFile::open(path)?;
@@ -34,14 +34,14 @@ pub fn open_disk(
         false => None,
     };
     let facts = DiskFacts { size_bytes: file.size_bytes(), sha256 };
-    Ok(Some((Disk::start(file, telling).map_err(host("thread for the disk"))?, facts)))
+    Ok(Some((Disk::start(file, policy).map_err(host("thread for the disk"))?, facts)))
 }
 
 /// A new disk for a guest that goes on from a snapshot, which has its content.
 fn restored_disk(
     args: &RunArgs,
     snapshot: &Snapshot,
-    telling: Telling,
+    policy: CompletionPolicy,
 ) -> Result<Option<(Arc<Disk>, DiskFacts)>, CommandError> {
     let Fingerprint { disk_bytes, disk_sha256, .. } = snapshot.header().fingerprint;
     match (disk_bytes, &args.disk) {
@@ -55,7 +55,7 @@ fn restored_disk(
         (Some(size_bytes), Some(DiskArg(path))) => {
             let file = DiskFile::create(path, size_bytes)?;
             let facts = DiskFacts { size_bytes, sha256: disk_sha256 };
-            let disk = Disk::start(file, telling).map_err(host("thread for the disk"))?;
+            let disk = Disk::start(file, policy).map_err(host("thread for the disk"))?;
             Ok(Some((disk, facts)))
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::{MemoryLook, Ordinal};
+use ftvmm_replication::{MemoryCheckMode, Ordinal};
 
 use super::args::RunArgs;
 use super::{CommandError, host};
@@ -15,9 +15,9 @@ use crate::host::{
     BlockedSignals, HostEventsError, STOP_LONGEST, StopLimit, Subscriber, Ticker, repeating,
     resting_timer,
 };
-use crate::input::{CheckPlan, InputDelays, LiveQueue, Look, PulseWatch};
+use crate::input::{CheckPlan, InputDelays, InputQueue, PulseWatch, VcpuHealth};
 
-/// The host may hold the processor of a guest that runs alone for so long before it is told.
+/// How long the vCPU thread of a guest without a pair may be held before it is reported.
 pub const HELD_LONGEST: Duration = Duration::from_secs(1);
 
 /// How often the recorder states what a replayer must agree with.
@@ -26,7 +26,7 @@ pub fn check_plan(args: &RunArgs) -> CheckPlan {
         every_exits: args.check_every,
         memory_every_exits: args.check_memory_every,
         from: Ordinal(1),
-        memory: MemoryLook::Renew,
+        memory: MemoryCheckMode::Renew,
     }
 }
 
@@ -38,25 +38,25 @@ pub fn input_delays(args: &RunArgs) -> InputDelays {
 }
 
 /// Where live inputs wait, and what waits for them to be overdue.
-pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), CommandError> {
+pub fn live_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
-    let queue = Arc::new(LiveQueue::new(timer.clone(), input_delays(args).first_wait()));
+    let queue = Arc::new(InputQueue::new(timer.clone(), input_delays(args).first_wait()));
     queue.give_grace(Duration::from_secs(args.stop_grace));
     let waited = queue.clone();
-    Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
+    Ok((queue, Box::new(Ticker::on(timer, move || waited.deadline_passed()))))
 }
 
 /// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the
 /// log and in `status`. In a pair the session does, and has the backup take over.
 pub fn watch_processor(
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     clock: HostClock,
     longest: Duration,
 ) -> Result<Subscriber, HostEventsError> {
     let every = longest / 8;
     let mut watch = PulseWatch::new(longest.as_nanos() as u64);
     Ok(Box::new(repeating(every, move || {
-        if watch.look(clock.host_now_ns(), queue.pulse()) == Look::Interrupt {
+        if watch.look(clock.host_now_ns(), queue.pulse()) == VcpuHealth::Interrupt {
             queue.kick_vcpu();
         }
         every
@@ -66,7 +66,7 @@ pub fn watch_processor(
 /// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called
 /// before the first thread starts.
 pub fn heed_signals(
-    queue: &LiveQueue,
+    queue: &InputQueue,
     args: &RunArgs,
     stop: impl Fn() + Send + Sync + 'static,
 ) -> Result<Arc<StopLimit>, CommandError> {
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_processor_that_the_host_holds_is_told_of_until_it_is_back() {
-        let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(5)));
+        let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(5)));
         let (let_go, held) = std::sync::mpsc::channel::<()>();
         let seen = queue.clone();
         // As in a call of the host that does not return.

@@ -40,7 +40,7 @@ use crate::input::InputError;
 use crate::kvm::KvmError;
 use crate::report::Report;
 use crate::run_loop::RunError;
-use crate::snapshot::Unusable;
+use crate::snapshot::SnapshotUnusable;
 use crate::user_file::{self, FileError};
 
 pub use args::{Cli, Command, OnDivergence, Release, Role};
@@ -79,22 +79,22 @@ pub enum CommandError {
     #[error(transparent)]
     Named(#[from] FileError),
     /// A file cannot be used.
-    #[error("{what} '{path}': {source}", path = path.display())]
+    #[error("{what} '{path}': {cause}", path = path.display())]
     File {
         /// What it is for.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The host lacks something.
-    #[error("the host refuses a {what}: {source}")]
+    #[error("the host refuses a {what}: {cause}")]
     Host {
         /// What it is.
         what: &'static str,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The control socket cannot be served.
     #[error(transparent)]
@@ -109,7 +109,7 @@ pub enum CommandError {
     },
     /// A snapshot cannot be used.
     #[error(transparent)]
-    Snapshot(#[from] Unusable),
+    Snapshot(#[from] SnapshotUnusable),
     /// A replay came out differently.
     #[error("divergence: {0}")]
     Divergence(String),
@@ -259,7 +259,9 @@ fn abort_on_panic() {
 
 fn start_logging() {
     if let Err(error) = spool_stderr() {
-        say(&format!("ftvmm: standard error is written to directly: {error}"));
+        say(&format!(
+            "ftvmm: standard error is not buffered; a blocked reader can stop the guest: {error}"
+        ));
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("FTVMM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -304,5 +306,5 @@ fn is_report(path: &Path) -> bool {
 }
 
 fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {
-    move |source| CommandError::Host { what, source }
+    move |cause| CommandError::Host { what, cause }
 }

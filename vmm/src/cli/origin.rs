@@ -7,24 +7,24 @@ use ftvmm_replication::Start;
 
 use super::CommandError;
 use super::args::{Role, RunArgs};
-use super::described::{Elsewhere, described};
+use super::described::{PathOverrides, described};
 use super::disk::open_disk;
 use super::net_arg::NetArg;
 use crate::build;
 use crate::cpu_template::DEFAULT_TEMPLATE;
-use crate::disk::{Disk, Telling};
+use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
 use crate::host::tap_mtu;
 use crate::snapshot::{Parts, Snapshot};
 
 /// The guest and where it begins.
-pub struct Origin {
+pub struct GuestSource {
     /// The guest.
     pub config: GuestConfig,
     snapshot: Option<Snapshot>,
 }
 
-impl Origin {
+impl GuestSource {
     /// What the arguments say, and the guest's disk. A snapshot is whole when this returns.
     ///
     /// # Errors
@@ -32,16 +32,16 @@ impl Origin {
     pub fn of(
         args: &RunArgs,
         rtc_epoch_s: u64,
-        telling: Telling,
+        policy: CompletionPolicy,
     ) -> Result<(Self, Option<Arc<Disk>>), CommandError> {
         let snapshot = Self::snapshot(args)?;
         let net = args.net.as_ref().map(net_config).transpose()?;
         // Last: a restored disk is written, a plain one is read to its end.
-        let (disk, facts) = open_disk(args, snapshot.as_ref(), telling)?.unzip();
+        let (disk, facts) = open_disk(args, snapshot.as_ref(), policy)?.unzip();
         let config = match &snapshot {
             None => guest_config(args, rtc_epoch_s, net, facts),
             Some(snapshot) => {
-                let files = Elsewhere {
+                let files = PathOverrides {
                     kernel: args.kernel.as_deref(),
                     initramfs: args.initrd.as_deref(),
                     cpu_template: args.cpu_template.as_deref(),

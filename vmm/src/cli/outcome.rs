@@ -84,9 +84,9 @@ pub fn verdict(machine: &impl Reported, ending: &Ending) -> Result<(), CommandEr
 pub fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
     match reason {
         StopReason::Clean | StopReason::HostRequest => Ok(()),
-        StopReason::BadConfiguration(Refusal::Wire(error)) => {
-            Err(CommandError::Configuration(format!("{error}; is the address an ftvmm's?")))
-        }
+        StopReason::BadConfiguration(Refusal::Wire(error)) => Err(CommandError::Configuration(
+            format!("{error}; is an ftvmm primary listening there?"),
+        )),
         StopReason::BadConfiguration(refusal) => {
             Err(CommandError::Configuration(format!("the two hosts do not fit: {refusal}")))
         }

@@ -13,27 +13,27 @@ use super::args::{
     Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role as RoleArg, RunArgs,
 };
 use super::live_host::{check_plan, control, heed_signals, input_delays, live_queue};
-use super::origin::Origin;
+use super::origin::GuestSource;
 use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
 use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
 use crate::build;
-use crate::disk::{Disk, Telling};
+use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
 use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder};
+use crate::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::peer::{
     Channel, ChannelError, ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator,
     PeerOutputs,
 };
 use crate::report::Report;
-use crate::shipment::{Restore, Shipment, TransferPort};
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink, StopCause};
+use crate::transfer::{Restore, Transfer, TransferPort};
 
 /// A peer that is alive says so this many times within the failure limit.
 const HEARTBEATS_PER_FAILURE: u64 = 10;
@@ -119,13 +119,13 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
     let (asked, early) = (made.clone(), queue.clone());
     let stop_limit = heed_signals(&queue, args, move || match asked.get() {
-        Some(peer) => peer.host_stop(),
+        Some(peer) => peer.stop_requested(),
         None => early.stop(StopCause::Requested),
     })?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.clone();
-    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::WhenAllowed)?;
+    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Gated)?;
     let config = origin.config.clone();
     let guest = Guest::assemble(&config)?;
     origin.check(&guest)?;
@@ -137,7 +137,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     }
     let _ = made.set(peer.clone());
     if queue.is_stopped() {
-        peer.host_stop();
+        peer.stop_requested();
     }
     let mut host = HostSide {
         queue: Some(queue.clone()),
@@ -147,7 +147,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         ..HostSide::default()
     };
     let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
-    let mut events: Vec<Subscriber> = vec![Box::new(meet(args, &peer)?), patience];
+    let mut events: Vec<Subscriber> = vec![Box::new(connect_or_listen(args, &peer)?), patience];
     let timers = Timers::add_to(&mut events, &peer, &queue)?;
     if let Some(tap) = reader {
         let strayed = peer.clone();
@@ -168,7 +168,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
-    let parts = Parts { half, host, queue, timers };
+    let parts = PairRun { half, host, queue, timers };
     let run = parts.switch_on(args, origin, guest, &config)?;
     run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
 }
@@ -176,14 +176,14 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
 fn not_welcomed(args: &RunArgs) -> CommandError {
     let address = args.connect.map(|a| a.to_string()).unwrap_or_default();
     CommandError::Configuration(format!(
-        "the peer at {address} was lost before it welcomed this backup; is the address an ftvmm \
-         primary's?"
+        "the peer at {address} was lost before it accepted this backup; is an ftvmm primary \
+         listening there?"
     ))
 }
 
 /// The timers the guest's thread sets.
 struct Timers {
-    alarm: Alarm,
+    alarm: GuestTimer,
 }
 
 impl Timers {
@@ -191,11 +191,11 @@ impl Timers {
     fn add_to(
         events: &mut Vec<Subscriber>,
         peer: &Arc<Peer>,
-        queue: &Arc<LiveQueue>,
+        queue: &Arc<InputQueue>,
     ) -> Result<Self, CommandError> {
         let (log, kicked) = (peer.log_ticker(), queue.clone());
-        let alarm = Ticker::new(move || kicked.alarm())?;
-        let timers = Self { alarm: Alarm::new(alarm.timer()) };
+        let alarm = Ticker::new(move || kicked.timer_due())?;
+        let timers = Self { alarm: GuestTimer::new(alarm.timer()) };
         events.push(Box::new(peer.ticker()?));
         events.push(Box::new(log));
         events.push(Box::new(alarm));
@@ -203,9 +203,9 @@ impl Timers {
     }
 }
 
-/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup
-/// when it has taken over.
-fn meet(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
+/// Connects to the primary, and listens for a backup: on a primary at once, on a backup when it has
+/// taken over.
+fn connect_or_listen(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
     let listener = args.listen.map(Channel::listen).transpose()?;
     let (listener, connection) = match (args.role, args.connect) {
         (RoleArg::Backup, Some(address)) => {
@@ -243,7 +243,7 @@ fn make_peer(
     config: &GuestConfig,
     tap: Option<Tap>,
     disk: Option<Arc<Disk>>,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
 ) -> Result<Arc<Peer>, CommandError> {
     let witness = args.witness.clone().ok_or_else(|| {
         CommandError::Configuration("--witness is missing; use --witness file:PATH".into())
@@ -301,18 +301,18 @@ fn make_peer(
 }
 
 /// What the run needs besides the guest.
-struct Parts {
+struct PairRun {
     half: Half,
     host: HostSide,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     timers: Timers,
 }
 
-impl Parts {
+impl PairRun {
     fn switch_on(
         self,
         args: &RunArgs,
-        origin: Origin,
+        origin: GuestSource,
         guest: Guest,
         config: &GuestConfig,
     ) -> Result<Run<Machine, Half>, CommandError> {
@@ -332,10 +332,11 @@ impl Parts {
         machine.show_network(queue.network().clone());
         queue.kick_with(machine.vcpu().kicker());
         host.memory_mib = config.memory_mib;
-        let ship = |copy| Arc::new(Shipment::new(copy, peer.disk(), queue.clone(), clock, header));
-        host.shipment = machine.memory_copy().map(ship);
-        if let Some(shipment) = &host.shipment {
-            peer.ship_with(shipment.clone());
+        let transfer =
+            |copy| Arc::new(Transfer::new(copy, peer.disk(), queue.clone(), clock, header));
+        host.transfer = machine.memory_copy().map(transfer);
+        if let Some(transfer) = &host.transfer {
+            peer.transfer_with(transfer.clone());
         }
         let mut live = LiveInputs::new(queue, clock, timers.alarm, input_delays(args));
         if origin.start().is_some() {
@@ -345,7 +346,7 @@ impl Parts {
         let recorder = Recorder::new(recording, Some(Box::new(log)), check_plan(args));
         let inputs = Inputs::new(Source::Live(Box::new(live)))
             .recorded(Some(recorder))
-            .transferable(host.shipment.clone().map(TransferPort::new))
+            .transferable(host.transfer.clone().map(TransferPort::new))
             .paired(PairPort::new(peer.clone()))
             .restored(origin.into_parts().map(|parts| Restore::new(parts, peer.disk())));
         Ok(Run::new(machine, half, inputs, host, clock))

@@ -1,5 +1,5 @@
-//! What a command answers, on standard output. Whoever reads it may have had enough, as `head` has:
-//! then the process ends as one that SIGPIPE kills, without a word.
+//! Prints a command's output. When the reader has closed the pipe, as `head` does, the process ends
+//! quietly, like one that SIGPIPE kills.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};

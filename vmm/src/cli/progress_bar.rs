@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::shipment::{Progress, ProgressDisplay};
+use crate::transfer::{Progress, ProgressDisplay};
 
 /// What is shown, and how.
 const STYLE: &str =

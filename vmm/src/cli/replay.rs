@@ -4,11 +4,11 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ftvmm_replication::{LogHeader, LogReader, MemoryLook, Ordinal};
+use ftvmm_replication::{LogHeader, LogReader, MemoryCheckMode, Ordinal};
 
 use super::args::ReplayArgs;
-use super::beginning::Beginning;
-use super::described::{Elsewhere, described};
+use super::beginning::ReplayStart;
+use super::described::{PathOverrides, described};
 use super::outcome::end_at;
 use super::recording::{create_log, open_log};
 use super::run::{Conclusion, HostSide, Role, Run};
@@ -21,12 +21,12 @@ use crate::input::{CheckPlan, FileFeed, OnRecordError, Recorder, Replay};
 use crate::input_error::InputError;
 use crate::kvm::install_kick_handler;
 use crate::machine::Machine;
-use crate::report::{Extent, Report};
+use crate::report::{Report, RunCompleteness};
 use crate::run_loop::RunError;
-use crate::shipment::Restore;
 use crate::snapshot::Snapshot;
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink};
+use crate::transfer::Restore;
 use crate::user_file::Named;
 
 /// What a replay compares its guest with.
@@ -35,7 +35,7 @@ struct Replayed {
     outputs: ReplayOutputs,
     network: Arc<NetWatch>,
     /// How much of a run the recording has, when the guest's run ended.
-    extent: Option<Extent>,
+    extent: Option<RunCompleteness>,
 }
 
 impl Role<Machine> for Replayed {
@@ -57,17 +57,17 @@ impl Role<Machine> for Replayed {
             false => log.recorded_end(ending.first_incomplete()),
         };
         let extent = match (&recorded, log.feed().torn()) {
-            _ if log.feed().was_stopped() => Extent::NotReached,
-            (Ok(Some(_)) | Err(_), _) => Extent::Complete,
-            (Ok(None), Some(_)) => Extent::Torn,
-            (Ok(None), None) => Extent::Unfinished,
+            _ if log.feed().was_stopped() => RunCompleteness::NotReached,
+            (Ok(Some(_)) | Err(_), _) => RunCompleteness::Complete,
+            (Ok(None), Some(_)) => RunCompleteness::Torn,
+            (Ok(None), None) => RunCompleteness::Unfinished,
         };
         self.extent = Some(extent);
         // A replay that was stopped, or had no more log, is no guest that ended.
         let is_over = ending.by_guest() || matches!(recorded, Ok(Some(_)));
         let why = match (extent, log.feed().torn()) {
-            (Extent::Torn, Some(torn)) => Some(format!("its tail is damaged ({torn})")),
-            (Extent::Unfinished, _) => Some("it does not say how the run ended".into()),
+            (RunCompleteness::Torn, Some(torn)) => Some(format!("its tail is damaged ({torn})")),
+            (RunCompleteness::Unfinished, _) => Some("it does not say how the run ended".into()),
             _ => None,
         };
         let remark = why.map_or(Ok(()), |why| Err(self.is_not_complete(&why, &ending)));
@@ -107,10 +107,10 @@ impl Replayed {
     fn unreadable(&self, error: CommandError) -> CommandError {
         match error {
             CommandError::Run(RunError::Input(
-                source @ (InputError::LogRead { .. }
+                cause @ (InputError::LogRead { .. }
                 | InputError::LogOrder { .. }
                 | InputError::SnapshotRead { .. }),
-            )) => CommandError::Recording { path: self.path.clone(), why: source.to_string() },
+            )) => CommandError::Recording { path: self.path.clone(), why: cause.to_string() },
             error => error,
         }
     }
@@ -147,10 +147,10 @@ fn explained(error: CommandError, other_build: Option<&str>) -> CommandError {
 
 fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(), CommandError> {
     let header = reader.header().clone();
-    let Beginning { snapshot, skip } = Beginning::of(args, &header)?;
+    let ReplayStart { snapshot, skip } = ReplayStart::of(args, &header)?;
     let config = described(
         &header,
-        &Elsewhere {
+        &PathOverrides {
             kernel: args.kernel.as_deref(),
             initramfs: args.initrd.as_deref(),
             cpu_template: args.cpu_template.as_deref(),
@@ -192,7 +192,7 @@ fn check_plan(args: &ReplayArgs) -> CheckPlan {
         every_exits: args.check_every,
         memory_every_exits: args.check_memory_every,
         from: Ordinal(args.check_from),
-        memory: MemoryLook::Digest,
+        memory: MemoryCheckMode::Digest,
     }
 }
 

@@ -12,12 +12,12 @@ use super::{CommandError, host, write_report};
 use crate::control::ControlServer;
 use crate::host::clock::HostClock;
 use crate::host::{Console, EventLoop, RawTerminal, StopLimit, Subscriber, read_console};
-use crate::input::{FinishedLog, LiveQueue};
+use crate::input::{FinishedLog, InputQueue};
 use crate::report::Report;
 use crate::run_loop;
-use crate::shipment::Shipment;
 use crate::sources::Inputs;
 use crate::step::{Ending, OutputSink};
+use crate::transfer::Transfer;
 
 /// What a run still does when its guest stands still.
 const END: &str = "the end of the recording and of the report";
@@ -75,13 +75,13 @@ impl Conclusion {
 #[derive(Default)]
 pub struct HostSide {
     /// Where the vCPU's thread waits, with its pulse.
-    pub queue: Option<Arc<LiveQueue>>,
+    pub queue: Option<Arc<InputQueue>>,
     /// Where the guest prints.
     pub console: Option<Arc<Console>>,
     /// Ends the process when its end takes too long.
     pub stop_limit: Option<Arc<StopLimit>>,
     /// The way of the guest's state to somewhere else.
-    pub shipment: Option<Arc<Shipment>>,
+    pub transfer: Option<Arc<Transfer>>,
     /// How much memory is digested at the end.
     pub memory_mib: u32,
     /// The terminal, while what is typed there is the guest's.
@@ -126,8 +126,8 @@ impl HostSide {
         if let Some(queue) = &self.queue {
             queue.pulse().end();
         }
-        if let Some(shipment) = &self.shipment {
-            shipment.end();
+        if let Some(transfer) = &self.transfer {
+            transfer.end();
         }
         self.prolong_stop();
         self.terminal = None;
@@ -152,7 +152,7 @@ impl HostSide {
 /// fails.
 ///
 /// 1. The pulse ends, so that nobody takes the guest's thread for one that is stuck.
-/// 2. The shipment ends: a snapshot that was begun is complete or gone.
+/// 2. The transfer ends: a snapshot that was begun is complete or gone.
 /// 3. An ordered stop gets the time the rest may take.
 /// 4. The terminal is as it was.
 /// 5. The role concludes: the other host, or the recording that is replayed, has the last word.

@@ -10,24 +10,24 @@ use super::args::RunArgs;
 use super::live_host::{
     HELD_LONGEST, check_plan, control, heed_signals, input_delays, live_queue, watch_processor,
 };
-use super::origin::Origin;
+use super::origin::GuestSource;
 use super::outcome::end_at;
 use super::progress_bar::TransferBar;
 use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
 use crate::control::SoloOperator;
-use crate::disk::{Disk, Telling};
+use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
-use crate::input::{Alarm, LiveInputs, LiveQueue, Recorder};
+use crate::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::peer::announce_restored;
 use crate::report::Report;
-use crate::shipment::{Gauge, Restore, Shipment, TransferPort};
 use crate::sources::{Inputs, Source};
 use crate::step::{Ending, OutputSink};
+use crate::transfer::{ProgressCell, Restore, Transfer, TransferPort};
 
 /// What a guest alone speaks through.
 struct Solo {
@@ -66,13 +66,13 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let (origin, disk) = Origin::of(args, host_unix_seconds(), Telling::AtOnce)?;
+    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
     let guest = Guest::assemble(&origin.config)?;
     origin.check(&guest)?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
         queue.take_from_disk(disk.clone());
-        disk.on_answer(move |_| answered.disk_answered());
+        disk.on_completion(move |_| answered.disk_completed());
     }
     let network = queue.network().clone();
     let outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network);
@@ -84,13 +84,13 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         tap: tap.clone(),
         recording: args.record.clone(),
         clock,
-        shipment: means.clone(),
-        gauge: Gauge::new(clock, Box::new(TransferBar::hidden())),
+        transfer: means.clone(),
+        progress: ProgressCell::new(clock, Box::new(TransferBar::hidden())),
     })?;
     let mut events = events(args, &origin, tap, &queue)?;
     let kicked = queue.clone();
-    let ticker = Ticker::new(move || kicked.alarm())?;
-    let alarm = Alarm::new(ticker.timer());
+    let ticker = Ticker::new(move || kicked.timer_due())?;
+    let alarm = GuestTimer::new(ticker.timer());
     events.extend([
         patience,
         Box::new(ticker),
@@ -113,9 +113,9 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
 /// What a guest alone waits for besides its timers.
 fn events(
     args: &RunArgs,
-    origin: &Origin,
+    origin: &GuestSource,
     tap: Option<Tap>,
-    queue: &Arc<LiveQueue>,
+    queue: &Arc<InputQueue>,
 ) -> Result<Vec<Subscriber>, CommandError> {
     let Some(tap) = tap else { return Ok(Vec::new()) };
     let mut events: Vec<Subscriber> = Vec::new();
@@ -131,18 +131,18 @@ fn events(
 /// What the run needs besides the guest.
 struct Parts {
     host: HostSide,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
     clock: HostClock,
-    alarm: Alarm,
-    means: Arc<OnceLock<Arc<Shipment>>>,
+    alarm: GuestTimer,
+    means: Arc<OnceLock<Arc<Transfer>>>,
 }
 
 impl Parts {
     fn switch_on(
         self,
         args: &RunArgs,
-        origin: Origin,
+        origin: GuestSource,
         guest: Guest,
         outputs: HostOutputs,
     ) -> Result<Run<Machine, Solo>, CommandError> {
@@ -165,10 +165,11 @@ impl Parts {
         queue.kick_with(machine.vcpu().kicker());
         host.memory_mib = config.memory_mib;
         let copy = machine.memory_copy().filter(|_| args.control.is_some());
-        let ship = |copy| Arc::new(Shipment::new(copy, disk.clone(), queue.clone(), clock, header));
-        host.shipment = copy.map(ship);
-        if let Some(shipment) = &host.shipment {
-            let _ = means.set(shipment.clone());
+        let transfer =
+            |copy| Arc::new(Transfer::new(copy, disk.clone(), queue.clone(), clock, header));
+        host.transfer = copy.map(transfer);
+        if let Some(transfer) = &host.transfer {
+            let _ = means.set(transfer.clone());
         }
         let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
         if origin.start().is_some() {
@@ -177,7 +178,7 @@ impl Parts {
         let record = |recording| Recorder::new(Some(recording), None, check_plan(args));
         let inputs = Inputs::new(Source::Live(Box::new(live)))
             .recorded(recording.map(record))
-            .transferable(host.shipment.clone().map(TransferPort::new))
+            .transferable(host.transfer.clone().map(TransferPort::new))
             .restored(origin.into_parts().map(|parts| Restore::new(parts, disk)));
         Ok(Run::new(machine, Solo { outputs }, inputs, host, clock))
     }

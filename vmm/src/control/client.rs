@@ -12,23 +12,23 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody answers.
-    #[error("no ftvmm answers at '{path}': {source}; is it running with --control?", path = path.display())]
+    #[error("no ftvmm answers at '{path}': {cause}; is it running with --control?", path = path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The connection failed.
-    #[error("the ftvmm at '{path}' was lost before it replied: {source}", path = path.display())]
+    #[error("the ftvmm at '{path}' was lost before it replied: {cause}", path = path.display())]
     Lost {
         /// The socket.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The reply is no reply.
-    #[error("what answers at '{path}' is no ftvmm", path = path.display())]
+    #[error("'{path}' is not an ftvmm control socket", path = path.display())]
     NoFtvmm {
         /// The socket.
         path: PathBuf,
@@ -54,8 +54,8 @@ pub fn request(
     path: &str,
     body: Option<&Value>,
 ) -> Result<Reply, ClientError> {
-    let unreached = |source| ClientError::Connect { path: socket.into(), source };
-    let lost = |source| ClientError::Lost { path: socket.into(), source };
+    let unreached = |cause| ClientError::Connect { path: socket.into(), cause };
+    let lost = |cause| ClientError::Lost { path: socket.into(), cause };
     let mut stream = UnixStream::connect(socket).map_err(unreached)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let bytes = body.len();

@@ -29,7 +29,7 @@ pub struct Request {
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     /// Status code (RFC 9110 section 15).
     pub status: u16,
     /// JSON, if there is anything to say.
@@ -148,8 +148,8 @@ impl<S: Read + Write> Connection<S> {
     ///
     /// # Errors
     /// When the client is gone.
-    pub fn send(&mut self, answer: &Answer, is_last: bool) -> io::Result<()> {
-        let Answer { status, body, allow } = answer;
+    pub fn send(&mut self, answer: &Response, is_last: bool) -> io::Result<()> {
+        let Response { status, body, allow } = answer;
         let mut text = format!("HTTP/1.1 {status} {}\r\nServer: ftvmm\r\n", reason(*status));
         if let Some(allow) = allow {
             text += &format!("Allow: {allow}\r\n");
@@ -190,12 +190,12 @@ impl Head {
             head_bytes,
         };
         for header in parsed.headers.iter() {
-            head.heed(header.name, header.value)?;
+            head.apply_header(header.name, header.value)?;
         }
         Ok(Some(head))
     }
 
-    fn heed(&mut self, name: &str, value: &[u8]) -> Result<(), RequestError> {
+    fn apply_header(&mut self, name: &str, value: &[u8]) -> Result<(), RequestError> {
         let value = String::from_utf8_lossy(value);
         if name.eq_ignore_ascii_case("content-length") {
             let wanted = RequestError::Header { name: "Content-Length", wanted: "a number" };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::host::NetworkReport;
-use crate::shipment::{SaveError, Saved};
+use crate::transfer::{SaveError, Saved};
 
 /// Answers for the run. Called from several threads at once; only what is said to may block.
 pub trait Operator: Send + Sync {
@@ -50,7 +50,7 @@ pub trait Operator: Send + Sync {
     /// Sends the guest a non-maskable interrupt. Answers at once.
     ///
     /// # Errors
-    /// [`Refused`] where another host speaks for the guest.
+    /// [`Refused`] where another host is active.
     fn nmi(&self) -> Result<(), Refused> {
         Err(Refused::not_now("this guest takes no interrupt"))
     }
@@ -119,7 +119,7 @@ pub enum Role {
     /// The guest was started without any protection.
     #[default]
     Solo,
-    /// This host speaks for the guest.
+    /// This host is active.
     Primary,
     /// This host follows the other.
     Backup,
@@ -133,9 +133,9 @@ pub struct Status {
     pub role: Role,
     /// The session's state by its name in docs/protocol.md; `Running` for a guest without one.
     pub state: String,
-    /// True while the death of the host that speaks for the guest would cost nothing.
+    /// True while the death of the active host would cost nothing.
     pub protected: bool,
-    /// The term in which this host speaks for the guest, or follows.
+    /// The term in which this host is active, or follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term: Option<u64>,
     /// The other host.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Operator;
-use super::http::{Answer, Request};
+use super::http::{Request, Response};
 use super::operator::Refused;
 
 /// What is said, if anything.
@@ -84,19 +84,19 @@ impl From<Refused> for Fault {
 }
 
 /// Does what a request asks for.
-pub fn answer(run: &dyn Operator, request: &Request) -> Answer {
+pub fn answer(run: &dyn Operator, request: &Request) -> Response {
     let served = route(request).and_then(|route| (route.serve)(run, &request.body));
     match served {
-        Ok(None) => Answer { status: 204, body: None, allow: None },
-        Ok(Some(body)) => Answer { status: 200, body: Some(format!("{body}\n")), allow: None },
-        Err(Fault { status, message, allow }) => Answer { allow, ..fault(status, &message) },
+        Ok(None) => Response { status: 204, body: None, allow: None },
+        Ok(Some(body)) => Response { status: 200, body: Some(format!("{body}\n")), allow: None },
+        Err(Fault { status, message, allow }) => Response { allow, ..fault(status, &message) },
     }
 }
 
 /// An answer that says what is wrong.
-pub fn fault(status: u16, message: &str) -> Answer {
+pub fn fault(status: u16, message: &str) -> Response {
     let body = json!({ "fault_message": message });
-    Answer { status, body: Some(format!("{body}\n")), allow: None }
+    Response { status, body: Some(format!("{body}\n")), allow: None }
 }
 
 fn route(request: &Request) -> Result<&'static Route, Fault> {

@@ -26,12 +26,12 @@ const FAREWELL_LONGEST: Duration = Duration::from_secs(2);
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// The socket cannot be had.
-    #[error("control socket '{path}': {source}", path = path.display())]
+    #[error("control socket '{path}': {cause}", path = path.display())]
     Socket {
         /// Its file.
         path: PathBuf,
         /// The cause.
-        source: SocketError,
+        cause: SocketError,
     },
     /// No thread can be had.
     #[error("the host refuses a thread for the control socket: {0}")]
@@ -62,7 +62,7 @@ impl ControlServer {
     /// # Errors
     /// When the socket cannot be had, above all because a live ftvmm serves it.
     pub fn start(path: &Path, run: Arc<dyn Operator>) -> Result<Self, ControlError> {
-        let unusable = |source| ControlError::Socket { path: path.into(), source };
+        let unusable = |cause| ControlError::Socket { path: path.into(), cause };
         let socket = Socket::listen(path).map_err(unusable)?;
         let shared = Arc::new(Shared {
             socket,
@@ -92,7 +92,7 @@ impl Drop for ControlServer {
 fn accept(shared: &Arc<Shared>) {
     while !shared.ended.load(Ordering::Acquire) {
         match shared.socket.accept() {
-            Ok(stream) => welcome(shared, stream),
+            Ok(stream) => spawn_client(shared, stream),
             Err(_) if shared.ended.load(Ordering::Acquire) => return,
             Err(error) => {
                 tracing::warn!(%error, "a control connection was not accepted");
@@ -103,7 +103,7 @@ fn accept(shared: &Arc<Shared>) {
     }
 }
 
-fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
+fn spawn_client(shared: &Arc<Shared>, stream: UnixStream) {
     if let Err(error) = stream.set_read_timeout(Some(QUIET_LONGEST)) {
         tracing::warn!(%error, "a control connection cannot be served");
         return;
@@ -115,7 +115,7 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
     }
     let theirs = shared.clone();
     let serve = move || {
-        converse(&theirs, stream);
+        serve_client(&theirs, stream);
         theirs.count(|clients| clients.connected -= 1);
     };
     if let Err(error) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
@@ -125,7 +125,7 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
 }
 
 /// Answers one client until it has no further request.
-fn converse(shared: &Shared, stream: UnixStream) {
+fn serve_client(shared: &Shared, stream: UnixStream) {
     let mut connection = Connection::new(stream);
     loop {
         let request = match connection.receive() {

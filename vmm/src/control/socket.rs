@@ -1,5 +1,5 @@
-//! The socket's file: nobody else's is taken over, a dead one's is replaced, only its owner may use
-//! it, and it is gone at the end.
+//! Creates the socket file (mode 0600), replaces one whose server is dead, refuses any other file,
+//! and removes it at exit.
 
 use std::fs;
 use std::io::{self, ErrorKind};

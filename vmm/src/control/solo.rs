@@ -9,13 +9,13 @@ use ftvmm_devices::Input;
 use super::operator::{Operator, Refused, Role, SnapshotSummary, Status};
 use crate::host::clock::HostClock;
 use crate::host::{Console, Tap};
-use crate::input::LiveQueue;
-use crate::shipment::{Gauge, Shipment, save};
+use crate::input::InputQueue;
+use crate::transfer::{ProgressCell, Transfer, save};
 
 /// Answers for a guest without another host.
 pub struct SoloOperator {
     /// The run's live inputs.
-    pub queue: Arc<LiveQueue>,
+    pub queue: Arc<InputQueue>,
     /// Frames the guest sent.
     pub outputs: Arc<AtomicU64>,
     /// Where the guest prints.
@@ -26,10 +26,10 @@ pub struct SoloOperator {
     pub recording: Option<PathBuf>,
     /// Started with this ftvmm.
     pub clock: HostClock,
-    /// The means to ship the guest, when it is switched on.
-    pub shipment: Arc<OnceLock<Arc<Shipment>>>,
+    /// The means to send the guest's state, once it has started.
+    pub transfer: Arc<OnceLock<Arc<Transfer>>>,
     /// How far a snapshot is.
-    pub gauge: Gauge,
+    pub progress: ProgressCell,
 }
 
 /// Whether clients reach the guest over this tap, in a word, or why not.
@@ -56,9 +56,9 @@ impl Operator for SoloOperator {
     }
 
     fn snapshot(&self, path: &Path) -> Result<SnapshotSummary, Refused> {
-        match self.shipment.get() {
-            Some(shipment) => Ok(save(shipment, &self.gauge, path)?.into()),
-            None => Err(Refused::not_now("the guest is not switched on yet")),
+        match self.transfer.get() {
+            Some(transfer) => Ok(save(transfer, &self.progress, path)?.into()),
+            None => Err(Refused::not_now("the guest has not started yet")),
         }
     }
 

@@ -57,14 +57,14 @@ const VENDORS: [(&[u8; 12], Vendor); 3] = [
 #[derive(Debug, Error)]
 pub enum TemplateFileError {
     /// The name is no template's and no file's.
-    #[error("there is no CPU template '{name}': it is neither {known} nor a file: {source}")]
+    #[error("there is no CPU template '{name}': it is neither {known} nor a file: {cause}")]
     Unknown {
         /// What was asked for.
         name: String,
         /// The templates there are.
         known: String,
         /// Why it is no file.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The text is not TOML of the right shape.
     #[error("CPU template '{origin}', line {line}: {message}")]
@@ -232,9 +232,9 @@ impl TemplateFile {
         let origin = name.display().to_string();
         let text = match BUILT_IN.iter().find(|(known, _)| Path::new(known) == name) {
             Some((_, text)) => (*text).to_owned(),
-            None => std::fs::read_to_string(name).map_err(|source| {
+            None => std::fs::read_to_string(name).map_err(|cause| {
                 let known = BUILT_IN.map(|(known, _)| format!("'{known}'")).join(", ");
-                TemplateFileError::Unknown { name: origin.clone(), known, source }
+                TemplateFileError::Unknown { name: origin.clone(), known, cause }
             })?,
         };
         Ok((Self::parse(&origin, &text)?, text))

@@ -77,7 +77,7 @@ impl CpuTemplate {
         }
         let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::Call {
             call: "KVM_SET_CPUID2",
-            source: kvm_ioctls::Error::new(libc::E2BIG),
+            cause: kvm_ioctls::Error::new(libc::E2BIG),
         })?;
         Ok(Self { file, cpuid, digest: hash.finalize().into() })
     }

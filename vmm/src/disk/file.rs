@@ -21,12 +21,12 @@ const DIGEST_CHUNK_BYTES: usize = 1 << 20;
 #[derive(Debug, Error)]
 pub enum DiskError {
     /// The host refuses it.
-    #[error("disk '{path}' cannot be used: {source}", path = path.display())]
+    #[error("disk '{path}' cannot be used: {cause}", path = path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It has no length a disk can have.
     #[error(
@@ -84,7 +84,7 @@ impl DiskFile {
     /// # Errors
     /// When it is not there, no disk image, or in use.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::File { path: path.into(), source };
+        let failed = |cause| DiskError::File { path: path.into(), cause };
         let mut options = OpenOptions::new();
         // A pipe is not waited for; a block device that is mounted or otherwise in use is refused
         // (open(2), O_EXCL).
@@ -101,15 +101,15 @@ impl DiskFile {
     pub fn create(path: &Path, size_bytes: u64) -> Result<Self, DiskError> {
         let created = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let sized = created.and_then(|file| file.set_len(size_bytes).map(|()| file));
-        let file = sized.map_err(|source| match source.kind() {
+        let file = sized.map_err(|cause| match cause.kind() {
             io::ErrorKind::AlreadyExists => DiskError::Exists { path: path.into() },
-            _ => DiskError::File { path: path.into(), source },
+            _ => DiskError::File { path: path.into(), cause },
         })?;
         Self::of(file, path)
     }
 
     fn of(file: File, path: &Path) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::File { path: path.into(), source };
+        let failed = |cause| DiskError::File { path: path.into(), cause };
         let facts = file.metadata().map_err(failed)?;
         let size_bytes = match () {
             () if facts.is_file() => facts.len(),
@@ -142,7 +142,7 @@ impl DiskFile {
     /// # Errors
     /// When it cannot be read.
     pub fn sha256(&self) -> Result<[u8; 32], DiskError> {
-        let failed = |source| DiskError::File { path: self.path.clone(), source };
+        let failed = |cause| DiskError::File { path: self.path.clone(), cause };
         let mut hash = Sha256::new();
         let mut chunk = vec![0; DIGEST_CHUNK_BYTES];
         for offset_bytes in (0..self.size_bytes).step_by(DIGEST_CHUNK_BYTES) {

@@ -2,13 +2,14 @@
 //! file, one after the other in the order of their numbers, while the guest runs.
 //!
 //! ```text
-//! vCPU thread   submit ──► queue ──► worker: file ──► answers ──► take_told (live), take (follower)
-//!                                                        └─► listener: LiveQueue, or Peer and its session
+//! vCPU thread   submit ──► queue ──► worker: file ──► completions ──► take_completed (live),
+//!                                                          │          take (follower)
+//!                                                          └─► listener: InputQueue, or Peer
 //! ```
 //!
-//! An answer stays here until somebody takes it, so that a host that took over gives its guest what
-//! the other host never logged. With [`Telling::WhenAllowed`] an answer is not for a live guest
-//! before [`Disk::tell`] says so. Blocks can be read and written between two requests, for a copy
+//! A completion stays here until somebody takes it, so that a host that took over gives its guest
+//! what the other host never logged. With [`CompletionPolicy::Gated`] a live guest does not get a
+//! completion before [`Disk::complete`] says so. Blocks can be read and written between two requests, for a copy
 //! while the guest runs ([`Disk::read_block`]).
 
 mod dirty;
@@ -30,7 +31,7 @@ pub use file::{DiskError, DiskFile};
 
 /// How a request ended on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct Completion {
     /// The request.
     pub id: u64,
     /// Its first sector, if it has one.
@@ -43,7 +44,7 @@ pub struct Answer {
     pub error: Option<String>,
 }
 
-impl Answer {
+impl Completion {
     /// What failed, in a line.
     pub fn failure(&self) -> Option<String> {
         let error = self.error.as_ref()?;
@@ -54,19 +55,19 @@ impl Answer {
     }
 }
 
-/// When answers are for a live guest.
+/// When a live guest may have a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Telling {
-    /// As soon as they are there.
-    AtOnce,
-    /// When [`Disk::tell`] was called.
-    WhenAllowed,
+pub enum CompletionPolicy {
+    /// As soon as it is there.
+    Immediate,
+    /// When [`Disk::complete`] was called.
+    Gated,
 }
 
 #[derive(Debug)]
 struct Held {
-    answer: Answer,
-    told: bool,
+    completion: Completion,
+    completed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +76,7 @@ struct State {
     executing: bool,
     /// The last request taken.
     last_id: u64,
-    answers: BTreeMap<u64, Held>,
+    completions: BTreeMap<u64, Held>,
 }
 
 /// The file and the map of its changes: under one lock, so that a copy sees whole requests.
@@ -85,13 +86,13 @@ struct Image {
     dirty: Option<DirtyBlocks>,
 }
 
-type Listener = Box<dyn Fn(&Answer) + Send + Sync>;
+type Listener = Box<dyn Fn(&Completion) + Send + Sync>;
 
 /// A guest's disk on this host. See the module documentation.
 pub struct Disk {
     image: Mutex<Image>,
     size_bytes: u64,
-    telling: Telling,
+    policy: CompletionPolicy,
     state: Mutex<State>,
     submitted: Condvar,
     done: Condvar,
@@ -103,11 +104,11 @@ impl Disk {
     ///
     /// # Errors
     /// When the host gives no thread.
-    pub fn start(file: DiskFile, telling: Telling) -> io::Result<Arc<Self>> {
+    pub fn start(file: DiskFile, policy: CompletionPolicy) -> io::Result<Arc<Self>> {
         let disk = Arc::new(Self {
             size_bytes: file.size_bytes(),
             image: Mutex::new(Image { file, dirty: None }),
-            telling,
+            policy,
             state: Mutex::default(),
             submitted: Condvar::new(),
             done: Condvar::new(),
@@ -118,9 +119,9 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Calls `listener` after each answer, on the worker's thread. Only the first listener is
+    /// Calls `listener` after each completion, on the worker's thread. Only the first listener is
     /// taken.
-    pub fn on_answer(&self, listener: impl Fn(&Answer) + Send + Sync + 'static) {
+    pub fn on_completion(&self, listener: impl Fn(&Completion) + Send + Sync + 'static) {
         let _ = self.listener.set(Box::new(listener));
     }
 
@@ -138,52 +139,52 @@ impl Disk {
         self.submitted.notify_one();
     }
 
-    /// An answer a live guest may have.
-    pub fn take_told(&self) -> Option<Answer> {
+    /// A completion that a live guest may have.
+    pub fn take_completed(&self) -> Option<Completion> {
         let mut state = lock(&self.state);
-        let id = state.answers.values().find(|held| held.told)?.answer.id;
-        state.answers.remove(&id).map(|held| held.answer)
+        let id = state.completions.values().find(|held| held.completed)?.completion.id;
+        state.completions.remove(&id).map(|held| held.completion)
     }
 
-    /// Whether [`Self::take_told`] would give one.
-    pub fn has_told(&self) -> bool {
-        lock(&self.state).answers.values().any(|held| held.told)
+    /// Whether [`Self::take_completed`] would give one.
+    pub fn has_completed(&self) -> bool {
+        lock(&self.state).completions.values().any(|held| held.completed)
     }
 
-    /// This host's answer to a request whose end is in another host's log; `None` while there is
-    /// none.
-    pub fn take(&self, id: u64) -> Option<Answer> {
-        lock(&self.state).answers.remove(&id).map(|held| held.answer)
+    /// This host's completion of a request whose end is in another host's log; `None` while there
+    /// is none.
+    pub fn take(&self, id: u64) -> Option<Completion> {
+        lock(&self.state).completions.remove(&id).map(|held| held.completion)
     }
 
-    /// A live guest may have the answer to this request.
-    pub fn tell(&self, id: u64) {
-        if let Some(held) = lock(&self.state).answers.get_mut(&id) {
-            held.told = true;
+    /// A live guest may have the completion of this request.
+    pub fn complete(&self, id: u64) {
+        if let Some(held) = lock(&self.state).completions.get_mut(&id) {
+            held.completed = true;
         }
     }
 
-    /// A live guest may have the answers to its flushes up to this one.
-    pub fn tell_flushes(&self, through: u64) {
-        for held in lock(&self.state).answers.range_mut(..=through).map(|(_, held)| held) {
-            held.told |= held.answer.is_flush && held.answer.error.is_none();
+    /// A live guest may have the completions of its flushes up to this one.
+    pub fn complete_flushes(&self, through: u64) {
+        for held in lock(&self.state).completions.range_mut(..=through).map(|(_, held)| held) {
+            held.completed |= held.completion.is_flush && held.completion.error.is_none();
         }
     }
 
     /// Waits until every request is carried out and the listener has heard of it, so not under a
-    /// lock the listener takes; returns a copy of the answers the guest has not had.
-    pub fn drain(&self) -> Vec<Answer> {
+    /// lock the listener takes; returns a copy of the completions the guest has not had.
+    pub fn drain(&self) -> Vec<Completion> {
         let mut state = lock(&self.state);
         while state.executing || !state.queue.is_empty() {
             state = wait(&self.done, state);
         }
-        state.answers.values().map(|held| held.answer.clone()).collect()
+        state.completions.values().map(|held| held.completion.clone()).collect()
     }
 
     /// Whether the guest has made this request, here or before its state came here.
     pub fn has_request(&self, id: u64) -> bool {
         let state = lock(&self.state);
-        id <= state.last_id || state.answers.contains_key(&id)
+        id <= state.last_id || state.completions.contains_key(&id)
     }
 
     /// The last request the guest made.
@@ -191,11 +192,13 @@ impl Disk {
         lock(&self.state).last_id
     }
 
-    /// Goes on where another host's disk was drained: the guest has not had these answers.
-    pub fn resume_with(&self, answers: Vec<Answer>) {
+    /// Resumes after a transfer; these completions have not reached the guest yet.
+    pub fn resume_with(&self, completions: Vec<Completion>) {
         let mut state = lock(&self.state);
-        let held = answers.into_iter().map(|answer| (answer.id, Held { answer, told: true }));
-        state.answers = held.collect();
+        let held = completions
+            .into_iter()
+            .map(|completion| (completion.id, Held { completion, completed: true }));
+        state.completions = held.collect();
     }
 
     /// Begins to note which blocks change, or ends it.
@@ -261,19 +264,19 @@ impl Disk {
             };
             state.executing = true;
             drop(state);
-            let answer = self.carry_out(&request);
-            let told = self.telling == Telling::AtOnce;
-            let held = Held { answer: answer.clone(), told };
-            lock(&self.state).answers.insert(answer.id, held);
+            let completion = self.carry_out(&request);
+            let completed = self.policy == CompletionPolicy::Immediate;
+            let held = Held { completion: completion.clone(), completed };
+            lock(&self.state).completions.insert(completion.id, held);
             if let Some(listener) = self.listener.get() {
-                listener(&answer);
+                listener(&completion);
             }
             lock(&self.state).executing = false;
             self.done.notify_all();
         }
     }
 
-    fn carry_out(&self, DiskRequest { id, op }: &DiskRequest) -> Answer {
+    fn carry_out(&self, DiskRequest { id, op }: &DiskRequest) -> Completion {
         let mut image = lock(&self.image);
         if let Some(dirty) = &mut image.dirty {
             written(op).into_iter().for_each(|bytes| dirty.mark(bytes));
@@ -283,11 +286,11 @@ impl Disk {
             Err(error) => (DiskOutcome::Failed, Some(error.to_string())),
         };
         let is_flush = matches!(op, DiskOp::Flush);
-        let answer = Answer { id: *id, sector: op.sector(), is_flush, outcome, error };
-        if let Some(failure) = answer.failure() {
+        let completion = Completion { id: *id, sector: op.sector(), is_flush, outcome, error };
+        if let Some(failure) = completion.failure() {
             tracing::error!(path = %image.file.path().display(), failure, "the disk failed");
         }
-        answer
+        completion
     }
 }
 

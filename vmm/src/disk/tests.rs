@@ -8,10 +8,10 @@ use super::*;
 
 const SIZE_BYTES: u64 = 40 * BLOCK_BYTES + 512;
 
-fn disk(telling: Telling) -> (Arc<Disk>, tempfile::NamedTempFile) {
+fn disk(policy: CompletionPolicy) -> (Arc<Disk>, tempfile::NamedTempFile) {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(SIZE_BYTES).unwrap();
-    (Disk::start(DiskFile::open(image.path()).unwrap(), telling).unwrap(), image)
+    (Disk::start(DiskFile::open(image.path()).unwrap(), policy).unwrap(), image)
 }
 
 fn write(id: u64, sector: u64, tag: u8, sectors: usize) -> DiskRequest {
@@ -56,7 +56,7 @@ fn modelled(model: &mut [u8], op: &DiskOp) -> Vec<u8> {
 fn requests_are_carried_out_in_order() {
     let mut rng = fastrand::Rng::with_seed(7);
     for _ in 0..20 {
-        let (disk, _image) = disk(Telling::AtOnce);
+        let (disk, _image) = disk(CompletionPolicy::Immediate);
         let mut model = vec![0; SIZE_BYTES as usize];
         let mut expected = Vec::new();
         for id in 1..=100 {
@@ -64,12 +64,12 @@ fn requests_are_carried_out_in_order() {
             expected.push((id, modelled(&mut model, &request.op)));
             disk.submit(request);
         }
-        let data = |answer: &Answer| match &answer.outcome {
-            DiskOutcome::Done { data } => (answer.id, data.clone()),
-            DiskOutcome::Failed => panic!("{answer:?}"),
+        let data = |completion: &Completion| match &completion.outcome {
+            DiskOutcome::Done { data } => (completion.id, data.clone()),
+            DiskOutcome::Failed => panic!("{completion:?}"),
         };
         assert_eq!(disk.drain().iter().map(data).collect::<Vec<_>>(), expected);
-        let taken = std::iter::from_fn(|| disk.take_told()).map(|answer| answer.id);
+        let taken = std::iter::from_fn(|| disk.take_completed()).map(|completion| completion.id);
         assert!(taken.eq(1..=100));
         let blocks = (0..block_count(SIZE_BYTES)).map(|index| disk.read_block(index).unwrap());
         assert!(blocks.flatten().eq(model));
@@ -79,8 +79,8 @@ fn requests_are_carried_out_in_order() {
 #[test]
 fn a_copy_made_while_the_guest_writes_is_equal_in_the_end() {
     let mut rng = fastrand::Rng::with_seed(11);
-    let (from, _from_image) = disk(Telling::AtOnce);
-    let (to, _to_image) = disk(Telling::AtOnce);
+    let (from, _from_image) = disk(CompletionPolicy::Immediate);
+    let (to, _to_image) = disk(CompletionPolicy::Immediate);
     from.submit(write(1, 0, 1, 500));
     from.note_changes(true);
     for id in 2..1000 {
@@ -107,35 +107,35 @@ fn a_copy_made_while_the_guest_writes_is_equal_in_the_end() {
 
 #[test]
 fn an_answer_waits_for_leave_to_be_told() {
-    let (disk, _image) = disk(Telling::WhenAllowed);
-    let (sender, answers) = mpsc::channel();
-    disk.on_answer(move |answer| sender.send(answer.id).unwrap());
+    let (disk, _image) = disk(CompletionPolicy::Gated);
+    let (sender, completions) = mpsc::channel();
+    disk.on_completion(move |completion| sender.send(completion.id).unwrap());
     for id in 1..=3 {
         disk.submit(write(id, 0, 1, 1));
-        assert_eq!(answers.recv().unwrap(), id);
+        assert_eq!(completions.recv().unwrap(), id);
     }
-    assert_eq!(disk.take_told(), None);
-    disk.tell(2);
-    disk.tell(9);
-    assert_eq!(disk.take_told().unwrap().id, 2);
-    assert_eq!(disk.take_told(), None);
+    assert_eq!(disk.take_completed(), None);
+    disk.complete(2);
+    disk.complete(9);
+    assert_eq!(disk.take_completed().unwrap().id, 2);
+    assert_eq!(disk.take_completed(), None);
     assert_eq!(disk.take(3).unwrap().id, 3, "a follower needs no leave");
     assert_eq!(disk.take(3), None);
 
     let undelivered = disk.drain();
-    assert_eq!(undelivered.iter().map(|answer| answer.id).collect::<Vec<_>>(), [1]);
-    let (other, _image) = self::disk(Telling::WhenAllowed);
+    assert_eq!(undelivered.iter().map(|completion| completion.id).collect::<Vec<_>>(), [1]);
+    let (other, _image) = self::disk(CompletionPolicy::Gated);
     other.resume_with(undelivered.clone());
     assert!(other.has_request(1) && !other.has_request(2) && disk.has_request(3));
-    assert_eq!(other.take_told().as_ref(), undelivered.first());
+    assert_eq!(other.take_completed().as_ref(), undelivered.first());
 }
 
 #[test]
 fn a_failure_names_the_request_and_its_sector() {
-    let (disk, image) = disk(Telling::AtOnce);
+    let (disk, image) = disk(CompletionPolicy::Immediate);
     image.as_file().set_len(512).unwrap();
     disk.submit(DiskRequest { id: 4, op: DiskOp::Read { sector: 7, length_bytes: 512 } });
-    let [answer] = &disk.drain()[..] else { panic!() };
-    assert_eq!(answer.outcome, DiskOutcome::Failed);
-    assert!(answer.failure().unwrap().starts_with("request 4 at sector 7: "));
+    let [completion] = &disk.drain()[..] else { panic!() };
+    assert_eq!(completion.outcome, DiskOutcome::Failed);
+    assert!(completion.failure().unwrap().starts_with("request 4 at sector 7: "));
 }

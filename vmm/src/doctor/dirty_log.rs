@@ -7,7 +7,7 @@
 //! - A CPU with nested paging may count its own walks of the guest's page tables as writes (AMD APM
 //!   vol. 2, 15.25.5; Intel SDM vol. 3C, "Accessed and Dirty Flags for EPT"). They are left out.
 //!
-//! A page too few is a failure always, a page the guest never touched likewise.
+//! A page too few is a failure always, and so is a page the guest never touched.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ const DATA: u64 = layout::DATA / PAGE_BYTES;
 /// The log reports the pages written, then, once read, only those written after.
 pub fn complete(host: &Host) -> Findings {
     let memory = Memory::from_ranges(&[(GuestAddress(0), layout::MEMORY_BYTES as usize)])
-        .map_err(|source| KvmError::Memory { bytes: layout::MEMORY_BYTES, source })?;
+        .map_err(|cause| KvmError::Memory { bytes: layout::MEMORY_BYTES, cause })?;
     load(&memory, programs::dirty_pages())?;
     let vm = create_logged_vm(host, &memory)?;
     let mut vcpu = vm.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
@@ -82,7 +82,7 @@ fn create_logged_vm(host: &Host, memory: &Memory) -> Result<VmFd, KvmError> {
     let vm = uninterrupted(|| host.kvm.create_vm().map_err(call("KVM_CREATE_VM")))?;
     let start = memory.get_host_address(GuestAddress(0)).map_err(|_| KvmError::Call {
         call: "KVM_SET_USER_MEMORY_REGION",
-        source: kvm_ioctls::Error::new(libc::EFAULT),
+        cause: kvm_ioctls::Error::new(libc::EFAULT),
     })?;
     let region = kvm_userspace_memory_region {
         slot: SLOT,
@@ -117,8 +117,8 @@ fn run_to_report(vcpu: &mut VcpuFd) -> Result<(), ProbeFailure> {
             }
             Ok(_) => return Err(ProbeFailure::EmulationFailure { rip: rip(vcpu)? }),
             Err(e) if e.errno() == libc::EINTR => {}
-            Err(source) => {
-                return Err(KvmError::Call { call: "KVM_RUN", source }.into());
+            Err(cause) => {
+                return Err(KvmError::Call { call: "KVM_RUN", cause }.into());
             }
         }
     }

@@ -156,7 +156,7 @@ const EXCEPTION_NAMES: [(u8, &str); 5] =
 pub fn uninterrupted<T>(mut create: impl FnMut() -> Result<T, KvmError>) -> Result<T, KvmError> {
     loop {
         match create() {
-            Err(KvmError::Call { source, .. }) if source.errno() == libc::EINTR => {}
+            Err(KvmError::Call { cause, .. }) if cause.errno() == libc::EINTR => {}
             answer => return answer,
         }
     }

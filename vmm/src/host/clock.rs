@@ -22,14 +22,14 @@ impl HostClock {
         HostNs(self.host_now_ns())
     }
 
-    /// Likewise in plain nanoseconds since the start, for who does not reckon with [`HostNs`].
+    /// [`Self::host_now`] as plain nanoseconds since the start.
     pub fn host_now_ns(&self) -> u64 {
         monotonic_ns() - self.start_ns
     }
 }
 
-/// The clock of `std::time::Instant`, whose checked arithmetic is dear for what is read several
-/// times at every exit.
+/// The clock of `std::time::Instant`, whose own checked arithmetic is too slow for a clock that is
+/// read several times per exit.
 fn monotonic_ns() -> u64 {
     #[allow(clippy::disallowed_methods, reason = "this module is where host time is read")]
     #[allow(clippy::expect_used, reason = "clock_gettime(2): only a clock that is not there fails")]

@@ -13,7 +13,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
 use super::spool::{Spool, Taken};
-use crate::input::LiveQueue;
+use crate::input::InputQueue;
 use crate::step::StopCause;
 use crate::sync::{Mutex, lock};
 
@@ -116,7 +116,7 @@ fn in_background() -> bool {
 ///
 /// # Errors
 /// When the host has no thread left.
-pub fn read_console(queue: Arc<LiveQueue>, terminal: &RawTerminal) -> io::Result<()> {
+pub fn read_console(queue: Arc<InputQueue>, terminal: &RawTerminal) -> io::Result<()> {
     let escapes = terminal.is_raw;
     std::thread::Builder::new().name("console".into()).spawn(move || {
         let mut buffer = [0; 4096];

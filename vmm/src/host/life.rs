@@ -5,14 +5,14 @@ use std::time::Duration;
 use super::clock::HostClock;
 
 /// A patience that begins anew with each sign of life: that more has been written.
-pub struct Life {
+pub struct ProgressTimeout {
     clock: HostClock,
     patience: Duration,
     written_bytes: u64,
     sign_ns: u64,
 }
 
-impl Life {
+impl ProgressTimeout {
     /// Waits from now on, when so much is written.
     pub fn new(patience: Duration, written_bytes: u64) -> Self {
         let clock = HostClock::host_start();

@@ -32,7 +32,7 @@ pub struct NetworkReport {
     pub rx_dropped_refused: u64,
     /// Received frames dropped because the guest left too many waiting in this program.
     pub rx_dropped_queue_full: u64,
-    /// Frames that came to this host while the other spoke for the guest; not lost, the other has
+    /// Frames that came to this host while the other was active; not lost, the other has
     /// its own.
     pub rx_dropped_following: u64,
 }
@@ -75,7 +75,7 @@ impl NetWatch {
         self.rx_dropped_queue_full.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A frame came here although the other host speaks for the guest.
+    /// A frame came here although the other host is active.
     pub fn follower_dropped(&self) {
         self.rx_dropped_following.fetch_add(1, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Outputs of a guest that speaks for itself, frames to the tap and console bytes to standard
+//! Outputs of a guest without a pair, frames to the tap and console bytes to standard
 //! output; and of one that is replayed.
 
 use std::io::Write;
@@ -51,7 +51,7 @@ impl OutputSink for HostOutputs {
             Output::Frame(frame) => {
                 self.frames.fetch_add(1, Ordering::Relaxed);
                 let Some(tap) = &self.tap else { return Ok(()) };
-                if !tap.write_frame(&frame).map_err(|source| InputError::Tap { source })? {
+                if !tap.write_frame(&frame).map_err(|cause| InputError::Tap { cause })? {
                     self.network.tap_dropped();
                 }
                 Ok(())

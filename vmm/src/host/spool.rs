@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use super::life::Life;
+use super::life::ProgressTimeout;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// Handed on at a time.
@@ -107,7 +107,7 @@ impl Spool {
     /// reads. What is left then counts as dropped, and nothing is taken any more.
     pub fn finish(&self, patience: Duration) {
         let mut state = self.0.lock();
-        let mut life = Life::new(patience, state.written_bytes);
+        let mut life = ProgressTimeout::new(patience, state.written_bytes);
         while state.closed.is_none() && (state.writing || !state.waiting.is_empty()) {
             // Who adds to what waits wakes us too, and is no sign of a reader.
             let Some(left) = life.left(state.written_bytes) else {

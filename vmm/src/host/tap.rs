@@ -56,14 +56,14 @@ pub enum TapError {
         wanted: String,
     },
     /// The host refused.
-    #[error("tap '{name}' cannot be opened ({step}): {source}")]
+    #[error("tap '{name}' cannot be opened ({step}): {cause}")]
     Refused {
         /// What was given.
         name: String,
         /// The step that failed.
         step: &'static str,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -74,7 +74,7 @@ pub enum TapError {
 /// §5.1.4.1).
 pub fn tap_mtu(name: &str, wanted: Option<u16>) -> Result<u16, TapError> {
     let path = Path::new("/sys/class/net").join(name).join("mtu");
-    let refused = |source| TapError::Refused { name: name.into(), step: "reading its MTU", source };
+    let refused = |cause| TapError::Refused { name: name.into(), step: "reading its MTU", cause };
     let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => TapError::Missing { name: name.into() },
         _ => refused(error),
@@ -138,7 +138,7 @@ impl Tap {
             return Err(TapError::Missing { name: name.into() });
         }
         let refused = |step| {
-            move |source: std::io::Error| TapError::Refused { name: name.into(), step, source }
+            move |cause: std::io::Error| TapError::Refused { name: name.into(), step, cause }
         };
         let os = |errno: nix::Error| std::io::Error::from(errno);
         let file = OpenOptions::new()

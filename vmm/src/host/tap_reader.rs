@@ -8,12 +8,12 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 
 use super::link::{LinkMessages, host_why_down};
 use super::{Tap, watch};
-use crate::input::LiveQueue;
+use crate::input::InputQueue;
 
 /// Frames from the tap go to the guest. A tap that is deleted and made again is opened again.
 pub struct TapReader {
     tap: Tap,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     /// The interface behind the bridge that leads to the clients.
     uplink: Option<String>,
     /// What is waited for now: closed only when it is no longer.
@@ -31,13 +31,15 @@ impl TapReader {
     /// Reads `tap` for `queue`.
     pub fn new(
         tap: Tap,
-        queue: Arc<LiveQueue>,
+        queue: Arc<InputQueue>,
         uplink: Option<String>,
         strays: Box<dyn FnMut(Vec<u8>) + Send>,
         on_link: Box<dyn FnMut(bool) + Send>,
     ) -> Self {
         let messages = LinkMessages::open()
-            .inspect_err(|error| tracing::warn!(%error, "nobody watches the way to the clients"))
+            .inspect_err(|error| {
+                tracing::warn!(%error, "link monitoring failed; link changes will not be noticed");
+            })
             .ok();
         Self { tap, queue, uplink, watched: None, messages, strays, on_link, refused: None }
     }

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::life::Life;
+use super::life::ProgressTimeout;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// What waits at most, in bytes.
@@ -86,7 +86,7 @@ impl WriteBehind {
     /// Waits until `is_so`, as long as the file takes bytes.
     fn wait_until(&self, is_so: impl Fn(&State) -> bool) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.shared.lock();
-        let mut life = Life::new(self.patience, state.written_bytes);
+        let mut life = ProgressTimeout::new(self.patience, state.written_bytes);
         loop {
             if let Some(failure) = &state.failed {
                 return Err(failure.clone().into());

@@ -10,12 +10,12 @@ use super::sampling::SAMPLE_NS;
 use crate::host::set_timer;
 
 /// Interrupts a running guest when its timer is due, or long overdue where the run is recorded.
-pub struct Alarm {
+pub struct GuestTimer {
     timer: Arc<TimerFd>,
 }
 
-impl Alarm {
-    /// An alarm that fires `timer`; whoever waits for the timer calls [`super::LiveQueue::alarm`].
+impl GuestTimer {
+    /// For `timer`; the thread that waits for it calls [`super::InputQueue::timer_due`].
     pub fn new(timer: Arc<TimerFd>) -> Self {
         Self { timer }
     }

@@ -112,7 +112,7 @@ impl<W: Write> FileLog<W> {
         self.group_since = self.complete;
         self.group_since_ns = self.now_ns;
         let group = self.group.finish(self.complete);
-        self.writer.write_group(&group).or_else(|source| self.fail(source))
+        self.writer.write_group(&group).or_else(|cause| self.fail(cause))
     }
 
     /// The last group, and all that the file has not taken yet.
@@ -121,12 +121,11 @@ impl<W: Write> FileLog<W> {
         if self.broken.is_some() {
             return Ok(());
         }
-        self.writer.flush().or_else(|source| self.fail(source))
+        self.writer.flush().or_else(|cause| self.fail(cause))
     }
 
-    fn fail(&mut self, source: LogError) -> Result<(), InputError> {
-        let error =
-            || InputError::LogWrite { path: self.path.clone(), at: self.complete.0, source };
+    fn fail(&mut self, cause: LogError) -> Result<(), InputError> {
+        let error = || InputError::LogWrite { path: self.path.clone(), at: self.complete.0, cause };
         match self.on_error {
             OnRecordError::Stop => {
                 self.finished = true;

@@ -16,25 +16,30 @@ use ftvmm_devices::Input;
 use ftvmm_replication::{GuestClock, GuestNs, Ordinal};
 
 use self::core::{Host, LiveCore, Next};
-use super::alarm::Alarm;
-use super::live_queue::LiveQueue;
+use super::alarm::GuestTimer;
+use super::live_queue::InputQueue;
 use super::patience::InputDelays;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::entropy::host_random_bytes;
 use crate::input_error::InputError;
 use crate::step::{RunMode, Situation, Step};
 
-/// Takes from a [`LiveQueue`] and samples the host's clock.
+/// Takes from a [`InputQueue`] and samples the host's clock.
 pub struct LiveInputs {
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     clock: HostClock,
-    alarm: Alarm,
+    alarm: GuestTimer,
     core: LiveCore,
 }
 
 impl LiveInputs {
     /// Live inputs for a guest at power-on.
-    pub fn new(queue: Arc<LiveQueue>, clock: HostClock, alarm: Alarm, delays: InputDelays) -> Self {
+    pub fn new(
+        queue: Arc<InputQueue>,
+        clock: HostClock,
+        alarm: GuestTimer,
+        delays: InputDelays,
+    ) -> Self {
         let at_power_on = GuestNs(0);
         let guest = GuestClock::anchored(clock.host_now(), at_power_on);
         Self { queue, clock, alarm, core: LiveCore::new(guest, at_power_on, delays) }
@@ -59,7 +64,7 @@ impl LiveInputs {
 }
 
 fn host_random(bytes: u64) -> Result<Vec<u8>, InputError> {
-    host_random_bytes(bytes).map_err(|source| InputError::Entropy { source })
+    host_random_bytes(bytes).map_err(|cause| InputError::Entropy { cause })
 }
 
 fn host_new_identity() -> Result<Input, InputError> {
@@ -76,11 +81,11 @@ impl LiveInputs {
     /// When the host gives no random bytes.
     pub fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
         let queue = &self.queue;
-        let mut waiting = queue.lock();
+        let mut pending = queue.lock();
         let mut now = self.clock.host_now();
         let is_unrecorded = queue.is_unrecorded();
         let mut next =
-            self.core.next(situation, Host { now, is_unrecorded, waiting: &mut waiting });
+            self.core.next(situation, Host { now, is_unrecorded, pending: &mut pending });
         let step = loop {
             let until = match next {
                 Next::Wait { until } => until,
@@ -90,16 +95,16 @@ impl LiveInputs {
                 }
                 Next::NewIdentity => break Step::Apply(host_new_identity()?),
                 Next::Leave { now } => {
-                    waiting.left = Some((self.clock, now));
+                    pending.left = Some((self.clock, now));
                     break Step::Proceed;
                 }
             };
-            waiting = queue.sleep(waiting, until.map(|until| until.since(now)));
+            pending = queue.sleep(pending, until.map(|until| until.since(now)));
             now = self.clock.host_now();
             let is_unrecorded = queue.is_unrecorded();
-            next = self.core.wake(situation, Host { now, is_unrecorded, waiting: &mut waiting });
+            next = self.core.wake(situation, Host { now, is_unrecorded, pending: &mut pending });
         };
-        drop(waiting);
+        drop(pending);
         self.set_alarm();
         Ok(step)
     }
@@ -108,7 +113,7 @@ impl LiveInputs {
     pub fn restored(&mut self, last: GuestNs) {
         self.resume(GuestClock::anchored(self.clock.host_now(), last), last);
         // What the guest had not had of its disk came with the state.
-        self.queue.disk_answered();
+        self.queue.disk_completed();
     }
 
     /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could

@@ -1,4 +1,4 @@
-//! What arrives on the live host, until the vCPU's thread takes it.
+//! Inputs that arrived on the live host, until the vCPU's thread takes them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use nix::sys::timerfd::TimerFd;
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 use super::{Kicker, Pulse};
-use crate::disk::{Answer, Disk};
+use crate::disk::{Completion, Disk};
 use crate::host::clock::HostClock;
 use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
 use crate::step::StopCause;
@@ -24,11 +24,10 @@ const FRAMES_MAX: usize = 1024;
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
 /// Events of the machine's lines kept for a guest.
 const SIGNALS_MAX: usize = 16;
-/// A guest whose last exit is so many times as long ago as an input waits for the next is not about
-/// to make one.
-const COMPUTES_AFTER: u32 = 4;
-/// What follows at once comes along.
-const SHORTEST_WAIT: Duration = Duration::from_micros(100);
+/// A guest counts as computing when its last exit is this many input delays ago.
+const COMPUTING_AFTER: u32 = 4;
+/// Delay before a computing guest is kicked, so that a burst of inputs costs one slice.
+const KICK_DELAY_MIN: Duration = Duration::from_micros(100);
 
 /// How far the end of the run is that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,14 +41,14 @@ pub(super) enum Shutdown {
 }
 
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct Pending {
     pub(super) frames: VecDeque<Vec<u8>>,
     pub(super) console: VecDeque<u8>,
     /// The guest is to announce itself.
     pub(super) announce: bool,
-    /// The guest's disk, and whether it may have an answer for the guest.
+    /// The guest's disk, and whether it may have a completion for the guest.
     disk: Option<Arc<Disk>>,
-    disk_answered: bool,
+    disk_completed: bool,
     /// Events of the machine's own lines: interrupts, breaks.
     pub(super) signals: VecDeque<Input>,
     pub(super) shutdown: Shutdown,
@@ -57,42 +56,42 @@ pub(super) struct Waiting {
     /// Asked to stop twice: do not wait for the guest's next exit.
     pub(super) stop_at_once: bool,
     /// What waits has waited long enough for the guest to make an exit.
-    pub(super) overdue: bool,
+    pub(super) deadline_passed: bool,
     /// When the guest left its last exit: the clock and what it showed.
     pub(super) left: Option<(HostClock, HostNs)>,
     /// What a guest that is to switch itself off has for it.
     pub(super) grace: Duration,
-    /// The vCPU's thread waits for [`LiveQueue::arrived`].
+    /// The vCPU's thread waits for [`InputQueue::arrived`].
     halted: bool,
     /// The guest of this host follows another's log: what arrives is the other host's to log.
     closed: bool,
     /// Whoever hands out this queue's inputs is wanted for something else.
-    pub(super) attend: bool,
+    pub(super) attention: bool,
     kicker: Option<Kicker>,
 }
 
-impl Waiting {
+impl Pending {
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
             && self.console.is_empty()
             && !self.announce
-            && !self.disk_answered
+            && !self.disk_completed
             && self.signals.is_empty()
             && self.shutdown != Shutdown::Wanted
             && self.stop.is_none()
     }
 
-    /// True while the disk may have an answer.
-    pub(super) fn disk_answered(&self) -> bool {
-        self.disk_answered
+    /// True while the disk may have a completion.
+    pub(super) fn disk_completed(&self) -> bool {
+        self.disk_completed
     }
 
-    /// An answer of the disk.
-    pub(super) fn take_disk_answer(&mut self) -> Option<Answer> {
-        let disk = self.disk.as_ref().filter(|_| self.disk_answered)?;
-        let answer = disk.take_told();
-        self.disk_answered = answer.is_some();
-        answer
+    /// A completion of the disk.
+    pub(super) fn take_disk_completion(&mut self) -> Option<Completion> {
+        let disk = self.disk.as_ref().filter(|_| self.disk_completed)?;
+        let completion = disk.take_completed();
+        self.disk_completed = completion.is_some();
+        completion
     }
 
     fn kick(&self) {
@@ -103,13 +102,13 @@ impl Waiting {
 }
 
 /// Between the host's I/O thread, which fills it, and the vCPU's thread, which takes.
-pub struct LiveQueue {
-    waiting: Mutex<Waiting>,
+pub struct InputQueue {
+    pending: Mutex<Pending>,
     arrived: Condvar,
     unrecorded: AtomicBool,
     /// For who asks from outside how far the guest is.
     last_exit: AtomicU64,
-    /// Fires when there has been no exit for an input for long enough ([`Self::overdue`]).
+    /// Fires when there has been no exit for an input for long enough ([`Self::deadline_passed`]).
     patience: Arc<TimerFd>,
     patience_lasts: Duration,
     pulse: Pulse,
@@ -118,13 +117,13 @@ pub struct LiveQueue {
     network: Arc<NetWatch>,
 }
 
-impl LiveQueue {
+impl InputQueue {
     /// A queue whose inputs wait for an exit of a recorded guest as long as `patience_lasts`, and
     /// hardly at all when it has been computing for long. Whoever waits for `patience` calls
-    /// [`Self::overdue`].
+    /// [`Self::deadline_passed`].
     pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
         Self {
-            waiting: Mutex::default(),
+            pending: Mutex::default(),
             arrived: Condvar::new(),
             unrecorded: AtomicBool::new(false),
             last_exit: AtomicU64::new(0),
@@ -150,36 +149,36 @@ impl LiveQueue {
     /// Returns whether the guest was to be switched off here: who ordered that wants this host
     /// to end.
     pub fn set_closed(&self, closed: bool) -> bool {
-        let mut waiting = self.lock();
-        let was_ending = closed && waiting.shutdown != Shutdown::No;
-        waiting.closed = closed;
+        let mut pending = self.lock();
+        let was_ending = closed && pending.shutdown != Shutdown::No;
+        pending.closed = closed;
         if closed {
-            // What was asked of the guest while this host spoke for it is the other's now.
-            waiting.shutdown = Shutdown::No;
-            waiting.signals.clear();
+            // What was asked of the guest while this host was active is the other's now.
+            pending.shutdown = Shutdown::No;
+            pending.signals.clear();
         }
-        waiting.announce &= !closed;
-        // The disk's answers are this host's to give from now on.
-        if !closed && waiting.disk_answered {
-            self.wake(waiting, true);
+        pending.announce &= !closed;
+        // The disk's completions are this host's to give from now on.
+        if !closed && pending.disk_completed {
+            self.input_arrived(pending, true);
         }
         was_ending
     }
 
-    /// Gives the queue the guest's disk; [`Self::disk_answered`] says that it has an answer.
+    /// Gives the queue the guest's disk; [`Self::disk_completed`] says that it has a completion.
     pub fn take_from_disk(&self, disk: Arc<Disk>) {
         self.lock().disk = Some(disk);
     }
 
-    /// The disk has an answer for a live guest. One that follows another's log finds it when it
+    /// The disk has a completion for a live guest. One that follows another's log finds it when it
     /// goes live.
-    pub fn disk_answered(&self) {
-        let mut waiting = self.lock();
-        let was_empty = waiting.is_empty();
+    pub fn disk_completed(&self) {
+        let mut pending = self.lock();
+        let was_empty = pending.is_empty();
         // The guest's thread may have been faster.
-        waiting.disk_answered = waiting.disk.as_ref().is_some_and(|disk| disk.has_told());
-        if waiting.disk_answered && !waiting.closed {
-            self.wake(waiting, was_empty);
+        pending.disk_completed = pending.disk.as_ref().is_some_and(|disk| disk.has_completed());
+        if pending.disk_completed && !pending.closed {
+            self.input_arrived(pending, was_empty);
         }
     }
 
@@ -199,7 +198,7 @@ impl LiveQueue {
         self.pulse.beat();
     }
 
-    /// Whether the vCPU's thread comes round.
+    /// Whether the vCPU's thread makes progress.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse
     }
@@ -216,29 +215,29 @@ impl LiveQueue {
 
     /// Hands over a frame from the tap; back it comes when the guest is another host's.
     pub fn push_frame(&self, frame: Vec<u8>) -> Option<Vec<u8>> {
-        let mut waiting = self.lock();
-        if waiting.closed {
+        let mut pending = self.lock();
+        if pending.closed {
             return Some(frame);
         }
-        let was_empty = waiting.is_empty();
-        if waiting.frames.len() == FRAMES_MAX {
-            waiting.frames.pop_front();
+        let was_empty = pending.is_empty();
+        if pending.frames.len() == FRAMES_MAX {
+            pending.frames.pop_front();
             self.network.queue_dropped();
         }
-        waiting.frames.push_back(frame);
-        self.wake(waiting, was_empty);
+        pending.frames.push_back(frame);
+        self.input_arrived(pending, was_empty);
         None
     }
 
     /// Has the guest announce itself to the network.
     pub fn push_announce(&self) {
-        let mut waiting = self.lock();
-        if waiting.closed {
+        let mut pending = self.lock();
+        if pending.closed {
             return;
         }
-        let was_empty = waiting.is_empty();
-        waiting.announce = true;
-        self.wake(waiting, was_empty);
+        let was_empty = pending.is_empty();
+        pending.announce = true;
+        self.input_arrived(pending, was_empty);
     }
 
     /// What is known of the guest's network.
@@ -248,14 +247,14 @@ impl LiveQueue {
 
     /// Hands over typed bytes.
     pub fn push_console(&self, bytes: &[u8]) {
-        let mut waiting = self.lock();
-        if waiting.closed {
+        let mut pending = self.lock();
+        if pending.closed {
             return;
         }
-        let was_empty = waiting.is_empty();
-        let room = CONSOLE_BYTES_MAX - waiting.console.len();
-        waiting.console.extend(&bytes[..bytes.len().min(room)]);
-        self.wake(waiting, was_empty);
+        let was_empty = pending.is_empty();
+        let room = CONSOLE_BYTES_MAX - pending.console.len();
+        pending.console.extend(&bytes[..bytes.len().min(room)]);
+        self.input_arrived(pending, was_empty);
     }
 
     /// Sets how long a guest that listens to its power button may take to switch itself off.
@@ -267,28 +266,28 @@ impl LiveQueue {
     /// listens to it has its time. Without grace, for a guest that does not listen, and when
     /// called again this is [`Self::stop`].
     pub fn shut_down(&self) {
-        let mut waiting = self.lock();
-        if waiting.shutdown != Shutdown::No || waiting.stop.is_some() || waiting.grace.is_zero() {
-            drop(waiting);
+        let mut pending = self.lock();
+        if pending.shutdown != Shutdown::No || pending.stop.is_some() || pending.grace.is_zero() {
+            drop(pending);
             return self.stop(StopCause::Requested);
         }
-        waiting.shutdown = Shutdown::Wanted;
+        pending.shutdown = Shutdown::Wanted;
         if let Some(limit) = self.stop_limit.get() {
-            limit.within(waiting.grace + STOP_LONGEST, "the guest's shutdown");
+            limit.within(pending.grace + STOP_LONGEST, "the guest's shutdown");
         }
-        self.wake(waiting, true);
+        self.input_arrived(pending, true);
     }
 
     /// Hands over an event of one of the machine's lines; more than [`SIGNALS_MAX`] at a time are
     /// dropped.
     pub fn push_signal(&self, signal: Input) {
-        let mut waiting = self.lock();
-        if waiting.closed || waiting.signals.len() == SIGNALS_MAX {
+        let mut pending = self.lock();
+        if pending.closed || pending.signals.len() == SIGNALS_MAX {
             return;
         }
-        let was_empty = waiting.is_empty();
-        waiting.signals.push_back(signal);
-        self.wake(waiting, was_empty);
+        let was_empty = pending.is_empty();
+        pending.signals.push_back(signal);
+        self.input_arrived(pending, was_empty);
     }
 
     /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest
@@ -297,12 +296,12 @@ impl LiveQueue {
         if let Some(limit) = self.stop_limit.get() {
             limit.order();
         }
-        let mut waiting = self.lock();
-        if waiting.stop.replace(cause).is_some() {
-            waiting.stop_at_once = true;
-            waiting.kick();
+        let mut pending = self.lock();
+        if pending.stop.replace(cause).is_some() {
+            pending.stop_at_once = true;
+            pending.kick();
         }
-        self.wake(waiting, true);
+        self.input_arrived(pending, true);
     }
 
     /// Whether the run has been told to end.
@@ -311,23 +310,23 @@ impl LiveQueue {
     }
 
     /// Makes the guest's thread look at the clock: a timer of the guest is due.
-    pub fn alarm(&self) {
-        self.rouse(&self.lock());
+    pub fn timer_due(&self) {
+        self.wake_vcpu(&self.lock());
     }
 
     /// Makes the vCPU's thread ask what is wanted of it.
-    pub fn attend(&self) {
-        let mut waiting = self.lock();
-        waiting.attend = true;
-        self.rouse(&waiting);
+    pub fn request_attention(&self) {
+        let mut pending = self.lock();
+        pending.attention = true;
+        self.wake_vcpu(&pending);
     }
 
     /// Something has waited for its exit long enough.
-    pub fn overdue(&self) {
-        let mut waiting = self.lock();
-        waiting.overdue = !waiting.is_empty();
-        if waiting.overdue {
-            waiting.kick();
+    pub fn deadline_passed(&self) {
+        let mut pending = self.lock();
+        pending.deadline_passed = !pending.is_empty();
+        if pending.deadline_passed {
+            pending.kick();
         }
     }
 
@@ -337,44 +336,44 @@ impl LiveQueue {
     }
 
     /// `is_first` says that nothing had been waiting before.
-    fn wake(&self, waiting: MutexGuard<'_, Waiting>, is_first: bool) {
-        if waiting.halted || self.is_unrecorded() {
-            self.rouse(&waiting);
+    fn input_arrived(&self, pending: MutexGuard<'_, Pending>, is_first: bool) {
+        if pending.halted || self.is_unrecorded() {
+            self.wake_vcpu(&pending);
         } else if is_first {
             let since =
-                waiting.left.map_or(Duration::ZERO, |(clock, at)| clock.host_now().since(at));
-            let computes = since >= self.patience_lasts * COMPUTES_AFTER;
-            let wait = if computes { SHORTEST_WAIT } else { self.patience_lasts };
+                pending.left.map_or(Duration::ZERO, |(clock, at)| clock.host_now().since(at));
+            let computes = since >= self.patience_lasts * COMPUTING_AFTER;
+            let wait = if computes { KICK_DELAY_MIN } else { self.patience_lasts };
             set_timer(&self.patience, Some(wait));
         }
     }
 
     /// Wakes the vCPU's thread, whether it sleeps or runs the guest.
-    fn rouse(&self, waiting: &Waiting) {
-        if waiting.halted {
+    fn wake_vcpu(&self, pending: &Pending) {
+        if pending.halted {
             self.arrived.notify_one();
         } else {
-            waiting.kick();
+            pending.kick();
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Waiting> {
-        lock(&self.waiting)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Pending> {
+        lock(&self.pending)
     }
 
     /// Sleeps until something arrives or an alarm goes off, at most for `longest`.
     pub(super) fn sleep<'a>(
         &self,
-        mut waiting: MutexGuard<'a, Waiting>,
+        mut pending: MutexGuard<'a, Pending>,
         longest: Option<Duration>,
-    ) -> MutexGuard<'a, Waiting> {
-        waiting.halted = true;
-        let _resting = self.pulse.rest();
-        let mut waiting = match longest {
-            Some(longest) => wait_timeout(&self.arrived, waiting, longest),
-            None => wait(&self.arrived, waiting),
+    ) -> MutexGuard<'a, Pending> {
+        pending.halted = true;
+        let _resting = self.pulse.idle();
+        let mut pending = match longest {
+            Some(longest) => wait_timeout(&self.arrived, pending, longest),
+            None => wait(&self.arrived, pending),
         };
-        waiting.halted = false;
-        waiting
+        pending.halted = false;
+        pending
     }
 }

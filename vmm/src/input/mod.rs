@@ -11,12 +11,12 @@ mod replay;
 mod sampling;
 mod tick_hold;
 
-pub use alarm::Alarm;
+pub use alarm::GuestTimer;
 pub use file_log::{FileLog, FinishedLog, OnRecordError};
 pub use live::LiveInputs;
-pub use live_queue::LiveQueue;
+pub use live_queue::InputQueue;
 pub use patience::InputDelays;
-pub use pulse::{Look, Pulse, PulseWatch, Resting};
+pub use pulse::{IdleGuard, Pulse, PulseWatch, VcpuHealth};
 #[cfg(test)]
 pub(crate) use recorded::tests::Told;
 pub use recorded::{CheckPlan, LogSink, Recorder, Recording};

@@ -1,29 +1,29 @@
 //! How long inputs wait for an exit of a recorded guest before a slice makes one.
 //!
 //! What comes from outside waits [`InputDelays::inputs`] and no longer, unless the guest would get
-//! nowhere. A tick of the guest's own timer waits longer where slices are dear: nobody but the
-//! guest can tell. A timer that owes the guest ticks is waited for no longer than an input, or the
+//! nowhere. A tick of the guest's own timer waits longer where slices are expensive; only the guest
+//! could notice. A timer that owes the guest ticks is waited for no longer than an input, or the
 //! guest would never catch up.
 
 use std::time::Duration;
 
 use ftvmm_replication::GuestNs;
 
-/// The guest runs so many times as long as a slice took before the next is taken, at most
-/// [`InputDelays::inputs`]: one whose timer is faster than slices are still gets on.
-const REST_PER_SLICE: u64 = 2;
-/// Likewise for a slice that only a tick asks for, at most [`InputDelays::ticks`]: a guest that
-/// computes then loses at most one part in so many to them.
-const REST_PER_TICK_SLICE: u64 = 40;
+/// After a slice the guest runs for at least this many times the slice's duration, capped at
+/// [`InputDelays::inputs`], so that a timer faster than slices cannot stop its progress.
+const PAUSE_PER_SLICE: u64 = 2;
+/// The same for a slice that only a tick asks for, capped at [`InputDelays::ticks`]: a computing
+/// guest spends at most about 1/40 of its time in them.
+const PAUSE_PER_TICK_SLICE: u64 = 40;
 
 /// The longest waits for an exit of a guest that makes none.
 #[derive(Clone, Copy, Debug)]
 pub struct InputDelays {
     /// Of what comes from outside: frames, typed bytes, a request to stop.
     pub inputs: Duration,
-    /// Of the guest's timer, where slices are dear; where they are not, [`Self::inputs`]. They are
-    /// while a guest boots: it writes much of its memory, which a slice would have to ship, and
-    /// nobody has heard of it yet.
+    /// Of the guest's timer, where slices are expensive; where they are not, [`Self::inputs`]. They
+    /// are expensive while a guest boots: it writes much of its memory, which a slice would have to
+    /// send, and nobody has heard of it yet.
     pub ticks: Duration,
 }
 
@@ -48,7 +48,7 @@ impl InputDelays {
 
 /// For whom a slice would be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum For {
+pub(super) enum Requester {
     /// Something from outside.
     Input,
     /// The guest's own timer.
@@ -60,13 +60,13 @@ pub(super) enum For {
 pub(super) struct Patience {
     delays: InputDelays,
     /// The guest is left alone until then by ...
-    inputs_rest_until: GuestNs,
-    ticks_rest_until: GuestNs,
+    no_input_slice_before: GuestNs,
+    no_tick_slice_before: GuestNs,
 }
 
 impl Patience {
     pub(super) fn new(delays: InputDelays) -> Self {
-        Self { delays, inputs_rest_until: GuestNs(0), ticks_rest_until: GuestNs(0) }
+        Self { delays, no_input_slice_before: GuestNs(0), no_tick_slice_before: GuestNs(0) }
     }
 
     /// The guest goes on at `now` after a slice that was begun at `began`.
@@ -75,30 +75,30 @@ impl Patience {
         let until = |times: u64, most: Duration| {
             now.saturating_add_ns(cost_ns.saturating_mul(times).min(most.as_nanos() as u64))
         };
-        self.inputs_rest_until = until(REST_PER_SLICE, self.delays.inputs);
-        self.ticks_rest_until = until(REST_PER_TICK_SLICE, self.delays.ticks);
+        self.no_input_slice_before = until(PAUSE_PER_SLICE, self.delays.inputs);
+        self.no_tick_slice_before = until(PAUSE_PER_TICK_SLICE, self.delays.ticks);
     }
 
     /// The clock is another one: what was left alone by the one before is no longer.
     pub(super) fn rest_no_more(&mut self) {
-        (self.inputs_rest_until, self.ticks_rest_until) = (GuestNs(0), GuestNs(0));
+        (self.no_input_slice_before, self.no_tick_slice_before) = (GuestNs(0), GuestNs(0));
     }
 
     /// When something that has waited its time can be given.
-    pub(super) fn rests_until(&self, whom: For) -> GuestNs {
+    pub(super) fn no_slice_before(&self, whom: Requester) -> GuestNs {
         match whom {
-            For::Input => self.inputs_rest_until,
-            For::Tick => self.ticks_rest_until,
+            Requester::Input => self.no_input_slice_before,
+            Requester::Tick => self.no_tick_slice_before,
         }
     }
 
     /// When what came at `since` has waited as long as it may.
-    pub(super) fn ends(&self, whom: For, since: GuestNs, booting: bool) -> GuestNs {
+    pub(super) fn ends(&self, whom: Requester, since: GuestNs, booting: bool) -> GuestNs {
         let delay = match whom {
-            For::Tick if booting => self.delays.ticks,
+            Requester::Tick if booting => self.delays.ticks,
             _ => self.delays.inputs,
         };
-        since.saturating_add_ns(delay.as_nanos() as u64).max(self.rests_until(whom))
+        since.saturating_add_ns(delay.as_nanos() as u64).max(self.no_slice_before(whom))
     }
 
     /// Longest wait of what comes from outside.
@@ -126,29 +126,29 @@ mod tests {
     #[test]
     fn ticks_wait_longer_where_slices_are_dear() {
         let cheap = after_slice_of(MS / 10);
-        assert_eq!(cheap.ends(For::Tick, ms(110), true), ms(210), "booting");
-        assert_eq!(cheap.ends(For::Tick, ms(110), false), ms(115));
-        let dear = after_slice_of(MS);
-        assert_eq!(dear.ends(For::Tick, ms(110), false), ms(141));
-        assert_eq!(dear.ends(For::Input, ms(110), false), ms(115));
-        let dearest = after_slice_of(20 * MS);
-        assert_eq!(dearest.ends(For::Tick, ms(125), false), ms(220));
-        assert_eq!(dearest.ends(For::Input, ms(118), false), ms(125));
-        assert_eq!(dearest.rests_until(For::Input), ms(125));
+        assert_eq!(cheap.ends(Requester::Tick, ms(110), true), ms(210), "booting");
+        assert_eq!(cheap.ends(Requester::Tick, ms(110), false), ms(115));
+        let expensive = after_slice_of(MS);
+        assert_eq!(expensive.ends(Requester::Tick, ms(110), false), ms(141));
+        assert_eq!(expensive.ends(Requester::Input, ms(110), false), ms(115));
+        let most_expensive = after_slice_of(20 * MS);
+        assert_eq!(most_expensive.ends(Requester::Tick, ms(125), false), ms(220));
+        assert_eq!(most_expensive.ends(Requester::Input, ms(118), false), ms(125));
+        assert_eq!(most_expensive.no_slice_before(Requester::Input), ms(125));
     }
 
     #[test]
     fn a_delay_that_was_asked_for_holds_for_ticks_too() {
         let mut patience = Patience::new(InputDelays::all(Duration::from_millis(2)));
         patience.slice_ends(ms(0), ms(50));
-        assert_eq!(patience.rests_until(For::Tick), ms(52));
-        assert_eq!(patience.ends(For::Tick, ms(60), true), ms(62));
+        assert_eq!(patience.no_slice_before(Requester::Tick), ms(52));
+        assert_eq!(patience.ends(Requester::Tick, ms(60), true), ms(62));
     }
 
     #[test]
     fn another_clock_leaves_nobody_alone() {
         let mut patience = after_slice_of(20 * MS);
         patience.rest_no_more();
-        assert_eq!(patience.ends(For::Input, ms(1), false), ms(6));
+        assert_eq!(patience.ends(Requester::Input, ms(1), false), ms(6));
     }
 }

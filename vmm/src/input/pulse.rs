@@ -1,6 +1,6 @@
-//! Whether the vCPU's thread comes round. The host may hold it: in a write to a server that is
-//! gone, in a call of a failing device. Whoever waits for an input or for the other host is not
-//! held, and a guest that computes comes back when it is interrupted.
+//! Watches whether the vCPU's thread makes progress. The host may hold it: in a write to a server
+//! that is gone, in a call of a failing device. A thread that waits for an input or for
+//! the other host is not held, and a guest that computes comes back when it is interrupted.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
@@ -18,9 +18,9 @@ pub struct Pulse {
 }
 
 /// The thread waits of its own accord until this is dropped.
-pub struct Resting<'a>(&'a Pulse);
+pub struct IdleGuard<'a>(&'a Pulse);
 
-impl Drop for Resting<'_> {
+impl Drop for IdleGuard<'_> {
     fn drop(&mut self) {
         self.0.beat();
         self.0.rests.store(false, Ordering::Release);
@@ -44,9 +44,9 @@ impl Pulse {
     }
 
     /// The thread is about to wait for something that may never come.
-    pub fn rest(&self) -> Resting<'_> {
+    pub fn idle(&self) -> IdleGuard<'_> {
         self.rests.store(true, Ordering::Release);
-        Resting(self)
+        IdleGuard(self)
     }
 
     /// For how long the thread has been held, if it is.
@@ -69,7 +69,7 @@ impl Pulse {
 
 /// What a look at the thread says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum VcpuHealth {
     /// It came round, or waits, or works.
     Well,
     /// It may be running the guest: interrupt it.
@@ -101,7 +101,7 @@ impl PulseWatch {
 
     /// Looks; to be called several times within the limit. A pause of the watching thread itself,
     /// which the whole process may have made, does not count as the other's.
-    pub fn look(&mut self, now_ns: u64, pulse: &Pulse) -> Look {
+    pub fn look(&mut self, now_ns: u64, pulse: &Pulse) -> VcpuHealth {
         let since_ns = (now_ns - self.looked_ns).min(self.limit_ns / 4);
         self.looked_ns = now_ns;
         let beats = pulse.beats.load(Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl PulseWatch {
         }
         self.unseen_ns += since_ns;
         if self.unseen_ns < self.limit_ns / 4 {
-            return Look::Well;
+            return VcpuHealth::Well;
         }
         // A thread that works is not held, however long it takes: it digests a big guest's memory.
         let (state, worked_ns) = pulse.thread_time().unwrap_or(('?', 0));
@@ -122,7 +122,7 @@ impl PulseWatch {
             self.unseen_ns = self.limit_ns / 4;
         }
         if self.unseen_ns < self.limit_ns {
-            return Look::Interrupt;
+            return VcpuHealth::Interrupt;
         }
         let unseen_ns = self.unseen_ns;
         pulse.stuck_ns.store(unseen_ns, Ordering::Relaxed);
@@ -130,16 +130,16 @@ impl PulseWatch {
             let (thread, unseen_ms) = (pulse.thread.load(Ordering::Relaxed), unseen_ns / 1_000_000);
             tracing::error!(thread, %state, unseen_ms, "this host holds the guest's processor");
         }
-        Look::Stuck { unseen_ns }
+        VcpuHealth::Stuck { unseen_ns }
     }
 
-    fn is_well(&mut self, pulse: &Pulse) -> Look {
+    fn is_well(&mut self, pulse: &Pulse) -> VcpuHealth {
         (self.unseen_ns, self.worked_ns) = (0, 0);
         if std::mem::take(&mut self.warned) {
             pulse.stuck_ns.store(0, Ordering::Relaxed);
             tracing::warn!("the guest's processor is back");
         }
-        Look::Well
+        VcpuHealth::Well
     }
 }
 
@@ -155,44 +155,44 @@ mod tests {
         pulse.thread.store(i32::MAX, Ordering::Relaxed);
         watch.look(now_ns, &pulse);
         pulse.beat();
-        assert_eq!(watch.look(now_ns, &pulse), Look::Well);
+        assert_eq!(watch.look(now_ns, &pulse), VcpuHealth::Well);
         (pulse, watch)
     }
 
-    fn looks(watch: &mut PulseWatch, pulse: &Pulse, from_ns: u64) -> Vec<Look> {
+    fn looks(watch: &mut PulseWatch, pulse: &Pulse, from_ns: u64) -> Vec<VcpuHealth> {
         (1..=5).map(|n| watch.look(from_ns + n * LIMIT_NS / 4, pulse)).collect()
     }
 
     #[test]
     fn a_thread_that_does_not_come_round_is_interrupted_and_then_stuck_until_it_does() {
         let (pulse, mut watch) = watched(1000);
-        let stuck = |unseen_ns| Look::Stuck { unseen_ns };
+        let stuck = |unseen_ns| VcpuHealth::Stuck { unseen_ns };
         let seen = looks(&mut watch, &pulse, 1000);
-        let interrupts = [Look::Interrupt; 3];
+        let interrupts = [VcpuHealth::Interrupt; 3];
         assert_eq!((&seen[..3], &seen[3..]), (&interrupts[..], &[stuck(400), stuck(500)][..]));
         assert_eq!(pulse.stuck_ns(), Some(500));
         pulse.beat();
-        assert_eq!(watch.look(2000, &pulse), Look::Well);
+        assert_eq!(watch.look(2000, &pulse), VcpuHealth::Well);
         assert_eq!(pulse.stuck_ns(), None);
     }
 
     #[test]
     fn who_waits_or_has_ended_is_not_stuck() {
         let (pulse, mut watch) = watched(0);
-        let rest = pulse.rest();
-        assert_eq!(looks(&mut watch, &pulse, 0), [Look::Well; 5]);
+        let rest = pulse.idle();
+        assert_eq!(looks(&mut watch, &pulse, 0), [VcpuHealth::Well; 5]);
         drop(rest);
-        assert_eq!(watch.look(1000, &pulse), Look::Well);
+        assert_eq!(watch.look(1000, &pulse), VcpuHealth::Well);
         pulse.end();
-        assert_eq!(looks(&mut watch, &pulse, 1000), [Look::Well; 5]);
+        assert_eq!(looks(&mut watch, &pulse, 1000), [VcpuHealth::Well; 5]);
     }
 
     #[test]
     fn a_pause_of_the_whole_process_counts_once_at_most() {
         let (pulse, mut watch) = watched(0);
-        assert_eq!(watch.look(1_000_000, &pulse), Look::Interrupt);
+        assert_eq!(watch.look(1_000_000, &pulse), VcpuHealth::Interrupt);
         pulse.beat();
-        assert_eq!(watch.look(1_000_001, &pulse), Look::Well);
+        assert_eq!(watch.look(1_000_001, &pulse), VcpuHealth::Well);
     }
 
     #[test]
@@ -208,7 +208,10 @@ mod tests {
         for n in 1..20 {
             let worked_ns = pulse.thread_time().unwrap().1;
             while pulse.thread_time().unwrap().1 < worked_ns + NS_PER_TICK {}
-            assert!(!matches!(watch.look(n * NS_PER_TICK, &pulse), Look::Stuck { .. }), "{n}");
+            assert!(
+                !matches!(watch.look(n * NS_PER_TICK, &pulse), VcpuHealth::Stuck { .. }),
+                "{n}"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The log beside the inputs: what the guest is given is what is written.
+//! Writes every input that the guest is given to a log.
 
-use ftvmm_replication::{Check, Event, MemoryLook, Ordinal, Record, Slice, SnapshotMark};
+use ftvmm_replication::{Check, Event, MemoryCheckMode, Ordinal, Record, Slice, SnapshotMark};
 
 use super::file_log::FileLog;
 use crate::host::WriteBehind;
@@ -17,18 +17,18 @@ pub struct CheckPlan {
     /// No check before this exit.
     pub from: Ordinal,
     /// What a check of memory does. A replay must not renew the copy where the recorder did not.
-    pub memory: MemoryLook,
+    pub memory: MemoryCheckMode,
 }
 
 impl CheckPlan {
     /// Whether a check is due at this exit, and what it does about memory. The first exit has one:
     /// from there on both sides have a copy of what was loaded, and slices need not carry it.
-    fn due(&self, at: Ordinal) -> Option<MemoryLook> {
+    fn due(&self, at: Ordinal) -> Option<MemoryCheckMode> {
         let is_due =
             |every: u64| every > 0 && at >= self.from && (at.0 == 1 || at.0.is_multiple_of(every));
         match is_due(self.memory_every_exits) {
             true => Some(self.memory),
-            false => is_due(self.every_exits).then_some(MemoryLook::None),
+            false => is_due(self.every_exits).then_some(MemoryCheckMode::None),
         }
     }
 }
@@ -211,7 +211,7 @@ pub(crate) mod tests {
     fn recorder(every_exits: u64, memory_every_exits: u64) -> (Told, Recorder) {
         let told = Told::default();
         let from = Ordinal(1);
-        let memory = MemoryLook::Renew;
+        let memory = MemoryCheckMode::Renew;
         let plan = CheckPlan { every_exits, memory_every_exits, from, memory };
         (told.clone(), Recorder::new(None, Some(Box::new(told)), plan))
     }
@@ -223,7 +223,8 @@ pub(crate) mod tests {
     #[test]
     fn a_check_that_is_due_comes_before_the_exit_is_complete() {
         let (told, mut recorder) = recorder(4, 8);
-        for (exit, look) in [(1, MemoryLook::Renew), (4, MemoryLook::None), (8, MemoryLook::Renew)]
+        for (exit, look) in
+            [(1, MemoryCheckMode::Renew), (4, MemoryCheckMode::None), (8, MemoryCheckMode::Renew)]
         {
             let step = recorder.record(&at(exit), Step::Proceed).unwrap();
             assert!(matches!(step, Step::Measure { memory } if memory == look), "{exit}: {step:?}");
@@ -239,11 +240,11 @@ pub(crate) mod tests {
     #[test]
     fn a_check_that_is_asked_for_does_what_a_due_one_does() {
         let (_, mut recorder) = recorder(0, 8);
-        let asked = || Step::Measure { memory: MemoryLook::Digest };
+        let asked = || Step::Measure { memory: MemoryCheckMode::Digest };
         let step = recorder.record(&at(8), asked()).unwrap();
-        assert!(matches!(step, Step::Measure { memory: MemoryLook::Renew }), "{step:?}");
+        assert!(matches!(step, Step::Measure { memory: MemoryCheckMode::Renew }), "{step:?}");
         let step = recorder.record(&at(9), asked()).unwrap();
-        assert!(matches!(step, Step::Measure { memory: MemoryLook::Digest }), "{step:?}");
+        assert!(matches!(step, Step::Measure { memory: MemoryCheckMode::Digest }), "{step:?}");
     }
 
     #[test]

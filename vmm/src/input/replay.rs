@@ -165,13 +165,13 @@ impl FileFeed {
     }
 
     fn read_group(&mut self) -> Result<(), InputError> {
-        let group = self.reader.next_group().map_err(|source| InputError::LogRead { source })?;
+        let group = self.reader.next_group().map_err(|cause| InputError::LogRead { cause })?;
         match group {
             Some(mut group) => {
                 let skipped = self.skip.min(group.records.len() as u64);
                 self.skip -= skipped;
                 group.records.drain(..skipped as usize);
-                self.cursor.push_group(group).map_err(|source| InputError::LogOrder { source })?
+                self.cursor.push_group(group).map_err(|cause| InputError::LogOrder { cause })?
             }
             None => {
                 if let Some(Tail::Torn { offset_bytes, reason }) = self.reader.tail() {
@@ -254,7 +254,9 @@ impl Replay<FileFeed> {
 #[cfg(test)]
 mod tests {
     use ftvmm_devices::Input;
-    use ftvmm_replication::{EndReason, Event, GroupEncoder, LogWriter, MemoryLook, SnapshotMark};
+    use ftvmm_replication::{
+        EndReason, Event, GroupEncoder, LogWriter, MemoryCheckMode, SnapshotMark,
+    };
 
     use super::*;
     use crate::snapshot::tests::header;
@@ -297,7 +299,7 @@ mod tests {
         let records = vec![(2, Event::Check(Box::new(check.clone()))), (3, time(10))];
         let mut inputs = replay(vec![(4, records)], 0);
         let step = inputs.next(&at(2)).unwrap();
-        assert!(matches!(step, Some(Step::Measure { memory: MemoryLook::None })), "{step:?}");
+        assert!(matches!(step, Some(Step::Measure { memory: MemoryCheckMode::None })), "{step:?}");
         let other = Check { chain: 6, ..Check::default() };
         let error = inputs.measured(Ordinal(2), &other).unwrap_err().to_string();
         assert!(error.starts_with("divergence at exit 2: exits have digest"), "{error}");

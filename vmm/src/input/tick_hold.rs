@@ -1,10 +1,10 @@
 //! Holds a tick of the guest's timer back until the guest has got on since the last one.
 //!
-//! Inputs reach a recorded guest at exits, and a clock read is one. A guest whose exits are dear,
-//! or whose time goes fast after a stall, may need longer for a tick than the next one takes to
-//! come. The next one would then interrupt its clock read each time, and a kernel that reads again
-//! when a tick came between (Linux, `ktime_get`) would do so for ever. Ticks a periodic timer owes
-//! the guest are none of these: they come when the guest has ended the one before.
+//! Inputs reach a recorded guest at exits, and a clock read is one. A guest whose exits are
+//! expensive, or whose time goes fast after a stall, may need longer for a tick than the next one
+//! takes to come. The next one would then interrupt its clock read each time, and a kernel that
+//! reads again when a tick came between (Linux, `ktime_get`) would do so for ever. Ticks a periodic
+//! timer owes the guest are none of these: they come when the guest has ended the one before.
 
 use ftvmm_replication::Ordinal;
 

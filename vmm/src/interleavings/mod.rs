@@ -12,7 +12,7 @@ mod kick_target;
 mod kicker;
 #[path = "../input/live_queue.rs"]
 mod live_queue;
-#[path = "../shipment/rendezvous.rs"]
+#[path = "../transfer/rendezvous.rs"]
 mod rendezvous;
 mod sync;
 mod tests;

@@ -10,8 +10,8 @@ use shuttle::thread;
 
 use super::kick_target::Kvm;
 use super::kicker::Kicks;
-use super::live_queue::LiveQueue;
-use super::rendezvous::{Rendezvous, Stop, Wanted};
+use super::live_queue::InputQueue;
+use super::rendezvous::{Rendezvous, Stop, TransferRequest};
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, FOREVER, Mutex, lock, wait};
 use crate::host::resting_timer;
@@ -94,22 +94,22 @@ fn a_kick_touches_no_vcpu_that_is_gone() {
     });
 }
 
-fn queue(vcpu: &Vcpu) -> Arc<LiveQueue> {
-    let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), SHORT));
+fn queue(vcpu: &Vcpu) -> Arc<InputQueue> {
+    let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), SHORT));
     queue.kick_with(vcpu.kicks.kicker());
     queue
 }
 
 /// Sleeps or runs the guest until something wants the thread.
-fn go_on(vcpu: &mut Vcpu, queue: &LiveQueue) {
-    let mut waiting = queue.lock();
-    if std::mem::take(&mut waiting.attend) {
+fn go_on(vcpu: &mut Vcpu, queue: &InputQueue) {
+    let mut pending = queue.lock();
+    if std::mem::take(&mut pending.attention) {
         return;
     }
     if either() {
-        drop(queue.sleep(waiting, None));
+        drop(queue.sleep(pending, None));
     } else {
-        drop(waiting);
+        drop(pending);
         vcpu.run();
     }
 }
@@ -120,24 +120,24 @@ fn whatever_arrives_is_taken() {
         let mut vcpu = Vcpu::create();
         let queue = queue(&vcpu);
         queue.set_unrecorded(true);
-        let arrivals: [fn(&LiveQueue); 3] = [
+        let arrivals: [fn(&InputQueue); 3] = [
             |queue| queue.push_console(b"a"),
             |queue| queue.push_signal(Input::PowerButton),
             |queue| drop(queue.push_frame(vec![0; 60])),
         ];
-        let start = |arrive: fn(&LiveQueue)| {
+        let start = |arrive: fn(&InputQueue)| {
             let queue = queue.clone();
             thread::spawn(move || arrive(&queue))
         };
         let others = arrivals.map(start);
         let mut taken = 0;
         while taken < others.len() {
-            let mut waiting = queue.lock();
-            let signal = waiting.signals.pop_front();
-            let frame = waiting.frames.pop_front();
+            let mut pending = queue.lock();
+            let signal = pending.signals.pop_front();
+            let frame = pending.frames.pop_front();
             let arrived =
-                waiting.console.drain(..).len() + signal.iter().count() + frame.iter().count();
-            drop(waiting);
+                pending.console.drain(..).len() + signal.iter().count() + frame.iter().count();
+            drop(pending);
             taken += arrived;
             // What came after the look has kicked or woken the thread.
             if arrived == 0 {
@@ -151,15 +151,15 @@ fn whatever_arrives_is_taken() {
 }
 
 /// As [`go_on`], for a thread that looks at the queue under its lock before it sleeps.
-fn take_turn(vcpu: &mut Vcpu, queue: &LiveQueue) {
-    let waiting = queue.lock();
-    if !waiting.is_empty() {
+fn take_turn(vcpu: &mut Vcpu, queue: &InputQueue) {
+    let pending = queue.lock();
+    if !pending.is_empty() {
         return;
     }
     if either() {
-        drop(queue.sleep(waiting, None));
+        drop(queue.sleep(pending, None));
     } else {
-        drop(waiting);
+        drop(pending);
         vcpu.run();
     }
 }
@@ -173,7 +173,7 @@ fn who_asks_for_the_threads_attention_gets_it() {
         let (asking, wants) = (queue.clone(), is_wanted.clone());
         let other = thread::spawn(move || {
             wants.store(true, Ordering::SeqCst);
-            asking.attend();
+            asking.request_attention();
         });
         while !is_wanted.load(Ordering::SeqCst) {
             go_on(&mut vcpu, &queue);
@@ -197,7 +197,7 @@ impl Congestion {
         }
     }
 
-    /// As `Peer::ship_with` has it.
+    /// As `Peer::transfer_with` has it.
     fn wake(&self) {
         drop(lock(&self.lock));
         self.changed.notify_all();
@@ -217,11 +217,11 @@ fn a_guest_gives_its_state_wherever_its_thread_waits() {
             let (congestion, is_over) = (congestion.clone(), is_over.clone());
             thread::spawn(move || {
                 let wake = || {
-                    queue.attend();
+                    queue.request_attention();
                     congestion.wake();
                 };
                 meeting.begin();
-                meeting.look(SHORT, wake);
+                meeting.dirty_sync(SHORT, wake);
                 let stop = meeting.stop(7, FOREVER, wake);
                 is_over.store(true, Ordering::SeqCst);
                 wake();
@@ -230,16 +230,16 @@ fn a_guest_gives_its_state_wherever_its_thread_waits() {
         };
         let mut given = None;
         while !is_over.load(Ordering::SeqCst) {
-            if meeting.wants(Wanted::Look) {
-                meeting.looked(1);
+            if meeting.wants(TransferRequest::DirtySync) {
+                meeting.synced(1);
             }
-            if meeting.wants(Wanted::Rest) {
+            if meeting.wants(TransferRequest::StopAndCopy) {
                 given = meeting.take_destination();
                 meeting.stopped(Stop { at: ExitOrdinal(9), stopped_ns: 1 });
             }
             if either() {
                 let over = || is_over.load(Ordering::SeqCst);
-                congestion.hold_while(|| !meeting.wants(Wanted::Rest) && !over());
+                congestion.hold_while(|| !meeting.wants(TransferRequest::StopAndCopy) && !over());
             } else {
                 go_on(&mut vcpu, &queue);
             }
@@ -259,7 +259,7 @@ fn a_state_that_was_given_up_is_given_to_nobody() {
             thread::spawn(move || [0, 1].map(|n| meeting.stop(n, SHORT, || {}).is_some()))
         };
         for _ in 0..4 {
-            if meeting.wants(Wanted::Rest)
+            if meeting.wants(TransferRequest::StopAndCopy)
                 && let Some(number) = meeting.take_destination()
             {
                 served[number as usize].fetch_add(1, Ordering::SeqCst);

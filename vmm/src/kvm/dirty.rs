@@ -61,8 +61,8 @@ impl DirtyLog {
         // writes neither.
         let answer = unsafe { ioctl_with_ref(&self.fd, KVM_CLEAR_DIRTY_LOG(), &clear) };
         if answer < 0 {
-            let source = kvm_ioctls::Error::last();
-            return Err(KvmError::Call { call: "KVM_CLEAR_DIRTY_LOG", source });
+            let cause = kvm_ioctls::Error::last();
+            return Err(KvmError::Call { call: "KVM_CLEAR_DIRTY_LOG", cause });
         }
         Ok(())
     }

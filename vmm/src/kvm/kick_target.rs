@@ -71,5 +71,5 @@ extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 /// When the host refuses.
 pub fn install_kick_handler() -> Result<(), KvmError> {
     register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, on_kick)
-        .map_err(|source| KvmError::Call { call: "sigaction", source })
+        .map_err(|cause| KvmError::Call { call: "sigaction", cause })
 }

@@ -76,28 +76,28 @@ pub enum KvmError {
         name: &'static str,
     },
     /// The host has not enough memory for the guest's.
-    #[error("cannot map {bytes} bytes of guest memory: {source}")]
+    #[error("cannot map {bytes} bytes of guest memory: {cause}")]
     Memory {
         /// Size asked for.
         bytes: u64,
         /// The cause.
-        source: vm_memory::mmap::FromRangesError,
+        cause: vm_memory::mmap::FromRangesError,
     },
     /// The host has not enough memory for the copy of a logged guest's.
-    #[error("cannot map {bytes} bytes for the copy of a logged guest's memory: {source}")]
+    #[error("cannot map {bytes} bytes for the copy of a logged guest's memory: {cause}")]
     Copy {
         /// Size asked for.
         bytes: u64,
         /// The cause.
-        source: vm_memory::mmap::MmapRegionError,
+        cause: vm_memory::mmap::MmapRegionError,
     },
     /// A call to KVM failed.
-    #[error("{call} failed: {source}")]
+    #[error("{call} failed: {cause}")]
     Call {
         /// The ioctl, by its name in KVM api.rst.
         call: &'static str,
         /// The cause.
-        source: kvm_ioctls::Error,
+        cause: kvm_ioctls::Error,
     },
     /// KVM keeps shadows of the guest's page tables.
     #[error(
@@ -132,7 +132,7 @@ pub enum KvmError {
 
 /// Names the ioctl that failed.
 pub(crate) fn call(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
-    move |source| KvmError::Call { call: name, source }
+    move |cause| KvmError::Call { call: name, cause }
 }
 
 /// Where the KVM modules say whether they use nested paging.
@@ -163,10 +163,10 @@ impl Vm {
     /// # Errors
     /// When KVM cannot be opened, lacks something, or the host has not the memory.
     pub fn new(memory_bytes: u64, logs_writes: bool) -> Result<Self, KvmError> {
-        let kvm = Kvm::new().map_err(|source| match source.errno() {
+        let kvm = Kvm::new().map_err(|cause| match cause.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
             libc::EACCES | libc::EPERM => KvmError::NoPermission,
-            _ => KvmError::Call { call: "open(/dev/kvm)", source },
+            _ => KvmError::Call { call: "open(/dev/kvm)", cause },
         })?;
         let got = kvm.get_api_version();
         if got != KVM_API_VERSION as i32 {
@@ -264,8 +264,8 @@ pub fn forget_memory(memory: &Memory) -> Result<(), KvmError> {
         // here. The next access finds zeroes (madvise(2), MADV_DONTNEED).
         let answer = unsafe { libc::madvise(region.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
         if answer != 0 {
-            let source = kvm_ioctls::Error::last();
-            return Err(KvmError::Call { call: "madvise", source });
+            let cause = kvm_ioctls::Error::last();
+            return Err(KvmError::Call { call: "madvise", cause });
         }
         let region: &vm_memory::MmapRegion<_> = region;
         region.bitmap().mark_dirty(0, bytes);
@@ -279,5 +279,5 @@ fn map_memory(bytes: u64) -> Result<Memory, KvmError> {
     if bytes > low {
         ranges.push((vm_memory::GuestAddress(HIGH_MEMORY_START), (bytes - low) as usize));
     }
-    Memory::from_ranges(&ranges).map_err(|source| KvmError::Memory { bytes, source })
+    Memory::from_ranges(&ranges).map_err(|cause| KvmError::Memory { bytes, cause })
 }

@@ -64,10 +64,8 @@ impl VcpuState {
             .zip(&self.msrs)
             .map(|(&(index, _), &data)| kvm_msr_entry { index, data, ..Default::default() })
             .collect();
-        let refused = || KvmError::Call {
-            call: "KVM_SET_MSRS",
-            source: kvm_ioctls::Error::new(libc::EINVAL),
-        };
+        let refused =
+            || KvmError::Call { call: "KVM_SET_MSRS", cause: kvm_ioctls::Error::new(libc::EINVAL) };
         let msrs = Msrs::from_entries(&entries).map_err(|_| refused())?;
         if fd.set_msrs(&msrs).map_err(call("KVM_SET_MSRS"))? != entries.len() {
             return Err(refused());

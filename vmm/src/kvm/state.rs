@@ -125,7 +125,7 @@ pub(super) fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
     let entries: Vec<_> =
         MSRS.iter().map(|&(index, _)| kvm_msr_entry { index, ..Default::default() }).collect();
     let refused =
-        || KvmError::Call { call: "KVM_GET_MSRS", source: kvm_ioctls::Error::new(libc::EINVAL) };
+        || KvmError::Call { call: "KVM_GET_MSRS", cause: kvm_ioctls::Error::new(libc::EINVAL) };
     let mut msrs = Msrs::from_entries(&entries).map_err(|_| refused())?;
     let read = vcpu.fd().get_msrs(&mut msrs).map_err(call("KVM_GET_MSRS"))?;
     if read != MSRS.len() {

@@ -106,7 +106,7 @@ impl Vcpu {
                 self.kicks.answer();
                 Ok(Exit::Interrupted)
             }
-            Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
+            Err(cause) => Err(KvmError::Call { call: "KVM_RUN", cause }),
         }
     }
 
@@ -185,7 +185,7 @@ impl Vcpu {
         self.kicks.let_go();
         match answer {
             Err(e) if e.errno() == libc::EINTR => Ok(None),
-            Err(source) => Err(KvmError::Call { call: "KVM_RUN", source }),
+            Err(cause) => Err(KvmError::Call { call: "KVM_RUN", cause }),
             Ok(()) => self.exit().map(Some),
         }
     }
@@ -206,7 +206,7 @@ impl Vcpu {
                 Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                     self.kicks.put_off();
                 }
-                Err(source) => break Err(KvmError::Call { call: "KVM_RUN", source }),
+                Err(cause) => break Err(KvmError::Call { call: "KVM_RUN", cause }),
             }
         };
         self.kicks.let_go();
@@ -348,10 +348,9 @@ impl Vcpu {
         self.placed.map_or(self.fd.get_kvm_run().if_flag != 0, |(enabled, _)| enabled)
     }
 
-    /// Takes the whole state of the vCPU, which must have no exit to complete, and gives it back:
-    /// KVM does not take every value as it gave it (its AMD part cuts SYSENTER_ESP and
-    /// SYSENTER_EIP to 32 bits, `svm_set_msr`), and whoever else restores the state is to stand
-    /// where this vCPU stands.
+    /// Saves the state of the vCPU, which must have no exit to complete, and restores the saved
+    /// state into it, because KVM truncates some values on set (SYSENTER_ESP and SYSENTER_EIP to
+    /// 32 bits on AMD, `svm_set_msr`): recorder and replayer must end up identical.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -414,8 +413,8 @@ impl Vcpu {
         // SAFETY: KVM_INTERRUPT reads one kvm_interrupt, which lives for the call.
         let answer = unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) };
         if answer < 0 {
-            let source = kvm_ioctls::Error::last();
-            return Err(KvmError::Call { call: "KVM_INTERRUPT", source });
+            let cause = kvm_ioctls::Error::last();
+            return Err(KvmError::Call { call: "KVM_INTERRUPT", cause });
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use ftvmm_devices::{Input, Output};
 use ftvmm_replication::{
-    Check, End, EndReason, MemoryLook, Ordinal, OutputDigest, Slice, StatePart,
+    Check, End, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
 };
 
 use super::Machine;
@@ -29,7 +29,7 @@ impl VirtualMachine for Machine {
         self.apply(input);
     }
 
-    fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
+    fn measure(&mut self, memory: MemoryCheckMode) -> Result<Check, KvmError> {
         self.measure(memory)
     }
 

@@ -10,7 +10,7 @@ use ftvmm_replication::peer::Announcer;
 
 use crate::host::clock::HostClock;
 use crate::host::{HostEventsError, Tap, Ticker, VNET_HEADER_BYTES, resting_timer, set_timer};
-use crate::input::LiveQueue;
+use crate::input::InputQueue;
 
 /// Shortest Ethernet frame without its checksum.
 const FRAME_BYTES_MIN: usize = 60;
@@ -23,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Announces the guest once: this host names every address it has sent from, and a guest that has
 /// sent anything is asked to do so too, for what only it knows.
-pub fn announce(mac: [u8; 6], queue: &LiveQueue, transmit: impl Fn(&[u8])) {
+pub fn announce(mac: [u8; 6], queue: &InputQueue, transmit: impl Fn(&[u8])) {
     let sources = queue.network().sources();
     frames(mac, &sources).for_each(|frame| transmit(&frame));
     if sources.iter().next().is_some() {
@@ -39,7 +39,7 @@ pub fn announce(mac: [u8; 6], queue: &LiveQueue, transmit: impl Fn(&[u8])) {
 pub fn restored(
     tap: Tap,
     mac: [u8; 6],
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
 ) -> Result<Ticker<impl FnMut()>, HostEventsError> {
     let (timer, clock) = (resting_timer()?, HostClock::host_start());
     let (mut announcer, mut is_restored) = (Announcer::default(), false);

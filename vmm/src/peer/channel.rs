@@ -18,20 +18,20 @@ const RECEIVE_BYTES: usize = 256 * 1024;
 #[derive(Debug, Error)]
 pub enum ChannelError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; choose a free port of this host with --listen")]
+    #[error("cannot listen on {address}: {cause}; choose a free port of this host with --listen")]
     Listen {
         /// What was asked for.
         address: SocketAddr,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Nobody answers.
-    #[error("no primary answers at {address} within {CONNECT_SECONDS_MAX} s: {source}")]
+    #[error("no primary answers at {address} within {CONNECT_SECONDS_MAX} s: {cause}")]
     Connect {
         /// What was asked for.
         address: SocketAddr,
         /// The last cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The host refused something.
     #[error("the channel cannot be set up: {0}")]
@@ -64,7 +64,7 @@ impl Channel {
     /// # Errors
     /// When the address is not free or not this host's.
     pub fn listen(address: SocketAddr) -> Result<TcpListener, ChannelError> {
-        TcpListener::bind(address).map_err(|source| ChannelError::Listen { address, source })
+        TcpListener::bind(address).map_err(|cause| ChannelError::Listen { address, cause })
     }
 
     /// Takes the next peer that comes.
@@ -86,8 +86,8 @@ impl Channel {
         loop {
             match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
                 Ok(stream) => return Ok(Self::new(stream)?),
-                Err(source) if clock.host_now_ns() > CONNECT_SECONDS_MAX * 1_000_000_000 => {
-                    return Err(ChannelError::Connect { address, source });
+                Err(cause) if clock.host_now_ns() > CONNECT_SECONDS_MAX * 1_000_000_000 => {
+                    return Err(ChannelError::Connect { address, cause });
                 }
                 Err(_) => std::thread::sleep(CONNECT_RETRY),
             }

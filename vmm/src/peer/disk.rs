@@ -7,7 +7,7 @@ use ftvmm_devices::{DiskOutcome, Input};
 use ftvmm_replication::{DiskAnswer, SessionEvent};
 
 use super::Peer;
-use crate::disk::Answer;
+use crate::disk::Completion;
 
 /// What a follower does about a request that ended in its log.
 pub enum Compared {
@@ -25,9 +25,9 @@ pub enum Compared {
     },
 }
 
-/// Compares this host's answer with the primary's. Where the primary's disk failed, the guest is
+/// Compares this host's completion with the primary's. Where the primary's disk failed, the guest is
 /// told so on both.
-pub fn compare(own: Answer, primary: DiskAnswer) -> Compared {
+pub fn compare(own: Completion, primary: DiskAnswer) -> Compared {
     let id = own.id;
     let done = |outcome| Compared::Apply(Input::DiskDone { id, outcome });
     match (DiskAnswer::of(id, &own.outcome).data_xxh3, primary.data_xxh3) {
@@ -48,23 +48,23 @@ impl Peer {
     pub fn watch_disk(self: &Arc<Self>) {
         let peer = Arc::clone(self);
         if let Some(disk) = &self.disk {
-            disk.on_answer(move |answer| peer.disk_answered(answer));
+            disk.on_completion(move |completion| peer.disk_completed(completion));
         }
     }
 
-    fn disk_answered(self: &Arc<Self>, answer: &Answer) {
-        let id = answer.id;
+    fn disk_completed(self: &Arc<Self>, completion: &Completion) {
+        let id = completion.id;
         let tells_guest = self.tell(|core, now_ns| {
             // Of a guest that another's state replaces: its numbers will be given again.
             if core.is_joining() {
                 return false;
             }
-            match answer.failure() {
-                None if answer.is_flush => core.step(now_ns, SessionEvent::DiskFlushed { id }),
+            match completion.failure() {
+                None if completion.is_flush => core.step(now_ns, SessionEvent::DiskFlushed { id }),
                 // The primary waits for a follower's flush, so that its log cannot say how to go
                 // on.
                 Some(description)
-                    if self.limits.disk_failover || answer.is_flush && core.follows() =>
+                    if self.limits.disk_failover || completion.is_flush && core.follows() =>
                 {
                     core.step(now_ns, SessionEvent::DiskFailed { id, description });
                 }
@@ -74,24 +74,24 @@ impl Peer {
         });
         if tells_guest {
             self.complete_disk(id);
-            // A follower that waits for this very answer.
+            // A follower that waits for this very completion.
             self.wake();
         }
     }
 
-    /// A live guest may have the disk's answers to its flushes up to this one.
+    /// A live guest may have the disk's completions of its flushes up to this one.
     pub(super) fn complete_flushes(&self, through: u64) {
         if let Some(disk) = &self.disk {
-            disk.tell_flushes(through);
-            self.queue.disk_answered();
+            disk.complete_flushes(through);
+            self.queue.disk_completed();
         }
     }
 
-    /// A live guest may have the disk's answer to this request.
+    /// A live guest may have the disk's completion to this request.
     pub(super) fn complete_disk(&self, id: u64) {
         if let Some(disk) = &self.disk {
-            disk.tell(id);
-            self.queue.disk_answered();
+            disk.complete(id);
+            self.queue.disk_completed();
         }
     }
 }
@@ -100,9 +100,9 @@ impl Peer {
 mod tests {
     use super::*;
 
-    fn answer(outcome: DiskOutcome) -> Answer {
+    fn completion(outcome: DiskOutcome) -> Completion {
         let error = (outcome == DiskOutcome::Failed).then(|| "Input/output error".to_owned());
-        Answer { id: 3, sector: Some(8), is_flush: false, outcome, error }
+        Completion { id: 3, sector: Some(8), is_flush: false, outcome, error }
     }
 
     fn read(byte: u8) -> DiskOutcome {
@@ -112,20 +112,20 @@ mod tests {
     #[test]
     fn the_guest_is_told_the_same_on_both_hosts_or_the_difference_is_named() {
         let primary = |outcome: &DiskOutcome| DiskAnswer::of(3, outcome);
-        let applied = |own, theirs: &DiskOutcome| match compare(answer(own), primary(theirs)) {
+        let applied = |own, theirs: &DiskOutcome| match compare(completion(own), primary(theirs)) {
             Compared::Apply(Input::DiskDone { id: 3, outcome }) => outcome,
             _ => panic!("not applied"),
         };
         assert_eq!(applied(read(1), &read(1)), read(1));
         assert_eq!(applied(read(1), &DiskOutcome::Failed), DiskOutcome::Failed);
         assert_eq!(applied(DiskOutcome::Failed, &DiskOutcome::Failed), DiskOutcome::Failed);
-        match compare(answer(DiskOutcome::Failed), primary(&read(1))) {
+        match compare(completion(DiskOutcome::Failed), primary(&read(1))) {
             Compared::Failed { description } => {
                 assert_eq!(description, "request 3 at sector 8: Input/output error");
             }
             _ => panic!("this host has to leave"),
         }
-        match compare(answer(read(1)), primary(&read(2))) {
+        match compare(completion(read(1)), primary(&read(2))) {
             Compared::Differ { description } => {
                 assert!(description.contains("request 3 "), "{description}");
                 assert!(description.contains("sector 8 "), "{description}");

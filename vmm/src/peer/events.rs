@@ -13,7 +13,7 @@ use ftvmm_replication::{DisconnectReason, SessionEvent};
 use super::channel::{Channel, ChannelReader, Received};
 use super::{Address, Peer};
 use crate::host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
-use crate::input::{Look, PulseWatch};
+use crate::input::{PulseWatch, VcpuHealth};
 use crate::sync::{MutexGuard, lock};
 
 /// The peer looks at the clock no more often than this.
@@ -29,7 +29,7 @@ pub struct ChannelEvents {
     listener: Option<TcpListener>,
     /// Of the connection that is served. Its descriptor stays ours until epoll has let go of it.
     reader: Option<ChannelReader>,
-    /// A newcomer this host has no time for yet.
+    /// A joining backup this host has no time for yet.
     pending: Option<Channel>,
 }
 
@@ -62,20 +62,22 @@ impl ChannelEvents {
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         match Channel::accept(listener) {
-            Ok(_) if self.pending.is_some() => tracing::warn!("one newcomer waits; no second one"),
+            Ok(_) if self.pending.is_some() => {
+                tracing::warn!("a second backup connected while one is waiting; refused")
+            }
             Ok(channel) => self.pending = Some(channel),
             Err(error) => tracing::warn!(%error, "a connection was not accepted"),
         }
     }
 
-    /// Lets go of a connection that is over; serves the newcomer, if there is time for it.
-    fn serve_newcomer(&mut self, ops: &mut EventOps<'_>) {
+    /// Lets go of a connection that is over; serves the joining backup, if there is time for it.
+    fn serve_joining(&mut self, ops: &mut EventOps<'_>) {
         if !self.peer.is_connected()
             && let Some(reader) = self.reader.take()
         {
             let _ = ops.remove(Events::empty(reader.stream()));
         }
-        if self.reader.is_some() || !self.peer.takes_newcomers() {
+        if self.reader.is_some() || !self.peer.accepts_backup() {
             return;
         }
         let Some(channel) = self.pending.take() else { return };
@@ -126,11 +128,11 @@ impl MutEventSubscriber for ChannelEvents {
         if from(self.reader.as_ref().map(|reader| reader.stream().as_raw_fd())) {
             self.serve_channel(ops);
         }
-        if from(Some(self.peer.port.newcomers.as_raw_fd())) {
-            let _ = self.peer.port.newcomers.read();
+        if from(Some(self.peer.port.joining.as_raw_fd())) {
+            let _ = self.peer.port.joining.read();
             self.listen(ops);
         }
-        self.serve_newcomer(ops);
+        self.serve_joining(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
@@ -138,7 +140,7 @@ impl MutEventSubscriber for ChannelEvents {
             watch(ops, listener);
         }
         self.watch_channel(ops);
-        watch(ops, &self.peer.port.newcomers);
+        watch(ops, &self.peer.port.joining);
     }
 }
 
@@ -147,8 +149,8 @@ impl Peer {
         self.lock().is_connected()
     }
 
-    fn takes_newcomers(&self) -> bool {
-        self.port.takes_newcomers.load(Ordering::Acquire)
+    fn accepts_backup(&self) -> bool {
+        self.port.accepts_backup.load(Ordering::Acquire)
     }
 
     pub(super) fn address(&self) -> MutexGuard<'_, Address> {
@@ -161,15 +163,15 @@ impl Peer {
         address.listens_at = listener.local_addr().ok();
         address.new_listener = Some(listener);
         drop(address);
-        let _ = self.port.newcomers.write(1);
+        let _ = self.port.joining.write(1);
     }
 
     /// Hands what arrived to the core, but about [`TURN_BYTES`] at most; whether there may be more.
     /// A peer that sends faster than this host takes would keep everybody else waiting, and be
     /// told nothing.
     fn receive(self: &Arc<Self>, reader: &mut ChannelReader) -> bool {
-        let mut taken_bytes = 0;
-        while taken_bytes < TURN_BYTES {
+        let mut restored_bytes = 0;
+        while restored_bytes < TURN_BYTES {
             match reader.receive() {
                 Ok(Received::Nothing) => return false,
                 Ok(Received::Closed) => {
@@ -177,7 +179,7 @@ impl Peer {
                     return false;
                 }
                 Ok(Received::Bytes(bytes)) => {
-                    taken_bytes += bytes.len();
+                    restored_bytes += bytes.len();
                     self.tell(|core, now_ns| core.receive(now_ns, bytes));
                 }
                 Err(e) => {
@@ -194,14 +196,14 @@ impl Peer {
     fn tick(self: &Arc<Self>, watch: &mut PulseWatch) -> Duration {
         let now_ns = self.clock.host_now_ns();
         let look = watch.look(now_ns, self.queue.pulse());
-        if look == Look::Interrupt {
+        if look == VcpuHealth::Interrupt {
             self.queue.kick_vcpu();
         }
         // What happens until then may set an earlier deadline.
         let latest_ns = now_ns + self.limits.heartbeat_ns;
         let next_ns = self.tell(|core, now_ns| {
             core.tick(now_ns);
-            if let Look::Stuck { unseen_ns } = look {
+            if let VcpuHealth::Stuck { unseen_ns } = look {
                 core.step(now_ns, SessionEvent::VcpuStuck { unseen_ns });
             }
             core.session().next_deadline_ns().map_or(latest_ns, |ns| ns.min(latest_ns))
@@ -231,7 +233,7 @@ impl Peer {
         self.tell(|core, now_ns| core.disconnect(now_ns, reason));
     }
 
-    /// A frame for the guest came here although the other host speaks for it.
+    /// A frame for the guest came here although the other host is active.
     pub fn stray(self: &Arc<Self>, frame: Vec<u8>) {
         let is_late = self.lock().takes_strays(self.clock.host_now_ns());
         if is_late && self.is_for_the_guest(&frame) {

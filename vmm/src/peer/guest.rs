@@ -10,10 +10,10 @@ use super::Peer;
 
 /// What became of the roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum RoleChange {
     /// The session is over.
     Stopped,
-    /// The other host speaks for the guest, or did until now. Its log begins after this exit.
+    /// The other host is active, or was until now. Its log begins after this exit.
     Follow {
         /// The exit.
         through: Ordinal,
@@ -24,12 +24,12 @@ pub enum Turn {
 
 impl Peer {
     /// Lets the roles change, if they are to; `None` when nothing has changed.
-    pub(super) fn take_turn(self: &Arc<Self>) -> Option<Turn> {
+    pub(super) fn change_role(self: &Arc<Self>) -> Option<RoleChange> {
         if !self.turn.swap(false, MemoryOrdering::AcqRel) {
             return None;
         }
         let since_ns = self.clock.host_now_ns();
-        if self.lock().wants_yield() && self.tell(|core, now_ns| core.take_turn(now_ns)) {
+        if self.lock().wants_yield() && self.tell(|core, now_ns| core.change_role(now_ns)) {
             self.wait_as_guest(|core, _| {
                 let is_over = !core.session().is_yielding() || core.stop().is_some();
                 is_over.then_some(())
@@ -40,10 +40,10 @@ impl Peer {
         let mut core = self.lock();
         let is_active = core.follower().is_active();
         Some(match core.stop() {
-            Some(_) => Turn::Stopped,
+            Some(_) => RoleChange::Stopped,
             // Also when this host has gone live meanwhile: what it was sent comes first.
-            None if is_active => Turn::Follow { through: core.log().horizon() },
-            None => Turn::Live,
+            None if is_active => RoleChange::Follow { through: core.log().horizon() },
+            None => RoleChange::Live,
         })
     }
 
@@ -57,10 +57,10 @@ impl Peer {
 
     /// A part of the other host's state is in place; with the last one this host has it whole.
     pub(super) fn has_restored(self: &Arc<Self>, part: &StatePart, is_whole: bool) {
-        let gauge = &self.sending.gauge;
-        gauge.take(part);
+        let progress = &self.sending.progress;
+        progress.take(part);
         if is_whole {
-            gauge.end();
+            progress.end();
         }
         let part_bytes = part.len_bytes();
         self.tell(|core, now_ns| core.part_restored(now_ns, part_bytes, is_whole));

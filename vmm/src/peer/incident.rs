@@ -20,7 +20,7 @@ impl Peer {
     pub(super) fn keep_incident(self: &Arc<Self>, report: IncidentReport) {
         let peer = Arc::clone(self);
         let write = move || {
-            keep(&peer.incidents.folder, &report);
+            write(&peer.incidents.folder, &report);
             peer.count_incidents(|under_way| *under_way -= 1);
         };
         self.count_incidents(|under_way| *under_way += 1);
@@ -49,7 +49,7 @@ impl Peer {
 
 /// Writes the report to a new file in `folder` that names the reporter and the term; a folder that
 /// cannot be written leaves it to the log. May block, so not under a lock.
-fn keep(folder: &Path, report: &IncidentReport) {
+fn write(folder: &Path, report: &IncidentReport) {
     match write_new(folder, report) {
         Ok(path) => {
             tracing::error!(cause = %report.cause, path = %path.display(), "divergence");

@@ -1,4 +1,4 @@
-//! A pair's part in where inputs come from: which of the two hosts speaks for the guest, and the
+//! A pair's part in where inputs come from: which of the two hosts is active, and the
 //! log of the other one while this host follows.
 
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use ftvmm_replication::{
 
 use super::Peer;
 use super::disk::{Compared, compare};
-use super::guest::Turn;
-use crate::disk::Answer;
+use super::guest::RoleChange;
+use crate::disk::Completion;
 use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
-use crate::shipment::put_on_disk;
 use crate::step::{RunMode, Situation, Standpoint, Step, StopCause};
+use crate::transfer::put_on_disk;
 
 /// The roles of a pair, which may change hands at any time, and the log of the other host.
 pub struct PairPort {
@@ -43,13 +43,13 @@ impl PairPort {
 
     /// Lets the roles change, if they are to.
     pub fn change_roles(&mut self) -> Option<Step> {
-        match self.peer.take_turn()? {
-            Turn::Stopped => return Some(Step::Stop(StopCause::Protocol)),
-            Turn::Follow { through } if !self.follows => {
+        match self.peer.change_role()? {
+            RoleChange::Stopped => return Some(Step::Stop(StopCause::Protocol)),
+            RoleChange::Follow { through } if !self.follows => {
                 self.follows = true;
                 self.log.parts().1.start_after(through);
             }
-            Turn::Follow { .. } | Turn::Live => {}
+            RoleChange::Follow { .. } | RoleChange::Live => {}
         }
         None
     }
@@ -63,7 +63,7 @@ impl PairPort {
         self.log.next(situation)
     }
 
-    /// This host speaks for the guest from now on. The clock its inputs go on with, and the guest
+    /// This host is active from now on. The clock its inputs go on with, and the guest
     /// time the guest has seen.
     pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, GuestNs) {
         let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
@@ -88,17 +88,17 @@ impl PairPort {
 
     /// A part of a state is in place.
     pub fn restored(&mut self, part: &StatePart, stands: Option<Standpoint>) {
-        // A host that speaks for the guest is given a state by a snapshot only.
+        // An active host is given a state by a snapshot only.
         if self.follows {
             self.peer.has_restored(part, stands.is_some());
         } else if stands.is_some() {
-            self.peer.tell(|core, _| core.guest_is_here());
+            self.peer.tell(|core, _| core.announce_guest());
         }
         let Some(Standpoint { at, guest_ns }) = stands else { return };
         self.keep_time(GuestNs(guest_ns));
         if self.follows {
             // What the guest had not had of its disk came with the state.
-            self.peer.queue.disk_answered();
+            self.peer.queue.disk_completed();
             self.log.parts().1.start_after(Ordinal(at.0.saturating_sub(1)));
         }
     }
@@ -149,7 +149,7 @@ impl PeerFeed {
     }
 
     /// Tells the guest what both disks say.
-    fn answer(&self, at: Ordinal, own: Answer, primary: DiskAnswer) -> Step {
+    fn answer(&self, at: Ordinal, own: Completion, primary: DiskAnswer) -> Step {
         match compare(own, primary) {
             Compared::Apply(input) => Step::Apply(input),
             Compared::Failed { description } => {

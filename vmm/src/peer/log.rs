@@ -20,11 +20,11 @@ impl PeerLog {
 
     /// Holds the guest, which must not get further ahead; not when it is wanted elsewhere.
     fn wait_while_congested(&self) {
-        let shipment = &self.peer.sending.shipment;
+        let transfer = &self.peer.sending.transfer;
         let is_wanted = |core: &PeerCore| {
             core.wants_yield()
                 || core.is_joining()
-                || shipment.get().is_some_and(|shipment| shipment.wants_rest())
+                || transfer.get().is_some_and(|transfer| transfer.wants_stop())
         };
         self.peer.wait_as_guest(|core, _| {
             let goes_on = !core.is_congested() || core.stop().is_some() || is_wanted(core);

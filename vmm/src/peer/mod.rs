@@ -21,7 +21,7 @@ mod log;
 mod operator;
 mod outbox;
 mod outputs;
-mod shipping;
+mod transfer;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -48,9 +48,9 @@ pub use outputs::PeerOutputs;
 use crate::disk::Disk;
 use crate::host::clock::{HostClock, host_unix_seconds};
 use crate::host::{HostEventsError, Tap, resting_timer};
-use crate::input::LiveQueue;
-use crate::shipment::{Gauge, ProgressDisplay, Shipment, Shipped};
+use crate::input::InputQueue;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait};
+use crate::transfer::{ProgressCell, ProgressDisplay, Transfer, TransferSummary};
 
 /// How long the end of a run waits for incident reports.
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ pub struct PeerConfig {
     /// The card's address, to be announced after a take-over.
     pub net_mac: Option<[u8; 6]>,
     /// Where live inputs wait.
-    pub queue: Arc<LiveQueue>,
+    pub queue: Arc<InputQueue>,
     /// The guest's disk, if it has one.
     pub disk: Option<Arc<Disk>>,
     /// This host leaves when its disk fails, rather than to tell the guest.
@@ -114,7 +114,7 @@ pub struct Peer {
     /// Roles changed, or are to: the vCPU's thread looks at the core before it asks for inputs.
     turn: AtomicBool,
     clock: HostClock,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
     limits: Limits,
     network: Network,
@@ -147,10 +147,11 @@ struct WitnessDesk {
 
 /// Where backups connect.
 struct Port {
-    /// Tells the host's event thread that a newcomer could be served, or that the address changed.
-    newcomers: EventFd,
+    /// Tells the host's event thread that a joining backup could be served, or that the address
+    /// changed.
+    joining: EventFd,
     address: Mutex<Address>,
-    takes_newcomers: AtomicBool,
+    accepts_backup: AtomicBool,
 }
 
 #[derive(Default)]
@@ -164,11 +165,11 @@ struct Address {
 
 /// What the guest's state is sent with.
 struct Sending {
-    shipment: OnceLock<Arc<Shipment>>,
+    transfer: OnceLock<Arc<Transfer>>,
     /// Held by the thread that sends a state.
     one_at_a_time: Mutex<()>,
-    gauge: Gauge,
-    last: Mutex<Option<Shipped>>,
+    progress: ProgressCell,
+    last: Mutex<Option<TransferSummary>>,
 }
 
 /// Reports of divergences that are being written.
@@ -222,14 +223,14 @@ impl Peer {
             witness: WitnessDesk { witness: Mutex::new(config.witness), holder: config.holder },
             log_timer: resting_timer()?,
             port: Port {
-                newcomers: EventFd::new(EFD_NONBLOCK)?,
+                joining: EventFd::new(EFD_NONBLOCK)?,
                 address: Mutex::default(),
-                takes_newcomers: AtomicBool::new(false),
+                accepts_backup: AtomicBool::new(false),
             },
             sending: Sending {
-                shipment: OnceLock::new(),
+                transfer: OnceLock::new(),
                 one_at_a_time: Mutex::default(),
-                gauge: Gauge::new(clock, config.progress),
+                progress: ProgressCell::new(clock, config.progress),
                 last: Mutex::default(),
             },
             incidents: Incidents {
@@ -288,7 +289,7 @@ impl Peer {
         self: &Arc<Self>,
         answer: impl FnMut(&mut PeerCore, u64) -> Option<R>,
     ) -> R {
-        let _resting = self.queue.pulse().rest();
+        let _resting = self.queue.pulse().idle();
         self.wait_for(answer)
     }
 
@@ -308,17 +309,17 @@ impl Peer {
             self.turn.store(true, Ordering::Release);
         }
         self.queue.set_unrecorded(core.is_unrecorded());
-        let takes_newcomers = core.session().takes_newcomers();
+        let accepts_backup = core.session().accepts_backup();
         let (has_effects, is_waited_for) = (core.has_effects(), core.waiters > 0);
         drop(core);
         if is_waited_for {
             self.changed.notify_all();
         }
         let port = &self.port;
-        if port.takes_newcomers.swap(takes_newcomers, Ordering::AcqRel) != takes_newcomers
-            && takes_newcomers
+        if port.accepts_backup.swap(accepts_backup, Ordering::AcqRel) != accepts_backup
+            && accepts_backup
         {
-            let _ = port.newcomers.write(1);
+            let _ = port.joining.write(1);
         }
         if has_effects {
             self.perform_effects();
@@ -374,9 +375,9 @@ impl Peer {
         self.lock().follows()
     }
 
-    /// The user asked this host to stop: a host that speaks for the guest ends it, one that follows
+    /// The user asked this host to stop: an active host ends it, one that follows
     /// leaves.
-    pub fn host_stop(self: &Arc<Self>) {
+    pub fn stop_requested(self: &Arc<Self>) {
         let speaks = self.tell(|core, now_ns| {
             let speaks = core.begin().is_some() && !core.follows();
             if !speaks {
@@ -393,7 +394,7 @@ impl Peer {
     pub fn client_link(self: &Arc<Self>, up: bool) {
         self.tell(|core, now_ns| {
             if up {
-                core.guest_is_here();
+                core.announce_guest();
             }
             core.step(now_ns, SessionEvent::ClientLink { up });
         });
@@ -411,7 +412,7 @@ pub(crate) mod tests {
     use ftvmm_replication::{Effect, Term};
 
     use super::*;
-    use crate::shipment::Progress;
+    use crate::transfer::Progress;
 
     /// Grants everything.
     struct Kind;
@@ -438,12 +439,12 @@ pub(crate) mod tests {
 
     /// A backup that is not connected, whose card has this address.
     pub fn backup(net_mac: Option<[u8; 6]>) -> Arc<Peer> {
-        let queue = LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
+        let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
         backup_at(Arc::new(queue), net_mac)
     }
 
     /// As [`backup`], with this queue.
-    pub fn backup_at(queue: Arc<LiveQueue>, net_mac: Option<[u8; 6]>) -> Arc<Peer> {
+    pub fn backup_at(queue: Arc<InputQueue>, net_mac: Option<[u8; 6]>) -> Arc<Peer> {
         let fingerprint = crate::snapshot::tests::header().fingerprint;
         Peer::new(PeerConfig {
             session: SessionConfig::new(Role::Backup, crate::build::own(), fingerprint, Term(0), 0),

@@ -12,7 +12,7 @@ use crate::control::{
     AttachProgress, AttachSummary, Operator, Refused, Role, SnapshotSummary, Status, link,
 };
 use crate::host::Console;
-use crate::shipment::save;
+use crate::transfer::save;
 
 /// Answers for the run of this [`Peer`].
 pub struct PeerOperator {
@@ -58,12 +58,12 @@ impl Operator for PeerOperator {
             uptime_ms: self.peer.clock.host_now_ns() / 1_000_000,
             listen,
             attach: core.is_transferring().then(|| self.progress()),
-            last_attach: last_attach.map(|shipped| AttachSummary {
-                duration_ms: shipped.took_ns / 1_000_000,
-                stopped_us: shipped.stopped_ns / 1000,
-                memory_copy_us: shipped.memory_copy_ns / 1000,
-                bytes: shipped.bytes,
-                rounds: shipped.rounds,
+            last_attach: last_attach.map(|summary| AttachSummary {
+                duration_ms: summary.took_ns / 1_000_000,
+                stopped_us: summary.stopped_ns / 1000,
+                memory_copy_us: summary.memory_copy_ns / 1000,
+                bytes: summary.bytes,
+                rounds: summary.rounds,
             }),
         }
     }
@@ -90,7 +90,7 @@ impl Operator for PeerOperator {
         })?;
         self.peer.wait_for(|core, _| match core.stop() {
             Some(reason) => Some(Err(Refused::Failed { why: reason.to_string() })),
-            None => core.session().takes_newcomers().then_some(Ok(())),
+            None => core.session().accepts_backup().then_some(Ok(())),
         })
     }
 
@@ -119,20 +119,20 @@ impl Operator for PeerOperator {
     }
 
     fn snapshot(&self, path: &Path) -> Result<SnapshotSummary, Refused> {
-        let Some(shipment) = self.peer.sending.shipment.get() else {
-            return Err(Refused::not_now("the guest is not switched on yet"));
+        let Some(transfer) = self.peer.sending.transfer.get() else {
+            return Err(Refused::not_now("the guest has not started yet"));
         };
         let _one_at_a_time = match self.peer.sending.one_at_a_time.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
-                return Err(Refused::not_now("the guest's state is on its way already"));
+                return Err(Refused::not_now("a state transfer is already running"));
             }
         };
         if self.peer.follows() {
             return Err(Refused::not_now("this host is the backup; ask the primary"));
         }
-        Ok(save(shipment, &self.peer.sending.gauge, path)?.into())
+        Ok(save(transfer, &self.peer.sending.progress, path)?.into())
     }
 
     fn nmi(&self) -> Result<(), Refused> {
@@ -144,14 +144,14 @@ impl Operator for PeerOperator {
     }
 
     fn stop(&self) -> Result<(), Refused> {
-        self.peer.host_stop();
+        self.peer.stop_requested();
         Ok(())
     }
 }
 
 impl PeerOperator {
     fn progress(&self) -> AttachProgress {
-        let (progress, bytes_per_second) = self.peer.sending.gauge.read();
+        let (progress, bytes_per_second) = self.peer.sending.progress.read();
         AttachProgress {
             phase: "memory".into(),
             round: progress.round,

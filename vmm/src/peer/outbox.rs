@@ -172,9 +172,9 @@ impl Peer {
                 }
             }
             Effect::InterruptGuest => self.queue.kick_vcpu(),
-            Effect::AttendGuest => self.queue.attend(),
+            Effect::AttendGuest => self.queue.request_attention(),
             Effect::StopGuest => {
-                // Twice: wherever the guest is, it must not run on.
+                // The second call stops the guest wherever it is, without waiting for an exit.
                 self.queue.stop(StopCause::Protocol);
                 self.queue.stop(StopCause::Protocol);
             }
@@ -223,7 +223,12 @@ impl Peer {
                 match witness.claim(term, &desk.holder) {
                     Ok(claim) => {
                         if let Claim::Denied { current } = &claim {
-                            tracing::warn!(%term, holder = current.holder, "the witness says no");
+                            let holder = &current.holder;
+                            tracing::warn!(
+                                %term,
+                                holder,
+                                "the witness gave the term to another host"
+                            );
                         }
                         drop(witness);
                         let granted = claim == Claim::Granted;
@@ -256,7 +261,7 @@ fn tell_operator(notice: Notice) {
         Notice::GoesAlone { term } => tracing::warn!(%term, "this host goes on alone"),
         Notice::Protected { at } => tracing::info!(%at, "the guest is protected"),
         Notice::Follows { term } => {
-            tracing::warn!(%term, "the other host speaks for the guest now");
+            tracing::warn!(%term, "the other host is active now");
         }
         Notice::Decided { row, detail } => {
             let (row, decision, reason) = (row.letter, row.decision, row.reason);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_replication::{MemoryLook, Slice, StatePart};
+use ftvmm_replication::{MemoryCheckMode, Slice, StatePart};
 
 use super::*;
 use crate::input::Told;
@@ -145,7 +145,7 @@ fn a_slice_is_loaded_where_the_guest_stands_between_two_exits_or_at_one_that_nev
 #[test]
 fn what_is_asked_for_is_answered_at_once() {
     let steps = vec![
-        Step::Measure { memory: MemoryLook::Renew },
+        Step::Measure { memory: MemoryCheckMode::Renew },
         Step::SaveState,
         Step::Again,
         Step::RestoreState(StatePart::Pages(vec![])),

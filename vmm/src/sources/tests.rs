@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_replication::{
-    Event, GroupEncoder, LogReader, LogWriter, MemoryLook, Record, SnapshotReader, SnapshotWriter,
+    Event, GroupEncoder, LogReader, LogWriter, MemoryCheckMode, Record, SnapshotReader,
+    SnapshotWriter,
 };
 
 use super::*;
 use crate::host::clock::HostClock;
 use crate::host::resting_timer;
-use crate::input::{Alarm, CheckPlan, InputDelays, LiveQueue, Told};
+use crate::input::{CheckPlan, GuestTimer, InputDelays, InputQueue, Told};
 use crate::peer::tests::backup_at;
 use crate::snapshot::tests::header;
 
@@ -20,16 +21,16 @@ const NO_CHECKS: CheckPlan = CheckPlan {
     every_exits: 0,
     memory_every_exits: 0,
     from: Ordinal(1),
-    memory: MemoryLook::Digest,
+    memory: MemoryCheckMode::Digest,
 };
 
-fn queue() -> Arc<LiveQueue> {
-    Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)))
+fn queue() -> Arc<InputQueue> {
+    Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1)))
 }
 
-fn live(queue: &Arc<LiveQueue>) -> Source {
+fn live(queue: &Arc<InputQueue>) -> Source {
     let clock = HostClock::host_start();
-    let alarm = Alarm::new(resting_timer().unwrap());
+    let alarm = GuestTimer::new(resting_timer().unwrap());
     let delays = InputDelays::default();
     Source::Live(Box::new(LiveInputs::new(queue.clone(), clock, alarm, delays)))
 }
@@ -63,7 +64,7 @@ fn snapshot() -> Option<Restore> {
 }
 
 /// One of two hosts, whose session is over.
-fn stopped_pair(queue: &Arc<LiveQueue>) -> PairPort {
+fn stopped_pair(queue: &Arc<InputQueue>) -> PairPort {
     let peer = backup_at(queue.clone(), None);
     peer.stop_now();
     PairPort::new(peer)
@@ -121,7 +122,7 @@ fn a_replay_can_be_recorded_again_with_checks_of_its_own() {
     let mut inputs = Inputs::new(recording(9, vec![(4, time(1))])).recorded(recorder);
     assert!(matches!(inputs.next(&at(4)), Ok(Step::Apply(Input::Time { now_ns: 1 }))));
     let step = inputs.next(&at(4)).unwrap();
-    assert!(matches!(step, Step::Measure { memory: MemoryLook::Digest }), "{step:?}");
+    assert!(matches!(step, Step::Measure { memory: MemoryCheckMode::Digest }), "{step:?}");
     inputs.answer(Answer::Measured { at: Ordinal(4), check: Check::default() }).unwrap();
     assert!(matches!(inputs.next(&at(4)), Ok(Step::Proceed)));
     assert_eq!(told.take(), ["4 input", "4 check", "4 complete"]);

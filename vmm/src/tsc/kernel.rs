@@ -60,8 +60,8 @@ pub fn patch(elf: &mut [u8]) -> KernelCode {
     patch_sections(elf, &sections, functions.as_ref().map_or(&[], |functions| functions))
 }
 
-/// Likewise for the kernel whose `image` starts at the virtual address `base`; `None` when it has
-/// no symbols.
+/// Does as [`patch`] for the kernel whose `image` starts at the virtual address `base`; `None` when
+/// it has no symbols.
 pub fn patch_image(image: &mut [u8], base: u64) -> Option<KernelCode> {
     let symbols = Symbols::find(image)?;
     let names = ["_text", "_etext", "_sinittext", "_einittext", "__alt_instructions_end"];

@@ -375,7 +375,7 @@ fn resume_user(vcpu: &mut Vcpu, done: &user::Emulated) -> Result<(), KvmError> {
     vcpu.set_sregs(&done.sregs)?;
     vcpu.set_regs(&done.regs)?;
     if done.single_stepped {
-        let refused = |call| move |source| KvmError::Call { call, source };
+        let refused = |call| move |cause| KvmError::Call { call, cause };
         let mut debug = vcpu.fd().get_debug_regs().map_err(refused("KVM_GET_DEBUGREGS"))?;
         debug.dr6 = debug.dr6 & !DR6_BREAKPOINTS | DR6_BS;
         vcpu.fd().set_debug_regs(&debug).map_err(refused("KVM_SET_DEBUGREGS"))?;

@@ -46,7 +46,7 @@ impl Frame {
 pub struct Emulated {
     /// General registers, back in user mode.
     pub regs: kvm_regs,
-    /// CS and SS likewise; the rest as it was.
+    /// CS and SS are back in user mode too; the rest as it was.
     pub sregs: kvm_sregs,
     /// A debugger in the guest steps this program: #DB is due.
     pub single_stepped: bool,

@@ -89,7 +89,7 @@ impl VirtualMachine for Fake {
         self.told.tell("apply");
     }
 
-    fn measure(&mut self, memory: MemoryLook) -> Result<Check, KvmError> {
+    fn measure(&mut self, memory: MemoryCheckMode) -> Result<Check, KvmError> {
         self.told.tell(format!("measure {memory:?}"));
         Ok(Check::default())
     }

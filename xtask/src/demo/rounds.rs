@@ -1,4 +1,4 @@
-//! `cargo xtask demo --rounds N`: the host that speaks for the guest dies N times under one
+//! `cargo xtask demo --rounds N`: the active host dies N times under one
 //! download, and each time a fresh host takes its place and is attached before the next one dies.
 
 use std::error::Error;

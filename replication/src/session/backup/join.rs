@@ -58,14 +58,14 @@ impl Backup {
         self.report_incident(cx, None);
         self.term = term;
         self.release = release;
-        self.phase = Phase::Joining { taken_bytes: 0, held: Vec::new() };
+        self.phase = Phase::Joining { restored_bytes: 0, held: Vec::new() };
         cx.act(Action::Join { release });
     }
 
-    pub(super) fn on_state_taken(&mut self, cx: &mut Context<'_>, taken_bytes: u64) {
-        if let Phase::Joining { taken_bytes: taken, .. } = &mut self.phase {
-            *taken = taken_bytes;
-            cx.send(Message::StateTaken { term: self.term, taken_bytes });
+    pub(super) fn on_restored(&mut self, cx: &mut Context<'_>, restored_bytes: u64) {
+        if let Phase::Joining { restored_bytes: taken, .. } = &mut self.phase {
+            *taken = restored_bytes;
+            cx.send(Message::StateTaken { term: self.term, restored_bytes });
         }
     }
 
@@ -87,7 +87,7 @@ impl Backup {
             release,
             ..Self::following(cx.config, self.term, outputs_through, FlushGate::default(), through)
         };
-        cx.act(Action::TakeState(StatePart::Machine(machine)));
+        cx.act(Action::RestoreState(StatePart::Machine(machine)));
         cx.send(Message::Ready { term: self.term });
     }
 
@@ -126,7 +126,7 @@ impl Backup {
             }
             Some(Yielded { follows: false }) => {
                 let mut primary = self.alone_successor(cx);
-                primary.ship_state(cx, false);
+                primary.send_state(cx, false);
                 primary
             }
             None => self.alone_successor(cx),
@@ -135,7 +135,7 @@ impl Backup {
 
     fn alone_successor(&mut self, cx: &mut Context<'_>) -> Primary {
         if let Some(through) = self.flushes.release(true) {
-            cx.act(Action::TellFlushes { through });
+            cx.act(Action::CompleteFlushes { through });
         }
         self.speak(cx);
         let outputs = self.outputs.produced_through();

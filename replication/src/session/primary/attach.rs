@@ -1,5 +1,5 @@
-//! The primary and its next backup: a guest that runs alone, a newcomer that is given its state,
-//! and a backup that is asked to take over.
+//! The primary and its next backup: a guest that runs alone, a joining backup that is given its
+//! state, and a backup that is asked to take over.
 
 use super::{Phase, Primary, Yielding};
 use crate::gate::{Output, OutputGate, RetainedOutputs};
@@ -54,7 +54,7 @@ impl Primary {
         self.successor.take()
     }
 
-    pub(in crate::session) fn takes_newcomers(&self) -> bool {
+    pub(in crate::session) fn accepts_backup(&self) -> bool {
         matches!(
             self.phase,
             Phase::Alone | Phase::AwaitingBackup { .. } | Phase::ClaimingFirstTerm { .. }
@@ -87,21 +87,21 @@ impl Primary {
 
     /// A message while the guest runs alone: a compatible backup gets the state. Whatever else it
     /// is, the guest goes on.
-    pub(super) fn on_newcomer(&mut self, cx: &mut Context<'_>, message: &Message) {
+    pub(super) fn on_joining(&mut self, cx: &mut Context<'_>, message: &Message) {
         let Message::Hello { .. } = message else { return cx.hang_up() };
         if let Some(refusal) = cx.check_hello(message, true) {
             cx.send(Message::Refuse { refusal });
             return cx.hang_up();
         }
-        self.ship_state(cx, false);
+        self.send_state(cx, false);
     }
 
-    pub(in crate::session) fn ship_state(&mut self, cx: &mut Context<'_>, gated: bool) {
+    pub(in crate::session) fn send_state(&mut self, cx: &mut Context<'_>, gated: bool) {
         let SessionConfig { release, on_divergence, believe, .. } = *cx.config;
         cx.send(Message::Attach { term: self.term, release, on_divergence, believe });
         self.window = LogWindow::default();
         self.phase = Phase::Attaching { gated };
-        cx.act(Action::ShipState);
+        cx.act(Action::SendState);
     }
 
     pub(super) fn on_state(&mut self, cx: &mut Context<'_>, part: StatePart) {

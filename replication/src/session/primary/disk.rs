@@ -7,7 +7,7 @@ impl Primary {
     /// The guest is told that a flush is done when the backup's disk has it too.
     pub(super) fn release_flushes(&mut self, cx: &mut Context<'_>) {
         if let Some(through) = self.flushes.release(self.gate.is_open()) {
-            cx.act(Action::TellFlushes { through });
+            cx.act(Action::CompleteFlushes { through });
         }
     }
 
@@ -15,7 +15,7 @@ impl Primary {
         match self.phase {
             Phase::Protected => leave(cx, description),
             // Nobody else could go on.
-            _ => cx.act(Action::TellDisk { id }),
+            _ => cx.act(Action::CompleteDisk { id }),
         }
     }
 

@@ -58,13 +58,13 @@ fn a_guest_that_runs_alone_gets_a_backup() {
     let mut pair = attaching(|_| {});
     pair.primary.output(1);
     assert_eq!(pair.primary.transmitted(), [1], "outputs leave at once");
-    assert!(pair.primary.done.contains(&Action::ShipState));
-    assert!(pair.backup.done.contains(&Action::TakeState(part())));
-    pair.backup.step(SessionEvent::StateTaken { taken_bytes: 3 });
+    assert!(pair.primary.done.contains(&Action::SendState));
+    assert!(pair.backup.done.contains(&Action::RestoreState(part())));
+    pair.backup.step(SessionEvent::StateRestored { restored_bytes: 3 });
     pair.pump();
-    assert!(pair.primary.done.contains(&Action::StateTaken { taken_bytes: 3 }));
+    assert!(pair.primary.done.contains(&Action::BackupRestored { restored_bytes: 3 }));
     pair.primary.step(SessionEvent::DiskFlushed { id: 4 });
-    let told = |through| Action::TellFlushes { through };
+    let told = |through| Action::CompleteFlushes { through };
     assert!(pair.primary.done.contains(&told(4)), "nobody else has a disk");
     pair.primary.step(SessionEvent::StateEnd {
         at: Ordinal(25),
@@ -77,7 +77,7 @@ fn a_guest_that_runs_alone_gets_a_backup() {
     assert_eq!(pair.primary.transmitted(), [1], "from the end of the state on outputs are held");
     pair.pump();
     assert!(pair.primary.done.contains(&Action::Protect { at: Ordinal(25) }));
-    assert!(pair.backup.done.contains(&Action::TakeState(StatePart::Machine(vec![9]))));
+    assert!(pair.backup.done.contains(&Action::RestoreState(StatePart::Machine(vec![9]))));
     assert_eq!(pair.backup.session.state_name(), "Following");
     pair.primary.encoder = GroupEncoder::new();
     pair.primary.log(30);
@@ -100,9 +100,9 @@ fn a_backup_that_took_over_gets_the_next_backup() {
         ("Alone", Some(Term(2)))
     );
     assert_eq!(pair.backup.transmitted(), [3]);
-    let mut newcomer = config(Role::Backup);
-    newcomer.highest_term = Term(2);
-    let mut next = Pair { primary: pair.backup, backup: Host::new(newcomer) };
+    let mut joining = config(Role::Backup);
+    joining.highest_term = Term(2);
+    let mut next = Pair { primary: pair.backup, backup: Host::new(joining) };
     next.connect();
     next.pump();
     next.primary.step(SessionEvent::StateEnd { at: Ordinal(41), machine: vec![], disk_through: 0 });
@@ -179,7 +179,7 @@ fn row_ae_half_a_state_never_speaks() {
 }
 
 #[test]
-fn row_af_a_primary_that_stops_takes_the_newcomer_along() {
+fn row_af_a_primary_that_stops_takes_the_joining_backup_along() {
     let mut pair = attaching(|_| {});
     pair.primary.step(SessionEvent::HostStop);
     pair.pump();
@@ -188,7 +188,7 @@ fn row_af_a_primary_that_stops_takes_the_newcomer_along() {
 }
 
 #[test]
-fn row_ag_a_state_that_cannot_be_put_in_place_ends_the_newcomer() {
+fn row_ag_a_state_that_cannot_be_put_in_place_ends_the_joining_backup() {
     let mut pair = attaching(|_| {});
     pair.backup.step(SessionEvent::ReplayFault { description: "damaged".into() });
     assert_eq!(pair.backup.take_rows(), "AG");
@@ -248,7 +248,7 @@ fn row_ak_roles_change_hands_without_a_state() {
     assert!(swapped.primary.done.contains(&Action::Receive(vec![vec![7], vec![8]])));
     swapped.primary.step(SessionEvent::DiskFlushed { id: 6 });
     swapped.primary.step(SessionEvent::DiskFlushed { id: 8 });
-    let told = |through| Action::TellFlushes { through };
+    let told = |through| Action::CompleteFlushes { through };
     assert!(swapped.primary.done.contains(&told(6)), "the old primary had it");
     assert!(!swapped.primary.done.contains(&told(8)));
     swapped.backup.step(SessionEvent::DiskFlushed { id: 8 });
@@ -391,7 +391,7 @@ fn a_switch_right_after_an_attach_waits_for_the_backup() {
     let mut pair = attaching(|_| {});
     pair.primary.step(SessionEvent::StateEnd { at: Ordinal(25), machine: vec![], disk_through: 0 });
     pair.primary.step(SessionEvent::Yield { through: Ordinal(24) });
-    pair.backup.step(SessionEvent::StateTaken { taken_bytes: 3 });
+    pair.backup.step(SessionEvent::StateRestored { restored_bytes: 3 });
     pair.pump();
     pair.backup.answer(2, true);
     pair.backup.step(SessionEvent::TookOver { through: Ordinal(24) });
@@ -463,7 +463,7 @@ fn row_an_and_row_ao_a_guest_starts_alone_when_the_witness_says_so() {
 }
 
 #[test]
-fn row_ap_a_newcomer_that_is_told_to_stand_down_stops() {
+fn row_ap_a_joining_backup_that_is_told_to_stand_down_stops() {
     let mut pair = attaching(|_| {});
     pair.backup.step(SessionEvent::Received(Message::StandDown { term: Term(1) }));
     assert_eq!(pair.backup.take_rows(), "AP");

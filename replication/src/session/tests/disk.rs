@@ -11,7 +11,7 @@ fn failed(id: u64) -> SessionEvent {
 }
 
 fn tell(through: u64) -> Action {
-    Action::TellFlushes { through }
+    Action::CompleteFlushes { through }
 }
 
 #[test]
@@ -98,12 +98,12 @@ fn the_last_host_tells_its_guest_of_a_failure() {
     pair.primary.answer(2, true);
     pair.primary.take_done();
     pair.primary.step(failed(3));
-    assert_eq!(pair.primary.take_done(), [Action::TellDisk { id: 3 }]);
+    assert_eq!(pair.primary.take_done(), [Action::CompleteDisk { id: 3 }]);
 
     let mut pair = Pair::following(|_| {});
     pair.backup.disconnect();
     pair.backup.answer(2, true);
     pair.backup.take_done();
     pair.backup.step(failed(3));
-    assert_eq!(pair.backup.take_done(), [Action::TellDisk { id: 3 }]);
+    assert_eq!(pair.backup.take_done(), [Action::CompleteDisk { id: 3 }]);
 }

@@ -110,15 +110,15 @@ fn a_backup_whose_witness_knows_a_later_term_refuses() {
 }
 
 #[test]
-fn a_host_that_is_just_taking_over_has_no_time_for_a_newcomer() {
+fn a_host_that_is_just_taking_over_has_no_time_for_a_joining_backup() {
     let mut pair = Pair::following(|_| {});
     pair.backup.disconnect();
     pair.backup.answer(2, true);
-    let mut newcomer = Pair { primary: Host::new(config(Role::Primary)), backup: pair.backup };
-    newcomer.connect();
-    newcomer.pump();
-    assert_eq!(refused(&newcomer.primary), &Refusal::AlreadyRunning { term: Term(2) });
-    assert_eq!(newcomer.backup.session.state_name(), "Live");
+    let mut joining = Pair { primary: Host::new(config(Role::Primary)), backup: pair.backup };
+    joining.connect();
+    joining.pump();
+    assert_eq!(refused(&joining.primary), &Refusal::AlreadyRunning { term: Term(2) });
+    assert_eq!(joining.backup.session.state_name(), "Live");
 }
 
 #[test]

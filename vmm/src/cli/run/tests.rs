@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use ftvmm_devices::Output;
-use ftvmm_replication::{Event, MemoryLook};
+use ftvmm_replication::{Event, MemoryCheckMode};
 
 use super::super::recording::{create_log, open_log};
 use super::*;
 use crate::host::resting_timer;
-use crate::input::{Alarm, CheckPlan, InputDelays, LiveInputs, OnRecordError, Recorder, Told};
+use crate::input::{CheckPlan, GuestTimer, InputDelays, LiveInputs, OnRecordError, Recorder, Told};
 use crate::kvm::Exit;
 use crate::snapshot::tests::header;
 use crate::sources::Source;
@@ -108,13 +108,13 @@ fn ran(
     let ends = |what| EndTold(told.clone(), what);
 
     let lasts = Duration::from_millis(1);
-    let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), lasts));
+    let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), lasts));
     queue.push_console(b"x");
     let clock = HostClock::host_start();
-    let alarm = Alarm::new(resting_timer().unwrap());
+    let alarm = GuestTimer::new(resting_timer().unwrap());
     let delays = InputDelays::default();
     let live = LiveInputs::new(queue.clone(), clock, alarm, delays);
-    let (from, memory) = (Ordinal(1), MemoryLook::None);
+    let (from, memory) = (Ordinal(1), MemoryCheckMode::None);
     let plan = CheckPlan { every_exits: 0, memory_every_exits: 0, from, memory };
     let recorder = Recorder::new(Some(log), None, plan);
     let inputs = Inputs::new(Source::Live(Box::new(live))).recorded(Some(recorder));

@@ -6,9 +6,9 @@ use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
 use super::slices::{SlicePolicy, Stopped};
-use crate::disk::Answer;
+use crate::disk::Completion;
 use crate::input::alarm::{AlarmPlan, Setting};
-use crate::input::live_queue::{Shutdown, Waiting};
+use crate::input::live_queue::{Pending, Shutdown};
 use crate::input::patience::InputDelays;
 use crate::input::sampling::Sampler;
 use crate::run_loop::{RunMode, Situation, Step};
@@ -38,7 +38,7 @@ pub(super) struct Host<'a> {
     pub(super) now: HostNs,
     /// Nothing is recorded: inputs reach the guest between exits too.
     pub(super) is_unrecorded: bool,
-    pub(super) waiting: &'a mut Waiting,
+    pub(super) pending: &'a mut Pending,
 }
 
 /// See the module documentation.
@@ -114,23 +114,23 @@ impl LiveCore {
 
     /// A recorded run was stopped between two exits: what now?
     fn between_exits(&mut self, situation: &Situation, host: Host<'_>) -> Step {
-        let Host { now, waiting, .. } = host;
-        waiting.overdue |= mind_grace(waiting, now);
-        if let Some(cause) = waiting.stop.filter(|_| waiting.stop_at_once) {
+        let Host { now, pending, .. } = host;
+        pending.deadline_passed |= mind_grace(pending, now);
+        if let Some(cause) = pending.stop.filter(|_| pending.stop_at_once) {
             return Step::Stop(cause);
         }
-        let arrived = waiting.overdue
-            && (waiting.stop.is_some()
-                || waiting.disk_answered()
-                || waiting.announce
-                || !waiting.console.is_empty()
-                || !waiting.signals.is_empty()
-                || waiting.shutdown == Shutdown::Wanted
-                || (situation.takes_frames && !waiting.frames.is_empty()));
+        let arrived = pending.deadline_passed
+            && (pending.stop.is_some()
+                || pending.disk_completed()
+                || pending.announce
+                || !pending.console.is_empty()
+                || !pending.signals.is_empty()
+                || pending.shutdown == Shutdown::Wanted
+                || (situation.takes_frames && !pending.frames.is_empty()));
         let stopped = Stopped {
             now: self.sampler.now(now),
             arrived,
-            ends: waiting.stop.is_some(),
+            ends: pending.stop.is_some(),
             takes_interrupt: situation.takes_interrupt,
             tick: self.tick(situation),
         };
@@ -142,13 +142,13 @@ impl LiveCore {
 
     /// Takes what waits, for an exit.
     fn at_exit(&mut self, situation: &Situation, host: Host<'_>) -> Next {
-        let Host { now, is_unrecorded, waiting } = host;
+        let Host { now, is_unrecorded, pending } = host;
         if std::mem::take(&mut self.identity_wanted) {
             return Next::NewIdentity;
         }
         let times = (now, self.sampler.now(now));
-        mind_shutdown(waiting, situation.hears_power_button, &mut self.alarm, times);
-        if let Some(cause) = waiting.stop {
+        mind_shutdown(pending, situation.hears_power_button, &mut self.alarm, times);
+        if let Some(cause) = pending.stop {
             return Next::Step(Step::Stop(cause));
         }
         let reading = self.sampler.read(situation, self.slices.is_in_slice(), now);
@@ -158,11 +158,11 @@ impl LiveCore {
         if let Some(bytes) = self.entropy_bytes(situation) {
             return Next::Entropy { bytes };
         }
-        if let Some(input) = take_arrived(waiting, situation.takes_frames) {
+        if let Some(input) = take_arrived(pending, situation.takes_frames) {
             self.slices.gives_input();
             return Next::Step(Step::Apply(input));
         }
-        waiting.overdue &= !waiting.is_empty();
+        pending.deadline_passed &= !pending.is_empty();
         // One that is far behind gets to a timer that is far ahead in steps, and reads no clock on
         // the way.
         let steps_on = reading.is_behind
@@ -183,12 +183,12 @@ impl LiveCore {
             self.alarm.set(alarm_at, reading.clock);
             return Next::Leave { now: self.sampler.host_at(reading.clock) };
         }
-        if std::mem::take(&mut waiting.attend) {
+        if std::mem::take(&mut pending.attention) {
             return Next::Step(Step::Again);
         }
         let until_due = |at| now.saturating_add_ns(GuestNs(at).since_ns(reading.now).max(1));
         let due = situation.deadline_ns.map(until_due);
-        Next::Wait { until: due.into_iter().chain(grace_until(waiting)).min() }
+        Next::Wait { until: due.into_iter().chain(grace_until(pending)).min() }
     }
 
     fn sample(&mut self, told: GuestNs, situation: &Situation, now: HostNs) -> Next {
@@ -218,21 +218,21 @@ impl LiveCore {
 }
 
 /// The next of what came from outside.
-fn take_arrived(waiting: &mut Waiting, takes_frames: bool) -> Option<Input> {
-    if let Some(signal) = waiting.signals.pop_front() {
+fn take_arrived(pending: &mut Pending, takes_frames: bool) -> Option<Input> {
+    if let Some(signal) = pending.signals.pop_front() {
         return Some(signal);
     }
-    if let Some(Answer { id, outcome, .. }) = waiting.take_disk_answer() {
+    if let Some(Completion { id, outcome, .. }) = pending.take_disk_completion() {
         return Some(Input::DiskDone { id, outcome });
     }
-    if takes_frames && let Some(frame) = waiting.frames.pop_front() {
+    if takes_frames && let Some(frame) = pending.frames.pop_front() {
         return Some(Input::NetRx { frame });
     }
-    if std::mem::take(&mut waiting.announce) {
+    if std::mem::take(&mut pending.announce) {
         return Some(Input::NetAnnounce);
     }
-    if waiting.console.is_empty() {
+    if pending.console.is_empty() {
         return None;
     }
-    Some(Input::ConsoleRx { bytes: waiting.console.drain(..).collect() })
+    Some(Input::ConsoleRx { bytes: pending.console.drain(..).collect() })
 }

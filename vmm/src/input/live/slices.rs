@@ -3,7 +3,7 @@
 use ftvmm_replication::GuestNs;
 
 use crate::input::alarm::AlarmPlan;
-use crate::input::patience::{For, InputDelays, Patience};
+use crate::input::patience::{InputDelays, Patience, Requester};
 use crate::run_loop::{RunMode, Situation};
 
 /// What the policy waits for.
@@ -41,7 +41,7 @@ pub(super) struct SlicePolicy {
     patience: Patience,
     /// Since when an interrupt waits that the guest could not take at its last exit, and whose it
     /// may be.
-    interrupt_since: Option<(GuestNs, For)>,
+    interrupt_since: Option<(GuestNs, Requester)>,
     /// Something came from outside, and no exit since then was without a waiting interrupt.
     gave_input: bool,
     /// The guest is behind with its timer's ticks.
@@ -101,13 +101,13 @@ impl SlicePolicy {
     /// A recorded guest was stopped between two exits: whether that point becomes a slice.
     pub(super) fn begins_slice(&mut self, stopped: Stopped, alarm: &mut AlarmPlan) -> bool {
         let Stopped { now, arrived, ends, takes_interrupt, tick } = stopped;
-        let rested = arrived.then(|| self.patience.rests_until(For::Input));
+        let rested = arrived.then(|| self.patience.no_slice_before(Requester::Input));
         let first = self.patience_ends(tick).chain(rested).min();
         if first.is_none_or(|at| at > now) {
             alarm.set(first, now);
             return false;
         }
-        // An input now would only wait for the guest to take its interrupt.
+        // The guest cannot take an interrupt here; run to the interrupt window first.
         if !takes_interrupt && !ends && !self.is_blocked_for_long(arrived, now, alarm) {
             return false;
         }
@@ -116,7 +116,8 @@ impl SlicePolicy {
     }
 
     /// The guest cannot take an interrupt: whether it has had its time to, with something from
-    /// outside waiting. It may be waiting in memory for the very frame that waits for it.
+    /// outside waiting. It may be polling guest memory for exactly this frame, with interrupts
+    /// disabled.
     fn is_blocked_for_long(&mut self, arrived: bool, now: GuestNs, alarm: &mut AlarmPlan) -> bool {
         let before = match self.phase {
             Phase::WaitingForWindow { blocked_since } => blocked_since,
@@ -138,10 +139,10 @@ impl SlicePolicy {
     fn patience_ends(&self, tick: Option<GuestNs>) -> impl Iterator<Item = GuestNs> {
         let ends = |(since, whom)| {
             // One that is behind could never catch up.
-            let whom = if self.owes_ticks && !self.booting { For::Input } else { whom };
+            let whom = if self.owes_ticks && !self.booting { Requester::Input } else { whom };
             self.patience.ends(whom, since, self.booting)
         };
-        tick.map(|at| (at, For::Tick)).into_iter().chain(self.interrupt_since).map(ends)
+        tick.map(|at| (at, Requester::Tick)).into_iter().chain(self.interrupt_since).map(ends)
     }
 
     /// When a guest that goes on at `now` is to be interrupted although it makes no exit. For an
@@ -193,11 +194,11 @@ impl SlicePolicy {
             // What a slice was made for has waited already.
             let waited_ns = if leaves_slice { self.patience.inputs_ns() } else { 0 };
             let since = now.saturating_sub_ns(waited_ns);
-            let known = self.interrupt_since.filter(|(_, whom)| *whom == For::Input);
+            let known = self.interrupt_since.filter(|(_, whom)| *whom == Requester::Input);
             let since = known.map_or(since, |(known, _)| known.min(since));
-            self.interrupt_since = Some((since, For::Input));
+            self.interrupt_since = Some((since, Requester::Input));
         }
-        self.interrupt_since.get_or_insert((now, For::Tick));
+        self.interrupt_since.get_or_insert((now, Requester::Tick));
         match self.patience_ends(None).min() {
             Some(ends) if ends > now => alarm.set(Some(ends), now),
             _ if matches!(self.phase, Phase::WaitingForWindow { .. }) => {}

@@ -6,9 +6,9 @@ use ftvmm_devices::{DiskOp, DiskRequest};
 use ftvmm_replication::HostNs;
 
 use super::*;
-use crate::disk::{Disk, DiskFile, Telling};
+use crate::disk::{CompletionPolicy, Disk, DiskFile};
 use crate::host::resting_timer;
-use crate::input::live_queue::{Shutdown, Waiting};
+use crate::input::live_queue::{Pending, Shutdown};
 use crate::input::sampling::{LATE_NS_MAX, SAMPLE_NS};
 use crate::run_loop::StopCause;
 
@@ -18,7 +18,7 @@ const STOOD_AT_NS: u64 = 5_000 * MS;
 /// A guest and what arrives for it, on a host whose time the test tells.
 struct Live {
     core: LiveCore,
-    waiting: Waiting,
+    pending: Pending,
     now: HostNs,
     is_unrecorded: bool,
 }
@@ -28,12 +28,12 @@ impl Live {
     fn new(guest_ns: u64, last_ns: u64) -> Self {
         let clock = GuestClock::anchored(HostNs(0), GuestNs(guest_ns));
         let core = LiveCore::new(clock, GuestNs(last_ns), InputDelays::default());
-        Self { core, waiting: Waiting::default(), now: HostNs(0), is_unrecorded: false }
+        Self { core, pending: Pending::default(), now: HostNs(0), is_unrecorded: false }
     }
 
     fn host(&mut self) -> (&mut LiveCore, Host<'_>) {
-        let Self { core, waiting, now, is_unrecorded } = self;
-        (core, Host { now: *now, is_unrecorded: *is_unrecorded, waiting })
+        let Self { core, pending, now, is_unrecorded } = self;
+        (core, Host { now: *now, is_unrecorded: *is_unrecorded, pending })
     }
 
     fn next(&mut self, situation: Situation) -> Next {
@@ -92,10 +92,10 @@ fn exit(at: u64) -> Situation {
 fn inputs_come_in_order_and_the_tick_last() {
     let mut live = Live::new(STOOD_AT_NS, STOOD_AT_NS - 1);
     live.core.renew_identity();
-    live.waiting.frames.extend([vec![1], vec![2]]);
-    live.waiting.console.extend(*b"ab");
-    live.waiting.announce = true;
-    live.waiting.signals.push_back(Input::Nmi);
+    live.pending.frames.extend([vec![1], vec![2]]);
+    live.pending.console.extend(*b"ab");
+    live.pending.announce = true;
+    live.pending.signals.push_back(Input::Nmi);
     let all = Situation {
         reads_clock: true,
         entropy_wanted_bytes: 1000,
@@ -113,22 +113,22 @@ fn inputs_come_in_order_and_the_tick_last() {
     }
     assert!(live.leaves(all));
     live.pass_ns(MS);
-    live.waiting.console.push_back(b'c');
+    live.pending.console.push_back(b'c');
     let tick =
         Situation { deadline_ns: Some(STOOD_AT_NS + MS), interrupts_enabled: true, ..exit(2) };
     let tick_after = Situation { at: Some(Ordinal(3)), ..tick };
     assert!(matches!(live.input(tick), Some(Input::ConsoleRx { .. })));
     assert!(live.leaves(tick), "the guest has not got on since the tick before");
     assert_eq!(live.told_ns(tick_after), Some(STOOD_AT_NS + MS));
-    live.waiting.stop = Some(StopCause::Requested);
+    live.pending.stop = Some(StopCause::Requested);
     assert!(matches!(live.next(tick_after), Next::Step(Step::Stop(StopCause::Requested))));
 }
 
 #[test]
 fn frames_wait_for_a_card_that_takes_them() {
     let mut live = Live::new(0, 0);
-    live.waiting.frames.push_back(vec![1]);
-    live.waiting.overdue = true;
+    live.pending.frames.push_back(vec![1]);
+    live.pending.deadline_passed = true;
     assert!(live.leaves(exit(1)));
     let computing = Situation { takes_interrupt: true, ..Situation::default() };
     assert!(!live.captures(computing));
@@ -146,7 +146,7 @@ fn a_halted_guest_waits_for_its_timer_or_an_arrival() {
     assert_eq!(until(live.next(halted(None))), None);
     assert_eq!(until(live.wake(halted(Some(STOOD_AT_NS + 3 * MS)))), Some(HostNs(3 * MS)));
     live.pass_ns(MS);
-    live.waiting.attend = true;
+    live.pending.attention = true;
     let timer = halted(Some(STOOD_AT_NS + 3 * MS));
     assert!(matches!(live.wake(timer), Next::Step(Step::Again)));
     assert_eq!(until(live.next(timer)), Some(HostNs(3 * MS)));
@@ -162,7 +162,7 @@ fn a_guest_that_waited_without_a_timer_is_told_the_time_at_once() {
     let halted = Situation { halted: true, ..exit(1) };
     assert!(matches!(live.next(halted), Next::Wait { until: None }));
     live.pass_ns(2 * LATE_NS_MAX);
-    live.waiting.console.push_back(b'x');
+    live.pending.console.push_back(b'x');
     assert!(matches!(live.wake(halted), Next::Step(Step::Apply(Input::ConsoleRx { .. }))));
     assert_eq!(live.told_ns(Situation { reads_clock: true, ..exit(2) }), Some(2 * LATE_NS_MAX));
 }
@@ -208,21 +208,21 @@ fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(512).unwrap();
     let file = DiskFile::open(image.path()).unwrap();
-    let disk = Disk::start(file, Telling::AtOnce).unwrap();
-    let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+    let disk = Disk::start(file, CompletionPolicy::Immediate).unwrap();
+    let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
     let mut live = Live::new(1000 * MS, 0);
     queue.set_closed(true);
     queue.take_from_disk(disk.clone());
     let answered = queue.clone();
-    disk.on_answer(move |_| answered.disk_answered());
+    disk.on_completion(move |_| answered.disk_completed());
     for id in 1..=3 {
         disk.submit(DiskRequest { id, op: DiskOp::Flush });
     }
     disk.drain();
     assert_eq!(disk.take(2).map(|answer| answer.id), Some(2), "logged by the old primary");
     queue.set_closed(false);
-    queue.overdue();
-    live.waiting = std::mem::take(&mut *queue.lock());
+    queue.deadline_passed();
+    live.pending = std::mem::take(&mut *queue.lock());
     assert!(live.captures(Situation { takes_interrupt: true, ..Situation::default() }));
     for expected in [1, 3] {
         match live.input(exit(9)) {
@@ -363,8 +363,8 @@ fn a_guest_that_is_behind_gets_to_a_timer_that_is_far_ahead() {
 /// A run that was told to end, with so much grace.
 fn ending(grace: Duration) -> Live {
     let mut live = Live::new(0, 0);
-    live.waiting.grace = grace;
-    live.waiting.shutdown = Shutdown::Wanted;
+    live.pending.grace = grace;
+    live.pending.shutdown = Shutdown::Wanted;
     live
 }
 
@@ -390,8 +390,8 @@ fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
 
 #[test]
 fn a_restored_guest_first_learns_that_it_is_another() {
-    let queue = Arc::new(LiveQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
-    let alarm = Alarm::new(resting_timer().unwrap());
+    let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
+    let alarm = GuestTimer::new(resting_timer().unwrap());
     let mut live = LiveInputs::new(queue, HostClock::host_start(), alarm, InputDelays::default());
     live.renew_identity();
     let Ok(Step::Apply(Input::NewIdentity { generation_id, unix_s })) = live.next(&exit(3)) else {

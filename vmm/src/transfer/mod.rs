@@ -1,17 +1,16 @@
-//! The state of a running guest on its way to somewhere else: a backup that attaches, or a
-//! snapshot.
+//! Sends the whole state of a running guest: to a backup that attaches, or into a snapshot.
 //!
 //! ```text
-//! sender thread   copy of memory ──parts──► Destination        looks, and at last a stop, asked of the vCPU
-//! vCPU thread     TransferPort: looks at memory, stops at a slice or a HLT, hands over the rest
+//! sender thread   copy of memory ──parts──► Destination;  asks for dirty syncs, then for the stop
+//! vCPU thread     TransferPort: dirty sync, stop at a slice or a HLT, FinalState ──► Destination
 //! ```
-//! What is sent while the guest runs is the tracker's copy of memory, which stands still between
-//! two looks at memory; a page that a look finds changed is sent again. When few are left the guest
-//! is stopped, for as long as the last look and the rest of the pages take.
+//! While the guest runs (pre-copy), the tracker's copy of memory is sent. It changes only at a
+//! dirty sync, and a page that a sync finds changed is sent again. When few pages are left, the
+//! guest is stopped for one last sync and the pages that are left (stop-and-copy).
 
 mod blocks;
 mod file;
-mod inputs;
+mod port;
 mod progress;
 mod rendezvous;
 mod restored;
@@ -23,14 +22,14 @@ use ftvmm_replication::{FileHeader, SnapshotMark};
 
 pub use blocks::put_on_disk;
 pub use file::{SaveError, Saved, save};
-pub use inputs::TransferPort;
-pub use progress::{Gauge, Progress, ProgressDisplay};
+pub use port::TransferPort;
+pub use progress::{Progress, ProgressCell, ProgressDisplay};
 pub use restored::Restore;
-pub use sender::{Shipped, rest_parts, ship};
+pub use sender::{TransferSummary, final_parts, send_state};
 
 use crate::disk::Disk;
 use crate::host::clock::HostClock;
-use crate::input::LiveQueue;
+use crate::input::InputQueue;
 use crate::machine_state::MachineState;
 use crate::page_tracker::MemoryCopy;
 use crate::sync::{self, Mutex};
@@ -39,11 +38,11 @@ use rendezvous::Rendezvous;
 /// A page and its content.
 pub use crate::page_tracker::PageImage;
 
-/// The rest of a state, taken while the guest stood still.
-pub struct Rest {
+/// What stop-and-copy sends: the part of a state that was taken while the guest stood still.
+pub struct FinalState {
     /// Pages that have not been sent as they are.
     pub pages: Vec<PageImage>,
-    /// Blocks of the disk, likewise.
+    /// Blocks of the disk that have not been sent as they are.
     pub blocks: Vec<BlockImage>,
     /// The machine.
     pub machine: MachineState,
@@ -56,24 +55,24 @@ pub type BlockImage = (u64, Vec<u8>);
 
 /// Where a state goes.
 pub trait Destination: Send + Sync {
-    /// Takes a part while the guest runs; waits when it cannot take it yet. `false` when nobody
-    /// wants the state any more.
+    /// Takes a part while the guest runs; waits when it cannot take it yet. Returns `false` when
+    /// the transfer was cancelled.
     fn part(&self, part: ftvmm_replication::StatePart) -> bool;
 
-    /// Takes the rest, on the vCPU's thread, while the guest stands still. What is returned is put
-    /// into the guest's log, if it has one, at this very point.
-    fn rest(&self, rest: Rest) -> Option<SnapshotMark>;
+    /// Takes what is left, on the vCPU's thread, while the guest stands still. What is returned is
+    /// put into the guest's log, if it has one, at this very point.
+    fn finish(&self, last: FinalState) -> Option<SnapshotMark>;
 }
 
 /// Wakes the vCPU's thread.
 type Wake = Box<dyn Fn() + Send + Sync>;
 
-/// Where the sender and the vCPU's thread meet. One state is shipped at a time.
-pub struct Shipment {
-    meeting: Rendezvous<Arc<dyn Destination>>,
+/// What the sender and the vCPU's thread share. Only one state is sent at a time.
+pub struct Transfer {
+    rendezvous: Rendezvous<Arc<dyn Destination>>,
     copy: Arc<MemoryCopy>,
     disk: Option<Arc<Disk>>,
-    queue: Arc<LiveQueue>,
+    queue: Arc<InputQueue>,
     /// Where else the vCPU's thread may wait.
     wakes: OnceLock<Wake>,
     clock: HostClock,
@@ -82,18 +81,18 @@ pub struct Shipment {
     saving: Mutex<()>,
 }
 
-impl Shipment {
-    /// Ships the guest whose memory has this `copy`, with its disk, and whose vCPU waits at
+impl Transfer {
+    /// For the guest whose memory has this `copy`, with its disk, and whose vCPU waits at
     /// `queue`; `header` says which guest that is.
     pub fn new(
         copy: Arc<MemoryCopy>,
         disk: Option<Arc<Disk>>,
-        queue: Arc<LiveQueue>,
+        queue: Arc<InputQueue>,
         clock: HostClock,
         header: FileHeader,
     ) -> Self {
         Self {
-            meeting: Rendezvous::new(),
+            rendezvous: Rendezvous::new(),
             copy,
             disk,
             queue,
@@ -104,7 +103,7 @@ impl Shipment {
         }
     }
 
-    /// For a vCPU whose thread waits elsewhere too, and then looks at [`Self::wants_rest`]: `wake`
+    /// For a vCPU whose thread waits elsewhere too, and then looks at [`Self::wants_stop`]: `wake`
     /// wakes it there. It is called when what is wanted has changed, so it must take the lock under
     /// which the thread looks before it notifies.
     pub fn wakes_with(&self, wake: impl Fn() + Send + Sync + 'static) {
@@ -113,25 +112,25 @@ impl Shipment {
 
     /// Wakes the vCPU's thread wherever it waits, or runs the guest.
     fn wake(&self) {
-        self.queue.attend();
+        self.queue.request_attention();
         if let Some(wake) = self.wakes.get() {
             wake();
         }
     }
 
-    /// The guest has ended: nothing more is shipped, and a snapshot that was begun is complete or
+    /// The guest has ended: nothing more is sent, and a snapshot that was begun is complete or
     /// gone when this returns.
     pub fn end(&self) {
-        self.meeting.end();
+        self.rendezvous.end();
         drop(sync::lock(&self.saving));
     }
 
     fn has_ended(&self) -> bool {
-        self.meeting.has_ended()
+        self.rendezvous.has_ended()
     }
 
     /// Whether the guest is to be stopped now.
-    pub fn wants_rest(&self) -> bool {
-        self.meeting.wants(rendezvous::Wanted::Rest)
+    pub fn wants_stop(&self) -> bool {
+        self.rendezvous.wants(rendezvous::TransferRequest::StopAndCopy)
     }
 }

@@ -1,4 +1,4 @@
-//! How far a state on its way is: for the status, and for a display where somebody looks.
+//! How far a transfer is: for the status, and for a progress bar.
 
 use ftvmm_replication::{HostNs, StatePart};
 
@@ -52,24 +52,24 @@ pub trait ProgressDisplay: Send + Sync {
     fn end(&self);
 }
 
-/// A progress that is looked at from several threads.
-pub struct Gauge {
+/// A progress that several threads read and change.
+pub struct ProgressCell {
     progress: Mutex<Progress>,
     display: Box<dyn ProgressDisplay>,
     clock: HostClock,
 }
 
-impl Gauge {
-    /// A gauge at rest, shown on `display`.
+impl ProgressCell {
+    /// No transfer yet; shown on `display`.
     pub fn new(clock: HostClock, display: Box<dyn ProgressDisplay>) -> Self {
         Self { progress: Mutex::default(), display, clock }
     }
 
-    /// Begins; `what` is told whoever looks.
+    /// A transfer begins; `what` names it on the display.
     pub fn begin(&self, what: &'static str, total_bytes: u64) {
         let progress = Progress::begin(total_bytes, self.clock.host_now());
         *self.lock() = progress;
-        tracing::info!(bytes = total_bytes, "{what}: memory is on its way");
+        tracing::info!(bytes = total_bytes, "{what}: transferring memory");
         self.display.begin(what, &progress);
     }
 

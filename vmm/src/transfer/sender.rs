@@ -8,13 +8,14 @@ use ftvmm_replication::{HostNs, Ordinal, PAGE_BYTES, StatePart};
 
 use super::blocks::{all_blocks, block_parts, read_blocks};
 use super::rendezvous::Stop;
-use super::{Destination, Gauge, PageImage, Rest, Shipment};
+use super::{Destination, FinalState, PageImage, ProgressCell, Transfer};
 
 /// Memory that is copied once to see how fast this host does it.
 const SAMPLE_BYTES: usize = 8 << 20;
-/// How a shipment went.
+
+/// How a transfer went.
 #[derive(Clone, Copy, Debug)]
-pub struct Shipped {
+pub struct TransferSummary {
     /// The exit the guest stood at.
     pub at: Ordinal,
     /// Rounds, the stop not counted.
@@ -23,15 +24,15 @@ pub struct Shipped {
     pub bytes: u64,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
-    /// The longest time the guest stood still, for a look or at the end, in nanoseconds.
+    /// The longest time the guest stood still, for a dirty sync or at the end, in nanoseconds.
     pub stopped_ns: u64,
     /// What one copy of all its memory takes on this host, in nanoseconds, from a sample.
     pub memory_copy_ns: u64,
 }
 
-/// The rest of a state without the machine, as parts.
-pub fn rest_parts(rest: &Rest) -> impl Iterator<Item = StatePart> {
-    page_parts(&rest.pages).chain(block_parts(&rest.blocks))
+/// What stop-and-copy sends, without the machine, as parts.
+pub fn final_parts(last: &FinalState) -> impl Iterator<Item = StatePart> {
+    page_parts(&last.pages).chain(block_parts(&last.blocks))
 }
 
 /// Packs pages into parts.
@@ -42,56 +43,56 @@ fn page_parts(pages: &[PageImage]) -> impl Iterator<Item = StatePart> {
     })
 }
 
-/// Ships the guest's state to `destination`, while it runs; `None` when it is not wanted any more.
-/// `gauge` shows how far it is. Blocks; one at a time.
-pub fn ship(
-    shipment: &Shipment,
+/// Sends the guest's state to `destination` while the guest runs; `None` when the transfer was
+/// cancelled. `progress` shows how far it is. Blocks; one at a time.
+pub fn send_state(
+    transfer: &Transfer,
     destination: Arc<dyn Destination>,
-    gauge: &Gauge,
-) -> Option<Shipped> {
-    let started = shipment.clock.host_now();
-    let shipped = Sender { shipment, destination, gauge }.run(started);
-    gauge.end();
-    if shipped.is_none() {
-        shipment.copy.end_transfer();
-        if let Some(disk) = &shipment.disk {
+    progress: &ProgressCell,
+) -> Option<TransferSummary> {
+    let started = transfer.clock.host_now();
+    let summary = Sender { transfer, destination, progress }.run(started);
+    progress.end();
+    if summary.is_none() {
+        transfer.copy.end_transfer();
+        if let Some(disk) = &transfer.disk {
             disk.note_changes(false);
         }
     }
-    shipped
+    summary
 }
 
 struct Sender<'a> {
-    shipment: &'a Shipment,
+    transfer: &'a Transfer,
     destination: Arc<dyn Destination>,
-    gauge: &'a Gauge,
+    progress: &'a ProgressCell,
 }
 
 impl Sender<'_> {
-    fn run(self, started: HostNs) -> Option<Shipped> {
+    fn run(self, started: HostNs) -> Option<TransferSummary> {
         let blocks = self.begin()?;
         let rounds = self.pre_copy(blocks)?;
-        let bytes = self.gauge.read().0.bytes;
-        let meeting = &self.shipment.meeting;
+        let bytes = self.progress.read().0.bytes;
+        let rendezvous = &self.transfer.rendezvous;
         let Stop { at, stopped_ns } =
-            meeting.stop(self.destination.clone(), STOP_WAIT, || self.shipment.wake())?;
-        let took_ns = self.shipment.clock.host_now().since_ns(started);
-        let stopped_ns = stopped_ns.max(meeting.look_ns());
+            rendezvous.stop(self.destination.clone(), STOP_WAIT, || self.transfer.wake())?;
+        let took_ns = self.transfer.clock.host_now().since_ns(started);
+        let stopped_ns = stopped_ns.max(rendezvous.sync_ns());
         let memory_copy_ns = self.time_a_copy();
-        Some(Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
+        Some(TransferSummary { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
     }
 
     /// Begins to track changes; all blocks of the disk.
     fn begin(&self) -> Option<Vec<u64>> {
-        self.shipment.meeting.begin();
-        let mut total_bytes = self.shipment.copy.begin_transfer() * PAGE_BYTES as u64;
+        self.transfer.rendezvous.begin();
+        let mut total_bytes = self.transfer.copy.begin_transfer() * PAGE_BYTES as u64;
         let mut blocks = Vec::new();
-        if let Some(disk) = &self.shipment.disk {
+        if let Some(disk) = &self.transfer.disk {
             disk.note_changes(true);
             blocks = all_blocks(disk);
             total_bytes += disk.size_bytes();
         }
-        self.gauge.begin("sending", total_bytes);
+        self.progress.begin("sending", total_bytes);
         self.destination.part(StatePart::Outline { total_bytes }).then_some(blocks)
     }
 
@@ -105,7 +106,7 @@ impl Sender<'_> {
             let sync;
             (sync, blocks) = self.sync();
             match schedule.next(sync) {
-                PreCopyStep::Round { number, bytes } => self.gauge.next_round(number, bytes),
+                PreCopyStep::Round { number, bytes } => self.progress.next_round(number, bytes),
                 PreCopyStep::StopAndCopy => {
                     self.send_blocks(&blocks)?;
                     return Some(schedule.round());
@@ -116,27 +117,27 @@ impl Sender<'_> {
 
     /// What the guest has changed by its next exit, and which blocks of the disk that is.
     fn sync(&self) -> (DirtySync, Vec<u64>) {
-        if !self.shipment.meeting.look(SYNC_WAIT, || self.shipment.wake()) {
+        if !self.transfer.rendezvous.dirty_sync(SYNC_WAIT, || self.transfer.wake()) {
             return (DirtySync::NoExit, Vec::new());
         }
-        let pages = self.shipment.copy.unsent_pages();
-        let blocks = self.shipment.disk.as_ref().map_or_else(Vec::new, |disk| disk.take_changed());
+        let pages = self.transfer.copy.unsent_pages();
+        let blocks = self.transfer.disk.as_ref().map_or_else(Vec::new, |disk| disk.take_changed());
         (DirtySync::Dirty { pages, blocks: blocks.len() as u64 }, blocks)
     }
 
     /// How long a copy of all memory would take, from a sample.
     fn time_a_copy(&self) -> u64 {
         let mut sample = vec![1; SAMPLE_BYTES];
-        let began = self.shipment.clock.host_now();
-        let (copied, all) = self.shipment.copy.sample(&mut sample);
+        let began = self.transfer.clock.host_now();
+        let (copied, all) = self.transfer.copy.sample(&mut sample);
         std::hint::black_box(&sample);
-        let took_ns = self.shipment.clock.host_now().since_ns(began);
+        let took_ns = self.transfer.clock.host_now().since_ns(began);
         (u128::from(took_ns) * u128::from(all) / u128::from(copied.max(1))) as u64
     }
 
     /// Sends blocks of the disk.
     fn send_blocks(&self, blocks: &[u64]) -> Option<()> {
-        let Some(disk) = &self.shipment.disk else { return Some(()) };
+        let Some(disk) = &self.transfer.disk else { return Some(()) };
         for some in blocks.chunks(PART_BLOCKS_MAX) {
             let read = read_blocks(disk, some)
                 .inspect_err(|error| tracing::error!(%error, "the disk cannot be copied"))
@@ -144,7 +145,7 @@ impl Sender<'_> {
             if !block_parts(&read).all(|part| self.destination.part(part)) {
                 return None;
             }
-            self.gauge.advance((some.len() * BLOCK_BYTES) as u64);
+            self.progress.advance((some.len() * BLOCK_BYTES) as u64);
         }
         Some(())
     }
@@ -152,14 +153,14 @@ impl Sender<'_> {
     /// Sends what has to be sent, until nothing is left.
     fn send_unsent(&self) -> Option<()> {
         loop {
-            let pages = self.shipment.copy.take_unsent(PART_PAGES_MAX);
+            let pages = self.transfer.copy.take_unsent(PART_PAGES_MAX);
             if pages.is_empty() {
                 return Some(());
             }
             if !page_parts(&pages).all(|part| self.destination.part(part)) {
                 return None;
             }
-            self.gauge.advance((pages.len() * PAGE_BYTES) as u64);
+            self.progress.advance((pages.len() * PAGE_BYTES) as u64);
         }
     }
 }

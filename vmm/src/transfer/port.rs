@@ -1,12 +1,12 @@
-//! The vCPU's side of a shipment: what the sender wants of the guest's thread, between the inputs.
+//! The vCPU's side of a transfer: what the sender wants of the guest's thread, between the inputs.
 
 use std::sync::Arc;
 
-use ftvmm_replication::{Check, HostNs, MemoryLook, Ordinal, SnapshotMark};
+use ftvmm_replication::{Check, HostNs, MemoryCheckMode, Ordinal, SnapshotMark};
 
 use super::blocks::read_blocks;
-use super::rendezvous::{Stop, Wanted};
-use super::{Rest, Shipment};
+use super::rendezvous::{Stop, TransferRequest};
+use super::{FinalState, Transfer};
 use crate::input_error::InputError;
 use crate::machine_state::MachineState;
 use crate::step::{Situation, Step};
@@ -31,7 +31,7 @@ impl Halt {
             Some(at) if self.renewed == Some(at) => Some(Step::SaveState),
             // The state is taken with the copy up to date. Whoever follows the log must know of
             // that, or the next slice does not fit his copy.
-            Some(_) => Some(Step::Measure { memory: MemoryLook::Renew }),
+            Some(_) => Some(Step::Measure { memory: MemoryCheckMode::Renew }),
         }
     }
 
@@ -54,31 +54,31 @@ impl Halt {
 
 /// See the module documentation.
 pub struct TransferPort {
-    shipment: Arc<Shipment>,
+    transfer: Arc<Transfer>,
     halt: Halt,
-    /// When a look was asked for that has not been answered.
-    looks_since: Option<HostNs>,
+    /// When the dirty sync was ordered that has not been answered.
+    sync_since: Option<HostNs>,
     stopped_since: Option<HostNs>,
 }
 
 impl TransferPort {
-    /// For the guest that `shipment` ships.
-    pub fn new(shipment: Arc<Shipment>) -> Self {
-        Self { shipment, halt: Halt::default(), looks_since: None, stopped_since: None }
+    /// For the guest whose state `transfer` sends.
+    pub fn new(transfer: Arc<Transfer>) -> Self {
+        Self { transfer, halt: Halt::default(), sync_since: None, stopped_since: None }
     }
 
     /// What the sender wants here, if anything.
     pub fn wanted(&mut self, situation: &Situation) -> Option<Step> {
-        let shipment = &self.shipment;
-        if shipment.meeting.wants(Wanted::Look) && situation.at.is_some() {
-            self.looks_since = Some(shipment.clock.host_now());
-            return Some(Step::Measure { memory: MemoryLook::Renew });
+        let transfer = &self.transfer;
+        if transfer.rendezvous.wants(TransferRequest::DirtySync) && situation.at.is_some() {
+            self.sync_since = Some(transfer.clock.host_now());
+            return Some(Step::Measure { memory: MemoryCheckMode::Renew });
         }
-        if !shipment.meeting.wants(Wanted::Rest) {
+        if !transfer.rendezvous.wants(TransferRequest::StopAndCopy) {
             return None;
         }
         let step = self.halt.step(situation)?;
-        self.stopped_since.get_or_insert_with(|| shipment.clock.host_now());
+        self.stopped_since.get_or_insert_with(|| transfer.clock.host_now());
         Some(step)
     }
 
@@ -89,9 +89,9 @@ impl TransferPort {
 
     /// The execution was measured at exit `at`.
     pub fn measured(&mut self, at: Ordinal, check: &Check) {
-        if let Some(since) = self.looks_since.take() {
-            let shipment = &self.shipment;
-            shipment.meeting.looked(shipment.clock.host_now().since_ns(since));
+        if let Some(since) = self.sync_since.take() {
+            let transfer = &self.transfer;
+            transfer.rendezvous.synced(transfer.clock.host_now().since_ns(since));
         }
         self.halt.measured(at, check);
     }
@@ -107,27 +107,27 @@ impl TransferPort {
     /// # Errors
     /// When the disk cannot be read.
     pub fn saved(&mut self, mut machine: MachineState) -> Result<Option<SnapshotMark>, InputError> {
-        let shipment = &self.shipment;
+        let transfer = &self.transfer;
         let since = self.stopped_since.take();
-        let Some(destination) = shipment.meeting.take_destination() else { return Ok(None) };
+        let Some(destination) = transfer.rendezvous.take_destination() else { return Ok(None) };
         let at = machine.at;
-        let pages = shipment.copy.take_unsent(usize::MAX);
-        shipment.copy.end_transfer();
+        let pages = transfer.copy.take_unsent(usize::MAX);
+        transfer.copy.end_transfer();
         let (mut blocks, mut disk_through) = (Vec::new(), 0);
-        if let Some(disk) = &shipment.disk {
+        if let Some(disk) = &transfer.disk {
             // A disk that is slow is no processor that is held.
-            let resting = shipment.queue.pulse().rest();
+            let resting = transfer.queue.pulse().idle();
             machine.disk_answers = disk.drain();
             drop(resting);
             disk_through = disk.last_id();
             blocks = read_blocks(disk, &disk.take_changed())
-                .map_err(|source| InputError::Disk { source })?;
+                .map_err(|cause| InputError::Disk { cause })?;
             disk.note_changes(false);
         }
-        let mark = destination.rest(Rest { pages, blocks, machine, disk_through });
-        let now = shipment.clock.host_now();
+        let mark = destination.finish(FinalState { pages, blocks, machine, disk_through });
+        let now = transfer.clock.host_now();
         let stopped_ns = now.since_ns(since.unwrap_or(now));
-        shipment.meeting.stopped(Stop { at, stopped_ns });
+        transfer.rendezvous.stopped(Stop { at, stopped_ns });
         Ok(mark)
     }
 }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     fn renews(step: Option<Step>) -> bool {
-        matches!(step, Some(Step::Measure { memory: MemoryLook::Renew }))
+        matches!(step, Some(Step::Measure { memory: MemoryCheckMode::Renew }))
     }
 
     #[test]

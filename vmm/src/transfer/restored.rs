@@ -26,10 +26,10 @@ impl Restore {
     /// # Errors
     /// When the snapshot cannot be read, or the disk not be written.
     pub fn next_step(&mut self) -> Result<Option<Step>, InputError> {
-        let part = self.parts.next_part().map_err(|source| InputError::SnapshotRead { source })?;
+        let part = self.parts.next_part().map_err(|cause| InputError::SnapshotRead { cause })?;
         let Some(part) = part else { return Ok(None) };
         if let Some(disk) = &self.disk {
-            put_on_disk(disk, &part).map_err(|source| InputError::Disk { source })?;
+            put_on_disk(disk, &part).map_err(|cause| InputError::Disk { cause })?;
         }
         Ok(Some(Step::RestoreState(part)))
     }

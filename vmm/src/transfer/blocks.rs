@@ -1,4 +1,4 @@
-//! The disk's part of a shipment: every block once, and again those the guest changes meanwhile.
+//! The disk's part of a transfer: every block once, and again those the guest changes meanwhile.
 
 use std::io;
 

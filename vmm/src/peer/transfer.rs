@@ -1,17 +1,19 @@
-//! The guest's state on its way to a backup that attaches.
+//! Sends the guest's state to a backup that attaches.
 
 use std::sync::Arc;
 
 use ftvmm_replication::{DisconnectReason, SessionEvent, SnapshotMark, StatePart};
 
 use super::Peer;
-use crate::shipment::{Destination, Rest, Shipment, Shipped, rest_parts, ship};
 use crate::sync::{MutexGuard, lock};
+use crate::transfer::{
+    Destination, FinalState, Transfer, TransferSummary, final_parts, send_state,
+};
 
 /// The machine is one message, which holds 16 MiB.
 const MACHINE_BYTES_MAX: usize = 15 << 20;
 
-/// The backup of the shipment with this number.
+/// The backup of the transfer with this number.
 struct ToBackup {
     peer: Arc<Peer>,
     number: u64,
@@ -26,9 +28,9 @@ impl Destination for ToBackup {
         })
     }
 
-    fn rest(&self, rest: Rest) -> Option<SnapshotMark> {
-        let parts: Vec<_> = rest_parts(&rest).collect();
-        let Rest { machine, disk_through, .. } = rest;
+    fn finish(&self, last: FinalState) -> Option<SnapshotMark> {
+        let parts: Vec<_> = final_parts(&last).collect();
+        let FinalState { machine, disk_through, .. } = last;
         let (at, machine) = (machine.at, machine.encode());
         self.peer.tell(|core, now_ns| {
             if !core.transfer().is_number(self.number) {
@@ -49,16 +51,16 @@ impl Destination for ToBackup {
 }
 
 impl Peer {
-    /// Gives the peer the means to ship the guest.
-    pub fn ship_with(self: &Arc<Self>, shipment: Arc<Shipment>) {
+    /// Gives the peer the means to send the guest's state.
+    pub fn transfer_with(self: &Arc<Self>, transfer: Arc<Transfer>) {
         let peer = Arc::downgrade(self);
         // A guest that waits because the backup is behind is to stop for its state all the same.
-        shipment.wakes_with(move || {
+        transfer.wakes_with(move || {
             if let Some(peer) = peer.upgrade() {
                 peer.wake();
             }
         });
-        let _ = self.sending.shipment.set(shipment);
+        let _ = self.sending.transfer.set(transfer);
         self.wake();
     }
 
@@ -67,25 +69,25 @@ impl Peer {
         let peer = Arc::clone(self);
         let run = move || {
             let _one_at_a_time = lock(&peer.sending.one_at_a_time);
-            let shipment = peer.wait_for(|core, _| match peer.sending.shipment.get() {
+            let transfer = peer.wait_for(|core, _| match peer.sending.transfer.get() {
                 _ if !core.session().is_attaching() => Some(None),
-                Some(shipment) => Some(Some(Arc::clone(shipment))),
+                Some(transfer) => Some(Some(Arc::clone(transfer))),
                 None => None,
             });
-            let Some(shipment) = shipment else { return };
+            let Some(transfer) = transfer else { return };
             let destination = Arc::new(ToBackup { peer: Arc::clone(&peer), number });
-            match ship(&shipment, destination, &peer.sending.gauge) {
-                Some(shipped) => peer.has_shipped(&shipped),
-                None => peer.has_not_shipped(number),
+            match send_state(&transfer, destination, &peer.sending.progress) {
+                Some(summary) => peer.transfer_done(&summary),
+                None => peer.transfer_failed(number),
             }
         };
-        let started = std::thread::Builder::new().name("shipment".into()).spawn(run);
+        let started = std::thread::Builder::new().name("transfer".into()).spawn(run);
         if let Err(error) = started {
             tracing::error!(%error, "no thread to send the guest's state");
         }
     }
 
-    fn has_not_shipped(self: &Arc<Self>, number: u64) {
+    fn transfer_failed(self: &Arc<Self>, number: u64) {
         tracing::warn!("the backup does not have the guest's state");
         self.tell(|core, now_ns| {
             if core.session().is_attaching() && core.transfer().is_number(number) {
@@ -95,8 +97,8 @@ impl Peer {
         });
     }
 
-    fn has_shipped(&self, shipped: &Shipped) {
-        let Shipped { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns } = *shipped;
+    fn transfer_done(&self, summary: &TransferSummary) {
+        let TransferSummary { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns } = *summary;
         tracing::info!(
             %at,
             rounds,
@@ -106,12 +108,12 @@ impl Peer {
             of_a_memory_copy = stopped_ns as f64 / memory_copy_ns.max(1) as f64,
             "the guest's state is with the backup"
         );
-        *self.last_attach() = Some(*shipped);
+        *self.last_attach() = Some(*summary);
         self.lock().count_attach(stopped_ns);
     }
 
     /// How the last state that was sent went.
-    pub(super) fn last_attach(&self) -> MutexGuard<'_, Option<Shipped>> {
+    pub(super) fn last_attach(&self) -> MutexGuard<'_, Option<TransferSummary>> {
         lock(&self.sending.last)
     }
 }

@@ -1,4 +1,4 @@
-//! A shipment into a file: a snapshot of a running guest.
+//! A state transfer into a file: a snapshot of a running guest.
 //!
 //! It is written beside its name, synced and renamed, so that a file of that name is whole.
 
@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::user_file::{self, FileError, Written};
 
-use super::{Destination, Gauge, Rest, Shipment, rest_parts, ship};
+use super::{Destination, FinalState, ProgressCell, Transfer, final_parts, send_state};
 use crate::sync::{Mutex, MutexGuard, lock};
 
 /// Why there is no snapshot. The guest is as before, and no file is left.
@@ -29,12 +29,12 @@ pub enum SaveError {
     #[error(transparent)]
     Open(#[from] FileError),
     /// The file cannot be made.
-    #[error("'{path}' cannot be written: {source}", path = path.display())]
+    #[error("'{path}' cannot be written: {cause}", path = path.display())]
     Create {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another one is being written.
     #[error("another snapshot is being written")]
@@ -68,13 +68,17 @@ pub struct Saved {
 ///
 /// # Errors
 /// [`SaveError`]; the guest never notices.
-pub fn save(shipment: &Arc<Shipment>, gauge: &Gauge, path: &Path) -> Result<Saved, SaveError> {
-    let _saving = match shipment.saving.try_lock() {
+pub fn save(
+    transfer: &Arc<Transfer>,
+    progress: &ProgressCell,
+    path: &Path,
+) -> Result<Saved, SaveError> {
+    let _saving = match transfer.saving.try_lock() {
         Ok(saving) => saving,
         Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         Err(TryLockError::WouldBlock) => return Err(SaveError::Busy),
     };
-    if shipment.has_ended() {
+    if transfer.has_ended() {
         return Err(SaveError::NotStopped);
     }
     if path.exists() {
@@ -86,33 +90,33 @@ pub fn save(shipment: &Arc<Shipment>, gauge: &Gauge, path: &Path) -> Result<Save
     let file = user_file::create("snapshot", &partial.0, true)?;
     let written =
         |error: SnapshotError| SaveError::Write { path: partial.0.clone(), why: why(&error) };
-    let writer = SnapshotWriter::new(BufWriter::new(file), &shipment.header).map_err(&written)?;
+    let writer = SnapshotWriter::new(BufWriter::new(file), &transfer.header).map_err(&written)?;
     let destination = Arc::new(ToFile {
-        shipment: Arc::clone(shipment),
+        transfer: Arc::clone(transfer),
         path: path.to_string_lossy().into_owned(),
-        writing: Mutex::new(Writing { writer, failed: None, rest: None }),
+        writing: Mutex::new(Writing { writer, failed: None, last: None }),
     });
-    let shipped = ship(shipment, destination.clone(), gauge);
-    let rest = destination.lock().rest.take();
+    let summary = send_state(transfer, destination.clone(), progress);
+    let last = destination.lock().last.take();
     if let Some(error) = destination.lock().failed.take() {
         return Err(written(error));
     }
-    let (Some(shipped), Some(rest)) = (shipped, rest) else {
+    let (Some(summary), Some(last)) = (summary, last) else {
         return Err(SaveError::NotStopped);
     };
-    let parts = rest_parts(&rest).chain([StatePart::Machine(rest.machine.encode())]);
+    let parts = final_parts(&last).chain([StatePart::Machine(last.machine.encode())]);
     let bytes = destination.lock().complete(parts).map_err(&written)?;
     File::open(&partial.0)
         .and_then(|file| file.sync_all())
         .and_then(|()| std::fs::rename(&partial.0, path))
         .and_then(|()| user_file::sync_folder_of(path))
-        .map_err(|source| SaveError::Create { path: path.into(), source })?;
-    let saved = Saved { at: shipped.at, bytes, stopped_ns: shipped.stopped_ns };
+        .map_err(|cause| SaveError::Create { path: path.into(), cause })?;
+    let saved = Saved { at: summary.at, bytes, stopped_ns: summary.stopped_ns };
     tracing::info!(
         path = %path.display(),
         at = %saved.at,
         bytes,
-        rounds = shipped.rounds,
+        rounds = summary.rounds,
         stopped_ms = saved.stopped_ns as f64 / 1e6,
         "a snapshot is written"
     );
@@ -138,7 +142,7 @@ impl Drop for Partial {
 struct Writing {
     writer: SnapshotWriter<BufWriter<Written>>,
     failed: Option<SnapshotError>,
-    rest: Option<Rest>,
+    last: Option<FinalState>,
 }
 
 impl Writing {
@@ -153,7 +157,7 @@ impl Writing {
 
 /// The file of one snapshot.
 struct ToFile {
-    shipment: Arc<Shipment>,
+    transfer: Arc<Transfer>,
     path: String,
     writing: Mutex<Writing>,
 }
@@ -168,14 +172,14 @@ impl Destination for ToFile {
     fn part(&self, part: StatePart) -> bool {
         let mut writing = self.lock();
         writing.failed = writing.writer.write_part(&part).err();
-        writing.failed.is_none() && !self.shipment.has_ended()
+        writing.failed.is_none() && !self.transfer.has_ended()
     }
 
-    fn rest(&self, rest: Rest) -> Option<SnapshotMark> {
+    fn finish(&self, last: FinalState) -> Option<SnapshotMark> {
         let mark =
-            SnapshotMark { path: self.path.clone(), memory_digest: rest.machine.memory_digest };
+            SnapshotMark { path: self.path.clone(), memory_digest: last.machine.memory_digest };
         // It is written when the guest runs again.
-        self.lock().rest = Some(rest);
+        self.lock().last = Some(last);
         Some(mark)
     }
 }
