@@ -14,7 +14,8 @@ use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 use super::{Kicker, Pulse};
 use crate::disk::{Answer, Disk};
 use crate::host::clock::HostClock;
-use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
+use crate::host::{STOP_LONGEST, StopLimit, Typed, set_timer};
+use crate::net_watch::NetWatch;
 use crate::step::StopCause;
 
 /// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch
@@ -256,6 +257,15 @@ impl LiveQueue {
         let room = CONSOLE_BYTES_MAX - waiting.console.len();
         waiting.console.extend(&bytes[..bytes.len().min(room)]);
         self.wake(waiting, was_empty);
+    }
+
+    /// Hands over what somebody does at the terminal.
+    pub fn take_typed(&self, typed: Typed<'_>) {
+        match typed {
+            Typed::Bytes(bytes) => self.push_console(bytes),
+            Typed::Break => self.push_signal(Input::ConsoleBreak),
+            Typed::Quit => self.stop(StopCause::Requested),
+        }
     }
 
     /// Sets how long a guest that listens to its power button may take to switch itself off.

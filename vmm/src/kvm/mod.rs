@@ -29,7 +29,7 @@ pub use exit::{Direction, Exit};
 pub use kick_target::install_kick_handler;
 pub use kicker::Kicker;
 pub use snapshot::VcpuState;
-pub use state::{CpuState, STATE_MSRS};
+pub use state::CpuState;
 pub use vcpu::Vcpu;
 
 use crate::sync;

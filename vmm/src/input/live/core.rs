@@ -11,7 +11,7 @@ use crate::input::alarm::{AlarmPlan, Setting};
 use crate::input::live_queue::{Shutdown, Waiting};
 use crate::input::patience::InputDelays;
 use crate::input::sampling::Sampler;
-use crate::run_loop::{RunMode, Situation, Step};
+use crate::step::{RunMode, Situation, Step};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood
 /// its log.

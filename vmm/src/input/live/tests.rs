@@ -10,7 +10,7 @@ use crate::disk::{Disk, DiskFile, Telling};
 use crate::host::resting_timer;
 use crate::input::live_queue::{Shutdown, Waiting};
 use crate::input::sampling::{LATE_NS_MAX, SAMPLE_NS};
-use crate::run_loop::StopCause;
+use crate::step::StopCause;
 
 const MS: u64 = 1_000_000;
 const STOOD_AT_NS: u64 = 5_000 * MS;
