@@ -11,6 +11,7 @@ pub mod cli;
 pub mod control;
 pub mod cpu_template;
 pub mod disk;
+pub mod disk_answer;
 pub mod doctor;
 mod efer;
 pub mod exit_chain;

@@ -7,7 +7,7 @@ use ftvmm_replication::encoding::{decode, encode, encode_behind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::disk::Answer;
+use crate::disk_answer::Answer;
 use crate::kvm::{Exit, KvmError, VcpuState};
 use crate::page_tracker::LoadError;
 use crate::tsc::TscTrapState;

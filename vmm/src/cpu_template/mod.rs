@@ -253,4 +253,24 @@ mod tests {
         let answer = reduce(&template("minimal"), &host(ALL & !(1 << 26)));
         assert!(matches!(answer, Err(TemplateError::MissingFeatures { leaf: 1, .. })));
     }
+
+    #[test]
+    fn refuses_more_leaves_than_kvm_takes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let leaves: String =
+            (0..=KVM_MAX_CPUID_ENTRIES).map(|subleaf| leaf_text(4, subleaf)).collect();
+        let highest = "name = \"long\"\n[[cpuid]]\nleaf = 0\neax = { set = 4 }\n";
+        std::fs::write(file.path(), format!("{highest}{leaves}")).unwrap();
+        let supported = CpuId::from_entries(&host(ALL)).unwrap();
+        let answer = CpuTemplate::for_host(&supported, file.path()).map(drop);
+        let got = KVM_MAX_CPUID_ENTRIES + 2;
+        assert!(
+            matches!(answer, Err(TemplateError::TooManyLeaves { got: had, .. }) if had == got),
+            "{answer:?}"
+        );
+    }
+
+    fn leaf_text(leaf: u32, subleaf: usize) -> String {
+        format!("[[cpuid]]\nleaf = {leaf}\nsubleaf = {subleaf}\n")
+    }
 }

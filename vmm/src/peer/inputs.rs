@@ -11,7 +11,7 @@ use ftvmm_replication::{
 use super::Peer;
 use super::disk::{Compared, compare};
 use super::guest::Turn;
-use crate::disk::Answer;
+use crate::disk_answer::Answer;
 use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
 use crate::shipment::put_on_disk;

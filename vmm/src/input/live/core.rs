@@ -6,7 +6,7 @@ use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
 use super::slices::{SlicePolicy, Stopped};
-use crate::disk::Answer;
+use crate::disk_answer::Answer;
 use crate::input::alarm::{AlarmPlan, Setting};
 use crate::input::live_queue::{Shutdown, Waiting};
 use crate::input::patience::InputDelays;
