@@ -130,6 +130,13 @@ pub enum KvmError {
     },
 }
 
+impl KvmError {
+    /// KVM does not take the value it was given, and has changed nothing.
+    pub fn is_of_value(&self) -> bool {
+        matches!(self, Self::Call { source, .. } if source.errno() == libc::EINVAL)
+    }
+}
+
 /// Names the ioctl that failed.
 pub(crate) fn call(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |source| KvmError::Call { call: name, source }

@@ -2,9 +2,9 @@
 //! stop to stop.
 //!
 //! It is built from the same KVM adapter and CPU template as every guest of ftvmm, so what holds
-//! here holds there. Start-up tries with it what a template rests on ([`xsave`]), `ftvmm doctor` all
-//! the rest. Under doctor no run can hang: its watchdog interrupts `KVM_RUN` again and again, and
-//! after [`KICKS_PER_RUN_MAX`] interruptions the guest is given up.
+//! here holds there. Start-up tries with it what a template rests on ([`xsave`]), `ftvmm doctor`
+//! all the rest. Under doctor no run can hang: its watchdog interrupts `KVM_RUN` again and again,
+//! and after [`KICKS_PER_RUN_MAX`] interruptions the guest is given up.
 
 mod failure;
 pub mod programs;
