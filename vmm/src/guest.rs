@@ -9,13 +9,13 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::boot::{BootError, BootImage, BootPlan, ImageError, KernelImage, UNPACKED_BYTES_MAX};
-use crate::cpu_template::{CpuTemplate, MsrAnswer, TemplateError};
-use crate::doctor::{ProbeFailure, xsave_is_deterministic};
+use crate::cpu_template::{CpuTemplate, TemplateError};
 use crate::efer::EFER;
 use crate::host::memory::{self, TooLittleMemory};
 use crate::kvm::{KvmError, Memory, Vcpu, VcpuState, Vm};
-use crate::machine::{Machine, Start};
-use crate::msr::MsrBank;
+use crate::machine::{Machine, Start, act_as_firmware};
+use crate::micro_guest::{ProbeFailure, xsave};
+use crate::msr::{MsrAnswer, MsrBank};
 use crate::page_tracker::PageTracker;
 use crate::tsc::TscTrap;
 use crate::user_file::{self, FileError};
@@ -27,9 +27,6 @@ const BASE_CMDLINE: &str = "nolapic lpj=1000000 panic=-1";
 /// The card sends at once, so the driver needs no interrupt to learn that a frame has gone: some
 /// six exits less for every frame.
 const NET_CMDLINE: &str = "virtio_net.napi_tx=0";
-/// What a PC's firmware leaves behind and Linux relies on: counter 0 of the 8254 counts, in mode 3
-/// with the full period (Linux reads it for randomness and waits until it does).
-const FIRMWARE_WRITES: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
 /// What an unprivileged `--mem` may be: enough for a kernel, not beyond the 40 address bits of the
 /// template.
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 32..=512 * 1024;
@@ -157,16 +154,16 @@ impl Guest {
             .map_err(|cause| GuestError::Image { path: kernel.clone(), cause })?;
 
         let vm = Vm::new(memory_bytes, config.logged)?;
-        let template = CpuTemplate::for_host(&vm, &config.cpu_template)?;
+        let template = CpuTemplate::for_host(&vm.supported_cpuid()?, &config.cpu_template)?;
         if template.shows_xsave() {
-            xsave_is_deterministic(template.cpuid())
+            xsave::is_deterministic(template.cpuid())
                 .map_err(|cause| GuestError::Xsave { template: template.name().into(), cause })?;
         }
         let is_kept = |index, answer| answer == MsrAnswer::Kvm && index != EFER;
         let kept = template.msrs().filter(|(index, answer)| is_kept(*index, *answer));
         vm.serve_only_msrs(&kept.map(|(index, _)| index).collect::<Vec<_>>())?;
         let vcpu = vm.create_vcpu()?;
-        template.apply(&vcpu)?;
+        vcpu.set_cpuid(template.cpuid())?;
 
         let fingerprint = Fingerprint {
             protocol_version: PROTOCOL_VERSION,
@@ -212,13 +209,6 @@ impl Guest {
         let start =
             Start { image: self.image, vcpu: VcpuState::save(&self.vcpu)?, on_reset, on_panic };
         Ok(Machine::new(self.vcpu, self.memory, board, tsc, self.msrs, self.pages, start))
-    }
-}
-
-/// Leaves the devices as a PC's firmware does.
-pub(crate) fn act_as_firmware(board: &mut Board) {
-    for (port, value) in FIRMWARE_WRITES {
-        board.pio_write(port, &[value]);
     }
 }
 

@@ -1,7 +1,8 @@
 //! The machine: CPU, memory and devices. A deterministic function of the guest image and the inputs
 //! that [`Machine::apply`] was given.
 
-mod in_loop;
+mod digest;
+mod firmware;
 mod restart;
 
 use std::rc::Rc;
@@ -13,27 +14,22 @@ use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::{
     Check, CpuCheck, End, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
 };
-use sha2::{Digest, Sha256};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::efer::{self, EFER};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
-use crate::host::NetWatch;
 use crate::kvm::{CpuState, Direction, Exit, KvmError, Memory, Vcpu};
 use crate::machine_state::{MachineState, SliceState, Standing, StateError};
 use crate::msr::MsrBank;
+use crate::net_watch::NetWatch;
 use crate::page_tracker::{LoadError, MemoryCopy, PageTracker};
 use crate::step::{RunMode, Situation, StopCause};
 use crate::tsc::TscTrap;
-use crate::virtual_machine::Handled;
+use crate::virtual_machine::{Handled, RestartError, VirtualMachine};
 
+pub(crate) use firmware::act_as_firmware;
 pub use restart::Start;
 use restart::Verdict;
-
-/// Bytes of memory hashed at a time.
-const DIGEST_CHUNK_BYTES: usize = 1 << 20;
 
 /// What the exit chain takes for the address of MSR 0; no device is there.
 const MSR_ADDRESS: u64 = 1 << 63;
@@ -156,11 +152,52 @@ impl Machine {
         &self.msrs
     }
 
-    /// Lets the guest run until it stops.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn run(&mut self, mode: RunMode) -> Result<Exit, KvmError> {
+    /// Whether the guest stands in its kernel and has sent nothing yet.
+    fn is_booting(&self) -> Result<bool, KvmError> {
+        let nobody_waits = self.board.is_unheard_of();
+        Ok(nobody_waits && self.vcpu.exit_sregs()?.cs.selector & 3 == 0)
+    }
+
+    /// The copy of memory, for who ships it; of a guest with a log.
+    pub fn memory_copy(&self) -> Option<Arc<MemoryCopy>> {
+        self.pages.as_ref().map(|pages| pages.copy().clone())
+    }
+
+    /// Slices captured or loaded so far.
+    pub fn slices(&self) -> u64 {
+        self.slices
+    }
+
+    /// Inputs applied so far.
+    pub fn inputs(&self) -> u64 {
+        self.inputs
+    }
+
+    /// Whether the halted guest goes on for a non-maskable interrupt.
+    fn wakes_by_nmi(&self) -> Result<bool, KvmError> {
+        Ok(self.board.nmi_pending() && !self.vcpu.masks_nmis()?)
+    }
+
+    fn reads_clock(&self, exit: Exit) -> bool {
+        match exit {
+            Exit::Pio { port, .. } => TscTrap::reads_clock(exit) || Board::reads_clock(port),
+            Exit::Msr(access) => self.msrs.reads_clock(access),
+            _ => false,
+        }
+    }
+
+    fn access_ports(&mut self, port: u16, direction: Direction, size_bytes: u8) {
+        for access in self.vcpu.pio_data().chunks_exact_mut(usize::from(size_bytes)) {
+            match direction {
+                Direction::Read => self.board.pio_read(port, access),
+                Direction::Write => self.board.pio_write(port, access),
+            }
+        }
+    }
+}
+
+impl VirtualMachine for Machine {
+    fn run(&mut self, mode: RunMode) -> Result<Exit, KvmError> {
         // To a point a few instructions on, before which no interrupt may come.
         let through_a_hook = self.tsc.holds_interrupts();
         match mode {
@@ -177,11 +214,11 @@ impl Machine {
         }
     }
 
-    /// Where the guest stands after `exit`.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
+    fn interrupt_waits(&self) -> bool {
+        self.board.interrupt_waits()
+    }
+
+    fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, KvmError> {
         let interrupts_enabled = self.vcpu.interrupts_enabled();
         Ok(Situation {
             at: exit.is_synchronous().then_some(at),
@@ -205,14 +242,8 @@ impl Machine {
         })
     }
 
-    /// Whether the guest stands in its kernel and has sent nothing yet.
-    fn is_booting(&self) -> Result<bool, KvmError> {
-        let nobody_waits = self.board.is_unheard_of();
-        Ok(nobody_waits && self.vcpu.exit_sregs()?.cs.selector & 3 == 0)
-    }
-
-    /// The one way in for everything the guest cannot compute itself.
-    pub fn apply(&mut self, input: Input) {
+    // The one way in for everything the guest cannot compute itself.
+    fn apply(&mut self, input: Input) {
         self.inputs += 1;
         let is_of_network = matches!(input, Input::NetRx { .. } | Input::NetAnnounce);
         self.board.apply(&*self.memory, input);
@@ -221,11 +252,103 @@ impl Machine {
         }
     }
 
-    /// Answers an exit.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn handle(&mut self, at: Ordinal, exit: Exit) -> Result<Handled, KvmError> {
+    fn measure(&mut self, memory: MemoryCheckMode) -> Result<Check, KvmError> {
+        let memory = match &mut self.pages {
+            Some(pages) => pages.check(memory)?,
+            None => None,
+        };
+        let state = CpuState::read(&self.vcpu)?;
+        let code = self.vcpu.code_at_rip(&self.memory)?;
+        let cpu = CpuCheck { digest: state.digest(), registers: *state.registers(), code };
+        Ok(Check { chain: self.chain.digest(), cpu, memory })
+    }
+
+    // The devices need no mention: what they are follows from the exits.
+    fn capture(&mut self) -> Result<Vec<Slice>, KvmError> {
+        let Some(tracker) = &mut self.pages else { return Ok(Vec::new()) };
+        let (parts, memory_digest) = tracker.capture()?;
+        let state = SliceState { vcpu: self.vcpu.save()?, memory_digest };
+        let mut parts: Vec<_> = parts.into_iter().map(|pages| Slice { pages, cpu: None }).collect();
+        if let Some(last) = parts.last_mut() {
+            last.cpu = Some(state.encode());
+        }
+        self.slices += 1;
+        Ok(parts)
+    }
+
+    fn load(&mut self, parts: &[Slice]) -> Result<(), LoadError> {
+        let state = parts.last().and_then(|last| last.cpu.as_deref());
+        let state = state.and_then(SliceState::decode).ok_or(LoadError::Processor)?;
+        self.vcpu.restore(&state.vcpu)?;
+        if let Some(tracker) = &mut self.pages {
+            let own = tracker.load(parts.iter().map(|part| part.pages.as_slice()))?;
+            let theirs = state.memory_digest;
+            if own != theirs {
+                return Err(LoadError::Digest { own, theirs });
+            }
+        }
+        self.slices += 1;
+        Ok(())
+    }
+
+    fn save(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError> {
+        let (Some(standing), Some(pages)) = (Standing::of(exit), &mut self.pages) else {
+            return Ok(None);
+        };
+        let memory_digest = pages.settle()?;
+        Ok(Some(MachineState {
+            at,
+            standing,
+            vcpu: self.vcpu.save()?,
+            board: self.board.save(),
+            tsc: self.tsc.save(),
+            chain: self.chain.digest(),
+            outputs: self.outputs.digest(),
+            inputs: self.inputs,
+            slices: self.slices,
+            memory_digest,
+            disk_answers: Vec::new(),
+        }))
+    }
+
+    fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
+        let pages = self.pages.as_mut().ok_or(StateError::NotTracked)?;
+        match part {
+            StatePart::Outline { .. } => pages.clear(),
+            StatePart::Pages(packed) => {
+                let mut refused = Ok(());
+                unpack_pages(packed, |page, content| {
+                    if refused.is_ok() {
+                        refused = pages.put(page, content);
+                    }
+                })?;
+                refused?;
+            }
+            StatePart::Blocks(_) => {}
+            StatePart::Machine(bytes) => {
+                let state = MachineState::decode(bytes)?;
+                let (own, theirs) = (pages.put_done()?, state.memory_digest);
+                if own != theirs {
+                    return Err(StateError::Digest { own, theirs });
+                }
+                self.vcpu.restore(&state.vcpu)?;
+                self.board = Board::restore(state.board)?;
+                self.tsc.restore(state.tsc);
+                self.chain = ExitChain::resumed(state.chain);
+                self.outputs = ExitChain::resumed(state.outputs);
+                (self.inputs, self.slices) = (state.inputs, state.slices);
+                self.publish_network();
+                return Ok(Some((state.at, state.standing.exit())));
+            }
+        }
+        Ok(None)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.board.now_ns()
+    }
+
+    fn handle(&mut self, at: Ordinal, exit: Exit) -> Result<Handled, KvmError> {
         if let Some(fault) = self.fault.take_if(|fault| fault.at == at) {
             fault.inject(&self.vcpu, &self.memory)?;
         }
@@ -276,144 +399,13 @@ impl Machine {
         Ok(event.map_or(Handled::GoesOn, |event| self.verdict(event).into()))
     }
 
-    /// What a replay must agree with, here.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn measure(&mut self, memory: MemoryCheckMode) -> Result<Check, KvmError> {
-        let memory = match &mut self.pages {
-            Some(pages) => pages.check(memory)?,
-            None => None,
-        };
-        let state = CpuState::read(&self.vcpu)?;
-        let code = self.vcpu.code_at_rip(&self.memory)?;
-        let cpu = CpuCheck { digest: state.digest(), registers: *state.registers(), code };
-        Ok(Check { chain: self.chain.digest(), cpu, memory })
-    }
-
-    /// The state of a guest that was stopped between two exits. The devices need no mention: what
-    /// they are follows from the exits.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn capture(&mut self) -> Result<Vec<Slice>, KvmError> {
-        let Some(tracker) = &mut self.pages else { return Ok(Vec::new()) };
-        let (parts, memory_digest) = tracker.capture()?;
-        let state = SliceState { vcpu: self.vcpu.save()?, memory_digest };
-        let mut parts: Vec<_> = parts.into_iter().map(|pages| Slice { pages, cpu: None }).collect();
-        if let Some(last) = parts.last_mut() {
-            last.cpu = Some(state.encode());
-        }
-        self.slices += 1;
-        Ok(parts)
-    }
-
-    /// Puts the guest into the state of a slice, wherever it stands since the last exit.
-    ///
-    /// # Errors
-    /// When KVM fails or the slice is none of this guest.
-    pub fn load(&mut self, parts: &[Slice]) -> Result<(), LoadError> {
-        let state = parts.last().and_then(|last| last.cpu.as_deref());
-        let state = state.and_then(SliceState::decode).ok_or(LoadError::Processor)?;
-        self.vcpu.restore(&state.vcpu)?;
-        if let Some(tracker) = &mut self.pages {
-            let own = tracker.load(parts.iter().map(|part| part.pages.as_slice()))?;
-            let theirs = state.memory_digest;
-            if own != theirs {
-                return Err(LoadError::Digest { own, theirs });
-            }
-        }
-        self.slices += 1;
-        Ok(())
-    }
-
-    /// The copy of memory, for a state transfer; of a guest with a log.
-    pub fn memory_copy(&self) -> Option<Arc<MemoryCopy>> {
-        self.pages.as_ref().map(|pages| pages.copy().clone())
-    }
-
-    /// The machine as it stands at `exit` `at`, which must be one that leaves nothing to complete;
-    /// `None` at any other, and for a guest whose memory is not tracked.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn save(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, KvmError> {
-        let (Some(standing), Some(pages)) = (Standing::of(exit), &mut self.pages) else {
-            return Ok(None);
-        };
-        let memory_digest = pages.settle()?;
-        Ok(Some(MachineState {
-            at,
-            standing,
-            vcpu: self.vcpu.save()?,
-            board: self.board.save(),
-            tsc: self.tsc.save(),
-            chain: self.chain.digest(),
-            outputs: self.outputs.digest(),
-            inputs: self.inputs,
-            slices: self.slices,
-            memory_digest,
-            disk_answers: Vec::new(),
-        }))
-    }
-
-    /// Puts a part of a state in place, whatever the guest was doing; for the last one, where the
-    /// guest stands then.
-    ///
-    /// # Errors
-    /// When KVM fails or the state does not belong to this guest.
-    pub fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {
-        let pages = self.pages.as_mut().ok_or(StateError::NotTracked)?;
-        match part {
-            StatePart::Outline { .. } => pages.clear(),
-            StatePart::Pages(packed) => {
-                let mut refused = Ok(());
-                unpack_pages(packed, |page, content| {
-                    if refused.is_ok() {
-                        refused = pages.put(page, content);
-                    }
-                })?;
-                refused?;
-            }
-            StatePart::Blocks(_) => {}
-            StatePart::Machine(bytes) => {
-                let state = MachineState::decode(bytes)?;
-                let (own, theirs) = (pages.put_done()?, state.memory_digest);
-                if own != theirs {
-                    return Err(StateError::Digest { own, theirs });
-                }
-                self.vcpu.restore(&state.vcpu)?;
-                self.board = Board::restore(state.board)?;
-                self.tsc.restore(state.tsc);
-                self.chain = ExitChain::resumed(state.chain);
-                self.outputs = ExitChain::resumed(state.outputs);
-                (self.inputs, self.slices) = (state.inputs, state.slices);
-                self.publish_network();
-                return Ok(Some((state.at, state.standing.exit())));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Slices captured or loaded so far.
-    pub fn slices(&self) -> u64 {
-        self.slices
-    }
-
-    /// Inputs applied so far.
-    pub fn inputs(&self) -> u64 {
-        self.inputs
-    }
-
-    /// What the guest sent since the last call.
-    pub fn take_outputs(&mut self) -> Vec<Output> {
+    fn take_outputs(&mut self) -> Vec<Output> {
         self.board.take_outputs()
     }
 
-    /// Adds an output of exit `at` to the digests; for a frame of a guest that is logged, its own
-    /// digest. Without a log nothing compares frames; hashing them cost 5 % of the
-    /// instructions of a download.
-    pub fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
+    // A guest without a log is compared with nobody, and reading its frames once more was one
+    // instruction of twenty of a download.
+    fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
         match output {
             Output::Frame(frame) => {
                 self.pages.as_ref()?;
@@ -431,11 +423,11 @@ impl Machine {
         None
     }
 
-    /// Hands the guest its most urgent interrupt if it can take one here.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
+    fn restart(&mut self, at: Ordinal) -> Result<(), RestartError> {
+        self.power_on_again(at)
+    }
+
+    fn deliver_interrupt(&mut self) -> Result<(), KvmError> {
         let held = self.tsc.holds_interrupts();
         if self.board.nmi_pending() && !held && self.vcpu.accepts_nmi()? {
             self.board.nmi_taken();
@@ -451,75 +443,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether the halted guest goes on for a non-maskable interrupt.
-    fn wakes_by_nmi(&self) -> Result<bool, KvmError> {
-        Ok(self.board.nmi_pending() && !self.vcpu.masks_nmis()?)
-    }
-
-    /// Whether an interrupt waits that the guest could not take where it stood.
-    pub fn interrupt_waits(&self) -> bool {
-        self.board.interrupt_waits()
-    }
-
-    /// How the guest ends where it stands, for `reason`.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn end(&self, reason: EndReason) -> Result<End, KvmError> {
+    fn end(&self, reason: EndReason) -> Result<End, KvmError> {
         let state_digest = self.state_digest()?;
         let [chain, outputs] = [self.chain, self.outputs].map(ExitChain::digest);
         Ok(End { state_digest, chain, outputs, reason })
     }
-
-    /// Digest of the whole guest: every register, all memory, all device state, every exit and
-    /// output before.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn state_digest(&self) -> Result<[u8; 32], KvmError> {
-        let mut hash = Sha256::new();
-        for (name, bytes) in CpuState::read(&self.vcpu)?.parts() {
-            hash.update(name);
-            hash.update(bytes);
-        }
-        hash.update(memory_digest(&self.memory));
-        hash.update(encode(&self.board.save()));
-        hash.update(encode(&self.tsc.save()));
-        hash.update(self.chain.digest().to_le_bytes());
-        hash.update(self.outputs.digest().to_le_bytes());
-        Ok(hash.finalize().into())
-    }
-
-    fn reads_clock(&self, exit: Exit) -> bool {
-        match exit {
-            Exit::Pio { port, .. } => TscTrap::reads_clock(exit) || Board::reads_clock(port),
-            Exit::Msr(access) => self.msrs.reads_clock(access),
-            _ => false,
-        }
-    }
-
-    fn access_ports(&mut self, port: u16, direction: Direction, size_bytes: u8) {
-        for access in self.vcpu.pio_data().chunks_exact_mut(usize::from(size_bytes)) {
-            match direction {
-                Direction::Read => self.board.pio_read(port, access),
-                Direction::Write => self.board.pio_write(port, access),
-            }
-        }
-    }
-}
-
-fn memory_digest(memory: &Memory) -> [u8; 16] {
-    let mut digests = Vec::new();
-    for region in memory.iter() {
-        let bytes = region.len() as usize;
-        for start in (0..bytes).step_by(DIGEST_CHUNK_BYTES) {
-            let length = DIGEST_CHUNK_BYTES.min(bytes - start);
-            // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`.
-            // Guest and memory are on this thread alone (see Memory), and nothing here writes while
-            // the slice lives.
-            let chunk = unsafe { std::slice::from_raw_parts(region.as_ptr().add(start), length) };
-            digests.extend(xxh3_128(chunk).to_le_bytes());
-        }
-    }
-    xxh3_128(&digests).to_le_bytes()
 }

@@ -7,7 +7,7 @@ use ftvmm_replication::encoding::{decode, encode, encode_behind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::disk::Completion;
+use crate::disk_completion::Completion;
 use crate::kvm::{Exit, KvmError, VcpuState};
 use crate::page_tracker::LoadError;
 use crate::tsc::TscTrapState;

@@ -1,5 +1,5 @@
-//! What a guest reads from a model-specific register that KVM does not keep: the template's answer,
-//! or #GP.
+//! Model-specific registers: which KVM keeps, and what a guest reads from the others, the template's
+//! answer or #GP.
 //!
 //! Linux probes registers that may be absent with instructions it has a fix-up for, so #GP is a
 //! good answer to a register nobody has promised; it is the architecture's own. Such accesses are
@@ -7,10 +7,47 @@
 
 use std::collections::BTreeMap;
 
-use crate::cpu_template::MsrAnswer;
+use serde::Deserialize;
 
 /// So many unknown registers are counted by number.
 const UNKNOWN_MAX: usize = 1024;
+
+/// Model-specific registers a 64-bit kernel keeps state in (AMD APM vol. 2, appendix A). The others
+/// are either in `kvm_sregs` (EFER, FS/GS base, APIC base) or hidden by the CPU template.
+pub const VCPU_MSRS: [(u32, &str); 9] = [
+    (0x0000_0174, "SYSENTER_CS"),
+    (0x0000_0175, "SYSENTER_ESP"),
+    (0x0000_0176, "SYSENTER_EIP"),
+    (0x0000_0277, "PAT"),
+    (0xc000_0081, "STAR"),
+    (0xc000_0082, "LSTAR"),
+    (0xc000_0083, "CSTAR"),
+    (0xc000_0084, "SFMASK"),
+    (0xc000_0102, "KERNEL_GS_BASE"),
+];
+
+/// Every MSR that is part of a saved state, in [`VCPU_MSRS`] or in `kvm_sregs`: EFER, FS and GS base.
+pub const STATE_MSRS: [u32; VCPU_MSRS.len() + 3] = {
+    let mut all = [0xc000_0080, 0xc000_0100, 0xc000_0101, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut i = 0;
+    while i < VCPU_MSRS.len() {
+        all[i + 3] = VCPU_MSRS[i].0;
+        i += 1;
+    }
+    all
+};
+
+/// Who answers a guest's access to a model-specific register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MsrAnswer {
+    /// KVM: the register is part of the vCPU's state.
+    Kvm,
+    /// Guest time in nanoseconds; what is written is ignored.
+    Clock,
+    /// A constant; what is written is ignored.
+    Value(u64),
+}
 
 /// An access that KVM did not serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ftvmm_devices::DiskCounters;
 use serde::Serialize;
 
-use crate::host::NetworkReport;
+use crate::net_watch::NetworkReport;
 use crate::step::StopCause;
 
 /// How much of a run a recording has.

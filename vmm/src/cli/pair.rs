@@ -150,12 +150,16 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let mut events: Vec<Subscriber> = vec![Box::new(connect_or_listen(args, &peer)?), patience];
     let timers = Timers::add_to(&mut events, &peer, &queue)?;
     if let Some(tap) = reader {
-        let strayed = peer.clone();
-        let strays = Box::new(move |frame| strayed.stray(frame));
+        let (to_guest, strayed) = (queue.clone(), peer.clone());
+        let on_frame = Box::new(move |frame| {
+            if let Some(stray) = to_guest.push_frame(frame) {
+                strayed.stray(stray);
+            }
+        });
         let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
         let linked = peer.clone();
         let on_link = Box::new(move |up| linked.client_link(up));
-        events.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
+        events.push(Box::new(TapReader::new(tap, uplink, on_frame, on_link)));
     }
     // The other host decides when the guest begins.
     host.wait_for(events)?;

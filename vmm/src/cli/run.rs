@@ -110,7 +110,11 @@ impl HostSide {
     pub fn enter_terminal(&mut self) -> Result<(), CommandError> {
         let terminal = self.terminal.insert(RawTerminal::enter());
         match &self.queue {
-            Some(queue) => read_console(queue.clone(), terminal).map_err(host("console thread")),
+            Some(queue) => {
+                let queue = queue.clone();
+                read_console(terminal, move |typed| queue.take_typed(typed))
+                    .map_err(host("console thread"))
+            }
             None => Ok(()),
         }
     }

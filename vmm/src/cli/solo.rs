@@ -20,9 +20,10 @@ use crate::control::SoloOperator;
 use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
-use crate::host::{Console, HostOutputs, Subscriber, Tap, TapReader, Ticker};
+use crate::host::{Console, Subscriber, Tap, TapReader, Ticker};
 use crate::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
+use crate::outputs::HostOutputs;
 use crate::peer::announce_restored;
 use crate::report::Report;
 use crate::sources::{Inputs, Source};
@@ -123,8 +124,9 @@ fn events(
         events.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
     }
     let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
-    let (strays, on_link) = (Box::new(drop), Box::new(drop));
-    events.push(Box::new(TapReader::new(tap, queue.clone(), uplink, strays, on_link)));
+    let queue = queue.clone();
+    let on_frame = Box::new(move |frame| drop(queue.push_frame(frame)));
+    events.push(Box::new(TapReader::new(tap, uplink, on_frame, Box::new(drop))));
     Ok(events)
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::host::NetworkReport;
+use crate::net_watch::NetworkReport;
 use crate::transfer::{SaveError, Saved};
 
 /// Answers for the run. Called from several threads at once; only what is said to may block.

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::kvm::STATE_MSRS;
+use crate::msr::{MsrAnswer, STATE_MSRS};
 
 /// Templates that come with the program, by name.
 const BUILT_IN: [(&str, &str); 3] = [
@@ -208,18 +208,6 @@ impl Vendor {
         let name = [ebx, edx, ecx].map(u32::to_le_bytes).concat();
         VENDORS.iter().find(|(known, _)| name == *known).map(|(_, vendor)| *vendor)
     }
-}
-
-/// Who answers a guest's access to a model-specific register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MsrAnswer {
-    /// KVM: the register is part of the vCPU's state.
-    Kvm,
-    /// Guest time in nanoseconds; what is written is ignored.
-    Clock,
-    /// A constant; what is written is ignored.
-    Value(u64),
 }
 
 impl TemplateFile {

@@ -9,13 +9,15 @@ mod file;
 
 use std::path::Path;
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-pub use file::{MsrAnswer, TemplateFile, TemplateFileError, Vendor};
+pub use file::{TemplateFile, TemplateFileError, Vendor};
 
-use crate::kvm::{KvmError, Vcpu, Vm, call};
+use crate::msr::MsrAnswer;
 
 /// The template of a guest for which none is named.
 pub const DEFAULT_TEMPLATE: &str = "minimal";
@@ -45,9 +47,14 @@ pub enum TemplateError {
         /// What the template needs.
         needed: u32,
     },
-    /// KVM refused.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
+    /// KVM's interface has no room for so many leaves.
+    #[error("the template {template} has {got} CPUID leaves; KVM takes {KVM_MAX_CPUID_ENTRIES}")]
+    TooManyLeaves {
+        /// The template.
+        template: String,
+        /// How many it has.
+        got: usize,
+    },
 }
 
 /// The CPUID table this host gives a guest, who answers its MSRs, and the digest two hosts must
@@ -59,14 +66,13 @@ pub struct CpuTemplate {
 }
 
 impl CpuTemplate {
-    /// Reduces what the host's KVM supports to the template `name`, one that comes with the program
+    /// Reduces `supported`, what the host's KVM can show, to the template `name`, one that comes with the program
     /// or a file.
     ///
     /// # Errors
     /// When there is no such template, or the host lacks a feature it promises.
-    pub fn for_host(vm: &Vm, name: &Path) -> Result<Self, TemplateError> {
+    pub fn for_host(supported: &CpuId, name: &Path) -> Result<Self, TemplateError> {
         let (file, text) = TemplateFile::load(name)?;
-        let supported = vm.supported_cpuid()?;
         let entries = reduce(&file, supported.as_slice())?;
         let mut hash = Sha256::new();
         hash.update(text);
@@ -75,9 +81,9 @@ impl CpuTemplate {
                 hash.update(word.to_le_bytes());
             }
         }
-        let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::Call {
-            call: "KVM_SET_CPUID2",
-            cause: kvm_ioctls::Error::new(libc::E2BIG),
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| TemplateError::TooManyLeaves {
+            template: file.name.clone(),
+            got: entries.len(),
         })?;
         Ok(Self { file, cpuid, digest: hash.finalize().into() })
     }
@@ -106,14 +112,6 @@ impl CpuTemplate {
     /// sees.
     pub fn msrs(&self) -> impl Iterator<Item = (u32, MsrAnswer)> {
         msrs(&self.file, self.cpuid.as_slice())
-    }
-
-    /// Gives the vCPU this CPUID table.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn apply(&self, vcpu: &Vcpu) -> Result<(), KvmError> {
-        vcpu.fd().set_cpuid2(&self.cpuid).map_err(call("KVM_SET_CPUID2"))
     }
 }
 
@@ -254,5 +252,25 @@ mod tests {
     fn refuses_a_host_without_sse2() {
         let answer = reduce(&template("minimal"), &host(ALL & !(1 << 26)));
         assert!(matches!(answer, Err(TemplateError::MissingFeatures { leaf: 1, .. })));
+    }
+
+    #[test]
+    fn refuses_more_leaves_than_kvm_takes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let leaves: String =
+            (0..=KVM_MAX_CPUID_ENTRIES).map(|subleaf| leaf_text(4, subleaf)).collect();
+        let highest = "name = \"long\"\n[[cpuid]]\nleaf = 0\neax = { set = 4 }\n";
+        std::fs::write(file.path(), format!("{highest}{leaves}")).unwrap();
+        let supported = CpuId::from_entries(&host(ALL)).unwrap();
+        let answer = CpuTemplate::for_host(&supported, file.path()).map(drop);
+        let got = KVM_MAX_CPUID_ENTRIES + 2;
+        assert!(
+            matches!(answer, Err(TemplateError::TooManyLeaves { got: had, .. }) if had == got),
+            "{answer:?}"
+        );
+    }
+
+    fn leaf_text(leaf: u32, subleaf: usize) -> String {
+        format!("[[cpuid]]\nleaf = {leaf}\nsubleaf = {subleaf}\n")
     }
 }

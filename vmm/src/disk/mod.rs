@@ -21,39 +21,13 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
-use serde::{Deserialize, Serialize};
 
 use dirty::DirtyBlocks;
 
+use crate::disk_completion::Completion;
 use crate::sync::{Condvar, Mutex, lock, wait};
 pub use dirty::{BLOCK_BYTES, block_count};
 pub use file::{DiskError, DiskFile};
-
-/// How a request ended on this host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Completion {
-    /// The request.
-    pub id: u64,
-    /// Its first sector, if it has one.
-    pub sector: Option<u64>,
-    /// It was a flush.
-    pub is_flush: bool,
-    /// For the guest.
-    pub outcome: DiskOutcome,
-    /// What the host said to a request that failed.
-    pub error: Option<String>,
-}
-
-impl Completion {
-    /// What failed, in a line.
-    pub fn failure(&self) -> Option<String> {
-        let error = self.error.as_ref()?;
-        Some(match self.sector {
-            Some(sector) => format!("request {} at sector {sector}: {error}", self.id),
-            None => format!("request {}: {error}", self.id),
-        })
-    }
-}
 
 /// When a live guest may have a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,11 +6,12 @@ use kvm_bindings::{
     kvm_xcrs,
 };
 
-use super::failure::{ProbeFailure, expect_equal};
-use super::guest::{CR4_OSXSAVE, CR4_TSD, MicroGuest, Ring, Stop};
-use super::probes::{Findings, Host};
-use super::programs::{self, layout};
+use super::host::Host;
 use crate::kvm::call;
+use crate::micro_guest::programs::{self, layout};
+use crate::micro_guest::{
+    CR4_OSXSAVE, CR4_TSD, Findings, MicroGuest, ProbeFailure, Ring, Stop, expect_equal,
+};
 use crate::msr::MsrAccess;
 
 /// Features no guest may see, by leaf, register (EAX 0 … EDX 3) and bit (AMD APM vol. 3, appendix

@@ -1,11 +1,10 @@
 //! The property everything rests on: the same program with the same answers at the same exits is in
 //! the same state at every exit, whatever the host's signals do in between.
 
-use super::failure::ProbeFailure;
-use super::guest::{Ring, Stop};
-use super::probes::{Findings, Host};
-use super::programs::{self, layout};
+use super::host::Host;
 use crate::kvm::CpuState;
+use crate::micro_guest::programs::{self, layout};
+use crate::micro_guest::{Findings, ProbeFailure, Ring, Stop, same_bytes};
 
 /// In each ring, so fifty in all.
 const RUNS: u32 = 25;
@@ -57,34 +56,4 @@ fn compare(number: u32, first: &Trace, other: &Trace) -> Result<(), ProbeFailure
         }
     }
     same_bytes(|at| format!("memory at {at:#x} after run {number}"), &first.memory, &other.memory)
-}
-
-pub(super) fn same_bytes(
-    what: impl FnOnce(usize) -> String,
-    expected: &[u8],
-    got: &[u8],
-) -> Result<(), ProbeFailure> {
-    if expected == got {
-        return Ok(());
-    }
-    let at = expected.iter().zip(got).take_while(|(expected, got)| expected == got).count();
-    let show = |bytes: &[u8]| bytes.get(at).map_or("nothing".into(), |byte| format!("{byte:#04x}"));
-    Err(ProbeFailure::Differs {
-        what: what(at),
-        got: show(got),
-        expected: format!("{} as in the first run", show(expected)),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_difference_is_placed_and_shown() {
-        let failure = same_bytes(|at| format!("byte {at}"), &[1, 2, 3], &[1, 9, 3]).unwrap_err();
-        assert_eq!(failure.to_string(), "byte 1: got 0x09, expected 0x02 as in the first run");
-        let failure = same_bytes(|at| format!("byte {at}"), &[1, 2], &[1]).unwrap_err();
-        assert_eq!(failure.to_string(), "byte 1: got nothing, expected 0x02 as in the first run");
-    }
 }

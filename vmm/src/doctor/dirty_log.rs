@@ -15,13 +15,13 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::failure::ProbeFailure;
-use super::guest::{
-    KICKS_PER_RUN_MAX, Ring, Stop, decode_port, load, set_registers, uninterrupted,
-};
-use super::probes::{Findings, Host};
-use super::programs::{self, layout};
+use super::host::Host;
 use crate::kvm::{Direction, KvmError, Memory, call};
+use crate::micro_guest::programs::{self, layout};
+use crate::micro_guest::{
+    Findings, KICKS_PER_RUN_MAX, ProbeFailure, Ring, Stop, decode_port, load, set_registers,
+    uninterrupted,
+};
 
 const PAGE_BYTES: u64 = 4096;
 const SLOT: u32 = 0;

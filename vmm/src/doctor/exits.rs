@@ -1,10 +1,9 @@
 //! What makes a guest stop, and what can be done to it while it stands.
 
-use super::failure::{ProbeFailure, expect_equal};
-use super::guest::{Ring, Stop};
-use super::probes::{Findings, Host};
-use super::programs::{self, layout};
+use super::host::Host;
 use crate::kvm::{call, install_kick_handler};
+use crate::micro_guest::programs::{self, layout};
+use crate::micro_guest::{Findings, ProbeFailure, Ring, Stop, expect_equal};
 
 /// A port read is answered in EAX, and RDX can be set on the way: what a patched kernel RDTSC does.
 pub fn port_read(host: &Host) -> Findings {

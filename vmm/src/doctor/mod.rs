@@ -11,16 +11,11 @@ mod cpu;
 mod determinism;
 mod dirty_log;
 mod exits;
-mod failure;
-mod guest;
+mod host;
 mod probes;
-mod programs;
 mod speed;
 mod x87;
 mod xsave;
-
-pub use failure::ProbeFailure;
-pub use xsave::is_deterministic as xsave_is_deterministic;
 
 use std::fmt;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -30,7 +25,9 @@ use std::time::Duration;
 use serde::Serialize;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
-use probes::{Findings, Host, PROBES, Weight};
+use self::host::Host;
+use self::probes::{PROBES, Weight};
+use crate::micro_guest::Findings;
 
 /// What the examination found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -214,6 +211,7 @@ impl fmt::Display for Diagnosis {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::micro_guest::{ProbeFailure, Ring, Stop, programs};
 
     fn check(name: &'static str, verdict: Verdict) -> Check {
         Check { name, verdict, detail: format!("about {name}") }
@@ -308,9 +306,9 @@ mod tests {
         let diagnosis = supervise(KICKS_WITHOUT_PROGRESS_MAX, |found| {
             let Ok(host) = Host::open() else { return };
             let stop = host
-                .guest(programs::count_down(), guest::Ring::Kernel)
-                .and_then(|mut guest| guest.run_to(guest::Stop::Report));
-            let given_up = matches!(stop, Err(failure::ProbeFailure::NoStop { .. }));
+                .guest(programs::count_down(), Ring::Kernel)
+                .and_then(|mut guest| guest.run_to(Stop::Report));
+            let given_up = matches!(stop, Err(ProbeFailure::NoStop { .. }));
             let verdict = if given_up { Verdict::Pass } else { Verdict::Fail };
             found(check("given up", verdict));
         });

@@ -2,16 +2,12 @@
 
 use std::path::Path;
 
-use kvm_bindings::CpuId;
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Cap;
 
-use super::failure::ProbeFailure;
-use super::guest::{MicroGuest, Ring, template_cpuid};
+use super::host::Host;
 use super::{cpu, determinism, dirty_log, exits, speed, x87, xsave};
-use crate::kvm::{KvmError, call, nested_paging_is_off};
-
-/// What a probe found, in words, or what does not hold.
-pub type Findings = Result<String, ProbeFailure>;
+use crate::kvm::{KvmError, nested_paging_is_off};
+use crate::micro_guest::{Findings, ProbeFailure, Ring};
 
 /// One check.
 pub struct Probe {
@@ -96,42 +92,6 @@ pub const PROBES: &[Probe] = &[
     informational("port exit cost", speed::port_exit),
     informational("PMU", pmu),
 ];
-
-/// KVM as found on this machine.
-pub struct Host {
-    /// `/dev/kvm`.
-    pub kvm: Kvm,
-    /// The leaves every guest of ftvmm gets.
-    pub cpuid: CpuId,
-}
-
-impl Host {
-    /// Opens KVM and makes a first machine as ftvmm would.
-    ///
-    /// # Errors
-    /// When `/dev/kvm` cannot be used at all.
-    pub fn open() -> Result<Self, ProbeFailure> {
-        let cpuid = template_cpuid()?;
-        Ok(Self { kvm: Kvm::new().map_err(call("open(/dev/kvm)"))?, cpuid })
-    }
-
-    /// What KVM this is.
-    pub fn describe(&self) -> String {
-        let provider = ["kvm_intel", "kvm_amd", "kvm_pvm"]
-            .into_iter()
-            .find(|module| Path::new("/sys/module").join(module).exists())
-            .unwrap_or("an unknown module");
-        format!("API version {}, provided by {provider}", self.kvm.get_api_version())
-    }
-
-    /// A machine with `program` in it and the template's CPUID.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn guest(&self, program: &[u8], ring: Ring) -> Result<MicroGuest, ProbeFailure> {
-        MicroGuest::new(program, ring, 0, &self.cpuid)
-    }
-}
 
 /// Dirty logging has no capability of its own; its probe tells.
 const NEEDED: [(Cap, &str); 9] = [

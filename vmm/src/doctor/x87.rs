@@ -9,10 +9,9 @@
 
 use std::arch::asm;
 
-use super::failure::ProbeFailure;
-use super::guest::{Ring, Stop};
-use super::probes::{Findings, Host};
-use super::programs::{self, layout};
+use super::host::Host;
+use crate::micro_guest::programs::{self, layout};
+use crate::micro_guest::{Findings, ProbeFailure, Ring, Stop};
 
 const RUNS: usize = 10;
 /// Where the program stores its environments, behind [`layout::DATA`].

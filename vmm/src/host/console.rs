@@ -8,13 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ftvmm_devices::Input;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
 use super::spool::{Spool, Taken};
-use crate::input::InputQueue;
-use crate::step::StopCause;
 use crate::sync::{Mutex, lock};
 
 /// Ctrl-A, then x ends the run, b sends a break, as in QEMU.
@@ -111,12 +108,26 @@ fn in_background() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
-/// Starts the thread that hands standard input to the guest until it ends. It lives as long as the
+/// What somebody does at the terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Typed<'a> {
+    /// Types these bytes for the guest.
+    Bytes(&'a [u8]),
+    /// Sends the guest a break.
+    Break,
+    /// Ends the run.
+    Quit,
+}
+
+/// Starts the thread that hands what is typed on standard input to `on_typed` until it ends. It lives as long as the
 /// process: a blocking read of standard input cannot be taken back.
 ///
 /// # Errors
 /// When the host has no thread left.
-pub fn read_console(queue: Arc<InputQueue>, terminal: &RawTerminal) -> io::Result<()> {
+pub fn read_console(
+    terminal: &RawTerminal,
+    on_typed: impl Fn(Typed<'_>) + Send + 'static,
+) -> io::Result<()> {
     let escapes = terminal.is_raw;
     std::thread::Builder::new().name("console".into()).spawn(move || {
         let mut buffer = [0; 4096];
@@ -135,10 +146,10 @@ pub fn read_console(queue: Arc<InputQueue>, terminal: &RawTerminal) -> io::Resul
             let mut typed = Vec::with_capacity(count);
             for &byte in &buffer[..count] {
                 match (escapes && escaped, byte) {
-                    (true, ESCAPE_QUIT) => queue.stop(StopCause::Requested),
+                    (true, ESCAPE_QUIT) => on_typed(Typed::Quit),
                     (true, ESCAPE_BREAK) => {
-                        queue.push_console(&std::mem::take(&mut typed));
-                        queue.push_signal(Input::ConsoleBreak);
+                        on_typed(Typed::Bytes(&std::mem::take(&mut typed)));
+                        on_typed(Typed::Break);
                         escaped = false;
                     }
                     (false, ESCAPE) if escapes => escaped = true,
@@ -148,7 +159,7 @@ pub fn read_console(queue: Arc<InputQueue>, terminal: &RawTerminal) -> io::Resul
                     }
                 }
             }
-            queue.push_console(&typed);
+            on_typed(Typed::Bytes(&typed));
         }
     })?;
     Ok(())

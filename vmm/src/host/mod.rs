@@ -8,8 +8,6 @@ mod events;
 mod life;
 mod link;
 pub mod memory;
-mod net_watch;
-mod outputs;
 mod signals;
 mod spool;
 mod stderr;
@@ -19,12 +17,10 @@ mod tap_reader;
 mod witness_file;
 mod write_behind;
 
-pub use console::{Console, RawTerminal, read_console, restore_terminal};
+pub use console::{Console, RawTerminal, Typed, read_console, restore_terminal};
 pub use events::{
     EventLoop, HostEventsError, Subscriber, Ticker, repeating, resting_timer, set_timer, watch,
 };
-pub use net_watch::{NetWatch, NetworkReport};
-pub use outputs::{HostOutputs, ReplayOutputs};
 pub use signals::BlockedSignals;
 pub use stderr::{StandardError, finish_stderr, say, spool_stderr, stderr_dropped_bytes};
 pub use stop_limit::{STOP_LONGEST, StopLimit};

@@ -8,19 +8,17 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 
 use super::link::{LinkMessages, host_why_down};
 use super::{Tap, watch};
-use crate::input::InputQueue;
 
 /// Frames from the tap go to the guest. A tap that is deleted and made again is opened again.
 pub struct TapReader {
     tap: Tap,
-    queue: Arc<InputQueue>,
     /// The interface behind the bridge that leads to the clients.
     uplink: Option<String>,
     /// What is waited for now: closed only when it is no longer.
     watched: Option<Arc<File>>,
     messages: Option<LinkMessages>,
-    /// Who gets the frames the queue does not take.
-    strays: Box<dyn FnMut(Vec<u8>) + Send>,
+    /// Who gets the frames.
+    on_frame: Box<dyn FnMut(Vec<u8>) + Send>,
     /// Who is told whether clients reach this host, when that changes.
     on_link: Box<dyn FnMut(bool) + Send>,
     /// Why the tap could not be opened again, as last said.
@@ -28,12 +26,11 @@ pub struct TapReader {
 }
 
 impl TapReader {
-    /// Reads `tap` for `queue`.
+    /// Reads `tap`.
     pub fn new(
         tap: Tap,
-        queue: Arc<InputQueue>,
         uplink: Option<String>,
-        strays: Box<dyn FnMut(Vec<u8>) + Send>,
+        on_frame: Box<dyn FnMut(Vec<u8>) + Send>,
         on_link: Box<dyn FnMut(bool) + Send>,
     ) -> Self {
         let messages = LinkMessages::open()
@@ -41,17 +38,13 @@ impl TapReader {
                 tracing::warn!(%error, "link monitoring failed; link changes will not be noticed");
             })
             .ok();
-        Self { tap, queue, uplink, watched: None, messages, strays, on_link, refused: None }
+        Self { tap, uplink, watched: None, messages, on_frame, on_link, refused: None }
     }
 
     fn take_frames(&mut self, ops: &mut EventOps<'_>) {
         loop {
             match self.tap.read_frame() {
-                Ok(Some(frame)) => {
-                    if let Some(stray) = self.queue.push_frame(frame) {
-                        (self.strays)(stray);
-                    }
-                }
+                Ok(Some(frame)) => (self.on_frame)(frame),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::error!(%error, "the tap is lost; it is opened again when it is back");

@@ -11,7 +11,7 @@ use ftvmm_devices::Input;
 use ftvmm_replication::group::SLICE_GROUP_BYTES;
 use ftvmm_replication::{End, Event, GroupEncoder, LogError, LogWriter, Ordinal, Record};
 
-use super::recorded::LogSink;
+use super::log_sink::LogSink;
 use crate::input_error::InputError;
 
 /// A group is closed when it holds this much, ...

@@ -12,9 +12,11 @@ use nix::sys::timerfd::TimerFd;
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 use super::{Kicker, Pulse};
-use crate::disk::{Completion, Disk};
+use crate::disk::Disk;
+use crate::disk_completion::Completion;
 use crate::host::clock::HostClock;
-use crate::host::{NetWatch, STOP_LONGEST, StopLimit, set_timer};
+use crate::host::{STOP_LONGEST, StopLimit, Typed, set_timer};
+use crate::net_watch::NetWatch;
 use crate::step::StopCause;
 
 /// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch
@@ -255,6 +257,15 @@ impl InputQueue {
         let room = CONSOLE_BYTES_MAX - pending.console.len();
         pending.console.extend(&bytes[..bytes.len().min(room)]);
         self.input_arrived(pending, was_empty);
+    }
+
+    /// Hands over what somebody does at the terminal.
+    pub fn take_typed(&self, typed: Typed<'_>) {
+        match typed {
+            Typed::Bytes(bytes) => self.push_console(bytes),
+            Typed::Break => self.push_signal(Input::ConsoleBreak),
+            Typed::Quit => self.stop(StopCause::Requested),
+        }
     }
 
     /// Sets how long a guest that listens to its power button may take to switch itself off.

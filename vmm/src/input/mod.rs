@@ -4,6 +4,7 @@ mod alarm;
 mod file_log;
 mod live;
 mod live_queue;
+mod log_sink;
 mod patience;
 mod pulse;
 mod recorded;
@@ -15,11 +16,12 @@ pub use alarm::GuestTimer;
 pub use file_log::{FileLog, FinishedLog, OnRecordError};
 pub use live::LiveInputs;
 pub use live_queue::InputQueue;
+pub use log_sink::LogSink;
 pub use patience::InputDelays;
 pub use pulse::{IdleGuard, Pulse, PulseWatch, VcpuHealth};
 #[cfg(test)]
 pub(crate) use recorded::tests::Told;
-pub use recorded::{CheckPlan, LogSink, Recorder, Recording};
+pub use recorded::{CheckPlan, Recorder, Recording};
 pub use replay::{Divergence, Fed, Feed, FileFeed, Replay};
 
 pub use crate::input_error::InputError;

@@ -3,6 +3,7 @@
 use ftvmm_replication::{Check, Event, MemoryCheckMode, Ordinal, Record, Slice, SnapshotMark};
 
 use super::file_log::FileLog;
+use super::log_sink::LogSink;
 use crate::host::WriteBehind;
 use crate::input_error::InputError;
 use crate::step::{Situation, Step};
@@ -31,27 +32,6 @@ impl CheckPlan {
             false => is_due(self.every_exits).then_some(MemoryCheckMode::None),
         }
     }
-}
-
-/// Where log records go: a file, or the channel to a backup.
-pub trait LogSink {
-    /// Takes a record.
-    ///
-    /// # Errors
-    /// When the sink is broken.
-    fn append(&mut self, record: &Record) -> Result<(), InputError>;
-
-    /// The guest leaves exit `at`: no further record will name it.
-    ///
-    /// # Errors
-    /// When the sink is broken.
-    fn exit_complete(&mut self, at: Ordinal) -> Result<(), InputError>;
-
-    /// The guest waits at its exit: what was appended should get where it goes.
-    ///
-    /// # Errors
-    /// When the sink is broken.
-    fn idle(&mut self) -> Result<(), InputError>;
 }
 
 /// A recording in a file.

@@ -4,7 +4,7 @@
 use ftvmm_replication::{GuestClock, GuestNs, HostNs};
 
 use super::tick_hold::TickHold;
-use crate::run_loop::Situation;
+use crate::step::Situation;
 
 /// How far a sample may lie behind a timer that is due, or behind the sample before it when no
 /// timer runs. After a stall (a take-over, a host that slept) the guest catches up sample by

@@ -29,7 +29,7 @@ pub use exit::{Direction, Exit};
 pub use kick_target::install_kick_handler;
 pub use kicker::Kicker;
 pub use snapshot::VcpuState;
-pub use state::{CpuState, STATE_MSRS};
+pub use state::CpuState;
 pub use vcpu::Vcpu;
 
 use crate::sync;
@@ -128,6 +128,13 @@ pub enum KvmError {
         /// Where the guest stood.
         rip: u64,
     },
+}
+
+impl KvmError {
+    /// KVM does not take the value it was given, and has changed nothing.
+    pub fn is_of_value(&self) -> bool {
+        matches!(self, Self::Call { source, .. } if source.errno() == libc::EINVAL)
+    }
 }
 
 /// Names the ioctl that failed.

@@ -5,8 +5,10 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::state::{MSRS, read_msrs, read_xcrs, write_xcrs};
-use super::{KvmError, Vcpu, call};
+use super::state::{read_msrs, read_xcrs, write_xcrs};
+use super::vcpu::{Vcpu, has_event};
+use super::{KvmError, call};
+use crate::msr::VCPU_MSRS;
 
 /// RFLAGS.IF.
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -59,7 +61,7 @@ impl VcpuState {
         // (api.rst 4.43), and no such feature is ever asked for.
         unsafe { fd.set_xsave(&self.xsave) }.map_err(call("KVM_SET_XSAVE"))?;
         fd.set_debug_regs(&self.debug).map_err(call("KVM_SET_DEBUGREGS"))?;
-        let entries: Vec<_> = MSRS
+        let entries: Vec<_> = VCPU_MSRS
             .iter()
             .zip(&self.msrs)
             .map(|(&(index, _), &data)| kvm_msr_entry { index, data, ..Default::default() })
@@ -85,10 +87,50 @@ impl VcpuState {
     }
 }
 
-/// Whether an exception or interrupt is on its way to the guest.
-pub(super) fn has_event(events: &kvm_vcpu_events) -> bool {
-    events.interrupt.injected != 0
-        || events.exception.injected != 0
-        || events.exception.pending != 0
-        || events.nmi.injected != 0
+impl Vcpu {
+    /// Takes the whole state of the vCPU, which must have no exit to complete, and gives it back:
+    /// KVM does not take every value as it gave it (its AMD part cuts SYSENTER_ESP and
+    /// SYSENTER_EIP to 32 bits, `svm_set_msr`), and whoever else restores the state is to stand
+    /// where this vCPU stands.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn save(&mut self) -> Result<VcpuState, KvmError> {
+        let state = VcpuState::save(self)?;
+        self.place(&state)?;
+        Ok(state)
+    }
+
+    fn place(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        state.restore(self)?;
+        self.stands_placed(state.interrupts_enabled(), state.takes_interrupt());
+        Ok(())
+    }
+
+    /// Puts the vCPU into `state`, whatever it was doing.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        self.abandon()?;
+        self.place(state)
+    }
+
+    /// Puts the vCPU back to where it stood before its first instruction. Between, it is without
+    /// paging for a moment: KVM flushes the guest's TLB when CR0.PG changes, and only then
+    /// surely (`__set_sregs`, arch/x86/kvm/x86.c).
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn reset(&mut self, power_on: &VcpuState) -> Result<(), KvmError> {
+        const CR0_PE_ET: u64 = 0x11;
+        const EFER_LME_LMA: u64 = 0x500;
+        self.abandon()?;
+        let mut sregs = self.sregs()?;
+        sregs.cr0 = CR0_PE_ET;
+        sregs.efer &= !EFER_LME_LMA;
+        (sregs.cs.l, sregs.cs.db) = (0, 1);
+        self.set_sregs(&sregs)?;
+        self.place(power_on)
+    }
 }

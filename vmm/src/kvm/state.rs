@@ -3,32 +3,10 @@
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment, kvm_xcr, kvm_xcrs};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{KvmError, Vcpu, call};
+use super::vcpu::Vcpu;
+use super::{KvmError, call};
+use crate::msr::VCPU_MSRS;
 
-/// Model-specific registers a 64-bit kernel keeps state in (AMD APM vol. 2, appendix A). The others
-/// are either in `kvm_sregs` (EFER, FS/GS base, APIC base) or hidden by the CPU template.
-pub(super) const MSRS: [(u32, &str); 9] = [
-    (0x0000_0174, "SYSENTER_CS"),
-    (0x0000_0175, "SYSENTER_ESP"),
-    (0x0000_0176, "SYSENTER_EIP"),
-    (0x0000_0277, "PAT"),
-    (0xc000_0081, "STAR"),
-    (0xc000_0082, "LSTAR"),
-    (0xc000_0083, "CSTAR"),
-    (0xc000_0084, "SFMASK"),
-    (0xc000_0102, "KERNEL_GS_BASE"),
-];
-
-/// Every MSR that is part of this state, here or in `kvm_sregs`: EFER, FS and GS base.
-pub const STATE_MSRS: [u32; MSRS.len() + 3] = {
-    let mut all = [0xc000_0080, 0xc000_0100, 0xc000_0101, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let mut i = 0;
-    while i < MSRS.len() {
-        all[i + 3] = MSRS[i].0;
-        i += 1;
-    }
-    all
-};
 /// Where XSAVE's image has the x87 control, status and tag words, MXCSR, and the registers of x87
 /// and SSE (SDM vol. 1, table 10-2); the instruction and data pointers are left out, which not
 /// every CPU keeps.
@@ -123,12 +101,12 @@ fn words(words: &[u64]) -> Vec<u8> {
 
 pub(super) fn read_msrs(vcpu: &Vcpu) -> Result<Vec<u64>, KvmError> {
     let entries: Vec<_> =
-        MSRS.iter().map(|&(index, _)| kvm_msr_entry { index, ..Default::default() }).collect();
+        VCPU_MSRS.iter().map(|&(index, _)| kvm_msr_entry { index, ..Default::default() }).collect();
     let refused =
         || KvmError::Call { call: "KVM_GET_MSRS", cause: kvm_ioctls::Error::new(libc::EINVAL) };
     let mut msrs = Msrs::from_entries(&entries).map_err(|_| refused())?;
     let read = vcpu.fd().get_msrs(&mut msrs).map_err(call("KVM_GET_MSRS"))?;
-    if read != MSRS.len() {
+    if read != VCPU_MSRS.len() {
         return Err(refused());
     }
     Ok(msrs.as_slice().iter().map(|m| m.data).collect())

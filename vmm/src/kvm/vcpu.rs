@@ -6,10 +6,10 @@ use std::rc::Rc;
 
 use ftvmm_replication::PAGE_BYTES;
 use kvm_bindings::{
-    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO,
+    CpuId, KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO,
     KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
     KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVMIO,
-    kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_sregs,
+    kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -18,7 +18,6 @@ use vmm_sys_util::ioctl_iow_nr;
 
 use super::kick_target::ImmediateExit;
 use super::kicker::{Kicker, Kicks};
-use super::snapshot::{VcpuState, has_event};
 use super::{Direction, Exit, KvmError, Memory, call};
 use crate::msr::MsrAccess;
 
@@ -348,59 +347,27 @@ impl Vcpu {
         self.placed.map_or(self.fd.get_kvm_run().if_flag != 0, |(enabled, _)| enabled)
     }
 
-    /// Saves the state of the vCPU, which must have no exit to complete, and restores the saved
-    /// state into it, because KVM truncates some values on set (SYSENTER_ESP and SYSENTER_EIP to
-    /// 32 bits on AMD, `svm_set_msr`): recorder and replayer must end up identical.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn save(&mut self) -> Result<VcpuState, KvmError> {
-        let state = VcpuState::save(self)?;
-        self.place(&state)?;
-        Ok(state)
-    }
-
-    fn place(&mut self, state: &VcpuState) -> Result<(), KvmError> {
-        state.restore(self)?;
-        // The state's own interrupt shadow counts, wherever this vCPU stood before.
+    /// The guest stands where a state put it: the state's own interrupt shadow counts, wherever this
+    /// vCPU stood before.
+    pub(super) fn stands_placed(&mut self, interrupts_enabled: bool, takes_interrupt: bool) {
         self.at_exit = false;
-        self.placed = Some((state.interrupts_enabled(), state.takes_interrupt()));
-        Ok(())
+        self.placed = Some((interrupts_enabled, takes_interrupt));
     }
 
     /// Gives up the access the guest stopped for, be it one of several of its instruction. What
     /// that does to registers and memory is for the caller to undo.
-    fn abandon(&mut self) -> Result<(), KvmError> {
+    pub(super) fn abandon(&mut self) -> Result<(), KvmError> {
         self.next_exit = None;
         while self.complete()?.is_some() {}
         Ok(())
     }
 
-    /// Puts the vCPU into `state`, whatever it was doing.
+    /// Gives the vCPU this CPUID table.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
-        self.abandon()?;
-        self.place(state)
-    }
-
-    /// Puts the vCPU back to where it stood before its first instruction. Between, it is without
-    /// paging for a moment: KVM flushes the guest's TLB when CR0.PG changes, and only then
-    /// surely (`__set_sregs`, arch/x86/kvm/x86.c).
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn reset(&mut self, power_on: &VcpuState) -> Result<(), KvmError> {
-        const CR0_PE_ET: u64 = 0x11;
-        const EFER_LME_LMA: u64 = 0x500;
-        self.abandon()?;
-        let mut sregs = self.sregs()?;
-        sregs.cr0 = CR0_PE_ET;
-        sregs.efer &= !EFER_LME_LMA;
-        (sregs.cs.l, sregs.cs.db) = (0, 1);
-        self.set_sregs(&sregs)?;
-        self.place(power_on)
+    pub fn set_cpuid(&self, cpuid: &CpuId) -> Result<(), KvmError> {
+        self.fd.set_cpuid2(cpuid).map_err(call("KVM_SET_CPUID2"))
     }
 
     /// Hands the guest the interrupt `vector`; it takes it before its next instruction. Only valid
@@ -502,4 +469,12 @@ impl AsRawFd for Vcpu {
 
 fn direction(is_write: bool) -> Direction {
     if is_write { Direction::Write } else { Direction::Read }
+}
+
+/// Whether an exception or interrupt is on its way to the guest.
+pub(super) fn has_event(events: &kvm_vcpu_events) -> bool {
+    events.interrupt.injected != 0
+        || events.exception.injected != 0
+        || events.exception.pending != 0
+        || events.nmi.injected != 0
 }

@@ -6,8 +6,8 @@ use ftvmm_devices::PowerEvent;
 use ftvmm_replication::{OnPanic, OnReset, Ordinal};
 
 use super::Machine;
+use super::firmware::act_as_firmware;
 use crate::boot::BootImage;
-use crate::guest::act_as_firmware;
 use crate::kvm::{VcpuState, forget_memory};
 use crate::step::StopCause;
 use crate::virtual_machine::RestartError;
@@ -60,11 +60,8 @@ impl Machine {
         }
     }
 
-    /// Goes back to power-on, at exit `at`. What the guest has sent must have been taken.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn restart(&mut self, at: Ordinal) -> Result<(), RestartError> {
+    /// Goes back to power-on, at exit `at`.
+    pub(super) fn power_on_again(&mut self, at: Ordinal) -> Result<(), RestartError> {
         let panicked = self.board.panic_was_printed();
         let reason = self.board.panic_reason().escape_ascii().to_string();
         // Whatever access was under way is over before memory is zero.

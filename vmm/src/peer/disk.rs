@@ -7,7 +7,7 @@ use ftvmm_devices::{DiskOutcome, Input};
 use ftvmm_replication::{DiskAnswer, SessionEvent};
 
 use super::Peer;
-use crate::disk::Completion;
+use crate::disk_completion::Completion;
 
 /// What a follower does about a request that ended in its log.
 pub enum Compared {

@@ -11,7 +11,7 @@ use ftvmm_replication::{
 use super::Peer;
 use super::disk::{Compared, compare};
 use super::guest::RoleChange;
-use crate::disk::Completion;
+use crate::disk_completion::Completion;
 use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
 use crate::step::{RunMode, Situation, Standpoint, Step, StopCause};

@@ -65,7 +65,7 @@ pub fn write(vcpu: &mut Vcpu, number: u8) -> Result<(u64, bool), KvmError> {
         match vcpu.set_sregs(&sregs) {
             Ok(()) => true,
             // Reserved bits, and those CPUID does not offer; KVM has changed nothing.
-            Err(KvmError::Call { cause, .. }) if cause.errno() == libc::EINVAL => false,
+            Err(error) if error.is_of_value() => false,
             Err(error) => return Err(error),
         }
     };

@@ -6,12 +6,12 @@ use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
 use super::slices::{SlicePolicy, Stopped};
-use crate::disk::Completion;
+use crate::disk_completion::Completion;
 use crate::input::alarm::{AlarmPlan, Setting};
 use crate::input::live_queue::{Pending, Shutdown};
 use crate::input::patience::InputDelays;
 use crate::input::sampling::Sampler;
-use crate::run_loop::{RunMode, Situation, Step};
+use crate::step::{RunMode, Situation, Step};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood
 /// its log.

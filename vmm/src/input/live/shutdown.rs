@@ -5,7 +5,7 @@ use ftvmm_replication::{GuestNs, HostNs};
 
 use crate::input::alarm::AlarmPlan;
 use crate::input::live_queue::{Pending, Shutdown};
-use crate::run_loop::StopCause;
+use crate::step::StopCause;
 
 /// Presses the power button when the run is to end, and ends it when nobody listens or the guest
 /// has had its time.

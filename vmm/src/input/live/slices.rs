@@ -4,7 +4,7 @@ use ftvmm_replication::GuestNs;
 
 use crate::input::alarm::AlarmPlan;
 use crate::input::patience::{InputDelays, Patience, Requester};
-use crate::run_loop::{RunMode, Situation};
+use crate::step::{RunMode, Situation};
 
 /// What the policy waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,10 +7,10 @@ use ftvmm_replication::HostNs;
 
 use super::*;
 use crate::disk::{CompletionPolicy, Disk, DiskFile};
-use crate::host::resting_timer;
-use crate::input::live_queue::{Pending, Shutdown};
+use crate::host::{Typed, resting_timer};
+use crate::input::live_queue::{InputQueue, Pending, Shutdown};
 use crate::input::sampling::{LATE_NS_MAX, SAMPLE_NS};
-use crate::run_loop::StopCause;
+use crate::step::StopCause;
 
 const MS: u64 = 1_000_000;
 const STOOD_AT_NS: u64 = 5_000 * MS;
@@ -400,4 +400,17 @@ fn a_restored_guest_first_learns_that_it_is_another() {
     assert_ne!(generation_id, [0; 16]);
     assert!(unix_s.abs_diff(host_unix_seconds()) < 60);
     assert!(matches!(live.next(&exit(3)), Ok(Step::Proceed)));
+}
+
+#[test]
+fn what_is_typed_reaches_the_guest_or_ends_the_run() {
+    let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(5));
+    queue.take_typed(Typed::Bytes(b"ls"));
+    queue.take_typed(Typed::Break);
+    assert!(!queue.is_stopped());
+    queue.take_typed(Typed::Quit);
+    let waiting = queue.lock();
+    assert_eq!(waiting.console, *b"ls");
+    assert_eq!(waiting.signals, [Input::ConsoleBreak]);
+    assert_eq!(waiting.stop, Some(StopCause::Requested));
 }

@@ -2,8 +2,14 @@
 //! stop to stop.
 //!
 //! It is built from the same KVM adapter and CPU template as every guest of ftvmm, so what holds
-//! here holds there. No run can hang: the examination's watchdog interrupts `KVM_RUN` every
-//! [`super::KICK_PERIOD_MS`], and after [`KICKS_PER_RUN_MAX`] interruptions the guest is given up.
+//! here holds there. Start-up tries with it what a template rests on ([`xsave`]), `ftvmm doctor`
+//! all the rest. Under doctor no run can hang: its watchdog interrupts `KVM_RUN` again and again,
+//! and after [`KICKS_PER_RUN_MAX`] interruptions the guest is given up.
+
+mod failure;
+pub mod programs;
+mod stop;
+pub mod xsave;
 
 use std::fmt;
 use std::path::Path;
@@ -15,11 +21,12 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::failure::ProbeFailure;
-use super::programs::{self, layout};
+pub use failure::{Findings, ProbeFailure, expect_equal, same_bytes};
+pub use stop::Stop;
+
+use self::programs::layout;
 use crate::cpu_template::{CpuTemplate, DEFAULT_TEMPLATE};
 use crate::kvm::{Direction, Exit, KvmError, Memory, Vcpu, Vm, call};
-use crate::msr::MsrAccess;
 
 /// Interruptions one run may take: about two seconds.
 pub const KICKS_PER_RUN_MAX: u32 = 80;
@@ -82,73 +89,6 @@ impl fmt::Display for Ring {
     }
 }
 
-/// Where a program stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// It has its result: the registers are what counts.
-    Report,
-    /// It wants a value: [`MicroGuest::answer`].
-    Ask,
-    /// It read memory that is not there; answered like [`Stop::Ask`].
-    MmioRead {
-        /// Guest-physical address.
-        addr: u64,
-    },
-    /// It wrote to memory that is not there.
-    MmioWrite {
-        /// Guest-physical address.
-        addr: u64,
-        /// The first four bytes, little-endian.
-        value: u32,
-    },
-    /// RDMSR or WRMSR that KVM did not serve.
-    Msr(MsrAccess),
-    /// HLT.
-    Hlt,
-    /// It took an exception.
-    Exception {
-        /// The vector.
-        vector: u8,
-    },
-    /// One step is done, or a debug condition was met.
-    Debug,
-    /// The watchdog's signal came.
-    Interrupted,
-    /// It wrote to a port no program uses.
-    StrangePort {
-        /// The port.
-        port: u16,
-    },
-    /// Triple fault.
-    Shutdown,
-}
-
-impl fmt::Display for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Report => write!(f, "the end of the program"),
-            Self::Ask => write!(f, "a port read"),
-            Self::MmioRead { addr } => write!(f, "an MMIO read of {addr:#x}"),
-            Self::MmioWrite { addr, value } => {
-                write!(f, "an MMIO write of {value:#x} to {addr:#x}")
-            }
-            Self::Msr(MsrAccess { index, .. }) => write!(f, "an access to MSR {index:#x}"),
-            Self::Hlt => write!(f, "HLT"),
-            Self::Exception { vector } => match EXCEPTION_NAMES.iter().find(|n| n.0 == *vector) {
-                Some((_, name)) => write!(f, "the guest's {name} handler"),
-                None => write!(f, "the guest's handler of vector {vector}"),
-            },
-            Self::Debug => write!(f, "a debug exit"),
-            Self::Interrupted => write!(f, "a signal"),
-            Self::StrangePort { port } => write!(f, "an access to port {port:#x}"),
-            Self::Shutdown => write!(f, "a triple fault"),
-        }
-    }
-}
-
-const EXCEPTION_NAMES: [(u8, &str); 5] =
-    [(1, "#DB"), (3, "#BP"), (6, "#UD"), (13, "#GP"), (14, "#PF")];
-
 /// KVM_CREATE_VM gives up when a signal is pending, and the watchdog's may be: tries again.
 ///
 /// # Errors
@@ -169,7 +109,8 @@ pub fn uninterrupted<T>(mut create: impl FnMut() -> Result<T, KvmError>) -> Resu
 pub fn template_cpuid() -> Result<CpuId, ProbeFailure> {
     let vm = uninterrupted(|| Vm::new(layout::MEMORY_BYTES, false))?;
     let vcpu = vm.create_vcpu()?;
-    CpuTemplate::for_host(&vm, Path::new(DEFAULT_TEMPLATE))?.apply(&vcpu)?;
+    let template = CpuTemplate::for_host(&vm.supported_cpuid()?, Path::new(DEFAULT_TEMPLATE))?;
+    vcpu.set_cpuid(template.cpuid())?;
     let mut cpuid = vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_CPUID2"))?;
     // Older kernels do not tell how many entries they filled; the others are zero, as no leaf is.
     cpuid.retain(|leaf| *leaf != kvm_cpuid_entry2::default());

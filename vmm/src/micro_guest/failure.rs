@@ -5,9 +5,12 @@ use std::fmt;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
-use super::guest::Stop;
+use super::stop::Stop;
 use crate::cpu_template::TemplateError;
 use crate::kvm::KvmError;
+
+/// What a probe found, in words, or what does not hold.
+pub type Findings = Result<String, ProbeFailure>;
 
 /// Why a probe's expectation does not hold.
 #[derive(Debug, Error)]
@@ -72,7 +75,7 @@ pub enum ProbeFailure {
     Slow {
         /// Millions of instructions per second.
         mips: f64,
-        /// [`super::speed::MIPS_MIN`].
+        /// The least that is fast enough.
         mips_min: f64,
     },
 }
@@ -94,4 +97,38 @@ pub fn expect_equal<T: PartialEq + fmt::LowerHex>(
         got: format!("{got:#x}"),
         expected: format!("{expected:#x}"),
     })
+}
+
+/// Compares what two runs left behind; `what` names the place of the first difference.
+///
+/// # Errors
+/// When they are not equal.
+pub fn same_bytes(
+    what: impl FnOnce(usize) -> String,
+    expected: &[u8],
+    got: &[u8],
+) -> Result<(), ProbeFailure> {
+    if expected == got {
+        return Ok(());
+    }
+    let at = expected.iter().zip(got).take_while(|(expected, got)| expected == got).count();
+    let show = |bytes: &[u8]| bytes.get(at).map_or("nothing".into(), |byte| format!("{byte:#04x}"));
+    Err(ProbeFailure::Differs {
+        what: what(at),
+        got: show(got),
+        expected: format!("{} as in the first run", show(expected)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_placed_and_shown() {
+        let failure = same_bytes(|at| format!("byte {at}"), &[1, 2, 3], &[1, 9, 3]).unwrap_err();
+        assert_eq!(failure.to_string(), "byte 1: got 0x09, expected 0x02 as in the first run");
+        let failure = same_bytes(|at| format!("byte {at}"), &[1, 2], &[1]).unwrap_err();
+        assert_eq!(failure.to_string(), "byte 1: got nothing, expected 0x02 as in the first run");
+    }
 }

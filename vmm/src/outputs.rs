@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ftvmm_devices::Output;
 use ftvmm_replication::{Ordinal, OutputDigest};
 
-use super::{Console, NetWatch, Tap};
 use crate::disk::Disk;
+use crate::host::{Console, Tap};
 use crate::input_error::InputError;
+use crate::net_watch::NetWatch;
 use crate::step::OutputSink;
 
 /// Writes to the host at once.

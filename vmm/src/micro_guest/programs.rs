@@ -190,8 +190,8 @@ program!(
 );
 
 program!(
-    /// Loads an integer into an x87 register, stores the x87 environment, reports; stores it again behind the
-    /// first and reports.
+    /// Loads an integer into an x87 register, stores the x87 environment, reports; stores it again
+    /// behind the first and reports.
     x87_environments:
     "fninit"
     "mov edi, {data}"
@@ -327,9 +327,9 @@ program!(
 );
 
 program!(
-    /// Stores its state with XSAVE at DATA in nine situations: fresh; x87 used; SSE used; AVX used; after VZEROUPPER;
-    /// all registers back at their initial values; after XRSTOR of the first image; of the fourth; x87 alone. Wants
-    /// CR4.OSXSAVE.
+    /// Stores its state with XSAVE at DATA in nine situations: fresh; x87 used; SSE used; AVX used;
+    /// after VZEROUPPER; all registers back at their initial values; after XRSTOR of the first
+    /// image; of the fourth; x87 alone. Wants CR4.OSXSAVE.
     xsave_images:
     "xor ecx, ecx"
     "xor edx, edx"

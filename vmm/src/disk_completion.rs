@@ -1,0 +1,30 @@
+//! What came of a request to the guest's disk.
+
+use ftvmm_devices::DiskOutcome;
+use serde::{Deserialize, Serialize};
+
+/// How a request ended on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The request.
+    pub id: u64,
+    /// Its first sector, if it has one.
+    pub sector: Option<u64>,
+    /// It was a flush.
+    pub is_flush: bool,
+    /// For the guest.
+    pub outcome: DiskOutcome,
+    /// What the host said to a request that failed.
+    pub error: Option<String>,
+}
+
+impl Completion {
+    /// What failed, in a line.
+    pub fn failure(&self) -> Option<String> {
+        let error = self.error.as_ref()?;
+        Some(match self.sector {
+            Some(sector) => format!("request {} at sector {sector}: {error}", self.id),
+            None => format!("request {}: {error}", self.id),
+        })
+    }
+}
