@@ -133,7 +133,7 @@ pub enum KvmError {
 impl KvmError {
     /// KVM does not take the value it was given, and has changed nothing.
     pub fn is_of_value(&self) -> bool {
-        matches!(self, Self::Call { source, .. } if source.errno() == libc::EINVAL)
+        matches!(self, Self::Call { cause, .. } if cause.errno() == libc::EINVAL)
     }
 }
 
