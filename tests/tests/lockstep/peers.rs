@@ -6,6 +6,9 @@ use ftvmm_tests::pair::{PORT, PairNames};
 
 use super::*;
 
+/// Pause between two looks whether a host has ended.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// Starts `sh` on the primary's host with something that holds the port, and waits until it does.
 fn occupy(site: &Site, server: &str) -> Result<LabProcess, Failed> {
     let script = format!(
@@ -158,6 +161,10 @@ fn split_brain(site: &Site, mut rng: Rng) -> Result<(), Failed> {
     let before = download.read_through(rng.u64(..DOWNLOAD_BYTES / 2), |_| ())?;
     site.lab.host(rng.usize(..2)).set_link(false)?;
     let downloaded = download.finish(|_| ())?;
+    // The loser ends by itself, when the witness has answered it too.
+    while pair.primary.ended().is_none() && pair.backup.ended().is_none() {
+        std::thread::sleep(LOOK_EVERY);
+    }
     pair.primary.signal(SIGTERM);
     pair.backup.signal(SIGTERM);
     let ends = [pair.primary.wait()?, pair.backup.wait()?];
