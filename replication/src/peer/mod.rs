@@ -249,9 +249,9 @@ impl PeerCore {
         }
     }
 
-    /// Sending the last group took so long.
-    pub fn log_cost(&mut self, cost_ns: u64) {
-        self.log.note_cost(cost_ns);
+    /// The last group has left this host ([`Effect::LogSent`]).
+    pub fn log_sent(&mut self, now_ns: u64) {
+        self.log.note_sent(now_ns);
     }
 
     /// The guest ended here; `at` is the first exit it did not get past.
