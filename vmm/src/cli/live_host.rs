@@ -1,21 +1,24 @@
 //! What a live run has of its host: the queue of its inputs, signals, the watch over its processor,
-//! the control socket.
+//! the control socket; and how its guest is switched on.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::{MemoryLook, Ordinal};
+use ftvmm_replication::{FileHeader, LogHeader, MemoryLook, Ordinal, Start};
 
 use super::args::RunArgs;
+use super::recording::create_log;
 use super::{CommandError, host};
 use crate::control::{ControlServer, Operator};
+use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::HostClock;
 use crate::host::{
     BlockedSignals, HostEventsError, STOP_LONGEST, StopLimit, Subscriber, Ticker, repeating,
     resting_timer,
 };
-use crate::input::{CheckPlan, InputDelays, LiveQueue, Look, PulseWatch};
+use crate::input::{Alarm, CheckPlan, InputDelays, LiveQueue, Look, PulseWatch, Recording};
+use crate::machine::Machine;
 
 /// The host may hold the processor of a guest that runs alone for so long before it is told.
 pub const HELD_LONGEST: Duration = Duration::from_secs(1);
@@ -44,6 +47,47 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<LiveQueue>, Subscriber), Comman
     queue.give_grace(Duration::from_secs(args.stop_grace));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.overdue()))))
+}
+
+/// The timer of the guest's next event, and what waits for it.
+pub fn guest_alarm(queue: &Arc<LiveQueue>) -> Result<(Alarm, Subscriber), CommandError> {
+    let kicked = queue.clone();
+    let ticker = Ticker::new(move || kicked.alarm())?;
+    Ok((Alarm::new(ticker.timer()), Box::new(ticker)))
+}
+
+/// A guest that is switched on.
+pub struct SwitchedOn {
+    /// It.
+    pub machine: Machine,
+    /// Which guest it is, for a snapshot.
+    pub header: FileHeader,
+    /// Its recording, if there is to be one.
+    pub recording: Option<Recording>,
+}
+
+/// Switches `guest` on, whose thread is woken through `queue`. A recording that cannot be written
+/// is refused before.
+pub fn switch_on(
+    args: &RunArgs,
+    guest: Guest,
+    config: &GuestConfig,
+    start: Option<Start>,
+    queue: &LiveQueue,
+) -> Result<SwitchedOn, CommandError> {
+    let header = guest.log_header(config);
+    let log_header = LogHeader { start, ..header.clone() };
+    let create =
+        |path: &PathBuf| create_log(path, args.overwrite, args.record_error.into(), &log_header);
+    let recording = args.record.as_ref().map(create).transpose()?;
+    let mut machine = guest.power_on(config)?;
+    tracing::info!("the guest is switched on");
+    if let Some(fault) = args.inject_fault {
+        machine.schedule(fault);
+    }
+    machine.show_network(queue.network().clone());
+    queue.kick_with(machine.vcpu().kicker());
+    Ok(SwitchedOn { machine, header, recording })
 }
 
 /// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the

@@ -10,7 +10,7 @@ use shuttle::thread;
 
 use super::kick_target::Kvm;
 use super::kicker::Kicks;
-use super::live_queue::LiveQueue;
+use super::live_queue::{LiveQueue, Waiting};
 use super::rendezvous::{Rendezvous, Stop, Wanted};
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, FOREVER, Mutex, lock, wait};
@@ -100,10 +100,15 @@ fn queue(vcpu: &Vcpu) -> Arc<LiveQueue> {
     queue
 }
 
-/// Sleeps or runs the guest until something wants the thread.
-fn go_on(vcpu: &mut Vcpu, queue: &LiveQueue) {
+fn asks_attention(waiting: &mut Waiting) -> bool {
+    std::mem::take(&mut waiting.attend)
+}
+
+/// Sleeps or runs the guest until something wants the thread; not when a look at the queue, under
+/// its lock, says that something does.
+fn go_on(vcpu: &mut Vcpu, queue: &LiveQueue, is_wanted: impl FnOnce(&mut Waiting) -> bool) {
     let mut waiting = queue.lock();
-    if std::mem::take(&mut waiting.attend) {
+    if is_wanted(&mut waiting) {
         return;
     }
     if either() {
@@ -141,27 +146,13 @@ fn whatever_arrives_is_taken() {
             taken += arrived;
             // What came after the look has kicked or woken the thread.
             if arrived == 0 {
-                take_turn(&mut vcpu, &queue);
+                go_on(&mut vcpu, &queue, |waiting| !waiting.is_empty());
             }
         }
         for other in others {
             other.join().unwrap();
         }
     });
-}
-
-/// As [`go_on`], for a thread that looks at the queue under its lock before it sleeps.
-fn take_turn(vcpu: &mut Vcpu, queue: &LiveQueue) {
-    let waiting = queue.lock();
-    if !waiting.is_empty() {
-        return;
-    }
-    if either() {
-        drop(queue.sleep(waiting, None));
-    } else {
-        drop(waiting);
-        vcpu.run();
-    }
 }
 
 #[test]
@@ -176,7 +167,7 @@ fn who_asks_for_the_threads_attention_gets_it() {
             asking.attend();
         });
         while !is_wanted.load(Ordering::SeqCst) {
-            go_on(&mut vcpu, &queue);
+            go_on(&mut vcpu, &queue, asks_attention);
         }
         other.join().unwrap();
     });
@@ -241,7 +232,7 @@ fn a_guest_gives_its_state_wherever_its_thread_waits() {
                 let over = || is_over.load(Ordering::SeqCst);
                 congestion.hold_while(|| !meeting.wants(Wanted::Rest) && !over());
             } else {
-                go_on(&mut vcpu, &queue);
+                go_on(&mut vcpu, &queue, asks_attention);
             }
         }
         assert_eq!((sender.join().unwrap(), given), (Some(ExitOrdinal(9)), Some(7)));
