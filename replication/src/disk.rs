@@ -32,6 +32,42 @@ impl DiskAnswer {
     }
 }
 
+/// What a follower does about a request that ended in its log, when its own disk has answered it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskComparison {
+    /// Give this to the guest.
+    Apply(Input),
+    /// The own disk failed where the recorder's did not.
+    OwnFailed,
+    /// The two say different things: xxh3-64 of both.
+    Differ {
+        /// The own disk's.
+        ours: u64,
+        /// The recorder's.
+        theirs: u64,
+    },
+}
+
+impl DiskAnswer {
+    /// Compares what the own disk said with this, the recorder's answer. Where the recorder's disk
+    /// failed, the guest is told so on both.
+    #[must_use]
+    pub fn compare(self, own: DiskOutcome) -> DiskComparison {
+        let id = self.id;
+        match (Self::of(id, &own).data_xxh3, self.data_xxh3) {
+            (_, None) => {
+                let outcome = DiskOutcome::Failed;
+                DiskComparison::Apply(Input::DiskDone { id, outcome })
+            }
+            (None, Some(_)) => DiskComparison::OwnFailed,
+            (Some(ours), Some(theirs)) if ours == theirs => {
+                DiskComparison::Apply(Input::DiskDone { id, outcome: own })
+            }
+            (Some(ours), Some(theirs)) => DiskComparison::Differ { ours, theirs },
+        }
+    }
+}
+
 impl Record {
     /// The record as a host gets it that has the data on its own disk.
     #[must_use]

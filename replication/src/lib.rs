@@ -59,7 +59,7 @@ pub use build_id::{BuildId, BuildIdError};
 pub use check::{Check, CpuCheck, MemoryCheck, MemoryCheckMode, PageHash};
 pub use cursor::{CursorError, CursorStep, ReplayCursor};
 pub use digest::OutputDigest;
-pub use disk::DiskAnswer;
+pub use disk::{DiskAnswer, DiskComparison};
 pub use file_header::{FileHeader, HeaderError, Start};
 pub use fingerprint::{Difference, Fingerprint, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};

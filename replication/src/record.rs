@@ -50,6 +50,16 @@ counter! {
     /// power-on, before the first instruction.
     Ordinal
 }
+
+impl Ordinal {
+    /// The exit before this one, which a guest that stands at this one has left. Nothing is before
+    /// power-on.
+    #[must_use]
+    pub fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+}
+
 counter! {
     /// Number of a frame the guest transmitted. The first is 1; 0 stands for "none yet".
     OutputOrdinal

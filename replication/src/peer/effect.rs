@@ -11,8 +11,8 @@ use crate::session::policy::{ReleasePolicy, StopReason};
 pub enum Effect {
     /// Send these bytes to the other host.
     Send(Vec<u8>),
-    /// A group of the log was among what is to be sent: report what that costs with
-    /// [`super::PeerCore::log_cost`].
+    /// A group of the log was among what is to be sent: report that it was with
+    /// [`super::PeerCore::log_sent`], so that its cost is known.
     LogSent,
     /// Close the connection, after what was to be sent before.
     HangUp,

@@ -148,7 +148,7 @@ impl PeerCore {
 
     /// A connection stands.
     pub fn connect(&mut self, now_ns: u64) {
-        self.send(&wire::PREAMBLE);
+        self.unsent().extend_from_slice(&wire::PREAMBLE);
         self.decoder = Some(Decoder::new());
         self.step(now_ns, SessionEvent::Connected);
     }
@@ -184,23 +184,23 @@ impl PeerCore {
         self.session.tell_time_of_day(unix_s);
     }
 
-    /// Lets time pass; when it should again at the latest, on the same clock.
-    pub fn tick(&mut self, now_ns: u64) -> Option<u64> {
+    /// Lets time pass. Due when the session's next deadline is.
+    pub fn tick(&mut self, now_ns: u64) {
         if self.session.next_deadline_ns().is_some_and(|deadline_ns| deadline_ns <= now_ns) {
             self.step(now_ns, SessionEvent::Tick);
         }
         if self.announcer.is_due(now_ns) {
             self.effects.push(Effect::Announce);
         }
-        self.session.next_deadline_ns()
     }
 
     // The guest's log.
 
     /// The recorder has a record of the guest. Does nothing while nobody follows.
     pub fn append(&mut self, now_ns: u64, record: &Record) {
-        if self.records_log() && self.log.append(record) == Pace::Send {
-            self.flush_log(now_ns);
+        if self.records_log() {
+            let pace = self.log.append(record);
+            self.keep_pace(now_ns, pace);
         }
     }
 
@@ -209,11 +209,8 @@ impl PeerCore {
         if !self.records_log() {
             return;
         }
-        match self.log.exit_complete(at, now_ns, self.session.lag_exits()) {
-            Pace::Send => self.flush_log(now_ns),
-            Pace::LookIn { ns } => self.effects.push(Effect::LookAtLogIn { ns }),
-            Pace::Wait => {}
-        }
+        let pace = self.log.exit_complete(at, now_ns, self.session.lag_exits());
+        self.keep_pace(now_ns, pace);
         // The backup must not wait for a group while the guest waits for the backup.
         if self.guest.congested {
             self.flush_log(now_ns);
@@ -230,7 +227,12 @@ impl PeerCore {
 
     /// The time of [`Effect::LookAtLogIn`] is over.
     pub fn look_at_log(&mut self, now_ns: u64) {
-        match self.log.look(now_ns) {
+        let pace = self.log.look(now_ns);
+        self.keep_pace(now_ns, pace);
+    }
+
+    fn keep_pace(&mut self, now_ns: u64, pace: Pace) {
+        match pace {
             Pace::Send => self.flush_log(now_ns),
             Pace::LookIn { ns } => self.effects.push(Effect::LookAtLogIn { ns }),
             Pace::Wait => {}
@@ -249,9 +251,9 @@ impl PeerCore {
         }
     }
 
-    /// Sending the last group took so long.
-    pub fn log_cost(&mut self, cost_ns: u64) {
-        self.log.note_cost(cost_ns);
+    /// The last group has left this host ([`Effect::LogSent`]).
+    pub fn log_sent(&mut self, now_ns: u64) {
+        self.log.note_sent(now_ns);
     }
 
     /// The guest ended here; `at` is the first exit it did not get past.

@@ -158,8 +158,9 @@ impl LogPacer {
         Some(self.group.finish(self.horizon))
     }
 
-    /// Sending a group took so long.
-    pub fn note_cost(&mut self, cost_ns: u64) {
+    /// The last group has left: what it cost, from its end on, is smoothed.
+    pub fn note_sent(&mut self, now_ns: u64) {
+        let cost_ns = now_ns.saturating_sub(self.sent_ns);
         let others_ns = self.cost_ns.saturating_mul(COST_MESSAGES - 1);
         self.cost_ns = others_ns.saturating_add(cost_ns) / COST_MESSAGES;
     }
@@ -261,6 +262,17 @@ mod tests {
         pacer.append(&frame(2));
         assert_eq!(pacer.look(3 * MS), Pace::Wait);
         assert_eq!(pacer.exit_complete(Ordinal(2), 3 * MS, 0), Pace::Send);
+    }
+
+    #[test]
+    fn the_cost_of_a_message_is_smoothed_from_its_end_to_when_it_has_left() {
+        let mut pacer = pacer(0);
+        for n in 1..=100 {
+            pacer.exit_complete(Ordinal(n), n * MS, 0);
+            assert!(pacer.take_group(n * MS).is_some());
+            pacer.note_sent(n * MS + 80 * US);
+        }
+        assert!((79 * US..=80 * US).contains(&pacer.cost_ns), "{}", pacer.cost_ns);
     }
 
     #[test]

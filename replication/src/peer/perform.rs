@@ -17,11 +17,14 @@ impl PeerCore {
         self.effects.push(Effect::Tell(notice));
     }
 
-    /// Bytes that leave together are one effect.
-    pub(super) fn send(&mut self, bytes: &[u8]) {
+    /// Where bytes for the other host go: those that leave together are one effect.
+    pub(super) fn unsent(&mut self) -> &mut Vec<u8> {
+        if !matches!(self.effects.last(), Some(Effect::Send(_))) {
+            self.effects.push(Effect::Send(Vec::new()));
+        }
         match self.effects.last_mut() {
-            Some(Effect::Send(unsent)) => unsent.extend_from_slice(bytes),
-            _ => self.effects.push(Effect::Send(bytes.to_vec())),
+            Some(Effect::Send(unsent)) => unsent,
+            _ => unreachable!("the last effect is one"),
         }
     }
 
@@ -51,7 +54,7 @@ impl PeerCore {
             Action::Protect { at } => {
                 self.notice(Notice::Protected { at });
                 self.mode = Mode::Recording;
-                self.log.start(Ordinal(at.0.saturating_sub(1)));
+                self.log.start(at.previous());
                 self.counters.found_peer();
             }
             Action::Join { release } => self.join(release),
@@ -84,16 +87,8 @@ impl PeerCore {
 
     fn send_message(&mut self, message: &Message) {
         self.count(message);
-        if self.decoder.is_none() {
-            return;
-        }
-        match self.effects.last_mut() {
-            Some(Effect::Send(unsent)) => wire::encode(message, unsent),
-            _ => {
-                let mut bytes = Vec::new();
-                wire::encode(message, &mut bytes);
-                self.effects.push(Effect::Send(bytes));
-            }
+        if self.is_connected() {
+            wire::encode(message, self.unsent());
         }
     }
 

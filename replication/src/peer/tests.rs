@@ -46,6 +46,12 @@ fn bytes(messages: &[Message]) -> Vec<u8> {
     bytes
 }
 
+/// What a host says first that is to be this, before any guest runs.
+fn hello(role: Role) -> Message {
+    let (build, fingerprint) = (build(), fingerprint());
+    Message::Hello { role, build, fingerprint, highest_term: Term(0), runs: false }
+}
+
 /// A primary whose guest runs, followed by a backup.
 fn protected() -> PeerCore {
     make_protected(core(Role::Primary))
@@ -58,14 +64,7 @@ fn protected_under(limits: Limits, on_divergence: DivergencePolicy) -> PeerCore 
 fn make_protected(mut core: PeerCore) -> PeerCore {
     core.connect(MS);
     core.receive(MS, &wire::PREAMBLE);
-    let hello = Message::Hello {
-        role: Role::Backup,
-        build: build(),
-        fingerprint: fingerprint(),
-        highest_term: Term(0),
-        runs: false,
-    };
-    core.receive(MS, &bytes(&[hello]));
+    core.receive(MS, &bytes(&[hello(Role::Backup)]));
     core.step(MS, SessionEvent::TermClaimed { term: Term(1), granted: true });
     core.receive(MS, &bytes(&[Message::Ready { term: Term(1) }]));
     assert!(core.session().is_protected() && core.begin().is_some());
@@ -78,20 +77,13 @@ fn following() -> PeerCore {
     let mut core = core(Role::Backup);
     core.connect(MS);
     core.receive(MS, &wire::PREAMBLE);
-    let hello = Message::Hello {
-        role: Role::Primary,
-        build: build(),
-        fingerprint: fingerprint(),
-        highest_term: Term(0),
-        runs: false,
-    };
     let welcome = Message::Welcome {
         term: Term(1),
         rtc_epoch_s: 7,
         release: ReleasePolicy::Ack,
         on_divergence: DivergencePolicy::Failover,
     };
-    core.receive(MS, &bytes(&[hello, welcome]));
+    core.receive(MS, &bytes(&[hello(Role::Primary), welcome]));
     assert_eq!(core.begin(), Some(Begin { rtc_epoch_s: 7, release: ReleasePolicy::Ack }));
     let _ = core.take_effects();
     core

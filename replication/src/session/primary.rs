@@ -233,7 +233,7 @@ impl Primary {
                 self.window.on_executed(executed_through);
             }
             (_, Message::Digest { output, at, digest, .. }) if self.is_followed() => {
-                self.window.on_executed(Ordinal(at.0.saturating_sub(1)));
+                self.window.on_executed(at.previous());
                 let compared = self.gate.on_digest(output, at, digest);
                 self.on_compared(cx, compared);
             }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, Input};
-use ftvmm_replication::DiskAnswer;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::CELLS;
@@ -102,26 +101,5 @@ impl Disk {
         (self.last_id, self.done_through) = (last_id, last_id);
         let told = answers.into_iter().map(|answer| (answer.id, Answer { told: true, ..answer }));
         self.answers = told.collect();
-    }
-}
-
-/// What a follower does about a request that ended in its log.
-pub enum Compared {
-    Apply(Input),
-    /// This host's disk failed where the other's did not.
-    Failed,
-    Differ,
-}
-
-/// Compares the own disk's answer with the log's.
-pub fn compare(own: Answer, log: DiskAnswer) -> Compared {
-    let id = own.id;
-    match (DiskAnswer::of(id, &own.outcome).data_xxh3, log.data_xxh3) {
-        (_, None) => Compared::Apply(Input::DiskDone { id, outcome: DiskOutcome::Failed }),
-        (None, Some(_)) => Compared::Failed,
-        (Some(ours), Some(theirs)) if ours == theirs => {
-            Compared::Apply(Input::DiskDone { id, outcome: own.outcome })
-        }
-        (Some(_), Some(_)) => Compared::Differ,
     }
 }

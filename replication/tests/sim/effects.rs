@@ -129,8 +129,8 @@ impl World {
         match effect {
             Effect::Send(bytes) => self.send_cut(host, bytes),
             Effect::LogSent => {
-                let cost_ns = self.random.between(0, 150 * US);
-                self.hosts[host].core.log_cost(cost_ns);
+                let took_ns = self.random.between(0, 150 * US);
+                self.hosts[host].core.log_sent(self.now_ns + took_ns);
             }
             Effect::HangUp => self.close(host),
             Effect::Transmit(frame) => self.transmit(host, &frame),

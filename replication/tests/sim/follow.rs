@@ -1,9 +1,10 @@
 //! The guest's thread while the guest follows the other host's log, or is given its state.
 
-use ftvmm_replication::{DiskAnswer, MemoryCheckMode, Ordinal, ReplayStep, SessionEvent, Slice};
+use ftvmm_replication::{
+    DiskAnswer, DiskComparison, MemoryCheckMode, Ordinal, ReplayStep, SessionEvent, Slice,
+};
 
 use crate::coverage::Mark;
-use crate::disk::{Compared, compare};
 use crate::host::Stage;
 use crate::world::World;
 
@@ -131,9 +132,9 @@ impl World {
         };
         own.awaited = None;
         self.coverage.mark(Mark::DiskCompared);
-        match compare(ours, answer) {
-            Compared::Apply(input) => own.guest.apply(&input),
-            Compared::Failed => {
+        match answer.compare(ours.outcome) {
+            DiskComparison::Apply(input) => own.guest.apply(&input),
+            DiskComparison::OwnFailed => {
                 let (id, description) = (answer.id, "failed here alone".to_owned());
                 self.step(host, SessionEvent::DiskFailed { id, description });
                 if !self.hosts[host].has_stopped() {
@@ -142,7 +143,7 @@ impl World {
                     self.fault_at(host, "the disk failed here alone");
                 }
             }
-            Compared::Differ => self.fault_at(host, "the disks differ"),
+            DiskComparison::Differ { .. } => self.fault_at(host, "the disks differ"),
         }
         true
     }

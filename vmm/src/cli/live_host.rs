@@ -1,21 +1,26 @@
 //! What a live run has of its host: the queue of its inputs, signals, the watch over its processor,
-//! the control socket.
+//! the control socket; and how its guest is switched on.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::{MemoryCheckMode, Ordinal};
+use ftvmm_replication::{FileHeader, LogHeader, MemoryCheckMode, Ordinal, Start};
 
 use super::args::RunArgs;
+use super::recording::create_log;
 use super::{CommandError, host};
 use crate::control::{ControlServer, Operator};
+use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::HostClock;
 use crate::host::{
     BlockedSignals, HostEventsError, STOP_LONGEST, StopLimit, Subscriber, Ticker, repeating,
     resting_timer,
 };
-use crate::input::{CheckPlan, InputDelays, InputQueue, PulseWatch, VcpuHealth};
+use crate::input::{
+    CheckPlan, GuestTimer, InputDelays, InputQueue, PulseWatch, Recording, VcpuHealth,
+};
+use crate::machine::Machine;
 
 /// How long the vCPU thread of a guest without a pair may be held before it is reported.
 pub const HELD_LONGEST: Duration = Duration::from_secs(1);
@@ -44,6 +49,47 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), Comma
     queue.give_grace(Duration::from_secs(args.stop_grace));
     let waited = queue.clone();
     Ok((queue, Box::new(Ticker::on(timer, move || waited.deadline_passed()))))
+}
+
+/// The timer of the guest's next event, and what waits for it.
+pub fn guest_alarm(queue: &Arc<InputQueue>) -> Result<(GuestTimer, Subscriber), CommandError> {
+    let kicked = queue.clone();
+    let ticker = Ticker::new(move || kicked.timer_due())?;
+    Ok((GuestTimer::new(ticker.timer()), Box::new(ticker)))
+}
+
+/// A guest that is switched on.
+pub struct SwitchedOn {
+    /// It.
+    pub machine: Machine,
+    /// Which guest it is, for a snapshot.
+    pub header: FileHeader,
+    /// Its recording, if there is to be one.
+    pub recording: Option<Recording>,
+}
+
+/// Switches `guest` on, whose thread is woken through `queue`. A recording that cannot be written
+/// is refused before.
+pub fn switch_on(
+    args: &RunArgs,
+    guest: Guest,
+    config: &GuestConfig,
+    start: Option<Start>,
+    queue: &InputQueue,
+) -> Result<SwitchedOn, CommandError> {
+    let header = guest.log_header(config);
+    let log_header = LogHeader { start, ..header.clone() };
+    let create =
+        |path: &PathBuf| create_log(path, args.overwrite, args.record_error.into(), &log_header);
+    let recording = args.record.as_ref().map(create).transpose()?;
+    let mut machine = guest.power_on(config)?;
+    tracing::info!("the guest is switched on");
+    if let Some(fault) = args.inject_fault {
+        machine.schedule(fault);
+    }
+    machine.show_network(queue.network().clone());
+    queue.kick_with(machine.vcpu().kicker());
+    Ok(SwitchedOn { machine, header, recording })
 }
 
 /// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the

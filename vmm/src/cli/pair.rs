@@ -1,29 +1,29 @@
 //! `--role primary|backup`: two hosts in lockstep.
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use ftvmm_replication::SessionEvent;
 use ftvmm_replication::session::policy::{
     DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;
-use ftvmm_replication::{LogHeader, SessionEvent};
 
 use super::args::{
     Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role as RoleArg, RunArgs,
 };
-use super::live_host::{check_plan, control, heed_signals, input_delays, live_queue};
+use super::live_host::{
+    SwitchedOn, check_plan, control, guest_alarm, heed_signals, input_delays, live_queue, switch_on,
+};
 use super::origin::GuestSource;
 use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
-use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
 use crate::build;
 use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::host_unix_seconds;
-use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader, Ticker};
+use crate::host::{Console, FileWitness, Subscriber, Tap, TapReader};
 use crate::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::peer::{
@@ -147,8 +147,14 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         ..HostSide::default()
     };
     let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
-    let mut events: Vec<Subscriber> = vec![Box::new(connect_or_listen(args, &peer)?), patience];
-    let timers = Timers::add_to(&mut events, &peer, &queue)?;
+    let (alarm, ticker) = guest_alarm(&queue)?;
+    let mut events: Vec<Subscriber> = vec![
+        Box::new(connect_or_listen(args, &peer)?),
+        patience,
+        Box::new(peer.ticker()?),
+        Box::new(peer.log_ticker()),
+        ticker,
+    ];
     if let Some(tap) = reader {
         let (to_guest, strayed) = (queue.clone(), peer.clone());
         let on_frame = Box::new(move |frame| {
@@ -172,7 +178,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
-    let parts = PairRun { half, host, queue, timers };
+    let parts = PairRun { half, host, queue, alarm };
     let run = parts.switch_on(args, origin, guest, &config)?;
     run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
 }
@@ -185,30 +191,8 @@ fn not_welcomed(args: &RunArgs) -> CommandError {
     ))
 }
 
-/// The timers the guest's thread sets.
-struct Timers {
-    alarm: GuestTimer,
-}
-
-impl Timers {
-    /// Timers that wait among `events`, with that of the session.
-    fn add_to(
-        events: &mut Vec<Subscriber>,
-        peer: &Arc<Peer>,
-        queue: &Arc<InputQueue>,
-    ) -> Result<Self, CommandError> {
-        let (log, kicked) = (peer.log_ticker(), queue.clone());
-        let alarm = Ticker::new(move || kicked.timer_due())?;
-        let timers = Self { alarm: GuestTimer::new(alarm.timer()) };
-        events.push(Box::new(peer.ticker()?));
-        events.push(Box::new(log));
-        events.push(Box::new(alarm));
-        Ok(timers)
-    }
-}
-
-/// Connects to the primary, and listens for a backup: on a primary at once, on a backup when it has
-/// taken over.
+/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup
+/// when it has taken over.
 fn connect_or_listen(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
     let listener = args.listen.map(Channel::listen).transpose()?;
     let (listener, connection) = match (args.role, args.connect) {
@@ -309,7 +293,7 @@ struct PairRun {
     half: Half,
     host: HostSide,
     queue: Arc<InputQueue>,
-    timers: Timers,
+    alarm: GuestTimer,
 }
 
 impl PairRun {
@@ -320,21 +304,10 @@ impl PairRun {
         guest: Guest,
         config: &GuestConfig,
     ) -> Result<Run<Machine, Half>, CommandError> {
-        let Self { mut host, half, queue, timers } = self;
+        let Self { mut host, half, queue, alarm } = self;
         let (peer, clock) = (half.peer.clone(), half.peer.clock());
-        let header = guest.log_header(config);
-        let log_header = LogHeader { start: origin.start(), ..header.clone() };
-        let create = |path: &PathBuf| {
-            create_log(path, args.overwrite, args.record_error.into(), &log_header)
-        };
-        let recording = args.record.as_ref().map(create).transpose()?;
-        let mut machine = guest.power_on(config)?;
-        tracing::info!("the guest is switched on");
-        if let Some(fault) = args.inject_fault {
-            machine.schedule(fault);
-        }
-        machine.show_network(queue.network().clone());
-        queue.kick_with(machine.vcpu().kicker());
+        let SwitchedOn { machine, header, recording } =
+            switch_on(args, guest, config, origin.start(), &queue)?;
         host.memory_mib = config.memory_mib;
         let transfer =
             |copy| Arc::new(Transfer::new(copy, peer.disk(), queue.clone(), clock, header));
@@ -342,7 +315,7 @@ impl PairRun {
         if let Some(transfer) = &host.transfer {
             peer.transfer_with(transfer.clone());
         }
-        let mut live = LiveInputs::new(queue, clock, timers.alarm, input_delays(args));
+        let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
         if origin.start().is_some() {
             live.renew_identity();
         }

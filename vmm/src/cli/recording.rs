@@ -21,8 +21,8 @@ pub fn create_log(
     let file = WriteBehind::start(file).map_err(host("thread for the recording"))?;
     let writer = LogWriter::new(file, header)
         .map_err(|e| CommandError::Recording { path: path.into(), why: e.to_string() })?;
-    let left = header.start.as_ref().map_or(0, |start| start.at.0.saturating_sub(1));
-    Ok(FileLog::new(writer, Ordinal(left), path, on_error))
+    let left = header.start.as_ref().map_or(Ordinal(0), |start| start.at.previous());
+    Ok(FileLog::new(writer, left, path, on_error))
 }
 
 /// Opens a recording and reads its header.

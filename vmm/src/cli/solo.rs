@@ -1,26 +1,23 @@
 //! A guest that runs alone, recorded or not.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use ftvmm_replication::LogHeader;
-
 use super::args::RunArgs;
 use super::live_host::{
-    HELD_LONGEST, check_plan, control, heed_signals, input_delays, live_queue, watch_processor,
+    HELD_LONGEST, SwitchedOn, check_plan, control, guest_alarm, heed_signals, input_delays,
+    live_queue, switch_on, watch_processor,
 };
 use super::origin::GuestSource;
 use super::outcome::end_at;
 use super::progress_bar::TransferBar;
-use super::recording::create_log;
 use super::run::{Conclusion, HostSide, Role, Run};
 use super::{CommandError, host};
 use crate::control::SoloOperator;
 use crate::disk::{CompletionPolicy, Disk};
 use crate::guest::{Guest, GuestConfig};
 use crate::host::clock::{HostClock, host_unix_seconds};
-use crate::host::{Console, Subscriber, Tap, TapReader, Ticker};
+use crate::host::{Console, Subscriber, Tap, TapReader};
 use crate::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use crate::machine::Machine;
 use crate::outputs::HostOutputs;
@@ -89,14 +86,8 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         progress: ProgressCell::new(clock, Box::new(TransferBar::hidden())),
     })?;
     let mut events = events(args, &origin, tap, &queue)?;
-    let kicked = queue.clone();
-    let ticker = Ticker::new(move || kicked.timer_due())?;
-    let alarm = GuestTimer::new(ticker.timer());
-    events.extend([
-        patience,
-        Box::new(ticker),
-        watch_processor(queue.clone(), clock, HELD_LONGEST)?,
-    ]);
+    let (alarm, ticker) = guest_alarm(&queue)?;
+    events.extend([patience, ticker, watch_processor(queue.clone(), clock, HELD_LONGEST)?]);
     let host = HostSide {
         queue: Some(queue.clone()),
         console: Some(console),
@@ -151,20 +142,9 @@ impl Parts {
         let Self { mut host, queue, disk, clock, alarm, means } = self;
         // Files were read and hashed meanwhile.
         let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
-        let header = guest.log_header(&config);
-        let log_header = LogHeader { start: origin.start(), ..header.clone() };
-        let create = |path: &PathBuf| {
-            create_log(path, args.overwrite, args.record_error.into(), &log_header)
-        };
-        let recording = args.record.as_ref().map(create).transpose()?;
-        let mut machine = guest.power_on(&config)?;
-        tracing::info!("the guest is switched on");
-        if let Some(fault) = args.inject_fault {
-            machine.schedule(fault);
-        }
+        let SwitchedOn { machine, header, recording } =
+            switch_on(args, guest, &config, origin.start(), &queue)?;
         queue.set_unrecorded(recording.is_none());
-        machine.show_network(queue.network().clone());
-        queue.kick_with(machine.vcpu().kicker());
         host.memory_mib = config.memory_mib;
         let copy = machine.memory_copy().filter(|_| args.control.is_some());
         let transfer =

@@ -10,7 +10,7 @@ use shuttle::thread;
 
 use super::kick_target::Kvm;
 use super::kicker::Kicks;
-use super::live_queue::InputQueue;
+use super::live_queue::{InputQueue, Pending};
 use super::rendezvous::{Rendezvous, Stop, TransferRequest};
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, FOREVER, Mutex, lock, wait};
@@ -100,10 +100,15 @@ fn queue(vcpu: &Vcpu) -> Arc<InputQueue> {
     queue
 }
 
-/// Sleeps or runs the guest until something wants the thread.
-fn go_on(vcpu: &mut Vcpu, queue: &InputQueue) {
+fn asks_attention(pending: &mut Pending) -> bool {
+    std::mem::take(&mut pending.attention)
+}
+
+/// Sleeps or runs the guest until something wants the thread; not when a look at the queue, under
+/// its lock, says that something does.
+fn go_on(vcpu: &mut Vcpu, queue: &InputQueue, is_wanted: impl FnOnce(&mut Pending) -> bool) {
     let mut pending = queue.lock();
-    if std::mem::take(&mut pending.attention) {
+    if is_wanted(&mut pending) {
         return;
     }
     if either() {
@@ -141,27 +146,13 @@ fn whatever_arrives_is_taken() {
             taken += arrived;
             // What came after the look has kicked or woken the thread.
             if arrived == 0 {
-                take_turn(&mut vcpu, &queue);
+                go_on(&mut vcpu, &queue, |waiting| !waiting.is_empty());
             }
         }
         for other in others {
             other.join().unwrap();
         }
     });
-}
-
-/// As [`go_on`], for a thread that looks at the queue under its lock before it sleeps.
-fn take_turn(vcpu: &mut Vcpu, queue: &InputQueue) {
-    let pending = queue.lock();
-    if !pending.is_empty() {
-        return;
-    }
-    if either() {
-        drop(queue.sleep(pending, None));
-    } else {
-        drop(pending);
-        vcpu.run();
-    }
 }
 
 #[test]
@@ -176,7 +167,7 @@ fn who_asks_for_the_threads_attention_gets_it() {
             asking.request_attention();
         });
         while !is_wanted.load(Ordering::SeqCst) {
-            go_on(&mut vcpu, &queue);
+            go_on(&mut vcpu, &queue, asks_attention);
         }
         other.join().unwrap();
     });
@@ -241,7 +232,7 @@ fn a_guest_gives_its_state_wherever_its_thread_waits() {
                 let over = || is_over.load(Ordering::SeqCst);
                 congestion.hold_while(|| !meeting.wants(TransferRequest::StopAndCopy) && !over());
             } else {
-                go_on(&mut vcpu, &queue);
+                go_on(&mut vcpu, &queue, asks_attention);
             }
         }
         assert_eq!((sender.join().unwrap(), given), (Some(ExitOrdinal(9)), Some(7)));

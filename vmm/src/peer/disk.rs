@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use ftvmm_devices::{DiskOutcome, Input};
-use ftvmm_replication::{DiskAnswer, SessionEvent};
+use ftvmm_devices::Input;
+use ftvmm_replication::{DiskAnswer, DiskComparison, SessionEvent};
 
 use super::Peer;
 use crate::disk_completion::Completion;
@@ -25,19 +25,16 @@ pub enum Compared {
     },
 }
 
-/// Compares this host's completion with the primary's. Where the primary's disk failed, the guest is
-/// told so on both.
+/// Compares this host's completion with the primary's, and says what differs.
 pub fn compare(own: Completion, primary: DiskAnswer) -> Compared {
-    let id = own.id;
-    let done = |outcome| Compared::Apply(Input::DiskDone { id, outcome });
-    match (DiskAnswer::of(id, &own.outcome).data_xxh3, primary.data_xxh3) {
-        (_, None) => done(DiskOutcome::Failed),
-        (None, Some(_)) => Compared::Failed { description: own.failure().unwrap_or_default() },
-        (Some(ours), Some(theirs)) if ours == theirs => done(own.outcome),
-        (Some(ours), Some(theirs)) => Compared::Differ {
+    let (id, sector, failure) = (own.id, own.sector.unwrap_or_default(), own.failure());
+    match primary.compare(own.outcome) {
+        DiskComparison::Apply(input) => Compared::Apply(input),
+        DiskComparison::OwnFailed => Compared::Failed { description: failure.unwrap_or_default() },
+        DiskComparison::Differ { ours, theirs } => Compared::Differ {
             description: format!(
-                "the disks differ: request {id} read xxh3 {ours:016x} from sector {} here, {theirs:016x} on the primary",
-                own.sector.unwrap_or_default()
+                "the disks differ: request {id} read xxh3 {ours:016x} from sector {sector} here, \
+                 {theirs:016x} on the primary"
             ),
         },
     }
@@ -98,6 +95,8 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
+    use ftvmm_devices::DiskOutcome;
+
     use super::*;
 
     fn completion(outcome: DiskOutcome) -> Completion {

@@ -66,7 +66,7 @@ impl PairPort {
     /// This host is active from now on. The clock its inputs go on with, and the guest
     /// time the guest has seen.
     pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, GuestNs) {
-        let through = situation.at.map_or(situation.last, |at| Ordinal(at.0.saturating_sub(1)));
+        let through = situation.at.map_or(situation.last, Ordinal::previous);
         self.follows = false;
         self.peer.tell(|core, now_ns| core.took_over(now_ns, through));
         (self.clock, self.last)
@@ -99,7 +99,7 @@ impl PairPort {
         if self.follows {
             // What the guest had not had of its disk came with the state.
             self.peer.queue.disk_completed();
-            self.log.parts().1.start_after(Ordinal(at.0.saturating_sub(1)));
+            self.log.parts().1.start_after(at.previous());
         }
     }
 
@@ -213,7 +213,7 @@ impl Feed for PeerFeed {
             return Ok(Fed::First(self.next_part()));
         }
         let asked = match situation.at {
-            Some(at) => self.ask(replayer, left_before(at), |replayer, core| {
+            Some(at) => self.ask(replayer, at.previous(), |replayer, core| {
                 Some(replayer.at_exit(core.follower().cursor(), at))
                     .filter(|step| !matches!(step, ReplayStep::Wait))
             }),
@@ -239,7 +239,7 @@ impl Feed for PeerFeed {
             let id = answer.id;
             return Ok(self.fault(at, format!("disk request {id} was never made here")));
         }
-        let own = self.ask(replayer, left_before(at), |_, _| {
+        let own = self.ask(replayer, at.previous(), |_, _| {
             self.peer.disk.as_ref().and_then(|disk| disk.take(answer.id))
         });
         Ok(own.map_or_else(|step| step, |own| self.answer(at, own, answer)))
@@ -257,11 +257,6 @@ impl Feed for PeerFeed {
         let mut core = self.peer.lock();
         core.is_joining() || core.follower().cursor().has_slice(at)
     }
-}
-
-/// The last exit that a guest at exit `at` has left.
-fn left_before(at: Ordinal) -> Ordinal {
-    Ordinal(at.0.saturating_sub(1))
 }
 
 #[cfg(test)]

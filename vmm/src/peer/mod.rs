@@ -327,13 +327,8 @@ impl Peer {
     }
 
     /// Has the waiting threads look again, as something outside the core changed.
-    fn wake(&self) {
-        let core = self.lock();
-        let is_waited_for = core.waiters > 0;
-        drop(core);
-        if is_waited_for {
-            self.changed.notify_all();
-        }
+    fn wake(self: &Arc<Self>) {
+        self.let_go(self.lock());
     }
 
     /// Waits until the guest may start; an error says why it may not. `None` when the primary is

@@ -126,7 +126,6 @@ impl Peer {
         let Some(writer) = outbox.writer.as_mut().filter(|writer| writer.has_unsent()) else {
             return;
         };
-        let since_ns = holds_log.then(|| self.clock.host_now_ns());
         self.unsent.begin_flush();
         match writer.flush() {
             Ok(is_empty) => self.unsent.end_flush(is_empty),
@@ -135,9 +134,8 @@ impl Peer {
                 return self.disconnect(DisconnectReason::Transport { description });
             }
         }
-        if let Some(since_ns) = since_ns {
-            let cost_ns = self.clock.host_now_ns() - since_ns;
-            self.lock().log_cost(cost_ns);
+        if holds_log {
+            self.lock().log_sent(self.clock.host_now_ns());
         }
     }
 

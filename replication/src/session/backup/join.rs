@@ -78,7 +78,7 @@ impl Backup {
         at: Ordinal,
         machine: Vec<u8>,
     ) {
-        let through = Ordinal(at.0.saturating_sub(1));
+        let through = at.previous();
         let (on_divergence, believe, release) = (self.on_divergence, self.believe, self.release);
         *self = Self {
             outputs: RetainedOutputs::starting_at(outputs_through, held),

@@ -120,7 +120,7 @@ impl Primary {
     ) {
         let Phase::Attaching { .. } = self.phase else { return };
         let outputs_through = self.gate.close();
-        let through = Ordinal(at.0.saturating_sub(1));
+        let through = at.previous();
         self.window = LogWindow::starting_at(through);
         self.phase = Phase::Protected;
         self.progress_ns = cx.now_ns;
