@@ -36,7 +36,10 @@ const SLOT_BYTES: u64 = 0x1000;
 /// `field: type = (build from the configuration) in SLOT at (address, interrupt request);`.
 /// The type is a device, or an `Option` of one that boards may lack.
 macro_rules! virtio_table {
-    ($($(#[$doc:meta])* $name:ident: $seat:ty = ($build:expr) in $slot:ident at ($base:expr, $irq:expr);)*) => {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $seat:ty = ($build:expr) in $slot:ident at ($base:expr, $irq:expr);
+    )*) => {
         $($(#[$doc])*
         pub const $slot: VirtioSlot = VirtioSlot { base: $base, bytes: SLOT_BYTES, irq: $irq };)*
 

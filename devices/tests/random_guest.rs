@@ -250,7 +250,8 @@ proptest! {
         prop_assert!(first == restored, "the restored run differs");
     }
 
-    /// The rings on top of one another and of the buffers: the device's own writes change what it reads next.
+    /// The rings on top of one another and of the buffers: the device's own writes change what it
+    /// reads next.
     #[test]
     fn overlapping_rings_stay_bounded(
         rings in prop::collection::vec(0..0x40u64, 3),

@@ -393,11 +393,13 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Requests are carried out in order and answered in any order; what the guest reads is what it wrote.
+    /// Requests are carried out in order and answered in any order; what the guest reads is what it
+    /// wrote.
     #[test]
     fn a_guest_reads_what_it_wrote(steps in prop::collection::vec(step(), 1..200)) {
         let mut driver = up(FEATURES | EVENT_IDX);
-        let (mut model, mut disk) = (vec![0u8; DISK_BYTES as usize], vec![0u8; DISK_BYTES as usize]);
+        let mut model = vec![0u8; DISK_BYTES as usize];
+        let mut disk = model.clone();
         let mut free: Vec<u16> = (0..80).collect();
         // The slot of a request, and what its read must bring.
         let mut asked: Vec<(u16, Option<Vec<u8>>)> = Vec::new();
@@ -420,7 +422,8 @@ proptest! {
                     span(sector, sectors).map(|span| Some(model[span].to_vec()))
                 }
                 (Step::Discard { sector, sectors }, Some(slot)) => {
-                    let range = [&sector.to_le_bytes()[..], &(sectors as u32).to_le_bytes(), &[0; 4]];
+                    let range =
+                        [&sector.to_le_bytes()[..], &(sectors as u32).to_le_bytes(), &[0; 4]];
                     put(&mut driver, slot, DISCARD, 0, &range.concat(), 0);
                     span(sector, sectors).map(|span| { model[span].fill(0); None })
                 }
@@ -465,7 +468,8 @@ proptest! {
         prop_assert_eq!(disk, model);
     }
 
-    /// Any descriptors at all: nothing panics, requests stay on the disk and bounded, the state stays possible.
+    /// Any descriptors at all: nothing panics, requests stay on the disk and bounded, the state
+    /// stays possible.
     #[test]
     fn hostile_descriptors_stay_bounded(
         descriptors in prop::collection::vec((0..0x6000u64, 0..0x1000u32, 0..4u16, 0..12u16), 12),

@@ -15,9 +15,9 @@
 mod guest;
 mod stream;
 
-use ftvmm::control::http::Connection;
 use ftvmm_replication::wire::{Decoder, PREAMBLE};
 use ftvmm_replication::{LogReader, SnapshotReader, peek_group};
+use ftvmm_runtime::control::http::Connection;
 
 pub use guest::{blk_request, virtqueue};
 

@@ -72,7 +72,8 @@ pub enum PackageError {
     },
     /// A program of a crate that nobody has installed here.
     #[error(
-        "this machine has no {name}; it comes with `cargo install --locked {name}`, or at once and without \
+        "this machine has no {name}; it comes with `cargo install --locked {name}`, or at once and \
+         without \
          root with `pip install astral-dev-toolchain-{name}`"
     )]
     NoCrate {

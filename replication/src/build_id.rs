@@ -13,7 +13,7 @@ use thiserror::Error;
 pub const BUILD_ID_BYTES_MAX: usize = 64;
 
 /// Name of a build of the program: equal for the same sources, different for others. How it is made
-/// is the program's affair (`vmm/build.rs`).
+/// is the program's affair (`vmm/runtime/build.rs`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BuildId(Box<str>);

@@ -79,7 +79,7 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> GuestRunError {
     move |source| GuestRunError::Io { path, source }
 }
 
-/// What `--report` writes (`vmm/src/report.rs`), as far as tests compare it.
+/// What `--report` writes (`vmm/cli/src/report.rs`), as far as tests compare it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Report {
     /// `solo`, `primary`, `backup` or `replay`.

@@ -79,7 +79,8 @@ const MISTAKES: &[Mistake] = &[
     ),
     mistake(
         "template_leaf_out_of_range",
-        "printf 'name = \"t\"\n[[cpuid]]\nleaf = 0x40000000\n' > t.toml; $GOOD --cpu-template t.toml",
+        "printf 'name = \"t\"\n[[cpuid]]\nleaf = 0x40000000\n' > t.toml; $GOOD --cpu-template \
+         t.toml",
         2,
         &["'t.toml'", "CPUID leaf 0x40000000 is out of range"],
     ),

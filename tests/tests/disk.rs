@@ -181,8 +181,10 @@ fn files_on_a_disk(site: &Site) -> Result<(), Failed> {
     site.make_disk("disk-0.img")?;
     let script = format!(
         "{MOUNT} && yes SECRET | head -c 4000000 > /mnt/gone; cp /bin/busybox /mnt/kept; sync; \
-         fallocate -l 32768 /mnt/zeroed; dd if=/bin/busybox of=/mnt/zeroed bs=4k seek=3 count=1 conv=notrunc; \
-         rm /mnt/gone; sync; fstrim /mnt; umount /mnt; {MOUNT}; cmp /bin/busybox /mnt/kept && echo SAME; \
+         fallocate -l 32768 /mnt/zeroed; dd if=/bin/busybox of=/mnt/zeroed bs=4k seek=3 count=1 \
+         conv=notrunc; \
+         rm /mnt/gone; sync; fstrim /mnt; umount /mnt; {MOUNT}; cmp /bin/busybox /mnt/kept && echo \
+         SAME; \
          umount /mnt; poweroff -f"
     );
     let run = site.solo("files", &script, &[])?;
@@ -341,7 +343,8 @@ fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
             [victim, 1 - victim].map(|host| site.ledger_on(&format!("disk-{host}.img")));
         let (on_dead, on_survivor) = (on_dead?, on_survivor?);
         println!(
-            "  kill {kill} of host {victim}: {promised} committed there, {on_dead} on its disk, {} on the survivor's",
+            "  kill {kill} of host {victim}: {promised} committed there, {on_dead} on its disk, {} \
+             on the survivor's",
             on_survivor
         );
         let lost = format!("FTVMM_SEED={seed}: a committed transaction is lost");

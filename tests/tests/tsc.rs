@@ -146,7 +146,8 @@ fn modules_read_guest_time(site: &GuestLab) {
         let pause = |rng: &mut fastrand::Rng| format!("usleep {}", rng.u32(1..40_000));
         let (one, two) = (pause(&mut rng), pause(&mut rng));
         let script = format!(
-            "{one}; modprobe -a sha3_generic algif_rng jitterentropy_rng; jitter; rmmod jitterentropy_rng; \
+            "{one}; modprobe -a sha3_generic algif_rng jitterentropy_rng; jitter; rmmod \
+             jitterentropy_rng; \
              {two}; modprobe jitterentropy_rng; jitter; {}; rdtsc {READS}; reboot -f",
             check()
         );

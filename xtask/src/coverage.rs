@@ -177,7 +177,7 @@ mod tests {
     fn a_file_counts_for_the_longest_folder_around_it() {
         let folder = |path| floor_of(path).map(|row| FLOORS[row].0);
         assert_eq!(folder("vmm/machine/src/lib.rs"), Some("vmm/machine/src"));
-        assert_eq!(folder("vmm/src/peer/state.rs"), Some("vmm"));
+        assert_eq!(folder("vmm/runtime/src/peer/mod.rs"), Some("vmm"));
         assert_eq!(folder("replication/src/wire_tests.rs"), None);
         assert_eq!(folder("replication/tests/sim/main.rs"), None);
         assert_eq!(folder("xtask/src/main.rs"), None);
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn modules_are_named_by_their_first_folder() {
-        assert_eq!(module("vmm", "vmm/src/peer/state.rs"), "peer");
+        assert_eq!(module("vmm", "vmm/runtime/src/peer/mod.rs"), "runtime");
         assert_eq!(module("replication/src", "replication/src/wire.rs"), "wire");
         assert_eq!(module("vmm", "vmm/host/src/tap.rs"), "host");
     }

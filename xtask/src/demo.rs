@@ -32,7 +32,12 @@ pub struct DemoArguments {
     #[arg(long, value_name = "MiB", value_parser = clap::value_parser!(u64).range(1..))]
     size: Option<u64>,
     /// How many times the active host dies; each time a fresh host joins
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..),
+    )]
     rounds: u64,
     /// The guest's kernel: ours, or one of Debian's unmodified ones
     #[arg(long, value_name = "KERNEL", default_value = "tiny", value_parser = kernel_parser())]

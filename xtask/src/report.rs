@@ -129,7 +129,8 @@ impl MachineReport {
             format!("- `{module}`: {}\n", all.join(" "))
         });
         let mut text = format!(
-            "# `cargo xtask {}` at {}\n\n{cpus} × {model}, {memory_mib} MiB; {system}, Linux {kernel}\n\n\
+            "# `cargo xtask {}` at {}\n\n{cpus} × {model}, {memory_mib} MiB; {system}, Linux \
+             {kernel}\n\n\
              Hosts: {}, because: {}\n\n{}\n",
             self.command,
             self.commit,

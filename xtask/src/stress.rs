@@ -33,7 +33,13 @@ pub struct StressArguments {
     #[arg(long, value_name = "P,…", value_delimiter = ',', requires = "case")]
     parts: Option<Vec<usize>>,
     /// How many hosts run cases at the same time; each takes a CPU and 2 GiB
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64), conflicts_with = "case")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u8).range(1..=64),
+        conflicts_with = "case",
+    )]
     jobs: u8,
     /// Leave RDTSC in ring 3 out
     #[arg(long)]

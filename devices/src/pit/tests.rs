@@ -33,7 +33,10 @@ proptest! {
     }
 
     #[test]
-    fn how_time_is_cut_does_not_matter(count in 2..5000u16, mut cuts in prop::collection::vec(0..50_000_000u64, 0..20)) {
+    fn how_time_is_cut_does_not_matter(
+        count in 2..5000u16,
+        mut cuts in prop::collection::vec(0..50_000_000u64, 0..20),
+    ) {
         let mut whole = Pit::new();
         program(&mut whole, 0, 2, count);
         let mut cut = Pit::new();

@@ -30,7 +30,8 @@ use crate::packages::{self, DebianKernel};
 const MODULES: &[&str] = &["tun", "kvm-intel"];
 
 /// Kernel command line of the host, as of an emulated AMD host; and the agent's serial line.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check \
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable \
+                            no_timer_check \
                             ipv6.disable=1 net.ifnames=0 kvm_intel.pml=0 AGENT_PORT=ttyS1";
 
 /// What Bochs is told beside the machine's description: to leave its debugger.

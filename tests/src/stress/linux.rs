@@ -12,7 +12,8 @@ const SNIPPETS: &[&str] = &[
     "rdtsc 200",
     "head -c 70000 /dev/urandom | sha256sum",
     "head -c 40000 /dev/urandom > /tmp/a; gzip -c /tmp/a | gunzip | cmp - /tmp/a && echo same",
-    "head -c 30000 /dev/urandom | od -An -x | tr -s ' ' '\\n' | sort | uniq -c | sort -n | tail -n 3",
+    "head -c 30000 /dev/urandom | od -An -x | tr -s ' ' '\\n' | sort | uniq -c | sort -n | tail -n \
+     3",
     "dd if=/dev/zero of=/tmp/z bs=64k count=40 2>&1 | head -n 2; sync; rm /tmp/z",
     "tar cf - /bin/busybox /init | md5sum",
     "for i in 1 2 3 4 5 6 7 8; do sha256sum /proc/uptime & done; wait",
@@ -27,7 +28,8 @@ const SNIPPETS: &[&str] = &[
     "ping -c 3 -i 0.05 127.0.0.1 | head -n 4",
     "cat /proc/interrupts /proc/uptime /proc/meminfo /proc/stat | md5sum",
     "find /sys/class /proc/sys -type f | sort | md5sum",
-    "mount -t tmpfs none /mnt; cp /bin/busybox /mnt; mv /mnt/busybox /mnt/b; md5sum /mnt/b; umount /mnt",
+    "mount -t tmpfs none /mnt; cp /bin/busybox /mnt; mv /mnt/busybox /mnt/b; md5sum /mnt/b; umount \
+     /mnt",
     "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); done; echo $i",
     "usleep 1700; date; usleep 300; date +%s",
     "timeout 1 sleep 0.03; echo $?; timeout 0.05 sleep 1; echo $?",
@@ -73,7 +75,8 @@ impl LinuxGuest {
             None => "reboot -f".to_owned(),
             Some((times, kind)) => format!(
                 "n=$(head -c 1 /dev/vda | tr -dc 0-9); [ ${{n:-0}} = {times} ] && poweroff -f; \
-                 echo $((${{n:-0}} + 1)) > /dev/vda; echo {kind} > /sys/kernel/reboot/type; reboot -f"
+                 echo $((${{n:-0}} + 1)) > /dev/vda; echo {kind} > /sys/kernel/reboot/type; reboot \
+                 -f"
             ),
         };
         let chosen = kept.iter().map(|&index| self.snippets[index]);

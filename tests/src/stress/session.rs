@@ -100,7 +100,8 @@ impl fmt::Display for Summary {
         let Self { cases, equal, exits, inputs, slices, took, failed } = self;
         write!(
             f,
-            "{equal} of {cases} cases equal in {:.0} s; {exits} exits, {inputs} inputs, {slices} slices",
+            "{equal} of {cases} cases equal in {:.0} s; {exits} exits, {inputs} inputs, {slices} \
+             slices",
             took.as_secs_f32()
         )?;
         failed.iter().try_for_each(|folder| write!(f, "\n  failed: {}", folder.display()))

@@ -22,9 +22,11 @@ const MACVLAN_ADDRESS: &str = "10.80.0.10";
 const SOURCES: u64 = 3;
 /// Of the guest, typed at its console: another address for its card, an interface in a VLAN, and
 /// one with an address of its own.
-const OTHER_ADDRESSES: &str = "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore; ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:77; \
+const OTHER_ADDRESSES: &str = "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore; ip link set eth0 \
+                               down; ip link set eth0 address 02:00:00:00:00:77; \
     ip link set eth0 up; ip -6 address add fd78::10/64 dev eth0; \
-    ip link add link eth0 name v5 type vlan id 5; ip address add 10.79.0.10/24 dev v5; ip link set v5 up; \
+    ip link add link eth0 name v5 type vlan id 5; ip address add 10.79.0.10/24 dev v5; ip link set \
+    v5 up; \
     ip link add link eth0 name m1 address 02:00:00:00:00:78 type macvlan; \
     ip address add 10.80.0.10/24 dev m1; ip link set m1 up; echo ADDRESSES $((40 + 2))\n";
 /// MTUs: of jumbo frames, and what a case finds.

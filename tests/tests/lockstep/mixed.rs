@@ -41,7 +41,8 @@ fn mixed_workload(site: &Site) -> Result<(), Failed> {
     end_alike(site, &pair)?;
     let report = site.report(&pair.primary_report)?;
     println!(
-        "  {:.0} s, {rounds} downloads right, {answered} of {} pings answered, {} inputs, {} slices, {:.1} kB/s of log",
+        "  {:.0} s, {rounds} downloads right, {answered} of {} pings answered, {} inputs, {} \
+         slices, {:.1} kB/s of log",
         report.seconds,
         rounds * PINGS_A_ROUND,
         report.inputs,

@@ -118,7 +118,8 @@ fn reached_by_another_client(site: &Site) -> Result<(), Failed> {
     loud.cmdline = "loglevel=7".into();
     let primary = names.start_primary(&site.lab, &site.files, &loud)?;
     let connect = format!(
-        "until printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 10.77.0.1 {PORT} >/dev/null 2>&1; \
+        "until printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 10.77.0.1 {PORT} >/dev/null \
+         2>&1; \
          do sleep 0.1; done"
     );
     site.lab.host(1).run(&["sh", "-c", &connect])?;

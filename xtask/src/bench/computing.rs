@@ -118,7 +118,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn markdown(samples: &[Sample]) -> String {
     let mut text = String::from(
-        "# A guest that computes\n\n| program | mode | run time (ratio to solo) | ping p50 | p90 | p99 | \
+        "# A guest that computes\n\n| program | mode | run time (ratio to solo) | ping p50 | p90 | \
+         p99 | \
          longest | lost | slices/s | log |\n|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for program in ["spin", "compute"] {
@@ -141,7 +142,8 @@ fn markdown(samples: &[Sample]) -> String {
             let log: u64 = of(mode.title).map(|s| s.log_bytes).sum();
             let _ = writeln!(
                 text,
-                "| {program} | {} | {seconds:.2} s (x{:.3}) | {:.2} ms | {:.2} ms | {:.2} ms | {:.2} ms | \
+                "| {program} | {} | {seconds:.2} s (x{:.3}) | {:.2} ms | {:.2} ms | {:.2} ms | \
+                 {:.2} ms | \
                  {lost} | {:.0} | {:.0} kB/s |",
                 mode.title,
                 seconds / solo,
@@ -156,7 +158,8 @@ fn markdown(samples: &[Sample]) -> String {
     }
     let _ = writeln!(
         text,
-        "\nMedians of the rounds, measured in turn. `--max-input-delay` is {MAX_INPUT_DELAY_MS} ms: the bound for \
+        "\nMedians of the rounds, measured in turn. `--max-input-delay` is {MAX_INPUT_DELAY_MS} \
+         ms: the bound for \
          a ping in lockstep is its solo time and {} ms.",
         3.0 * MAX_INPUT_DELAY_MS
     );

@@ -197,7 +197,8 @@ impl Round {
     fn print(&self, number: u64) {
         let last = self.status.last_attach.unwrap_or_default();
         println!(
-            "round {number}: stall {:.2} s, take-over {:.3} s; fresh host attached in {:.1} s ({:.1} s of transfer, \
+            "round {number}: stall {:.2} s, take-over {:.3} s; fresh host attached in {:.1} s \
+             ({:.1} s of transfer, \
              {} MiB in {} rounds), guest stopped {:.1} ms",
             self.stall.as_secs_f64(),
             self.takeover_us.map_or(f64::NAN, |us| us as f64 / 1e6),

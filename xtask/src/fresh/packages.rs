@@ -48,7 +48,8 @@ pub fn check(release: Release, settings: &Settings, folder: &Path) -> Result<boo
         }
     }
     println!(
-        "{}: {} programs in {} packages; {} packages for all that is ever started, {installed} with \
+        "{}: {} programs in {} packages; {} packages for all that is ever started, {installed} \
+         with \
          what those need",
         release.name(),
         Program::ALL.len(),

@@ -18,7 +18,7 @@ pub fn breaches(workspace: &Workspace) -> Vec<Breach> {
     for source in &workspace.rust {
         found.extend(file(source));
         found.extend(functions(source));
-        found.extend(columns(&source.path, source.text.lines().enumerate()));
+        found.extend(columns(&source.path, code(source)));
     }
     for document in &workspace.documents {
         found.extend(columns(&document.path, prose(document)));
@@ -53,6 +53,12 @@ fn columns<'a>(path: &str, lines: impl Iterator<Item = (usize, &'a str)>) -> Opt
         amount: long.len(),
         place: first.join(" "),
     })
+}
+
+/// The lines of a source but the rows of tables in its comments.
+fn code(source: &Source) -> impl Iterator<Item = (usize, &str)> {
+    let is_row = |line: &str| line.trim_start().starts_with("//! |");
+    source.text.lines().enumerate().filter(move |(_, line)| !is_row(line))
 }
 
 /// What a document says in sentences: no table, no block of code.

@@ -26,8 +26,8 @@ pub enum Ring {
     Three,
 }
 
-/// Features of the minimal template (`vmm/templates`) that have instructions of their own. MSR and
-/// what else is privileged is a #GP in ring 3 and refused in ring 0.
+/// Features of the minimal template (`vmm/machine/templates`) that have instructions of their own.
+/// MSR and what else is privileged is a #GP in ring 3 and refused in ring 0.
 const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL186,

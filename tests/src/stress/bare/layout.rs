@@ -80,7 +80,7 @@ pub mod field {
     pub const COUNTS: u64 = 0x100;
 }
 
-/// Kernel code, as at entry (`vmm/src/boot/load.rs`).
+/// Kernel code, as at entry (`vmm/machine/src/boot/load.rs`).
 pub const KERNEL_CODE: u16 = 0x10;
 /// Kernel data.
 pub const KERNEL_DATA: u16 = 0x18;

@@ -1,0 +1,166 @@
+//! What a live run has of its host: the queue of its inputs, signals, the watch over its processor,
+//! the control socket; and how its guest is switched on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ftvmm_replication::{FileHeader, LogHeader, MemoryCheckMode, Ordinal, Start};
+
+use super::args::RunArgs;
+use super::recording::create_log;
+use super::{CommandError, host};
+use crate::guest::Machine;
+use crate::guest::{Guest, GuestConfig};
+use ftvmm_host::clock::{HostClock, sleep_ms};
+use ftvmm_host::{
+    BlockedSignals, HostEventsError, STOP_LONGEST, StopLimit, Subscriber, Ticker, repeating,
+    resting_timer,
+};
+use ftvmm_runtime::control::{ControlServer, Operator};
+use ftvmm_runtime::input::{
+    CheckPlan, GuestTimer, InputDelays, InputQueue, PulseWatch, Recording, VcpuHealth,
+};
+
+/// How long the vCPU thread of a guest without a pair may be held before it is reported.
+pub const HELD_LONGEST: Duration = Duration::from_secs(1);
+
+/// How often the recorder states what a replayer must agree with.
+pub fn check_plan(args: &RunArgs) -> CheckPlan {
+    CheckPlan {
+        every_exits: args.check_every,
+        memory_every_exits: args.check_memory_every,
+        from: Ordinal(1),
+        memory: MemoryCheckMode::Renew,
+    }
+}
+
+/// How long inputs wait for an exit of a recorded guest.
+pub fn input_delays(args: &RunArgs) -> InputDelays {
+    args.max_input_delay
+        .map(Duration::from_millis)
+        .map_or_else(InputDelays::default, InputDelays::all)
+}
+
+/// Where live inputs wait, and what waits for them to be overdue.
+pub fn live_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), CommandError> {
+    let timer = resting_timer()?;
+    let queue = Arc::new(InputQueue::new(timer.clone(), input_delays(args).first_wait()));
+    queue.give_grace(Duration::from_secs(args.stop_grace));
+    let waited = queue.clone();
+    Ok((queue, Box::new(Ticker::on(timer, move || waited.deadline_passed()))))
+}
+
+/// The timer of the guest's next event, and what waits for it.
+pub fn guest_alarm(queue: &Arc<InputQueue>) -> Result<(GuestTimer, Subscriber), CommandError> {
+    let kicked = queue.clone();
+    let ticker = Ticker::new(move || kicked.timer_due())?;
+    Ok((GuestTimer::new(ticker.timer()), Box::new(ticker)))
+}
+
+/// A guest that is switched on.
+pub struct SwitchedOn {
+    /// It.
+    pub machine: Machine,
+    /// Which guest it is, for a snapshot.
+    pub header: FileHeader,
+    /// Its recording, if there is to be one.
+    pub recording: Option<Recording>,
+}
+
+/// Switches `guest` on, whose thread is woken through `queue`. A recording that cannot be written
+/// is refused before.
+pub fn switch_on(
+    args: &RunArgs,
+    guest: Guest,
+    config: &GuestConfig,
+    start: Option<Start>,
+    queue: &InputQueue,
+) -> Result<SwitchedOn, CommandError> {
+    let header = guest.log_header(config);
+    let log_header = LogHeader { start, ..header.clone() };
+    let create =
+        |path: &PathBuf| create_log(path, args.overwrite, args.record_error.into(), &log_header);
+    let recording = args.record.as_ref().map(create).transpose()?;
+    let mut machine = guest.power_on(config)?;
+    tracing::info!("the guest is switched on");
+    if let Some(fault) = args.inject_fault {
+        machine.schedule(fault, sleep_ms);
+    }
+    machine.show_network(queue.network().clone());
+    queue.kick_with(Box::new(machine.vcpu().kicker()));
+    Ok(SwitchedOn { machine, header, recording })
+}
+
+/// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the
+/// log and in `status`. In a pair the session does, and has the backup take over.
+pub fn watch_processor(
+    queue: Arc<InputQueue>,
+    clock: HostClock,
+    longest: Duration,
+) -> Result<Subscriber, HostEventsError> {
+    let every = longest / 8;
+    let mut watch = PulseWatch::new(longest.as_nanos() as u64);
+    Ok(Box::new(repeating(every, move || {
+        if watch.look(clock.host_now_ns(), queue.pulse()) == VcpuHealth::Interrupt {
+            queue.kick_vcpu();
+        }
+        every
+    })?))
+}
+
+/// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called
+/// before the first thread starts.
+pub fn heed_signals(
+    queue: &InputQueue,
+    args: &RunArgs,
+    stop: impl Fn() + Send + Sync + 'static,
+) -> Result<Arc<StopLimit>, CommandError> {
+    let signals = BlockedSignals::block()?;
+    let limit = StopLimit::start().map_err(host("thread for the end of the run"))?;
+    queue.limit_stops_with(limit.clone());
+    let longest = STOP_LONGEST + Duration::from_secs(args.stop_grace);
+    signals.on_signal(limit.clone(), longest, stop)?;
+    Ok(limit)
+}
+
+/// The control socket, if there is to be one. To be held to the end of the run, and made after the
+/// signals are blocked.
+pub fn control<O: Operator + 'static>(
+    args: &RunArgs,
+    operator: impl FnOnce() -> O,
+) -> Result<Option<ControlServer>, CommandError> {
+    let start = |path: &PathBuf| ControlServer::start(path, Arc::new(operator()));
+    Ok(args.control.as_ref().map(start).transpose()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ftvmm_host::EventLoop;
+
+    #[test]
+    fn a_processor_that_the_host_holds_is_told_of_until_it_is_back() {
+        let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(5)));
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let seen = queue.clone();
+        // As in a call of the host that does not return.
+        let thread = std::thread::spawn(move || {
+            seen.pulse().begin();
+            let _ = held.recv();
+            seen.pulse().end();
+        });
+        let longest = Duration::from_millis(40);
+        let watch = watch_processor(queue.clone(), HostClock::host_start(), longest).unwrap();
+        let events = EventLoop::start(vec![watch]).unwrap();
+        while queue.pulse().stuck_ns().is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while queue.pulse().stuck_ns().is_some() {
+            queue.pulse().beat();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop((events, let_go));
+        thread.join().unwrap();
+    }
+}

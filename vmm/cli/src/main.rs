@@ -1,0 +1,5 @@
+//! The `ftvmm` command.
+
+fn main() -> std::process::ExitCode {
+    ftvmm::main()
+}

@@ -1,0 +1,129 @@
+//! What a run came to: its report, and what its end says of the guest and of the pair.
+
+use std::collections::BTreeMap;
+
+use ftvmm_replication::End;
+use ftvmm_replication::session::policy::{Refusal, StopReason};
+
+use super::CommandError;
+use crate::guest::Machine;
+use crate::report::Report;
+use ftvmm_host::stderr_dropped_bytes;
+use ftvmm_machine::CpuError;
+use ftvmm_machine::situation::StopCause;
+use ftvmm_machine::virtual_machine::VirtualMachine;
+use ftvmm_runtime::step::Ending;
+
+/// A machine of which a run's report can be made.
+pub trait Reported: VirtualMachine {
+    /// What a report says of the machine.
+    fn report(&self) -> Report;
+
+    /// What the guest's kernel said when it panicked, as it stands in a message.
+    fn panic_reason(&self) -> String;
+}
+
+impl Reported for Machine {
+    fn report(&self) -> Report {
+        let tsc = self.tsc().counters();
+        Report {
+            resets: self.board().resets(),
+            inputs: self.inputs(),
+            slices: self.slices(),
+            guest_faults: self.board().guest_faults().count,
+            disk: self.board().disk_counters(),
+            rdtsc_sites: tsc.sites,
+            rdtsc_new_sites: tsc.new_sites,
+            other_kernels: tsc.other_kernels,
+            rdtsc_late_sites: tsc.late_sites,
+            rdtsc_user_reads: tsc.user_reads,
+            gp_passed: tsc.passed_gps,
+            unknown_msrs: unknown_msrs(self),
+            log_dropped_bytes: stderr_dropped_bytes(),
+            ..Report::default()
+        }
+    }
+
+    fn panic_reason(&self) -> String {
+        self.board().panic_reason().escape_ascii().to_string()
+    }
+}
+
+fn unknown_msrs(machine: &Machine) -> BTreeMap<String, u64> {
+    machine.msrs().unknown().iter().map(|(index, count)| (format!("{index:#x}"), *count)).collect()
+}
+
+/// What a replay must agree with at the end, when the run ended where a replay can end too.
+///
+/// # Errors
+/// When KVM fails.
+pub fn end_at(machine: &impl VirtualMachine, ending: &Ending) -> Result<Option<End>, CpuError> {
+    ending.at_exit.then(|| machine.end(ending.reason())).transpose()
+}
+
+/// A guest that crashed is a failure; every other end is clean.
+///
+/// # Errors
+/// Says how it crashed.
+pub fn verdict(machine: &impl Reported, ending: &Ending) -> Result<(), CommandError> {
+    match ending.cause {
+        StopCause::GuestPanic => Err(CommandError::GuestFailed(format!(
+            "the guest's kernel panicked{}; see its console",
+            machine.panic_reason()
+        ))),
+        StopCause::GuestTripleFault => Err(CommandError::GuestFailed(
+            "the guest's CPU shut down (triple fault); see its console".into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What the protocol's reason to stop means for the command.
+///
+/// # Errors
+/// When it is no clean end.
+pub fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
+    match reason {
+        StopReason::Clean | StopReason::HostRequest => Ok(()),
+        StopReason::BadConfiguration(Refusal::Wire(error)) => Err(CommandError::Configuration(
+            format!("{error}; is an ftvmm primary listening there?"),
+        )),
+        StopReason::BadConfiguration(refusal) => {
+            Err(CommandError::Configuration(format!("the two hosts do not fit: {refusal}")))
+        }
+        StopReason::Incomplete | StopReason::DiskFailed { .. } => {
+            Err(CommandError::Peer(reason.to_string()))
+        }
+        StopReason::Divergence => Err(CommandError::Divergence(reason.to_string())),
+        StopReason::LostWitness { .. } => Err(CommandError::LostWitness(reason.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ftvmm_replication::{Term, WireError};
+
+    use super::*;
+
+    #[test]
+    fn every_reason_to_stop_has_its_exit_status() {
+        let term = Term(2);
+        let refusals = [
+            Refusal::StaleTerm { offered: Term(1), known: term },
+            Refusal::Wire(WireError::TooLong { length_bytes: 9 }),
+        ];
+        let mut table = vec![
+            (StopReason::Clean, None),
+            (StopReason::HostRequest, None),
+            (StopReason::Incomplete, Some(1)),
+            (StopReason::DiskFailed { description: "EIO".into() }, Some(1)),
+            (StopReason::Divergence, Some(3)),
+            (StopReason::LostWitness { term }, Some(4)),
+        ];
+        table.extend(refusals.map(|refusal| (StopReason::BadConfiguration(refusal), Some(2))));
+        for (reason, status) in table {
+            let error = stopped_by(&reason).err();
+            assert_eq!(error.map(|error| error.status()), status, "{reason}");
+        }
+    }
+}

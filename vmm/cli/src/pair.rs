@@ -1,0 +1,345 @@
+//! `--role primary|backup`: two hosts in lockstep.
+
+use std::sync::{Arc, OnceLock};
+
+use ftvmm_replication::SessionEvent;
+use ftvmm_replication::session::policy::{
+    DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
+};
+use ftvmm_replication::witness::Witness;
+
+use super::args::{
+    Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role as RoleArg, RunArgs,
+};
+use super::live_host::{
+    SwitchedOn, check_plan, control, guest_alarm, heed_signals, input_delays, live_queue, switch_on,
+};
+use super::origin::GuestSource;
+use super::outcome::{end_at, stopped_by};
+use super::progress_bar::TransferBar;
+use super::run::{Conclusion, HostSide, Role, Run};
+use super::{CommandError, host};
+use crate::guest::Machine;
+use crate::guest::{Guest, GuestConfig};
+use crate::report::Report;
+use ftvmm_host::channel::{Channel, ChannelError};
+use ftvmm_host::clock::host_unix_seconds;
+use ftvmm_host::disk::{CompletionPolicy, Disk};
+use ftvmm_host::{Console, FileWitness, Subscriber, Tap, TapReader};
+use ftvmm_machine::situation::StopCause;
+use ftvmm_runtime::build;
+use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
+use ftvmm_runtime::peer::{
+    ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator, PeerOutputs,
+};
+use ftvmm_runtime::sources::{Inputs, Source};
+use ftvmm_runtime::step::{Ending, OutputSink};
+use ftvmm_runtime::transfer::{Restore, Transfer, TransferPort};
+
+/// A peer that is alive says so this many times within the failure limit.
+const HEARTBEATS_PER_FAILURE: u64 = 10;
+
+/// One half of a pair.
+struct Half {
+    peer: Arc<Peer>,
+    outputs: PeerOutputs,
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        self.peer.finish_reports();
+    }
+}
+
+impl Role<Machine> for Half {
+    fn outputs(&mut self) -> &mut dyn OutputSink {
+        &mut self.outputs
+    }
+
+    /// Tells the other host how the run ended here, and learns how the pair ends.
+    fn conclude(
+        &mut self,
+        machine: &Machine,
+        inputs: &mut Inputs,
+        result: Result<Ending, CommandError>,
+    ) -> Result<Conclusion, CommandError> {
+        let peer = &self.peer;
+        let ending = match result {
+            Ok(ending) => ending,
+            // A backup whose CPU or inputs fail has left the path of the primary.
+            Err(error) if peer.follows() => {
+                let reason = peer.fault(error.to_string());
+                stopped_by(&reason)?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        let went_on = inputs.pair().filter(|_| ending.by_guest());
+        let went_on = went_on.and_then(|pair| pair.primary_went_on(ending.first_incomplete()));
+        machine.tsc().warn_of_late_sites();
+        let end = end_at(machine, &ending)?;
+        let reason = match (went_on, end, ending.cause) {
+            (Some(description), ..) => peer.fault(description),
+            (None, _, StopCause::Protocol) => peer.stopped().unwrap_or(StopReason::HostRequest),
+            (None, Some(end), _) => peer.guest_ended(ending.first_incomplete(), end),
+            (None, None, _) => peer.stop_now(),
+        };
+        Ok(Conclusion { verdict: stopped_by(&reason), ..Conclusion::new(ending, end) })
+    }
+
+    fn report(&self, _: &mut Inputs, report: Report) -> Report {
+        let counters = self.peer.counters();
+        let seconds = |ns| ns as f64 / 1e9;
+        Report {
+            outputs: counters.outputs,
+            log_bytes: counters.log_bytes,
+            divergences: counters.divergences,
+            takeovers: counters.takeovers,
+            attaches: counters.attaches,
+            attach_stopped_seconds: counters.attach_stopped_ns.map(seconds),
+            switches: counters.switches,
+            takeover_seconds: counters.takeover_ns.map(seconds),
+            frames_compared: counters.digests,
+            ..report
+        }
+    }
+}
+
+/// Runs one half of a pair.
+///
+/// # Errors
+/// Anything that ends the run badly.
+pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
+    if args.role == RoleArg::Backup && args.record.is_some() {
+        return Err(CommandError::Configuration(
+            "--record is for the primary or a guest alone: a backup follows the log it is sent"
+                .into(),
+        ));
+    }
+    let (queue, patience) = live_queue(args)?;
+    let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
+    let (asked, early) = (made.clone(), queue.clone());
+    let stop_limit = heed_signals(&queue, args, move || match asked.get() {
+        Some(peer) => peer.stop_requested(),
+        None => early.stop(StopCause::Requested),
+    })?;
+    let console = Console::start().map_err(host("thread for the console"))?;
+    let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
+    let reader = tap.clone();
+    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Gated)?;
+    let config = origin.config.clone();
+    let guest = Guest::assemble(&config)?;
+    origin.check(&guest)?;
+
+    let peer = make_peer(args, &guest, &config, tap, disk.clone(), queue.clone())?;
+    if let Some(disk) = disk {
+        queue.take_from_disk(disk);
+        peer.watch_disk();
+    }
+    let _ = made.set(peer.clone());
+    if queue.is_stopped() {
+        peer.stop_requested();
+    }
+    let mut host = HostSide {
+        queue: Some(queue.clone()),
+        console: Some(console.clone()),
+        stop_limit: Some(stop_limit),
+        control: control(args, || PeerOperator::new(peer.clone(), console.clone()))?,
+        ..HostSide::default()
+    };
+    let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
+    let (alarm, ticker) = guest_alarm(&queue)?;
+    let mut events: Vec<Subscriber> = vec![
+        Box::new(connect_or_listen(args, &peer)?),
+        patience,
+        Box::new(peer.ticker()?),
+        Box::new(peer.log_ticker()),
+        ticker,
+    ];
+    if let Some(tap) = reader {
+        events.push(Box::new(read_tap(args, tap, &queue, &peer)));
+    }
+    // The other host decides when the guest begins.
+    host.wait_for(events)?;
+    if args.start_alone {
+        peer.step(SessionEvent::StartAlone);
+    }
+    let begin = match peer.wait_for_begin(session_role(args)) {
+        Ok(Some(begin)) => begin,
+        Ok(None) => return Err(not_welcomed(args)),
+        Err(reason) => return stopped_by(&reason),
+    };
+    let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
+    let parts = PairRun { half, host, queue, alarm };
+    let run = parts.switch_on(args, origin, guest, &config)?;
+    run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
+}
+
+/// What reads the guest's frames from `tap`: those the queue takes go to the guest, others to the
+/// host that has it.
+fn read_tap(args: &RunArgs, tap: Tap, queue: &Arc<InputQueue>, peer: &Arc<Peer>) -> TapReader {
+    let (to_guest, strayed, linked) = (queue.clone(), peer.clone(), peer.clone());
+    let on_frame = Box::new(move |frame| {
+        if let Some(stray) = to_guest.push_frame(frame) {
+            strayed.stray(stray);
+        }
+    });
+    let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
+    TapReader::new(tap, uplink, on_frame, Box::new(move |up| linked.client_link(up)))
+}
+
+fn not_welcomed(args: &RunArgs) -> CommandError {
+    let address = args.connect.map(|a| a.to_string()).unwrap_or_default();
+    CommandError::Configuration(format!(
+        "the peer at {address} was lost before it accepted this backup; is an ftvmm primary \
+         listening there?"
+    ))
+}
+
+/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup
+/// when it has taken over.
+fn connect_or_listen(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
+    let listener = args.listen.map(Channel::listen).transpose()?;
+    let (listener, connection) = match (args.role, args.connect) {
+        (RoleArg::Backup, Some(address)) => {
+            let channel = Channel::connect(address)?;
+            let listener = match listener {
+                None => {
+                    let mut own = channel.local_address().map_err(host("own address"))?;
+                    own.set_port(address.port());
+                    let free = Channel::listen(own);
+                    free.inspect_err(|error| tracing::warn!(%error, "no next backup can attach"))
+                        .ok()
+                }
+                listener => listener,
+            };
+            (listener, Some(channel))
+        }
+        _ => {
+            tracing::info!(address = ?args.listen, "waiting for a backup");
+            (listener, None)
+        }
+    };
+    ChannelEvents::new(peer.clone(), listener, connection).map_err(host("second channel handle"))
+}
+
+fn session_role(args: &RunArgs) -> SessionRole {
+    match args.role {
+        RoleArg::Backup => SessionRole::Backup,
+        _ => SessionRole::Primary,
+    }
+}
+
+fn make_peer(
+    args: &RunArgs,
+    guest: &Guest,
+    config: &GuestConfig,
+    tap: Option<Tap>,
+    disk: Option<Arc<Disk>>,
+    queue: Arc<InputQueue>,
+) -> Result<Arc<Peer>, CommandError> {
+    let witness = args.witness.clone().ok_or_else(|| {
+        CommandError::Configuration("--witness is missing; use --witness file:PATH".into())
+    })?;
+    let mut witness = FileWitness::new(witness.0);
+    let unusable = |e: &dyn std::error::Error| {
+        let cause = e.source().map(|c| format!(": {c}")).unwrap_or_default();
+        CommandError::Configuration(format!("{e}{cause}"))
+    };
+    let highest_term = witness.highest().map_err(|e| unusable(&e))?;
+    let session_role = session_role(args);
+    let mut session = SessionConfig::new(
+        session_role,
+        build::own(),
+        guest.fingerprint.clone(),
+        highest_term,
+        config.rtc_epoch_s,
+    );
+    session.release = match args.release {
+        Release::Compare => ReleasePolicy::Compare,
+        Release::Ack => ReleasePolicy::Ack,
+    };
+    session.on_divergence = match args.on_divergence {
+        OnDivergence::Failover => DivergencePolicy::Failover,
+        OnDivergence::Halt => DivergencePolicy::Halt,
+        OnDivergence::Resync => DivergencePolicy::Resync,
+    };
+    session.believe = match args.believe {
+        Believe::Primary => SessionRole::Primary,
+        Believe::Backup => SessionRole::Backup,
+    };
+    session.on_link_down = match args.on_link_down {
+        OnLinkDown::Switch => LinkPolicy::Switch,
+        OnLinkDown::Ignore => LinkPolicy::Ignore,
+    };
+    session.failure_ns = args.failure_timeout_ms * 1_000_000;
+    session.heartbeat_ns = session.failure_ns / HEARTBEATS_PER_FAILURE;
+    let unique = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map_err(host("random name for the witness"))?;
+    Peer::new(PeerConfig {
+        session,
+        witness: Box::new(witness),
+        holder: format!("{session_role} {}", unique.trim()),
+        tap,
+        net_mac: config.net.map(|net| net.mac),
+        queue,
+        disk,
+        disk_failover: args.disk_error == OnDiskError::Failover,
+        horizon_ns: args.horizon_us * 1000,
+        incident_dir: args.incident_dir.clone(),
+        unrecorded_when_alone: args.record.is_none(),
+        progress: Box::new(TransferBar::hidden()),
+    })
+    .map_err(|e| CommandError::Configuration(format!("--failure-timeout-ms: {e}")))
+}
+
+/// What the run needs besides the guest.
+struct PairRun {
+    half: Half,
+    host: HostSide,
+    queue: Arc<InputQueue>,
+    alarm: GuestTimer,
+}
+
+impl PairRun {
+    fn switch_on(
+        self,
+        args: &RunArgs,
+        origin: GuestSource,
+        guest: Guest,
+        config: &GuestConfig,
+    ) -> Result<Run<Machine, Half>, CommandError> {
+        let Self { mut host, half, queue, alarm } = self;
+        let (peer, clock) = (half.peer.clone(), half.peer.clock());
+        let SwitchedOn { machine, header, recording } =
+            switch_on(args, guest, config, origin.start(), &queue)?;
+        host.memory_mib = config.memory_mib;
+        let transfer =
+            |copy| Arc::new(Transfer::new(copy, peer.disk(), queue.clone(), clock, header));
+        host.transfer = machine.memory_copy().map(transfer);
+        if let Some(transfer) = &host.transfer {
+            peer.transfer_with(transfer.clone());
+        }
+        let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
+        if origin.start().is_some() {
+            live.renew_identity();
+        }
+        let log = PeerLog::new(peer.clone());
+        let recorder = Recorder::new(recording, Some(Box::new(log)), check_plan(args));
+        let inputs = Inputs::new(Source::Live(Box::new(live)))
+            .recorded(Some(recorder))
+            .transferable(host.transfer.clone().map(TransferPort::new))
+            .paired(PairPort::new(peer.clone()))
+            .restored(origin.into_parts().map(|parts| Restore::new(parts, peer.disk())));
+        Ok(Run::new(machine, half, inputs, host, clock))
+    }
+}
+
+impl From<ChannelError> for CommandError {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Listen { .. } => Self::Configuration(error.to_string()),
+            ChannelError::Connect { .. } | ChannelError::SetUp(_) => Self::Peer(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! A guest that runs alone, recorded or not.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use super::args::RunArgs;
+use super::live_host::{
+    HELD_LONGEST, SwitchedOn, check_plan, control, guest_alarm, heed_signals, input_delays,
+    live_queue, switch_on, watch_processor,
+};
+use super::origin::GuestSource;
+use super::outcome::end_at;
+use super::progress_bar::TransferBar;
+use super::run::{Conclusion, HostSide, Role, Run};
+use super::{CommandError, host};
+use crate::guest::Machine;
+use crate::guest::{Guest, GuestConfig};
+use crate::report::Report;
+use ftvmm_host::clock::{HostClock, host_unix_seconds};
+use ftvmm_host::disk::{CompletionPolicy, Disk};
+use ftvmm_host::{Console, Subscriber, Tap, TapReader};
+use ftvmm_runtime::control::SoloOperator;
+use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
+use ftvmm_runtime::outputs::HostOutputs;
+use ftvmm_runtime::peer::announce_restored;
+use ftvmm_runtime::sources::{Inputs, Source};
+use ftvmm_runtime::step::{Ending, OutputSink};
+use ftvmm_runtime::transfer::{ProgressCell, Restore, Transfer, TransferPort};
+
+/// What a guest alone speaks through.
+struct Solo {
+    outputs: HostOutputs,
+}
+
+impl Role<Machine> for Solo {
+    fn outputs(&mut self) -> &mut dyn OutputSink {
+        &mut self.outputs
+    }
+
+    fn conclude(
+        &mut self,
+        machine: &Machine,
+        _: &mut Inputs,
+        result: Result<Ending, CommandError>,
+    ) -> Result<Conclusion, CommandError> {
+        let ending = result?;
+        machine.tsc().warn_of_late_sites();
+        let end = end_at(machine, &ending)?;
+        Ok(Conclusion::new(ending, end))
+    }
+
+    fn report(&self, _: &mut Inputs, report: Report) -> Report {
+        Report { outputs: self.outputs.frames().load(Ordering::Relaxed), ..report }
+    }
+}
+
+/// Runs a guest alone.
+///
+/// # Errors
+/// Anything that ends the run badly.
+pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
+    let (queue, patience) = live_queue(args)?;
+    let stopped = queue.clone();
+    let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
+    let console = Console::start().map_err(host("thread for the console"))?;
+    let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
+    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
+    let guest = Guest::assemble(&origin.config)?;
+    origin.check(&guest)?;
+    if let Some(disk) = &disk {
+        let answered = queue.clone();
+        queue.take_from_disk(disk.clone());
+        disk.on_completion(move |_| answered.disk_completed());
+    }
+    let network = queue.network().clone();
+    let outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network);
+    let (means, clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
+    let control = control(args, || SoloOperator {
+        queue: queue.clone(),
+        outputs: outputs.frames(),
+        console: console.clone(),
+        tap: tap.clone(),
+        recording: args.record.clone(),
+        clock,
+        transfer: means.clone(),
+        progress: ProgressCell::new(clock, Box::new(TransferBar::hidden())),
+    })?;
+    let mut events = events(args, &origin, tap, &queue)?;
+    let (alarm, ticker) = guest_alarm(&queue)?;
+    events.extend([patience, ticker, watch_processor(queue.clone(), clock, HELD_LONGEST)?]);
+    let host = HostSide {
+        queue: Some(queue.clone()),
+        console: Some(console),
+        stop_limit: Some(stop_limit),
+        control,
+        ..HostSide::default()
+    };
+    let parts = Parts { host, queue, disk, clock, alarm, means };
+    parts.switch_on(args, origin, guest, outputs)?.go("solo", args.report.as_deref(), |host| {
+        host.wait_for(events)?;
+        host.enter_terminal()
+    })
+}
+
+/// What a guest alone waits for besides its timers.
+fn events(
+    args: &RunArgs,
+    origin: &GuestSource,
+    tap: Option<Tap>,
+    queue: &Arc<InputQueue>,
+) -> Result<Vec<Subscriber>, CommandError> {
+    let Some(tap) = tap else { return Ok(Vec::new()) };
+    let mut events: Vec<Subscriber> = Vec::new();
+    if let (Some(net), Some(_)) = (&origin.config.net, origin.start()) {
+        events.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
+    }
+    let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
+    let queue = queue.clone();
+    let on_frame = Box::new(move |frame| drop(queue.push_frame(frame)));
+    events.push(Box::new(TapReader::new(tap, uplink, on_frame, Box::new(drop))));
+    Ok(events)
+}
+
+/// What the run needs besides the guest.
+struct Parts {
+    host: HostSide,
+    queue: Arc<InputQueue>,
+    disk: Option<Arc<Disk>>,
+    clock: HostClock,
+    alarm: GuestTimer,
+    means: Arc<OnceLock<Arc<Transfer>>>,
+}
+
+impl Parts {
+    fn switch_on(
+        self,
+        args: &RunArgs,
+        origin: GuestSource,
+        guest: Guest,
+        outputs: HostOutputs,
+    ) -> Result<Run<Machine, Solo>, CommandError> {
+        let Self { mut host, queue, disk, clock, alarm, means } = self;
+        // Files were read and hashed meanwhile.
+        let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
+        let SwitchedOn { machine, header, recording } =
+            switch_on(args, guest, &config, origin.start(), &queue)?;
+        queue.set_unrecorded(recording.is_none());
+        host.memory_mib = config.memory_mib;
+        let copy = machine.memory_copy().filter(|_| args.control.is_some());
+        let transfer =
+            |copy| Arc::new(Transfer::new(copy, disk.clone(), queue.clone(), clock, header));
+        host.transfer = copy.map(transfer);
+        if let Some(transfer) = &host.transfer {
+            let _ = means.set(transfer.clone());
+        }
+        let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
+        if origin.start().is_some() {
+            live.renew_identity();
+        }
+        let record = |recording| Recorder::new(Some(recording), None, check_plan(args));
+        let inputs = Inputs::new(Source::Live(Box::new(live)))
+            .recorded(recording.map(record))
+            .transferable(host.transfer.clone().map(TransferPort::new))
+            .restored(origin.into_parts().map(|parts| Restore::new(parts, disk)));
+        Ok(Run::new(machine, Solo { outputs }, inputs, host, clock))
+    }
+}

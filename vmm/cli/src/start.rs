@@ -1,0 +1,40 @@
+//! `ftvmm --kernel …`: what is the same before a run in any role, and the choice of the role.
+
+use super::args::{Role, RunArgs};
+use super::pair::pair;
+use super::solo::solo;
+use super::{CommandError, check_report};
+use ftvmm_host::user_file::{self, Named};
+use ftvmm_kvm::install_kick_handler;
+
+/// Runs a guest in the role the arguments name.
+///
+/// # Errors
+/// Anything that ends the run badly.
+pub fn start(args: &RunArgs) -> Result<(), CommandError> {
+    check_files(args)?;
+    install_kick_handler()?;
+    match args.role {
+        Role::Solo => solo(args),
+        Role::Primary | Role::Backup => pair(args),
+    }
+}
+
+/// Refuses files that would be lost, and reports that could not be written.
+fn check_files(args: &RunArgs) -> Result<(), CommandError> {
+    let disk = args.disk.as_ref().map(|disk| disk.0.as_path());
+    let named = Named::default()
+        .read("--kernel", args.kernel.as_deref())
+        .read("--initrd", args.initrd.as_deref())
+        .read("--cpu-template", args.cpu_template.as_deref())
+        .read("--restore", args.restore.as_deref())
+        .written("--disk", disk)
+        .written("--control", args.control.as_deref())
+        .written("--record", args.record.as_deref())
+        .written("--report", args.report.as_deref());
+    named.check()?;
+    if let Some(path) = &args.record {
+        user_file::may_replace("recording", path, args.overwrite)?;
+    }
+    check_report(args.report.as_deref(), args.overwrite)
+}

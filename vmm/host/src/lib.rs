@@ -1,0 +1,39 @@
+//! The host's side of the guest's world: clock, entropy, tap, console, disk, signals, the channel
+//! to the other host and the witness, and the threads that wait for them. The only crate that opens
+//! files, sockets and devices but `/dev/kvm`.
+
+// They panic when nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod channel;
+pub mod clock;
+mod console;
+pub mod disk;
+pub mod entropy;
+mod events;
+mod life;
+mod link;
+pub mod memory;
+mod signals;
+mod spool;
+mod stderr;
+mod stop_limit;
+pub mod sync;
+mod tap;
+mod tap_reader;
+pub mod user_file;
+mod witness_file;
+mod write_behind;
+
+pub use console::{Console, RawTerminal, Typed, read_console, restore_terminal};
+pub use events::{
+    EventLoop, HostEventsError, Subscriber, Ticker, repeating, resting_timer, set_timer, watch,
+};
+pub use signals::BlockedSignals;
+pub use stderr::{StandardError, finish_stderr, say, spool_stderr, stderr_dropped_bytes};
+pub use stop_limit::{STOP_LONGEST, StopLimit};
+
+pub use tap::{Tap, TapError, VNET_HEADER_BYTES, tap_mtu};
+pub use tap_reader::TapReader;
+pub use witness_file::FileWitness;
+pub use write_behind::WriteBehind;

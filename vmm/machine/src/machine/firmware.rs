@@ -1,0 +1,14 @@
+//! What a PC's firmware does before the kernel runs.
+
+use ftvmm_devices::Board;
+
+/// What a PC's firmware leaves behind and Linux relies on: counter 0 of the 8254 counts, in mode 3
+/// with the full period (Linux reads it for randomness and waits until it does).
+const FIRMWARE_WRITES: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
+
+/// Leaves the devices as a PC's firmware does.
+pub fn act_as_firmware(board: &mut Board) {
+    for (port, value) in FIRMWARE_WRITES {
+        board.pio_write(port, &[value]);
+    }
+}

@@ -1,0 +1,133 @@
+//! Inputs from the live host: its clock, its tap, its console.
+//!
+//! A run that is recorded takes them at exits. When the guest makes none for too long after an
+//! input came, the run is stopped anywhere and that point made a slice.
+//!
+//! [`LiveCore`] decides; here the host's clock and randomness are read, the alarm is set, and the
+//! thread waits.
+
+mod core;
+mod shutdown;
+mod slices;
+
+use std::sync::Arc;
+
+use ftvmm_devices::Input;
+use ftvmm_replication::{GuestClock, GuestNs, Ordinal};
+
+use self::core::{Host, LiveCore, Next};
+use super::alarm::GuestTimer;
+use super::live_queue::InputQueue;
+use super::patience::InputDelays;
+use crate::input_error::InputError;
+use crate::step::Step;
+use ftvmm_host::clock::{HostClock, host_unix_seconds};
+use ftvmm_host::entropy::host_random_bytes;
+use ftvmm_machine::situation::{RunMode, Situation};
+
+/// Takes from a [`InputQueue`] and samples the host's clock.
+pub struct LiveInputs {
+    queue: Arc<InputQueue>,
+    clock: HostClock,
+    alarm: GuestTimer,
+    core: LiveCore,
+}
+
+impl LiveInputs {
+    /// Live inputs for a guest at power-on.
+    pub fn new(
+        queue: Arc<InputQueue>,
+        clock: HostClock,
+        alarm: GuestTimer,
+        delays: InputDelays,
+    ) -> Self {
+        let at_power_on = GuestNs(0);
+        let guest = GuestClock::anchored(clock.host_now(), at_power_on);
+        Self { queue, clock, alarm, core: LiveCore::new(guest, at_power_on, delays) }
+    }
+
+    /// The guest was restored from a snapshot, as others may have been: its first input says so.
+    pub fn renew_identity(&mut self) {
+        self.core.renew_identity();
+    }
+
+    /// Goes on with another clock, after the guest has seen guest time up to `last`.
+    pub fn resume(&mut self, clock: GuestClock, last: GuestNs) {
+        self.core.resume(clock, last);
+        self.set_alarm();
+    }
+
+    fn set_alarm(&mut self) {
+        if let Some(setting) = self.core.take_alarm() {
+            self.alarm.set(setting);
+        }
+    }
+}
+
+fn host_random(bytes: u64) -> Result<Vec<u8>, InputError> {
+    host_random_bytes(bytes).map_err(|cause| InputError::Entropy { cause })
+}
+
+fn host_new_identity() -> Result<Input, InputError> {
+    let mut generation_id = [0; 16];
+    let bytes = host_random(generation_id.len() as u64)?;
+    generation_id.copy_from_slice(&bytes);
+    Ok(Input::NewIdentity { generation_id, unix_s: host_unix_seconds() })
+}
+
+impl LiveInputs {
+    /// The next thing to do in this situation. Waits while the guest is halted.
+    ///
+    /// # Errors
+    /// When the host gives no random bytes.
+    pub fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+        let queue = &self.queue;
+        let mut pending = queue.lock();
+        let mut now = self.clock.host_now();
+        let is_unrecorded = queue.is_unrecorded();
+        let mut next =
+            self.core.next(situation, Host { now, is_unrecorded, pending: &mut pending });
+        let step = loop {
+            let until = match next {
+                Next::Wait { until } => until,
+                Next::Step(step) => break step,
+                Next::Entropy { bytes } => {
+                    break Step::Apply(Input::Entropy { bytes: host_random(bytes)? });
+                }
+                Next::NewIdentity => break Step::Apply(host_new_identity()?),
+                Next::Leave { now } => {
+                    pending.left = Some((self.clock, now));
+                    break Step::Proceed;
+                }
+            };
+            pending = queue.sleep(pending, until.map(|until| until.since(now)));
+            now = self.clock.host_now();
+            let is_unrecorded = queue.is_unrecorded();
+            next = self.core.wake(situation, Host { now, is_unrecorded, pending: &mut pending });
+        };
+        drop(pending);
+        self.set_alarm();
+        Ok(step)
+    }
+
+    /// The guest's state was restored from a snapshot; it has seen guest time up to `last`.
+    pub fn restored(&mut self, last: GuestNs) {
+        self.resume(GuestClock::anchored(self.clock.host_now(), last), last);
+        // What the guest had not had of its disk came with the state.
+        self.queue.disk_completed();
+    }
+
+    /// The guest leaves exit `at`; how far may it run? `interrupt_waits` says that the guest could
+    /// not take an interrupt here that is pending.
+    pub fn run_mode(&mut self, at: Ordinal, interrupt_waits: bool) -> RunMode {
+        self.queue.leave_exit(at);
+        let clock = self.clock;
+        let mode =
+            self.core.leave(interrupt_waits, self.queue.is_unrecorded(), || clock.host_now());
+        self.set_alarm();
+        mode
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! What a live guest is given, in which order, and how long it sleeps. Decides, and does nothing:
+//! the host's time and what has arrived are arguments, and [`Next`] is what the caller has to do.
+
+use ftvmm_devices::Input;
+use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
+
+use super::shutdown::{grace_until, mind_grace, mind_shutdown};
+use super::slices::{SlicePolicy, Stopped};
+use crate::input::alarm::{AlarmPlan, Setting};
+use crate::input::live_queue::{Pending, Shutdown};
+use crate::input::patience::InputDelays;
+use crate::input::sampling::Sampler;
+use crate::step::Step;
+use ftvmm_machine::disk_completion::Completion;
+use ftvmm_machine::situation::{RunMode, Situation};
+
+/// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood
+/// its log.
+const ENTROPY_BYTES_MAX: u64 = 256;
+
+/// What the caller does.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Hand out this step.
+    Step(Step),
+    /// Give the guest so many random bytes.
+    Entropy { bytes: u64 },
+    /// Tell the guest that it is another one.
+    NewIdentity,
+    /// There is no more for this exit, which the guest leaves at `now`.
+    Leave { now: HostNs },
+    /// The guest sleeps: wait until something arrives, at most until then; then call
+    /// [`LiveCore::wake`].
+    Wait { until: Option<HostNs> },
+}
+
+/// The host as it is at a call.
+pub(super) struct Host<'a> {
+    pub(super) now: HostNs,
+    /// Nothing is recorded: inputs reach the guest between exits too.
+    pub(super) is_unrecorded: bool,
+    pub(super) pending: &'a mut Pending,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct LiveCore {
+    sampler: Sampler,
+    slices: SlicePolicy,
+    alarm: AlarmPlan,
+    /// The guest was restored and is to learn that it is another one.
+    identity_wanted: bool,
+    sampled_at: Option<Ordinal>,
+    entropy_at: Option<Ordinal>,
+}
+
+impl LiveCore {
+    /// For a guest that has seen guest time up to `last`.
+    pub(super) fn new(clock: GuestClock, last: GuestNs, delays: InputDelays) -> Self {
+        Self {
+            sampler: Sampler::new(clock, last),
+            slices: SlicePolicy::new(delays),
+            alarm: AlarmPlan::default(),
+            identity_wanted: false,
+            sampled_at: None,
+            entropy_at: None,
+        }
+    }
+
+    pub(super) fn renew_identity(&mut self) {
+        self.identity_wanted = true;
+    }
+
+    /// Goes on with another clock, after the guest has seen guest time up to `last`.
+    pub(super) fn resume(&mut self, clock: GuestClock, last: GuestNs) {
+        self.sampler.resume(clock, last);
+        self.slices.resume();
+        self.alarm.give_grace(None);
+        self.alarm.set(None, GuestNs(0));
+    }
+
+    /// How the caller has to set the timer, after each call of another method.
+    pub(super) fn take_alarm(&mut self) -> Option<Setting> {
+        self.alarm.take_setting()
+    }
+
+    /// The next thing to do in this situation.
+    pub(super) fn next(&mut self, situation: &Situation, host: Host<'_>) -> Next {
+        self.slices.see(situation);
+        if situation.at.is_none() && !host.is_unrecorded {
+            return Next::Step(self.between_exits(situation, host));
+        }
+        self.slices.reach_exit();
+        self.at_exit(situation, host)
+    }
+
+    /// After [`Next::Wait`], in the same situation.
+    pub(super) fn wake(&mut self, situation: &Situation, host: Host<'_>) -> Next {
+        if situation.deadline_ns.is_none() {
+            self.sampler.rests(host.now);
+        }
+        self.at_exit(situation, host)
+    }
+
+    /// The guest goes on: how far may it run? `now` is asked at most once.
+    pub(super) fn leave(
+        &mut self,
+        interrupt_waits: bool,
+        is_unrecorded: bool,
+        now: impl FnOnce() -> HostNs,
+    ) -> RunMode {
+        let now = || self.sampler.now(now());
+        self.slices.leave(interrupt_waits, is_unrecorded, now, &mut self.alarm)
+    }
+
+    /// A recorded run was stopped between two exits: what now?
+    fn between_exits(&mut self, situation: &Situation, host: Host<'_>) -> Step {
+        let Host { now, pending, .. } = host;
+        pending.deadline_passed |= mind_grace(pending, now);
+        if let Some(cause) = pending.stop.filter(|_| pending.stop_at_once) {
+            return Step::Stop(cause);
+        }
+        let arrived = pending.deadline_passed
+            && (pending.stop.is_some()
+                || pending.disk_completed()
+                || pending.announce
+                || !pending.console.is_empty()
+                || !pending.signals.is_empty()
+                || pending.shutdown == Shutdown::Wanted
+                || (situation.takes_frames && !pending.frames.is_empty()));
+        let stopped = Stopped {
+            now: self.sampler.now(now),
+            arrived,
+            ends: pending.stop.is_some(),
+            takes_interrupt: situation.takes_interrupt,
+            tick: self.tick(situation),
+        };
+        match self.slices.begins_slice(stopped, &mut self.alarm) {
+            true => Step::Capture,
+            false => Step::Proceed,
+        }
+    }
+
+    /// Takes what waits, for an exit.
+    fn at_exit(&mut self, situation: &Situation, host: Host<'_>) -> Next {
+        let Host { now, is_unrecorded, pending } = host;
+        if std::mem::take(&mut self.identity_wanted) {
+            return Next::NewIdentity;
+        }
+        let times = (now, self.sampler.now(now));
+        mind_shutdown(pending, situation.hears_power_button, &mut self.alarm, times);
+        if let Some(cause) = pending.stop {
+            return Next::Step(Step::Stop(cause));
+        }
+        let reading = self.sampler.read(situation, self.slices.is_in_slice(), now);
+        if situation.reads_clock && self.sampled_at != situation.at {
+            return self.sample(reading.now, situation, now);
+        }
+        if let Some(bytes) = self.entropy_bytes(situation) {
+            return Next::Entropy { bytes };
+        }
+        if let Some(input) = take_arrived(pending, situation.takes_frames) {
+            self.slices.gives_input();
+            return Next::Step(Step::Apply(input));
+        }
+        pending.deadline_passed &= !pending.is_empty();
+        // One that is far behind gets to a timer that is far ahead in steps, and reads no clock on
+        // the way.
+        let steps_on = reading.is_behind
+            && situation.deadline_ns.is_some()
+            && self.slices.is_in_slice()
+            && self.sampled_at != situation.at;
+        // After what came from outside: its interrupt is to come before the tick's
+        // (`Board::settle`).
+        if (reading.is_due || steps_on) && reading.now > self.sampler.last() {
+            return self.sample(reading.now, situation, now);
+        }
+        if !situation.halted {
+            let alarm_at = match reading.is_held {
+                true => Some(reading.clock.saturating_add_ns(self.slices.inputs_ns())),
+                false if is_unrecorded => self.tick(situation),
+                false => self.slices.alarm_at(self.tick(situation), reading.clock),
+            };
+            self.alarm.set(alarm_at, reading.clock);
+            return Next::Leave { now: self.sampler.host_at(reading.clock) };
+        }
+        if std::mem::take(&mut pending.attention) {
+            return Next::Step(Step::Again);
+        }
+        let until_due = |at| now.saturating_add_ns(GuestNs(at).since_ns(reading.now).max(1));
+        let due = situation.deadline_ns.map(until_due);
+        Next::Wait { until: due.into_iter().chain(grace_until(pending)).min() }
+    }
+
+    fn sample(&mut self, told: GuestNs, situation: &Situation, now: HostNs) -> Next {
+        self.sampled_at = situation.at;
+        self.sampler.tell(told, situation, now);
+        Next::Step(Step::Apply(Input::Time { now_ns: told.0 }))
+    }
+
+    /// Random bytes for the guest at this exit. Not at a slice, where their interrupt would come
+    /// before that of what the slice is for.
+    fn entropy_bytes(&mut self, situation: &Situation) -> Option<u64> {
+        let is_wanted = situation.entropy_wanted_bytes > 0
+            && situation.at.is_some()
+            && self.entropy_at != situation.at
+            && !self.slices.is_in_slice();
+        if !is_wanted {
+            return None;
+        }
+        self.entropy_at = situation.at;
+        Some(ENTROPY_BYTES_MAX.min(situation.entropy_wanted_bytes))
+    }
+
+    /// When the guest's timer is due by its clock.
+    fn tick(&self, situation: &Situation) -> Option<GuestNs> {
+        situation.deadline_ns.map(|at| self.sampler.clock_at(GuestNs(at)))
+    }
+}
+
+/// The next of what came from outside.
+fn take_arrived(pending: &mut Pending, takes_frames: bool) -> Option<Input> {
+    if let Some(signal) = pending.signals.pop_front() {
+        return Some(signal);
+    }
+    if let Some(Completion { id, outcome, .. }) = pending.take_disk_completion() {
+        return Some(Input::DiskDone { id, outcome });
+    }
+    if takes_frames && let Some(frame) = pending.frames.pop_front() {
+        return Some(Input::NetRx { frame });
+    }
+    if std::mem::take(&mut pending.announce) {
+        return Some(Input::NetAnnounce);
+    }
+    if pending.console.is_empty() {
+        return None;
+    }
+    Some(Input::ConsoleRx { bytes: pending.console.drain(..).collect() })
+}

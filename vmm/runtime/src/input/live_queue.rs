@@ -1,0 +1,391 @@
+//! Inputs that arrived on the live host, until the vCPU's thread takes them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ftvmm_devices::Input;
+use ftvmm_replication::{HostNs, Ordinal};
+use nix::sys::timerfd::TimerFd;
+
+use super::Pulse;
+use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
+use ftvmm_host::clock::HostClock;
+use ftvmm_host::disk::Disk;
+use ftvmm_host::{STOP_LONGEST, StopLimit, Typed, set_timer};
+use ftvmm_machine::Kick;
+use ftvmm_machine::disk_completion::Completion;
+use ftvmm_machine::net_watch::NetWatch;
+use ftvmm_machine::situation::StopCause;
+
+/// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch
+/// would.
+const FRAMES_MAX: usize = 1024;
+/// Typed bytes kept for a guest that does not take them.
+const CONSOLE_BYTES_MAX: usize = 64 * 1024;
+/// Events of the machine's lines kept for a guest.
+const SIGNALS_MAX: usize = 16;
+/// A guest counts as computing when its last exit is this many input delays ago.
+const COMPUTING_AFTER: u32 = 4;
+/// Delay before a computing guest is kicked, so that a burst of inputs costs one slice.
+const KICK_DELAY_MIN: Duration = Duration::from_micros(100);
+
+/// How far the end of the run is that the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Shutdown {
+    #[default]
+    No,
+    /// The power button is to be pressed, if the guest listens.
+    Wanted,
+    /// The guest has until then.
+    Grace { until: HostNs },
+}
+
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) frames: VecDeque<Vec<u8>>,
+    pub(super) console: VecDeque<u8>,
+    /// The guest is to announce itself.
+    pub(super) announce: bool,
+    /// The guest's disk, and whether it may have a completion for the guest.
+    disk: Option<Arc<Disk>>,
+    disk_completed: bool,
+    /// Events of the machine's own lines: interrupts, breaks.
+    pub(super) signals: VecDeque<Input>,
+    pub(super) shutdown: Shutdown,
+    pub(super) stop: Option<StopCause>,
+    /// Asked to stop twice: do not wait for the guest's next exit.
+    pub(super) stop_at_once: bool,
+    /// What waits has waited long enough for the guest to make an exit.
+    pub(super) deadline_passed: bool,
+    /// When the guest left its last exit: the clock and what it showed.
+    pub(super) left: Option<(HostClock, HostNs)>,
+    /// What a guest that is to switch itself off has for it.
+    pub(super) grace: Duration,
+    /// The vCPU's thread waits for [`InputQueue::arrived`].
+    halted: bool,
+    /// The guest of this host follows another's log: what arrives is the other host's to log.
+    closed: bool,
+    /// Whoever hands out this queue's inputs is wanted for something else.
+    pub(super) attention: bool,
+    kicker: Option<Box<dyn Kick>>,
+}
+
+impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+            && self.console.is_empty()
+            && !self.announce
+            && !self.disk_completed
+            && self.signals.is_empty()
+            && self.shutdown != Shutdown::Wanted
+            && self.stop.is_none()
+    }
+
+    /// True while the disk may have a completion.
+    pub(super) fn disk_completed(&self) -> bool {
+        self.disk_completed
+    }
+
+    /// A completion of the disk.
+    pub(super) fn take_disk_completion(&mut self) -> Option<Completion> {
+        let disk = self.disk.as_ref().filter(|_| self.disk_completed)?;
+        let completion = disk.take_completed();
+        self.disk_completed = completion.is_some();
+        completion
+    }
+
+    fn kick(&self) {
+        if let Some(kicker) = &self.kicker {
+            kicker.kick();
+        }
+    }
+}
+
+/// Between the host's I/O thread, which fills it, and the vCPU's thread, which takes.
+pub struct InputQueue {
+    pending: Mutex<Pending>,
+    arrived: Condvar,
+    unrecorded: AtomicBool,
+    /// For who asks from outside how far the guest is.
+    last_exit: AtomicU64,
+    /// Fires when there has been no exit for an input for long enough ([`Self::deadline_passed`]).
+    patience: Arc<TimerFd>,
+    patience_lasts: Duration,
+    pulse: Pulse,
+    /// Sees to it that a stop does end the process.
+    stop_limit: OnceLock<Arc<StopLimit>>,
+    network: Arc<NetWatch>,
+}
+
+impl InputQueue {
+    /// A queue whose inputs wait for an exit of a recorded guest as long as `patience_lasts`, and
+    /// hardly at all when it has been computing for long. Whoever waits for `patience` calls
+    /// [`Self::deadline_passed`].
+    pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
+        Self {
+            pending: Mutex::default(),
+            arrived: Condvar::new(),
+            unrecorded: AtomicBool::new(false),
+            last_exit: AtomicU64::new(0),
+            patience,
+            patience_lasts,
+            pulse: Pulse::default(),
+            stop_limit: OnceLock::new(),
+            network: Arc::default(),
+        }
+    }
+
+    /// Has the process end when the guest's thread does not obey [`Self::stop`].
+    pub fn limit_stops_with(&self, limit: Arc<StopLimit>) {
+        let _ = self.stop_limit.set(limit);
+    }
+
+    /// Gives the queue the means to interrupt the running guest.
+    pub fn kick_with(&self, kicker: Box<dyn Kick>) {
+        self.lock().kicker = Some(kicker);
+    }
+
+    /// Says whether arriving inputs are dropped, because the guest follows another host's log.
+    /// Returns whether the guest was to be switched off here: who ordered that wants this host
+    /// to end.
+    pub fn set_closed(&self, closed: bool) -> bool {
+        let mut pending = self.lock();
+        let was_ending = closed && pending.shutdown != Shutdown::No;
+        pending.closed = closed;
+        if closed {
+            // What was asked of the guest while this host was active is the other's now.
+            pending.shutdown = Shutdown::No;
+            pending.signals.clear();
+        }
+        pending.announce &= !closed;
+        // The disk's completions are this host's to give from now on.
+        if !closed && pending.disk_completed {
+            self.input_arrived(pending, true);
+        }
+        was_ending
+    }
+
+    /// Gives the queue the guest's disk; [`Self::disk_completed`] says that it has a completion.
+    pub fn take_from_disk(&self, disk: Arc<Disk>) {
+        self.lock().disk = Some(disk);
+    }
+
+    /// The disk has a completion for a live guest. One that follows another's log finds it when it
+    /// goes live.
+    pub fn disk_completed(&self) {
+        let mut pending = self.lock();
+        let was_empty = pending.is_empty();
+        // The guest's thread may have been faster.
+        pending.disk_completed = pending.disk.as_ref().is_some_and(|disk| disk.has_completed());
+        if pending.disk_completed && !pending.closed {
+            self.input_arrived(pending, was_empty);
+        }
+    }
+
+    /// Says whether inputs interrupt the running guest and reach it between exits, where no log
+    /// could name them.
+    pub fn set_unrecorded(&self, unrecorded: bool) {
+        self.unrecorded.store(unrecorded, Ordering::Release);
+    }
+
+    pub(super) fn is_unrecorded(&self) -> bool {
+        self.unrecorded.load(Ordering::Acquire)
+    }
+
+    /// The guest leaves this exit, or goes on between two.
+    pub fn leave_exit(&self, at: Ordinal) {
+        self.last_exit.store(at.0, Ordering::Relaxed);
+        self.pulse.beat();
+    }
+
+    /// Whether the vCPU's thread makes progress.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// The last exit the guest left.
+    pub fn last_exit(&self) -> u64 {
+        self.last_exit.load(Ordering::Relaxed)
+    }
+
+    /// Frames that waited when the queue was closed.
+    pub fn take_frames(&self) -> Vec<Vec<u8>> {
+        self.lock().frames.drain(..).collect()
+    }
+
+    /// Hands over a frame from the tap; back it comes when the guest is another host's.
+    pub fn push_frame(&self, frame: Vec<u8>) -> Option<Vec<u8>> {
+        let mut pending = self.lock();
+        if pending.closed {
+            return Some(frame);
+        }
+        let was_empty = pending.is_empty();
+        if pending.frames.len() == FRAMES_MAX {
+            pending.frames.pop_front();
+            self.network.queue_dropped();
+        }
+        pending.frames.push_back(frame);
+        self.input_arrived(pending, was_empty);
+        None
+    }
+
+    /// Has the guest announce itself to the network.
+    pub fn push_announce(&self) {
+        let mut pending = self.lock();
+        if pending.closed {
+            return;
+        }
+        let was_empty = pending.is_empty();
+        pending.announce = true;
+        self.input_arrived(pending, was_empty);
+    }
+
+    /// What is known of the guest's network.
+    pub fn network(&self) -> &Arc<NetWatch> {
+        &self.network
+    }
+
+    /// Hands over typed bytes.
+    pub fn push_console(&self, bytes: &[u8]) {
+        let mut pending = self.lock();
+        if pending.closed {
+            return;
+        }
+        let was_empty = pending.is_empty();
+        let room = CONSOLE_BYTES_MAX - pending.console.len();
+        pending.console.extend(&bytes[..bytes.len().min(room)]);
+        self.input_arrived(pending, was_empty);
+    }
+
+    /// Hands over what somebody does at the terminal.
+    pub fn take_typed(&self, typed: Typed<'_>) {
+        match typed {
+            Typed::Bytes(bytes) => self.push_console(bytes),
+            Typed::Break => self.push_signal(Input::ConsoleBreak),
+            Typed::Quit => self.stop(StopCause::Requested),
+        }
+    }
+
+    /// Sets how long a guest that listens to its power button may take to switch itself off.
+    pub fn give_grace(&self, grace: Duration) {
+        self.lock().grace = grace;
+    }
+
+    /// Ends the run as a computer is switched off: the power button is pressed, and a guest that
+    /// listens to it has its time. Without grace, for a guest that does not listen, and when
+    /// called again this is [`Self::stop`].
+    pub fn shut_down(&self) {
+        let mut pending = self.lock();
+        if pending.shutdown != Shutdown::No || pending.stop.is_some() || pending.grace.is_zero() {
+            drop(pending);
+            return self.stop(StopCause::Requested);
+        }
+        pending.shutdown = Shutdown::Wanted;
+        if let Some(limit) = self.stop_limit.get() {
+            limit.within(pending.grace + STOP_LONGEST, "the guest's shutdown");
+        }
+        self.input_arrived(pending, true);
+    }
+
+    /// Hands over an event of one of the machine's lines; more than [`SIGNALS_MAX`] at a time are
+    /// dropped.
+    pub fn push_signal(&self, signal: Input) {
+        let mut pending = self.lock();
+        if pending.closed || pending.signals.len() == SIGNALS_MAX {
+            return;
+        }
+        let was_empty = pending.is_empty();
+        pending.signals.push_back(signal);
+        self.input_arrived(pending, was_empty);
+    }
+
+    /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest
+    /// is.
+    pub fn stop(&self, cause: StopCause) {
+        if let Some(limit) = self.stop_limit.get() {
+            limit.order();
+        }
+        let mut pending = self.lock();
+        if pending.stop.replace(cause).is_some() {
+            pending.stop_at_once = true;
+            pending.kick();
+        }
+        self.input_arrived(pending, true);
+    }
+
+    /// Whether the run has been told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stop.is_some()
+    }
+
+    /// Makes the guest's thread look at the clock: a timer of the guest is due.
+    pub fn timer_due(&self) {
+        self.wake_vcpu(&self.lock());
+    }
+
+    /// Makes the vCPU's thread ask what is wanted of it.
+    pub fn request_attention(&self) {
+        let mut pending = self.lock();
+        pending.attention = true;
+        self.wake_vcpu(&pending);
+    }
+
+    /// Something has waited for its exit long enough.
+    pub fn deadline_passed(&self) {
+        let mut pending = self.lock();
+        pending.deadline_passed = !pending.is_empty();
+        if pending.deadline_passed {
+            pending.kick();
+        }
+    }
+
+    /// Makes `KVM_RUN` return.
+    pub fn kick_vcpu(&self) {
+        self.lock().kick();
+    }
+
+    /// `is_first` says that nothing had been waiting before.
+    fn input_arrived(&self, pending: MutexGuard<'_, Pending>, is_first: bool) {
+        if pending.halted || self.is_unrecorded() {
+            self.wake_vcpu(&pending);
+        } else if is_first {
+            let since =
+                pending.left.map_or(Duration::ZERO, |(clock, at)| clock.host_now().since(at));
+            let computes = since >= self.patience_lasts * COMPUTING_AFTER;
+            let wait = if computes { KICK_DELAY_MIN } else { self.patience_lasts };
+            set_timer(&self.patience, Some(wait));
+        }
+    }
+
+    /// Wakes the vCPU's thread, whether it sleeps or runs the guest.
+    fn wake_vcpu(&self, pending: &Pending) {
+        if pending.halted {
+            self.arrived.notify_one();
+        } else {
+            pending.kick();
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Pending> {
+        lock(&self.pending)
+    }
+
+    /// Sleeps until something arrives or an alarm goes off, at most for `longest`.
+    pub(super) fn sleep<'a>(
+        &self,
+        mut pending: MutexGuard<'a, Pending>,
+        longest: Option<Duration>,
+    ) -> MutexGuard<'a, Pending> {
+        pending.halted = true;
+        let _resting = self.pulse.idle();
+        let mut pending = match longest {
+            Some(longest) => wait_timeout(&self.arrived, pending, longest),
+            None => wait(&self.arrived, pending),
+        };
+        pending.halted = false;
+        pending
+    }
+}

@@ -1,0 +1,109 @@
+//! Outputs of a guest without a pair, frames to the tap and console bytes to standard
+//! output; and of one that is replayed.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ftvmm_devices::Output;
+use ftvmm_replication::{Ordinal, OutputDigest};
+
+use crate::input_error::InputError;
+use crate::step::OutputSink;
+use ftvmm_host::disk::Disk;
+use ftvmm_host::{Console, Tap};
+use ftvmm_machine::net_watch::NetWatch;
+
+/// Writes to the host at once.
+pub struct HostOutputs {
+    tap: Option<Tap>,
+    disk: Option<Arc<Disk>>,
+    console: Arc<Console>,
+    frames: Arc<AtomicU64>,
+    network: Arc<NetWatch>,
+}
+
+impl HostOutputs {
+    /// Outputs to `console`, and to `tap` and `disk`, if the guest has them; what the tap drops is
+    /// told to `network`.
+    pub fn new(
+        tap: Option<Tap>,
+        disk: Option<Arc<Disk>>,
+        console: Arc<Console>,
+        network: Arc<NetWatch>,
+    ) -> Self {
+        Self { tap, disk, console, frames: Arc::default(), network }
+    }
+
+    /// Frames the guest sent so far, for whoever counts along.
+    pub fn frames(&self) -> Arc<AtomicU64> {
+        self.frames.clone()
+    }
+}
+
+impl OutputSink for HostOutputs {
+    fn emit(
+        &mut self,
+        _: Ordinal,
+        _: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError> {
+        match output {
+            Output::Frame(frame) => {
+                self.frames.fetch_add(1, Ordering::Relaxed);
+                let Some(tap) = &self.tap else { return Ok(()) };
+                if !tap.write_frame(&frame).map_err(|cause| InputError::Tap { cause })? {
+                    self.network.tap_dropped();
+                }
+                Ok(())
+            }
+            Output::Console(bytes) => {
+                self.console.print(&bytes);
+                Ok(())
+            }
+            Output::Disk(request) => {
+                if let Some(disk) = &self.disk {
+                    disk.submit(request);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Outputs of a guest that is replayed: they are counted, and what it prints is printed again.
+#[derive(Default)]
+pub struct ReplayOutputs {
+    frames: u64,
+}
+
+impl ReplayOutputs {
+    /// Frames the guest sent so far.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+}
+
+impl OutputSink for ReplayOutputs {
+    fn emit(
+        &mut self,
+        _: Ordinal,
+        _: Option<OutputDigest>,
+        output: Output,
+    ) -> Result<(), InputError> {
+        match output {
+            Output::Frame(_) => self.frames += 1,
+            Output::Console(bytes) => print_console(&bytes),
+            // The log has the answers.
+            Output::Disk(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Prints as fast as is read: nobody waits for a replay. A console nobody reads any more does not
+/// end it.
+fn print_console(bytes: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+}

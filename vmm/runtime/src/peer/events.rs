@@ -1,0 +1,325 @@
+//! What the host's event thread waits for on behalf of the peer: the channel, the port where a
+//! backup connects, and the clock.
+
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use ftvmm_replication::{DisconnectReason, SessionEvent};
+
+use super::{Address, Peer};
+use crate::input::{PulseWatch, VcpuHealth};
+use ftvmm_host::channel::{Channel, ChannelReader, Received};
+use ftvmm_host::sync::{MutexGuard, lock};
+use ftvmm_host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
+
+/// The peer looks at the clock no more often than this.
+const SHORTEST_TICK: Duration = Duration::from_millis(1);
+/// Bytes of the channel that are handed on before timers, signals and the guest have their turn.
+const TURN_BYTES: usize = 256 << 10;
+/// Edge-triggered: told once when bytes arrive, once when the socket takes bytes again.
+const CHANNEL_EVENTS: EventSet = EventSet::IN.union(EventSet::OUT).union(EventSet::EDGE_TRIGGERED);
+
+/// The channel, and the port where a backup connects.
+pub struct ChannelEvents {
+    peer: Arc<Peer>,
+    listener: Option<TcpListener>,
+    /// Of the connection that is served. Its descriptor stays ours until epoll has let go of it.
+    reader: Option<ChannelReader>,
+    /// A joining backup this host has no time for yet.
+    pending: Option<Channel>,
+}
+
+impl ChannelEvents {
+    /// Serves `connection`, if one stands, and whoever connects to `listener` when there is none.
+    ///
+    /// # Errors
+    /// When the host is out of descriptors.
+    pub fn new(
+        peer: Arc<Peer>,
+        listener: Option<TcpListener>,
+        connection: Option<Channel>,
+    ) -> std::io::Result<Self> {
+        peer.address().listens_at = listener.as_ref().and_then(|l| l.local_addr().ok());
+        let mut events = Self { peer, listener, reader: None, pending: None };
+        if let Some(channel) = connection {
+            events.serve(channel)?;
+        }
+        Ok(events)
+    }
+
+    fn serve(&mut self, channel: Channel) -> std::io::Result<()> {
+        let (reader, writer) = channel.split()?;
+        self.peer.address().peer = reader.stream().peer_addr().ok();
+        self.reader = Some(reader);
+        self.peer.connect(writer);
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        match Channel::accept(listener) {
+            Ok(_) if self.pending.is_some() => {
+                tracing::warn!("a second backup connected while one is waiting; refused")
+            }
+            Ok(channel) => self.pending = Some(channel),
+            Err(error) => tracing::warn!(%error, "a connection was not accepted"),
+        }
+    }
+
+    /// Lets go of a connection that is over; serves the joining backup, if there is time for it.
+    fn serve_joining(&mut self, ops: &mut EventOps<'_>) {
+        if !self.peer.is_connected()
+            && let Some(reader) = self.reader.take()
+        {
+            let _ = ops.remove(Events::empty(reader.stream()));
+        }
+        if self.reader.is_some() || !self.peer.accepts_backup() {
+            return;
+        }
+        let Some(channel) = self.pending.take() else { return };
+        match self.serve(channel) {
+            Ok(()) => self.watch_channel(ops),
+            Err(error) => tracing::error!(%error, "a connection cannot be served"),
+        }
+    }
+
+    /// Reads some of what arrived and writes what waits. The rest has its turn after timers and
+    /// signals: to say once more what is waited for has epoll look again (epoll_ctl(2),
+    /// `EPOLL_CTL_MOD`).
+    fn serve_channel(&mut self, ops: &mut EventOps<'_>) {
+        let Some(reader) = &mut self.reader else { return };
+        self.peer.flush_channel();
+        if self.peer.receive(reader)
+            && let Err(error) = ops.modify(Events::new(reader.stream(), CHANNEL_EVENTS))
+        {
+            tracing::error!(%error, "the rest of the channel cannot be waited for");
+        }
+    }
+
+    /// Waits for a backup at the address the operator named.
+    fn listen(&mut self, ops: &mut EventOps<'_>) {
+        let Some(listener) = self.peer.address().new_listener.take() else { return };
+        if let Some(old) = self.listener.take() {
+            let _ = ops.remove(Events::empty(&old));
+        }
+        watch(ops, &listener);
+        self.listener = Some(listener);
+    }
+
+    fn watch_channel(&self, ops: &mut EventOps<'_>) {
+        if let Some(reader) = &self.reader
+            && let Err(error) = ops.add(Events::new(reader.stream(), CHANNEL_EVENTS))
+        {
+            tracing::error!(%error, "the channel cannot be waited for");
+        }
+    }
+}
+
+impl MutEventSubscriber for ChannelEvents {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let from = |fd: Option<i32>| fd == Some(events.fd());
+        if from(self.listener.as_ref().map(AsRawFd::as_raw_fd)) {
+            self.accept();
+        }
+        if from(self.reader.as_ref().map(|reader| reader.stream().as_raw_fd())) {
+            self.serve_channel(ops);
+        }
+        if from(Some(self.peer.port.joining.as_raw_fd())) {
+            let _ = self.peer.port.joining.read();
+            self.listen(ops);
+        }
+        self.serve_joining(ops);
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(listener) = &self.listener {
+            watch(ops, listener);
+        }
+        self.watch_channel(ops);
+        watch(ops, &self.peer.port.joining);
+    }
+}
+
+impl Peer {
+    fn is_connected(&self) -> bool {
+        self.lock().is_connected()
+    }
+
+    fn accepts_backup(&self) -> bool {
+        self.port.accepts_backup.load(Ordering::Acquire)
+    }
+
+    pub(super) fn address(&self) -> MutexGuard<'_, Address> {
+        lock(&self.port.address)
+    }
+
+    /// Waits for a backup at `listener` from now on.
+    pub fn listen(&self, listener: TcpListener) {
+        let mut address = self.address();
+        address.listens_at = listener.local_addr().ok();
+        address.new_listener = Some(listener);
+        drop(address);
+        let _ = self.port.joining.write(1);
+    }
+
+    /// Hands what arrived to the core, but about [`TURN_BYTES`] at most; whether there may be more.
+    /// A peer that sends faster than this host takes would keep everybody else waiting, and be
+    /// told nothing.
+    fn receive(self: &Arc<Self>, reader: &mut ChannelReader) -> bool {
+        let mut restored_bytes = 0;
+        while restored_bytes < TURN_BYTES {
+            match reader.receive() {
+                Ok(Received::Nothing) => return false,
+                Ok(Received::Closed) => {
+                    self.disconnect(DisconnectReason::Closed);
+                    return false;
+                }
+                Ok(Received::Bytes(bytes)) => {
+                    restored_bytes += bytes.len();
+                    self.tell(|core, now_ns| core.receive(now_ns, bytes));
+                }
+                Err(e) => {
+                    let description = e.to_string();
+                    self.disconnect(DisconnectReason::Transport { description });
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Lets time pass; how long until it should again.
+    fn tick(self: &Arc<Self>, watch: &mut PulseWatch) -> Duration {
+        let now_ns = self.clock.host_now_ns();
+        let look = watch.look(now_ns, self.queue.pulse());
+        if look == VcpuHealth::Interrupt {
+            self.queue.kick_vcpu();
+        }
+        // What happens until then may set an earlier deadline.
+        let latest_ns = now_ns + self.limits.heartbeat_ns;
+        let next_ns = self.tell(|core, now_ns| {
+            core.tick(now_ns);
+            if let VcpuHealth::Stuck { unseen_ns } = look {
+                core.step(now_ns, SessionEvent::VcpuStuck { unseen_ns });
+            }
+            core.session().next_deadline_ns().map_or(latest_ns, |ns| ns.min(latest_ns))
+        });
+        Duration::from_nanos(next_ns.saturating_sub(now_ns)).max(SHORTEST_TICK)
+    }
+
+    /// A timer that keeps the session's time.
+    ///
+    /// # Errors
+    /// When the host refuses a timer.
+    pub fn ticker(self: &Arc<Self>) -> Result<Ticker<impl FnMut() + use<>>, HostEventsError> {
+        let peer = Arc::clone(self);
+        let mut watch = PulseWatch::new(self.limits.failure_ns);
+        repeating(SHORTEST_TICK, move || peer.tick(&mut watch))
+    }
+
+    /// A timer that looks whether the guest left something unsent before it went computing.
+    pub fn log_ticker(self: &Arc<Self>) -> Ticker<impl FnMut() + use<>> {
+        let peer = Arc::clone(self);
+        let look = move || peer.tell(|core, now_ns| core.look_at_log(now_ns));
+        Ticker::on(self.log_timer.clone(), look)
+    }
+
+    /// The connection is of no use any more.
+    pub fn disconnect(self: &Arc<Self>, reason: DisconnectReason) {
+        self.tell(|core, now_ns| core.disconnect(now_ns, reason));
+    }
+
+    /// A frame for the guest came here although the other host is active.
+    pub fn stray(self: &Arc<Self>, frame: Vec<u8>) {
+        let is_late = self.lock().takes_strays(self.clock.host_now_ns());
+        if is_late && self.is_for_the_guest(&frame) {
+            self.tell(|core, now_ns| core.strays(now_ns, vec![frame]));
+        } else {
+            self.queue.network().follower_dropped();
+        }
+    }
+
+    /// What is for everybody has reached the guest's new place too.
+    fn is_for_the_guest(&self, frame: &[u8]) -> bool {
+        frame.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + 6).is_some_and(|destination| {
+            self.network.mac.is_some_and(|mac| mac == *destination)
+                || self.queue.network().sources().has_mac(destination)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpStream;
+
+    use ftvmm_devices::{NetCounters, NetSource, NetSources};
+    use ftvmm_replication::wire;
+
+    use super::*;
+    use crate::peer::tests::backup;
+
+    #[test]
+    fn a_frame_for_any_address_of_the_guest_is_a_stray() {
+        let (other, own) = ([6, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9]);
+        let peer = backup(Some(own));
+        let sources = NetSources::try_from(vec![NetSource::untagged(other)]).unwrap();
+        peer.queue.network().publish(&NetCounters::default(), &sources);
+        let to = |mac: [u8; 6]| [&[0; VNET_HEADER_BYTES][..], &mac, &[0; 60]].concat();
+        assert!(peer.is_for_the_guest(&to(own)) && peer.is_for_the_guest(&to(other)));
+        assert!(!peer.is_for_the_guest(&to([0xff; 6])) && !peer.is_for_the_guest(&[]));
+    }
+
+    /// A reader of a connection, and the other end.
+    fn connected(peer: &Arc<Peer>) -> (ChannelReader, TcpStream) {
+        let listener = Channel::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (reader, writer) = Channel::accept(&listener).unwrap().split().unwrap();
+        peer.connect(writer);
+        (reader, stream)
+    }
+
+    #[test]
+    fn a_peer_that_sends_without_end_does_not_keep_the_event_thread() {
+        let peer = backup(None);
+        let (mut reader, mut stream) = connected(&peer);
+        stream.write_all(&wire::PREAMBLE).unwrap();
+        // The beginning of a message that is longer than all that is sent of it.
+        stream.write_all(&wire::BODY_BYTES_MAX.to_le_bytes()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let body = vec![0; 8 * TURN_BYTES];
+        let mut sent_bytes = 0;
+        while sent_bytes < body.len()
+            && let Ok(count) = stream.write(&body[sent_bytes..])
+        {
+            sent_bytes += count;
+        }
+        let whole_turns = sent_bytes / (2 * TURN_BYTES);
+        assert!(whole_turns > 1, "the host takes only {sent_bytes} bytes");
+        for turn in 0..whole_turns {
+            assert!(peer.receive(&mut reader), "turn {turn} of at least {whole_turns}");
+        }
+        while peer.receive(&mut reader) {}
+        assert!(peer.is_connected());
+    }
+
+    #[test]
+    fn a_connection_that_ends_or_sends_rubbish_is_hung_up() {
+        for rubbish in [&b""[..], b"SSH-2.0-OpenSSH\r\n"] {
+            let peer = backup(None);
+            let (mut reader, mut stream) = connected(&peer);
+            stream.write_all(rubbish).unwrap();
+            drop(stream);
+            // What was sent arrives before the end of the connection, in one piece or two.
+            for _ in 0..2 {
+                peer.receive(&mut reader);
+            }
+            assert!(!peer.is_connected(), "{rubbish:?}");
+            assert!(peer.outbox.lock().unwrap().writer.is_none(), "{rubbish:?}");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The other host: performs what [`PeerCore`] decides.
+//!
+//! ```text
+//! vCPU thread    PairPort, PeerLog, PeerOutputs ───┐               ┌─► channel, tap, witness
+//!                                                  ├─► PeerCore ─► effects
+//! host events    channel bytes, ticks, signals ────┘               └─► input queue, disk, threads
+//! ```
+//!
+//! One lock holds the core, and nothing under it blocks or does I/O: what is to be done comes out
+//! as effects, which are performed in the order of decision by whoever has the outbox, after the
+//! core is let go of ([`Peer::tell`]). Lock order: outbox, then core, then the input queue.
+
+mod announce;
+mod disk;
+mod events;
+mod guest;
+mod incident;
+mod inputs;
+mod log;
+mod operator;
+mod outbox;
+mod outputs;
+mod transfer;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use ftvmm_replication::peer::{Begin, PeerCounters, Roles};
+use ftvmm_replication::session::policy::{Role, SessionConfigError, StopReason};
+use ftvmm_replication::witness::Witness;
+use ftvmm_replication::{PeerCore, SessionConfig, SessionEvent};
+use nix::sys::timerfd::TimerFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub use announce::restored as announce_restored;
+pub use events::ChannelEvents;
+pub use inputs::PairPort;
+pub use log::PeerLog;
+pub use operator::PeerOperator;
+use outbox::{Outbox, Unsent};
+pub use outputs::PeerOutputs;
+
+use crate::input::InputQueue;
+use crate::transfer::{ProgressCell, ProgressDisplay, Transfer, TransferSummary};
+use ftvmm_host::clock::{HostClock, host_unix_seconds};
+use ftvmm_host::disk::Disk;
+use ftvmm_host::sync::{Condvar, Mutex, MutexGuard, lock, wait};
+use ftvmm_host::{HostEventsError, Tap, resting_timer};
+
+/// How long the end of a run waits for incident reports.
+const REPORTS_LONGEST: Duration = Duration::from_secs(5);
+
+/// What a peer is made with.
+pub struct PeerConfig {
+    /// For the session.
+    pub session: SessionConfig,
+    /// Who decides which host is live.
+    pub witness: Box<dyn Witness + Send>,
+    /// How this host calls itself at the witness.
+    pub holder: String,
+    /// The guest's tap, if it has a network card.
+    pub tap: Option<Tap>,
+    /// The card's address, to be announced after a take-over.
+    pub net_mac: Option<[u8; 6]>,
+    /// Where live inputs wait.
+    pub queue: Arc<InputQueue>,
+    /// The guest's disk, if it has one.
+    pub disk: Option<Arc<Disk>>,
+    /// This host leaves when its disk fails, rather than to tell the guest.
+    pub disk_failover: bool,
+    /// Longest time a horizon is held back while the guest makes exits, in nanoseconds.
+    pub horizon_ns: u64,
+    /// Folder for incident reports.
+    pub incident_dir: PathBuf,
+    /// Without a recording a host that is alone takes inputs between exits too.
+    pub unrecorded_when_alone: bool,
+    /// Where somebody sees how far a state on its way is.
+    pub progress: Box<dyn ProgressDisplay>,
+}
+
+/// The core, and how many threads wait for it to change.
+pub struct Core {
+    core: PeerCore,
+    waiters: u32,
+    /// What the vCPU's thread was last told to look at.
+    roles: Roles,
+}
+
+impl std::ops::Deref for Core {
+    type Target = PeerCore;
+
+    fn deref(&self) -> &PeerCore {
+        &self.core
+    }
+}
+
+impl std::ops::DerefMut for Core {
+    fn deref_mut(&mut self) -> &mut PeerCore {
+        &mut self.core
+    }
+}
+
+/// The core, its channel, and what waits for them.
+pub struct Peer {
+    core: Mutex<Core>,
+    changed: Condvar,
+    outbox: Mutex<Outbox>,
+    unsent: Unsent,
+    /// Roles changed, or are to: the vCPU's thread looks at the core before it asks for inputs.
+    turn: AtomicBool,
+    clock: HostClock,
+    queue: Arc<InputQueue>,
+    disk: Option<Arc<Disk>>,
+    limits: Limits,
+    network: Network,
+    witness: WitnessDesk,
+    /// Looks at the log now and then.
+    log_timer: Arc<TimerFd>,
+    port: Port,
+    sending: Sending,
+    incidents: Incidents,
+}
+
+/// What the operator said.
+struct Limits {
+    heartbeat_ns: u64,
+    failure_ns: u64,
+    disk_failover: bool,
+}
+
+/// The guest's network card on this host.
+struct Network {
+    tap: Option<Tap>,
+    mac: Option<[u8; 6]>,
+}
+
+/// Where terms are asked for.
+struct WitnessDesk {
+    witness: Mutex<Box<dyn Witness + Send>>,
+    holder: String,
+}
+
+/// Where backups connect.
+struct Port {
+    /// Tells the host's event thread that a joining backup could be served, or that the address
+    /// changed.
+    joining: EventFd,
+    address: Mutex<Address>,
+    accepts_backup: AtomicBool,
+}
+
+#[derive(Default)]
+struct Address {
+    listens_at: Option<SocketAddr>,
+    /// The other host, of the last connection.
+    peer: Option<SocketAddr>,
+    /// From now on.
+    new_listener: Option<TcpListener>,
+}
+
+/// What the guest's state is sent with.
+struct Sending {
+    transfer: OnceLock<Arc<Transfer>>,
+    /// Held by the thread that sends a state.
+    one_at_a_time: Mutex<()>,
+    progress: ProgressCell,
+    last: Mutex<Option<TransferSummary>>,
+}
+
+/// Reports of divergences that are being written.
+struct Incidents {
+    folder: PathBuf,
+    under_way: Mutex<u32>,
+    written: Condvar,
+}
+
+/// Why there is no peer.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The session's configuration cannot work.
+    #[error(transparent)]
+    Session(#[from] SessionConfigError),
+    /// The host is out of descriptors.
+    #[error("the host gives no event descriptor: {0}")]
+    EventFd(#[from] std::io::Error),
+    /// The host is out of timers.
+    #[error(transparent)]
+    Timer(#[from] HostEventsError),
+}
+
+impl Peer {
+    /// A peer that is not connected yet.
+    ///
+    /// # Errors
+    /// When the session's configuration cannot work.
+    pub fn new(config: PeerConfig) -> Result<Arc<Self>, PeerError> {
+        let PeerConfig { session, queue, horizon_ns, unrecorded_when_alone, .. } = config;
+        let role = session.role;
+        let limits = Limits {
+            heartbeat_ns: session.heartbeat_ns,
+            failure_ns: session.failure_ns,
+            disk_failover: config.disk_failover,
+        };
+        let core = PeerCore::new(session, horizon_ns, unrecorded_when_alone)?;
+        queue.set_closed(role == Role::Backup);
+        let clock = HostClock::host_start();
+        Ok(Arc::new(Self {
+            core: Mutex::new(Core { core, waiters: 0, roles: Roles::default() }),
+            changed: Condvar::new(),
+            outbox: Mutex::default(),
+            unsent: Unsent::default(),
+            turn: AtomicBool::new(false),
+            clock,
+            queue,
+            disk: config.disk,
+            limits,
+            network: Network { tap: config.tap, mac: config.net_mac },
+            witness: WitnessDesk { witness: Mutex::new(config.witness), holder: config.holder },
+            log_timer: resting_timer()?,
+            port: Port {
+                joining: EventFd::new(EFD_NONBLOCK)?,
+                address: Mutex::default(),
+                accepts_backup: AtomicBool::new(false),
+            },
+            sending: Sending {
+                transfer: OnceLock::new(),
+                one_at_a_time: Mutex::default(),
+                progress: ProgressCell::new(clock, config.progress),
+                last: Mutex::default(),
+            },
+            incidents: Incidents {
+                folder: config.incident_dir,
+                under_way: Mutex::default(),
+                written: Condvar::new(),
+            },
+        }))
+    }
+
+    /// The guest's disk on this host.
+    pub fn disk(&self) -> Option<Arc<Disk>> {
+        self.disk.clone()
+    }
+
+    /// The clock all of the session's times are on.
+    pub fn clock(&self) -> HostClock {
+        self.clock
+    }
+
+    /// Tells the core what happened, lets go of it, and performs what it decided.
+    pub(crate) fn tell<R>(self: &Arc<Self>, what: impl FnOnce(&mut PeerCore, u64) -> R) -> R {
+        let mut core = self.lock();
+        let now_ns = self.clock.host_now_ns();
+        let answer = what(&mut core, now_ns);
+        self.let_go(core);
+        answer
+    }
+
+    /// As [`Self::tell`], of the session.
+    pub fn step(self: &Arc<Self>, event: SessionEvent) {
+        self.tell(|core, now_ns| core.step(now_ns, event));
+    }
+
+    /// Waits until `answer` has one.
+    fn wait_for<R>(self: &Arc<Self>, mut answer: impl FnMut(&mut PeerCore, u64) -> Option<R>) -> R {
+        let mut core = self.lock();
+        loop {
+            if let Some(answer) = answer(&mut core, self.clock.host_now_ns()) {
+                let is_over = core.stop().is_some();
+                self.let_go(core);
+                if is_over {
+                    self.finish_effects();
+                }
+                return answer;
+            }
+            core.waiters += 1;
+            core = wait(&self.changed, core);
+            core.waiters -= 1;
+        }
+    }
+
+    /// As [`Self::wait_for`], on the vCPU's thread: whoever waits for the other host is not held by
+    /// this one.
+    fn wait_as_guest<R>(
+        self: &Arc<Self>,
+        answer: impl FnMut(&mut PeerCore, u64) -> Option<R>,
+    ) -> R {
+        let _resting = self.queue.pulse().idle();
+        self.wait_for(answer)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        let mut core = lock(&self.core);
+        if core.begin().is_none() {
+            core.tell_time_of_day(host_unix_seconds());
+        }
+        core
+    }
+
+    /// What the guest's thread must know is known before the lock is free; who waits is woken; what
+    /// was decided is performed.
+    fn let_go(self: &Arc<Self>, mut core: MutexGuard<'_, Core>) {
+        let roles = core.roles();
+        if std::mem::replace(&mut core.roles, roles) != roles {
+            self.turn.store(true, Ordering::Release);
+        }
+        self.queue.set_unrecorded(core.is_unrecorded());
+        let accepts_backup = core.session().accepts_backup();
+        let (has_effects, is_waited_for) = (core.has_effects(), core.waiters > 0);
+        drop(core);
+        if is_waited_for {
+            self.changed.notify_all();
+        }
+        let port = &self.port;
+        if port.accepts_backup.swap(accepts_backup, Ordering::AcqRel) != accepts_backup
+            && accepts_backup
+        {
+            let _ = port.joining.write(1);
+        }
+        if has_effects {
+            self.perform_effects();
+        }
+    }
+
+    /// Has the waiting threads look again, as something outside the core changed.
+    fn wake(self: &Arc<Self>) {
+        self.let_go(self.lock());
+    }
+
+    /// Waits until the guest may start; an error says why it may not. `None` when the primary is
+    /// gone before it welcomed this backup.
+    ///
+    /// # Errors
+    /// The session's reason to stop.
+    pub fn wait_for_begin(self: &Arc<Self>, role: Role) -> Result<Option<Begin>, StopReason> {
+        self.wait_for(|core, _| match (core.stop(), core.begin()) {
+            (Some(reason), _) => Some(Err(reason.clone())),
+            (None, Some(begin)) => Some(Ok(Some(begin))),
+            // A backup connects once; a primary waits for the next backup.
+            (None, None) if role == Role::Backup && !core.is_connected() => Some(Ok(None)),
+            (None, None) => None,
+        })
+    }
+
+    /// Ends the session at the host's request, whatever it waits for.
+    pub fn stop_now(self: &Arc<Self>) -> StopReason {
+        self.step(SessionEvent::HostStop);
+        self.wait_for_stop()
+    }
+
+    fn wait_for_stop(self: &Arc<Self>) -> StopReason {
+        self.wait_for(|core, _| core.stop().cloned())
+    }
+
+    /// Why the session stopped, if it did.
+    pub fn stopped(self: &Arc<Self>) -> Option<StopReason> {
+        let reason = self.lock().stop().cloned();
+        if reason.is_some() {
+            self.finish_effects();
+        }
+        reason
+    }
+
+    /// True while inputs come from the other host's log.
+    pub fn follows(&self) -> bool {
+        self.lock().follows()
+    }
+
+    /// The user asked this host to stop: an active host ends it, one that follows
+    /// leaves.
+    pub fn stop_requested(self: &Arc<Self>) {
+        let speaks = self.tell(|core, now_ns| {
+            let speaks = core.begin().is_some() && !core.follows();
+            if !speaks {
+                core.step(now_ns, SessionEvent::HostStop);
+            }
+            speaks
+        });
+        if speaks {
+            self.queue.shut_down();
+        }
+    }
+
+    /// Clients reach this host, or do not any more.
+    pub fn client_link(self: &Arc<Self>, up: bool) {
+        self.tell(|core, now_ns| {
+            if up {
+                core.announce_guest();
+            }
+            core.step(now_ns, SessionEvent::ClientLink { up });
+        });
+    }
+
+    /// Numbers for the report.
+    pub fn counters(&self) -> PeerCounters {
+        *self.lock().counters()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,270 @@
+//! Performs what the core decided: in order, one thread at a time, with the core let go of.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, TryLockError};
+use std::time::Duration;
+
+use ftvmm_replication::peer::Notice;
+use ftvmm_replication::witness::Claim;
+use ftvmm_replication::{DisconnectReason, Effect, SessionEvent, Term};
+
+use super::{Peer, announce};
+use ftvmm_host::channel::ChannelWriter;
+use ftvmm_host::set_timer;
+use ftvmm_host::sync::lock;
+use ftvmm_machine::situation::StopCause;
+
+/// Pause between two questions to a witness that does not answer.
+const WITNESS_RETRY: Duration = Duration::from_millis(100);
+
+/// What the event thread and whoever has the outbox tell each other about bytes that the socket did
+/// not take. Neither waits for the other.
+#[derive(Default)]
+pub struct Unsent {
+    /// Bytes may be left: a flush is under way, or the socket took less.
+    left: AtomicBool,
+    /// The socket may take bytes again.
+    flush_wanted: AtomicBool,
+}
+
+impl Unsent {
+    /// The socket may take more; whether somebody has to flush.
+    fn want_flush(&self) -> bool {
+        let is_left = self.left.load(Ordering::SeqCst);
+        if is_left {
+            self.flush_wanted.store(true, Ordering::SeqCst);
+        }
+        is_left
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.flush_wanted.load(Ordering::SeqCst)
+    }
+
+    fn take_wanted(&self) -> bool {
+        self.flush_wanted.swap(false, Ordering::SeqCst)
+    }
+
+    /// Before the first byte is written: the socket's word that it takes more may come while the
+    /// last is.
+    fn begin_flush(&self) {
+        self.left.store(true, Ordering::SeqCst);
+    }
+
+    fn end_flush(&self, is_empty: bool) {
+        self.left.store(!is_empty, Ordering::SeqCst);
+    }
+}
+
+/// The sending half of the channel. Whoever holds its lock performs effects.
+#[derive(Default)]
+pub struct Outbox {
+    pub writer: Option<ChannelWriter>,
+}
+
+impl Peer {
+    /// Performs what is to be done, unless another thread is at it, which then does this too. A
+    /// call from within an effect returns at once.
+    pub(super) fn perform_effects(self: &Arc<Self>) {
+        loop {
+            let mut outbox = match self.outbox.try_lock() {
+                Ok(outbox) => outbox,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            self.empty(&mut outbox);
+            drop(outbox);
+            // What came after the last look, while this thread still had the outbox.
+            if !self.unsent.is_wanted() && !self.lock().has_effects() {
+                return;
+            }
+        }
+    }
+
+    /// Returns when all that was decided is done, by whichever thread. Who learns that the session
+    /// is over may end the process: the last frames and the goodbye come first.
+    pub(super) fn finish_effects(self: &Arc<Self>) {
+        let mut outbox = lock(&self.outbox);
+        self.empty(&mut outbox);
+        drop(outbox);
+        self.perform_effects();
+    }
+
+    /// A connection stands: what was decided of the one before is done first.
+    pub(super) fn connect(self: &Arc<Self>, writer: ChannelWriter) {
+        let mut outbox = lock(&self.outbox);
+        self.empty(&mut outbox);
+        outbox.writer = Some(writer);
+        self.tell(|core, now_ns| core.connect(now_ns));
+        drop(outbox);
+        self.perform_effects();
+    }
+
+    fn empty(self: &Arc<Self>, outbox: &mut Outbox) {
+        loop {
+            let effects = self.lock().take_effects();
+            if effects.is_empty() && !self.unsent.take_wanted() {
+                return;
+            }
+            let holds_log = effects.contains(&Effect::LogSent);
+            for effect in effects {
+                self.perform(outbox, effect);
+            }
+            self.flush(outbox, holds_log);
+        }
+    }
+
+    /// The socket may take bytes again.
+    pub(super) fn flush_channel(self: &Arc<Self>) {
+        if self.unsent.want_flush() {
+            self.perform_effects();
+        }
+    }
+
+    /// Sends what the socket takes; the rest goes when it can be written again.
+    fn flush(self: &Arc<Self>, outbox: &mut Outbox, holds_log: bool) {
+        let Some(writer) = outbox.writer.as_mut().filter(|writer| writer.has_unsent()) else {
+            return;
+        };
+        self.unsent.begin_flush();
+        match writer.flush() {
+            Ok(is_empty) => self.unsent.end_flush(is_empty),
+            Err(error) => {
+                let description = error.to_string();
+                return self.disconnect(DisconnectReason::Transport { description });
+            }
+        }
+        if holds_log {
+            self.lock().log_sent(self.clock.host_now_ns());
+        }
+    }
+
+    fn perform(self: &Arc<Self>, outbox: &mut Outbox, effect: Effect) {
+        match effect {
+            Effect::Send(bytes) => {
+                if let Some(writer) = &mut outbox.writer {
+                    writer.push(bytes);
+                }
+            }
+            Effect::LogSent => {}
+            Effect::HangUp => {
+                self.flush(outbox, false);
+                outbox.writer = None;
+            }
+            Effect::Transmit(frame) => self.transmit(&frame),
+            Effect::Announce => self.announce(),
+            Effect::ClaimTerm(term) => self.claim(term),
+            Effect::SendState { number } => self.send_state(number),
+            Effect::LookAtLogIn { ns } => {
+                set_timer(&self.log_timer, Some(Duration::from_nanos(ns)));
+            }
+            Effect::OpenInputs => {
+                self.queue.set_closed(false);
+            }
+            Effect::CloseInputs => self.close_inputs(),
+            Effect::GiveFrames(frames) => {
+                for frame in frames {
+                    if self.queue.push_frame(frame).is_some() {
+                        self.queue.network().follower_dropped();
+                    }
+                }
+            }
+            Effect::InterruptGuest => self.queue.kick_vcpu(),
+            Effect::AttendGuest => self.queue.request_attention(),
+            Effect::StopGuest => {
+                // The second call stops the guest wherever it is, without waiting for an exit.
+                self.queue.stop(StopCause::Protocol);
+                self.queue.stop(StopCause::Protocol);
+            }
+            Effect::CompleteFlushes { through } => self.complete_flushes(through),
+            Effect::CompleteDisk { id } => self.complete_disk(id),
+            Effect::KeepIncident(report) => self.keep_incident(*report),
+            Effect::Tell(notice) => tell_operator(notice),
+        }
+    }
+
+    fn transmit(&self, frame: &[u8]) {
+        let Some(tap) = &self.network.tap else { return };
+        let taken = tap.write_frame(frame).unwrap_or_else(|error| {
+            tracing::error!(%error, "the tap does not take a frame");
+            false
+        });
+        if !taken {
+            self.queue.network().tap_dropped();
+        }
+    }
+
+    fn announce(&self) {
+        if let Some(mac) = self.network.mac {
+            announce::announce(mac, &self.queue, |frame| self.transmit(frame));
+        }
+    }
+
+    fn close_inputs(self: &Arc<Self>) {
+        let was_ending = self.queue.set_closed(true);
+        let frames = self.queue.take_frames();
+        self.tell(|core, now_ns| {
+            core.strays(now_ns, frames);
+            if was_ending {
+                core.step(now_ns, SessionEvent::HostStop);
+            }
+        });
+    }
+
+    /// Asks the witness on a thread of its own, until it answers.
+    fn claim(self: &Arc<Self>, term: Term) {
+        let peer = Arc::clone(self);
+        let ask = move || {
+            let desk = &peer.witness;
+            loop {
+                let mut witness = lock(&desk.witness);
+                match witness.claim(term, &desk.holder) {
+                    Ok(claim) => {
+                        if let Claim::Denied { current } = &claim {
+                            let holder = &current.holder;
+                            tracing::warn!(
+                                %term,
+                                holder,
+                                "the witness gave the term to another host"
+                            );
+                        }
+                        drop(witness);
+                        let granted = claim == Claim::Granted;
+                        return peer.step(SessionEvent::TermClaimed { term, granted });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the witness does not answer; asking again");
+                    }
+                }
+                drop(witness);
+                std::thread::sleep(WITNESS_RETRY);
+            }
+        };
+        let started = std::thread::Builder::new().name("witness".into()).spawn(ask);
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to ask the witness; this host cannot become live");
+        }
+    }
+}
+
+fn tell_operator(notice: Notice) {
+    match notice {
+        Notice::Disconnected { reason } => {
+            tracing::warn!(%reason, "the channel to the other host is gone");
+        }
+        Notice::Begins { term, release } => {
+            tracing::info!(%term, ?release, "the guest starts in lockstep");
+        }
+        Notice::TakesOver { term } => tracing::warn!(%term, "this host takes over"),
+        Notice::GoesAlone { term } => tracing::warn!(%term, "this host goes on alone"),
+        Notice::Protected { at } => tracing::info!(%at, "the guest is protected"),
+        Notice::Follows { term } => {
+            tracing::warn!(%term, "the other host is active now");
+        }
+        Notice::Decided { row, detail } => {
+            let (row, decision, reason) = (row.letter, row.decision, row.reason);
+            tracing::warn!(%row, ?decision, detail, reason);
+        }
+        Notice::Over { reason } => tracing::info!(%reason, "the session is over"),
+    }
+}

@@ -1,5 +1,0 @@
-//! The `ftvmm` command.
-
-fn main() -> std::process::ExitCode {
-    ftvmm::cli::main()
-}
