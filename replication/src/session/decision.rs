@@ -152,68 +152,70 @@ pub const DECISIONS: &[Row] = rows! {
     "B" PrimaryClaimingFirst PeerLost => KeepWaiting:
         "a term that was not offered to anyone stays ours for the next backup"
     "C" PrimaryClaimingFirst Granted => OfferTerm:
-        "the term is ours, so a backup may be told of it"
+        "the term is ours, so it may be offered to the backup"
     "D" PrimaryClaimingFirst Denied => StopLostWitness:
         "a term above the one known at start was given away: another pair runs"
     "E" PrimaryOffering PeerLost => AbandonTerm:
-        "the backup may have the offer and take over in the next term; a guest started in this \
-         one would be a second one, so the next claim must win against that take-over"
+        "the backup may have the offer and take over in the next term; a guest that we start in \
+         this term would be a second one, so our next claim must win against that take-over"
     "F" Protected PeerLost => ClaimNextTerm:
-        "the backup may be dead or may think that we are; the witness tells who goes on"
+        "the backup may be dead or may take us for dead; the witness decides who continues"
     "G" Protected PeerLeft => ClaimNextTerm:
         "the backup will not take over, but only a new term makes sure of that"
     "H" AwaitingEvidence PeerLost => SettleWithOwnEvidence:
-        "the backup's evidence will not come any more; the primary is believed without it"
+        "the backup's evidence will not come any more; we are believed without it"
     "I" AwaitingEvidence DivergedFailover => ClaimNextTerm:
-        "the primary is believed; the next term shuts the backup out even if it hears nothing"
+        "the primary is believed; the next term keeps the backup from taking over, even if no \
+         message reaches it"
     "J" AwaitingEvidence DivergedHalt => StopDivergence:
         "the operator prefers no service to a possibly wrong one"
     "K" PrimaryClaiming PeerLost => KeepWaiting:
-        "the claim under way settles it"
+        "the claim under way decides"
     "L" PrimaryClaiming Granted => GoAlone:
         "no other host can be active in this term or an older one"
     "M" PrimaryClaiming Denied => StopLostWitness:
-        "the backup took over; every gated frame is its to send"
+        "the backup took over and sends every gated frame"
     "N" BackupGreeting PeerLost => KeepWaiting:
         "there is nothing to take over before the first welcome"
     "O" Following PeerLost => ClaimNextTerm:
-        "the primary may be dead or may think that we are; the witness tells who goes on"
+        "the primary may be dead or may take us for dead; the witness decides who continues"
     "P" Following PeerLeft => StopHostRequest:
         "the operator stopped the pair, which is no failure to recover from"
     "Q" AwaitingVerdict PeerLost => StopDivergence:
-        "an execution known to differ from the one the client saw must not speak"
+        "our execution differs from the one the client saw, so our frames must not leave"
     "R" BackupClaiming Granted => GoLive:
         "no other host can be active in this term or an older one"
     "S" BackupClaiming Denied => StopLostWitness:
-        "the primary lives and went on alone"
+        "the primary is alive and continued alone"
     "T" BackupClaiming ReplayFault => StopDivergence:
-        "the received log cannot be executed, so this state explains nothing the client saw"
+        "the received log cannot be executed, so our state may contradict what the client saw"
     "U" Live ReplayFault => StopDivergence:
         "as T, found while the rest of the log was executed"
     "V" AwaitingVerdict PeerLeft => StopDivergence:
-        "as Q: whatever the primary does, this execution must not speak"
+        "as Q, whatever the primary does"
     "W" Following ReplayFault => AskPrimary:
-        "the primary decides for both, and needs to see what we saw"
+        "the primary decides for both hosts and needs our evidence"
     "X" Following StoodDown => StopDivergence:
-        "the primary went on without us"
+        "the primary continued without us"
     "Y" AwaitingVerdict StoodDown => StopDivergence:
-        "the verdict"
+        "the primary decided against us"
     "Z" Attaching PeerLost => StayAlone:
-        "the backup has not the whole state, so it cannot take over; the guest never noticed it"
+        "the backup does not have the whole state, so it cannot take over; the guest is not \
+         affected"
     "AA" Attaching PeerLeft => StayAlone:
         "as Z"
     "AB" AwaitingEvidence DivergedResync => SendState:
-        "the primary is believed; its state replaces the backup's, and nothing leaves before that"
+        "we are believed: our state replaces the backup's, and no frame leaves before that"
     "AC" Resyncing PeerLost => ClaimNextTerm:
-        "the backup may not have heard that it is not believed; the witness tells who goes on"
+        "the backup may not know that it is not believed; the witness decides who continues"
     "AD" Resyncing PeerLeft => ClaimNextTerm:
         "as G"
     "AE" Joining PeerLost => StopIncomplete:
-        "half a state is no guest"
+        "we have only a part of the state, so no guest can run here"
     "AF" Joining PeerLeft => StopHostRequest:
         "the operator stopped the pair, which is no failure to recover from"
     "AG" Joining ReplayFault => StopIncomplete:
-        "the state cannot be put in place"
+        "the state cannot be restored"
     "AH" Protected Detached => ClaimNextTerm:
         "as G: the backup leaves, but only a new term makes sure that it does not take over"
     "AI" Yielding PeerLost => ClaimNextTerm:
@@ -221,9 +223,10 @@ pub const DECISIONS: &[Row] = rows! {
     "AJ" Yielding PeerLeft => ClaimNextTerm:
         "as G"
     "AK" Following Yielded => ClaimNextTerm:
-        "the primary stands still and asks us to; the witness makes it so"
+        "the primary's guest stands still, and the primary asks us to take over; the witness \
+         decides"
     "AL" AwaitingEvidence DivergedYield => Yield:
-        "the backup is believed: it goes on, and its state replaces the primary's"
+        "the backup is believed: it continues, and its state replaces ours"
     "AM" AwaitingVerdict Yielded => ClaimNextTerm:
         "the backup is believed"
     "AN" PrimaryAlone Granted => GoAlone:
@@ -231,14 +234,15 @@ pub const DECISIONS: &[Row] = rows! {
     "AO" PrimaryAlone Denied => StopLostWitness:
         "a term above the one known at start was given away: another host runs the guest"
     "AP" Joining StoodDown => StopDivergence:
-        "the primary goes on without us"
+        "the primary continues without us"
     "AQ" Protected VcpuStuck => HandOver:
-        "the guest stands still on a host that can still speak: its silence makes the backup take \
-         over"
+        "the guest stands still on a host that still sends messages; when the host hangs up, the \
+         backup takes over"
     "AR" HandingOver TimeOver => ClaimNextTerm:
-        "the backup had its time; the witness tells whether it took over or this host goes on"
+        "the time for a take-over is past; the witness decides whether the backup took over or we \
+         continue"
     "AS" Protected LinkDown => SwitchRoles:
-        "the guest is well but its clients reach it only on the other host, which is equal"
+        "the guest runs, but its clients reach it only on the other host, which has the same state"
 };
 
 /// The row for what happened.

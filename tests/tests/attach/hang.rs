@@ -52,8 +52,8 @@ fn processor_held(site: &Site) -> Result<(), Failed> {
     let told = said(&primary.process);
     for wanted in [
         "this host holds the guest's processor",
-        "its silence makes the backup take over",
-        "every gated frame is its to send",
+        "when the host hangs up, the backup takes over",
+        "the backup took over and sends every gated frame",
     ] {
         require(told.contains(wanted), format!("no {wanted:?} in\n{told}"))?;
     }
