@@ -1,5 +1,5 @@
-//! What a guest asks of its disk and what it is told: the two types between the virtio-blk device
-//! and the host.
+//! The guest's disk requests and their completions: the two types between the virtio-blk device and
+//! the host.
 //!
 //! The device copies what is to be written out of the guest's memory when it is notified, and puts
 //! what was read into it when the answer is applied. In between the host may take as long as it

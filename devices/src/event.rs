@@ -45,7 +45,7 @@ pub enum Input {
     PowerButton,
     /// A non-maskable interrupt reaches the processor. The devices take no part in it.
     Nmi,
-    /// Whoever is at the other end of the serial console sends a break.
+    /// A break on the serial console's line.
     ConsoleBreak,
     /// The network card is to ask its driver to announce the guest (virtio 1.2 §5.1.6.4).
     NetAnnounce,

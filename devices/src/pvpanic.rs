@@ -8,9 +8,9 @@
 //! QEMU's device (docs/specs/pvpanic.rst), which Linux's driver `pvpanic-mmio` finds as ACPI device
 //! "QEMU0001". CRASH_LOADED says that a crash kernel takes over: nothing is to be done.
 //!
-//! A kernel without that driver is told by its console: its panic begins a line with [`PANIC_TEXT`]
-//! and the guest resets afterwards. A program may print the same; alone it has no effect, and the
-//! flag is gone with the next power-on.
+//! A panic of a kernel without that driver is seen on its console: its panic begins a line with
+//! [`PANIC_TEXT`] and the guest resets afterwards. A program may print the same; alone it has no
+//! effect, and the flag is gone with the next power-on.
 //!
 //! From outside: nothing.
 

@@ -49,8 +49,8 @@ pub enum DiskComparison {
 }
 
 impl DiskAnswer {
-    /// Compares what the own disk said with this, the recorder's answer. Where the recorder's disk
-    /// failed, the guest is told so on both.
+    /// Compares this host's completion with this one, the recorder's. When the recorder's disk
+    /// failed, the guest sees the failure on both hosts.
     #[must_use]
     pub fn compare(self, own: DiskOutcome) -> DiskComparison {
         let id = self.id;

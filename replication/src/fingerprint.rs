@@ -1,7 +1,7 @@
 //! What two machines must have in common to compute the same thing.
 //!
 //! Why: a backup, or a replay, that starts from another kernel or another CPU template diverges at
-//! some later exit, and nobody can tell why from there. So the facts are compared before the first
+//! some later exit, from which the cause cannot be seen. So the facts are compared before the first
 //! instruction, and the one that differs is named.
 
 use core::fmt;

@@ -34,7 +34,7 @@ impl Output {
     }
 }
 
-/// What a comparison said.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compared {
     /// Nothing to say against it, or not both sides known yet.
@@ -290,7 +290,7 @@ impl RetainedOutputs {
         number
     }
 
-    /// The primary says what has left. `false` when it takes back what it said before.
+    /// The primary reports which outputs have left. `false` when it reports less than before.
     #[must_use]
     pub(crate) fn on_released(&mut self, released_through: OutputOrdinal) -> bool {
         let grows = released_through.0 >= self.released_through;

@@ -230,7 +230,7 @@ messages! {
         /// Bytes of parts, as [`StatePart::len_bytes`] counts them.
         restored_bytes: u64,
     }
-    /// The primary stands still with everything released: the backup is to speak from here on.
+    /// The primary's guest stands still and all its frames have left: the backup is to take over.
     19 Yield {
         /// The primary's term.
         term: Term,
@@ -241,7 +241,7 @@ messages! {
         /// The primary's guest stands where the backup's will: it can follow without a state.
         follows: bool,
     }
-    /// The backup speaks; the old primary is its backup now.
+    /// The backup has become active; the old primary is now its backup.
     20 Promoted {
         /// The new term.
         term: Term,

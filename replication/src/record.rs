@@ -85,7 +85,7 @@ pub enum Event {
     Input(Input),
     /// A request to the disk ended; who reads this has the data on a disk of its own.
     DiskAnswer(DiskAnswer),
-    /// The recorder states what the replayer must agree with.
+    /// A check: the recorder's state, which the replayer compares.
     Check(Box<Check>),
     /// The guest was stopped where no exit was; this is its state there, or a part of it.
     Slice(Slice),
@@ -193,7 +193,7 @@ impl fmt::Display for Record {
             Event::Input(Input::ConsoleRx { bytes }) => {
                 write!(f, "console-rx \"{}\"", bytes.escape_ascii())
             }
-            // Never the bytes: whoever reads a dump must not learn the guest's keys.
+            // Never the bytes: a reader of the dump must not learn the guest's keys.
             Event::Input(Input::Entropy { bytes }) => {
                 write!(f, "entropy {} bytes xxh3 {:016x}", bytes.len(), xxh3_64(bytes))
             }

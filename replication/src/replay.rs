@@ -1,4 +1,4 @@
-//! Following a log: what a guest does next, whoever brings the log.
+//! Following a log: the next step of a replay, for a log from a file or from a peer.
 //!
 //! A [`Replayer`] keeps what a follower must remember between two steps: the check it was asked
 //! for, how far it has reported, and how the recorded guest ended. The log itself is a

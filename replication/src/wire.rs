@@ -157,8 +157,8 @@ impl Decoder {
         Ok(Some(message))
     }
 
-    /// Whether the preamble is complete. A foreign one is told from the first byte that differs,
-    /// because a foreign peer may wait for an answer and never send eight.
+    /// Whether the preamble is complete. A foreign preamble is detected at the first byte that
+    /// differs, because a foreign peer may wait for an answer and never send eight.
     fn take_preamble(&mut self) -> Result<bool, WireError> {
         let pending = &self.buffer[self.consumed..];
         let compared = pending.len().min(MAGIC.len());

@@ -69,8 +69,8 @@ pub trait Witness {
     fn highest(&mut self) -> Result<Term, WitnessError>;
 }
 
-/// Whether `holder` gets `term` when `current` is what the witness holds. A term is granted once,
-/// to whoever asks first; asking again for one's own is granted again.
+/// Whether `holder` gets `term` when `current` is what the witness holds. A term is granted to the
+/// first holder that claims it, and to the same holder again.
 #[must_use]
 pub fn judge(current: Option<&WitnessEntry>, term: Term, holder: &str) -> Claim {
     match current {

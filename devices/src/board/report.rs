@@ -1,4 +1,4 @@
-//! What the machine around the board asks of it: nothing here changes anything.
+//! Queries of the machine to the board; they change nothing.
 
 use super::Board;
 use crate::fault::GuestFaults;
@@ -36,7 +36,8 @@ impl Board {
         self.virtio.net.as_ref().is_some_and(VirtioNet::is_ready)
     }
 
-    /// Whether the guest has sent nothing yet: nobody outside can have asked it for anything.
+    /// Whether the guest has transmitted nothing yet. Then no client can have asked it for
+    /// anything.
     pub fn is_unheard_of(&self) -> bool {
         self.virtio.net.as_ref().is_none_or(|net| net.counters().tx_frames == 0)
     }

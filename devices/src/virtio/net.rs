@@ -191,7 +191,7 @@ impl VirtioDevice for VirtioNet {
         }
     }
 
-    /// The next driver starts without a wish that was the last one's.
+    /// A request to announce does not outlive the driver.
     fn on_reset(&mut self) {
         if std::mem::take(&mut self.announce) {
             self.transport.config_changed(false);

@@ -1,4 +1,4 @@
-//! When the network is told where the guest is now.
+//! When the guest is announced to the network.
 //!
 //! A few times, because a frame may be lost, with growing pauses as QEMU has them
 //! (`net/announce.c`).

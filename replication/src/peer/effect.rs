@@ -44,7 +44,7 @@ pub enum Effect {
     GiveFrames(Vec<Vec<u8>>),
     /// Have the running guest return from KVM.
     InterruptGuest,
-    /// Have the guest's thread ask what is wanted of it, wherever it waits.
+    /// Make the vCPU thread check for orders, wherever it waits.
     AttendGuest,
     /// The run is over: the guest must not run on, wherever it is.
     StopGuest,

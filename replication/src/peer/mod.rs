@@ -39,10 +39,10 @@ use crate::wire::{self, Decoder};
 /// How long after a switch of roles the network may send the guest's frames to its old place, in
 /// nanoseconds.
 const STRAYS_NS: u64 = 1_000_000_000;
-/// Frames in a message: of the greatest length they take 4 MiB.
+/// Most frames in one message; with the longest frames it has 4 MiB.
 const STRAYS_AT_ONCE: usize = 64;
 
-/// What the session said at the guest's start.
+/// What the session decided at the guest's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begin {
     /// Unix time of power-on in seconds.
@@ -54,7 +54,7 @@ pub struct Begin {
 /// Where the guest's inputs come from and whether they are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// From this host; nobody follows.
+    /// From this host; no backup follows.
     Alone,
     /// From this host, and to the backup.
     Recording,
@@ -97,7 +97,7 @@ pub struct Roles {
     pub is_over: bool,
 }
 
-/// What is wanted of the guest's thread, and of the guest when nobody follows it.
+/// Orders to the vCPU thread.
 #[derive(Debug, Default)]
 struct GuestOrders {
     /// It must wait at its exit.
@@ -110,7 +110,8 @@ struct GuestOrders {
 
 impl PeerCore {
     /// A host that is not connected yet. `horizon_ns` is the longest time a horizon is held back
-    /// while the guest makes exits; with `unrecorded_when_alone` nobody else records the guest.
+    /// while the guest makes exits; `unrecorded_when_alone` says that no recording needs the log
+    /// either.
     ///
     /// # Errors
     /// When the session's configuration cannot work.
@@ -196,7 +197,7 @@ impl PeerCore {
 
     // The guest's log.
 
-    /// The recorder has a record of the guest. Does nothing while nobody follows.
+    /// Takes a log record. Does nothing while no backup follows.
     pub fn append(&mut self, now_ns: u64, record: &Record) {
         if self.records_log() {
             let pace = self.log.append(record);
@@ -311,7 +312,7 @@ impl PeerCore {
         self.step(now_ns, SessionEvent::StateRestored { restored_bytes });
     }
 
-    /// Sends a part of the state of transfer `number`; `None` when nobody wants it any more, and
+    /// Sends a part of the state of transfer `number`; `None` when the transfer is over, and
     /// `Some(false)` when the backup has to take others first.
     pub fn send_part(
         &mut self,

@@ -47,7 +47,7 @@ pub struct LogPacer {
     unsent: bool,
     /// When the guest left the first exit of which the backup does not know.
     unsent_since_ns: Option<u64>,
-    /// Something from outside is unsent: somebody may wait for the guest's answer.
+    /// An input from outside is unsent: a client may be waiting for the guest's answer.
     client_waits: bool,
     sent_ns: u64,
     /// [`Self::look`] is to be called.

@@ -41,7 +41,8 @@ impl PeerCore {
         self.mode == Mode::Following
     }
 
-    /// True while the guest takes inputs between exits, because nobody follows and nobody records.
+    /// True while the guest takes inputs between exits, because no backup follows and no recording
+    /// is made.
     #[must_use]
     pub fn is_unrecorded(&self) -> bool {
         self.mode == Mode::Alone && self.guest.unrecorded_when_alone

@@ -65,13 +65,13 @@ pub(super) struct Backup {
     received_through: Ordinal,
     /// Log bytes executed since the last acknowledgement.
     unreported_bytes: u64,
-    /// What the last acknowledgement said was executed.
+    /// The last exit reported as executed.
     reported_through: Ordinal,
     /// When the primary releases outputs.
     release: ReleasePolicy,
     /// State digest of the guest, once it ended.
     ended: Option<[u8; 32]>,
-    /// What the primary said of divergences.
+    /// The primary's divergence policy.
     on_divergence: DivergencePolicy,
     believe: Role,
     yielded: Option<Yielded>,
@@ -114,7 +114,7 @@ impl Backup {
             SessionEvent::DiskFlushed { id } => self.on_disk_flushed(cx, id),
             SessionEvent::DiskFailed { id, description } => match self.phase {
                 Phase::Following | Phase::AwaitingVerdict { .. } => leave(cx, description),
-                // Nobody else could go on.
+                // No other host could continue.
                 _ => cx.act(Action::CompleteDisk { id }),
             },
             SessionEvent::HostStop => stop_on_request(cx, self.term),
@@ -176,7 +176,7 @@ impl Backup {
 
     fn on_message(&mut self, cx: &mut Context<'_>, message: Message) {
         if let Phase::Live = self.phase {
-            // The old primary says that it is there until it hears of the promotion.
+            // The old primary sends heartbeats until it receives Promoted.
             if self.yielded.is_none() {
                 cx.refuse_joining(&message, self.term);
             }
@@ -227,7 +227,7 @@ impl Backup {
                 let held = core::mem::take(held);
                 self.on_state_end(cx, outputs_through, held, at, machine);
             }
-            // Said before the state, or because nothing else was to be said.
+            // Sent before the state, or because nothing else was to be sent.
             (Phase::Joining { .. }, Message::Heartbeat { .. }) => {}
             (
                 Phase::Following | Phase::AwaitingVerdict { .. },
@@ -336,7 +336,7 @@ impl Backup {
         self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
     }
 
-    /// The guest here is told when the log says so.
+    /// This host's guest gets the completion when the log says so.
     fn on_disk_flushed(&mut self, cx: &mut Context<'_>, id: u64) {
         self.flushes.on_own(id);
         match self.phase {
@@ -346,7 +346,8 @@ impl Backup {
         }
     }
 
-    /// After a take-over nobody else's disk is waited for, after a switch of roles the other's is.
+    /// After a take-over a flush waits for no other disk; after a switch it waits for the new
+    /// backup's.
     fn tell_flushes(&mut self, cx: &mut Context<'_>) {
         if let Some(through) = self.flushes.release(self.yielded.is_none()) {
             cx.act(Action::CompleteFlushes { through });
@@ -357,7 +358,7 @@ impl Backup {
         self.unreported_bytes += self.window.on_executed(through);
         let unreported_exits = through.0.saturating_sub(self.reported_through.0);
         let much = self.unreported_bytes >= REPORT_BYTES || unreported_exits >= REPORT_EXITS;
-        // How far it is between two heartbeats nobody needs to know.
+        // Between two heartbeats the primary needs no further report.
         if matches!(self.phase, Phase::Following) && much {
             self.acknowledge(cx);
         }
@@ -410,7 +411,7 @@ impl Backup {
         self.term = self.term.next();
         self.phase = Phase::Live;
         cx.act(Action::GoLive { term: self.term });
-        // Who follows may still find that it would not have sent them.
+        // A backup that follows may still find a difference in these frames.
         if !self.is_followed() {
             self.speak(cx);
         }
@@ -420,7 +421,7 @@ impl Backup {
         }
     }
 
-    /// All this side has produced leaves.
+    /// Sends all frames that this side has produced.
     fn speak(&mut self, cx: &mut Context<'_>) {
         self.outputs.go_live();
         self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));

@@ -6,14 +6,14 @@ use super::policy::{LinkPolicy, SessionConfig};
 use crate::message::Message;
 use crate::session::Action;
 
-/// What is known of both hosts' ways to the clients.
+/// The state of both hosts' links to the clients.
 #[derive(Debug)]
 pub(super) struct ClientLinks {
-    /// Since when this host's way is broken.
+    /// Since when this host's link is down.
     down_since_ns: Option<u64>,
-    /// What the peer knows of it: whole, until it is told otherwise over this connection.
+    /// The state of this host's link as last sent to the peer; up until something else was sent.
     told: bool,
-    /// What the peer said last of its own link.
+    /// The state of the peer's link as last received.
     peer_up: bool,
     /// When this side last asked for a switch.
     asked_ns: Option<u64>,
@@ -26,17 +26,17 @@ impl Default for ClientLinks {
 }
 
 impl ClientLinks {
-    /// This host's way is whole.
+    /// Whether this host's link to the clients is up.
     pub(super) fn own_up(&self) -> bool {
         self.down_since_ns.is_none()
     }
 
-    /// What the peer said of its own.
+    /// Whether the peer's link is up, as last received.
     pub(super) fn peer_up(&self) -> bool {
         self.peer_up
     }
 
-    /// A connection begins: neither end has said anything.
+    /// A connection begins: neither side has sent a link state yet.
     pub(super) fn forget_peer(&mut self) {
         (self.told, self.peer_up, self.asked_ns) = (true, true, None);
     }
@@ -53,7 +53,7 @@ impl ClientLinks {
         self.peer_up = up;
     }
 
-    /// Tells a peer that follows, or is followed, what it does not know yet.
+    /// Sends the link state to a peer that follows or is followed, if it has changed.
     pub(super) fn tell(&mut self, cx: &mut Context<'_>) {
         let up = self.own_up();
         if self.told != up {
@@ -62,8 +62,8 @@ impl ClientLinks {
         }
     }
 
-    /// When a protected primary is to ask for a switch. A way that is broken for less than the
-    /// failure limit is none that clients would miss, and one switch at a time is enough.
+    /// When a protected primary has to ask for a switch: after the link was down for the failure
+    /// limit, and not while a switch is under way.
     pub(super) fn deadline_ns(&self, config: &SessionConfig) -> Option<u64> {
         let wanted = config.on_link_down == LinkPolicy::Switch && self.peer_up;
         let first_ns = self.down_since_ns.filter(|_| wanted)? + config.failure_ns;

@@ -4,7 +4,7 @@
 //! in one go, each with its reason; the handlers only carry them out. Every row has a test named
 //! `row_<letter>_…` in `session/tests/`.
 
-/// Who is in which state.
+/// The role and state of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Situation {
     /// Primary, no compatible backup has said hello.
@@ -70,9 +70,9 @@ pub enum Trouble {
     Detached,
     /// The primary asks its backup to take over.
     Yielded,
-    /// The host does not let go of the guest's processor.
+    /// The host does not run the guest's vCPU thread.
     VcpuStuck,
-    /// The backup has had its time.
+    /// The backup's time to take over is past.
     TimeOver,
     /// This host's way to the clients is broken, the backup's is whole, and the operator wants a
     /// switch then.
@@ -100,7 +100,7 @@ pub enum Decision {
     AskPrimary,
     /// Stop: another host is active.
     StopLostWitness,
-    /// Stop: this execution is not to be believed, or nobody's is.
+    /// Stop: this host's execution is not believed, or neither is.
     StopDivergence,
     /// Stop: a host was asked to.
     StopHostRequest,
@@ -110,7 +110,7 @@ pub enum Decision {
     SendState,
     /// Ask the backup to take over, and then for its state.
     Yield,
-    /// Stop: the state never came whole.
+    /// Stop: the state did not arrive completely.
     StopIncomplete,
     /// Hang up, release nothing more, and leave the backup time to take over.
     HandOver,

@@ -1,4 +1,4 @@
-//! What a session is told, and what it wants done.
+//! The events that a session takes, and the actions that it returns.
 
 use core::fmt;
 
@@ -18,7 +18,7 @@ pub enum DisconnectReason {
     Closed,
     /// The transport failed.
     Transport {
-        /// What it said.
+        /// The transport's error.
         description: String,
     },
     /// The peer's bytes were not understood; the caller has closed the connection.
@@ -97,8 +97,8 @@ pub enum SessionEvent {
         /// What failed.
         description: String,
     },
-    /// The guest's processor has not been seen for longer than the failure limit, though it has
-    /// nothing to wait for: the host does not let go of it.
+    /// The vCPU thread has made no progress for longer than the failure limit, although it waits
+    /// for nothing: the host does not run it.
     VcpuStuck {
         /// For how long.
         unseen_ns: u64,

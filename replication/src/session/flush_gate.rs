@@ -1,4 +1,4 @@
-//! When the guest may be told that a flush of its disk is done: when both hosts' disks have it.
+//! When a flush of the guest's disk completes: when both hosts' disks have completed it.
 //!
 //! Why: what a guest was told is on its disk must be on the disk of whichever host goes on.
 //! Requests are executed in the order of their numbers, so a host that has carried out a flush has
@@ -25,7 +25,7 @@ impl FlushGate {
         self.peer_through = self.peer_through.max(id);
     }
 
-    /// Another backup, or the old one with a new state, has said nothing yet.
+    /// Another backup, or the old one with a new state, has reported nothing yet.
     pub(super) fn forget_peer(&mut self) {
         self.peer_through = 0;
     }
@@ -39,7 +39,8 @@ impl FlushGate {
         self.own_through > self.told_through
     }
 
-    /// Up to which flush the guest may be told now, if that is news. `alone` is nobody else there.
+    /// Up to which flush the guest may get completions now, if there are new ones. `alone`: there
+    /// is no other host.
     pub(super) fn release(&mut self, alone: bool) -> Option<u64> {
         let through =
             if alone { self.own_through } else { self.own_through.min(self.peer_through) };

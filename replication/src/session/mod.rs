@@ -231,7 +231,7 @@ impl Session {
             _ => {}
         }
         match &mut self.state {
-            // Known now, whatever this side waits for.
+            // The link states are handled in every phase.
             _ if matches!(event, SessionEvent::Received(Message::ClientLink { .. })) => {}
             State::Primary(primary) => primary.step(&mut cx, event),
             State::Backup(backup) => backup.step(&mut cx, event),
@@ -293,7 +293,7 @@ impl Session {
         }
     }
 
-    /// Whether a joining backup may connect now: nobody is connected, and the host has time for it.
+    /// Whether a joining backup may connect now: no peer is connected, and the state allows it.
     #[must_use]
     pub fn accepts_backup(&self) -> bool {
         let has_time = match &self.state {
@@ -398,7 +398,7 @@ impl Session {
     }
 }
 
-/// A host whose disk failed leaves without a word: its peer takes it for dead.
+/// A host whose disk failed hangs up without Bye, so that its peer takes it for dead.
 fn leave(cx: &mut Context<'_>, description: String) {
     cx.hang_up();
     cx.stop(StopReason::DiskFailed { description });

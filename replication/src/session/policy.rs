@@ -211,7 +211,7 @@ pub enum SessionConfigError {
     },
 }
 
-/// Why two sides cannot run together; from the point of view of whoever says so.
+/// Why two sides cannot run together, from the point of view of the sender.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum Refusal {
     /// The programs differ, and might compute different things from the same inputs.
@@ -219,7 +219,7 @@ pub enum Refusal {
         "the other host runs build {theirs}, this one build {ours}; run the same build on both"
     )]
     Build {
-        /// The program of whoever says so.
+        /// The sender's program.
         ours: BuildId,
         /// The other one's.
         theirs: BuildId,

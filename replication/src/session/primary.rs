@@ -24,7 +24,7 @@ use crate::wire::WireError;
 /// What the primary waits for, or that it no longer waits.
 #[derive(Debug)]
 enum Phase {
-    /// For a compatible backup. `held` is a term that is ours and was offered to nobody.
+    /// For a compatible backup. `held` is a term that is ours and was not offered to a backup.
     AwaitingBackup { held: Option<Term> },
     /// For the witness; `greeted` says that a compatible backup is connected meanwhile.
     ClaimingFirstTerm { term: Term, greeted: bool },
@@ -55,7 +55,7 @@ struct Yielding {
     through: Ordinal,
     /// The two are in the same state, so that this side can follow at once.
     follows: bool,
-    /// The question is out: everything was released before.
+    /// Yield has been sent; all frames were released before.
     asked: bool,
     deadline_ns: u64,
 }
@@ -76,8 +76,8 @@ pub(super) struct Primary {
     ended: Option<[u8; 32]>,
     /// State digest of the backup's guest, once it ended.
     backup_ended: Option<[u8; 32]>,
-    /// The backup has been sent the end of a state and has not said yet that it has it: the
-    /// guest's requests to its disk up to this one are in it.
+    /// Set between StateEnd and the backup's Ready: the last disk request that is part of the
+    /// state.
     joining: Option<u64>,
     /// What this side is from now on: the backup of its backup.
     successor: Option<Box<Backup>>,
@@ -311,7 +311,7 @@ impl Primary {
     fn finish_if_ended(&mut self, cx: &mut Context<'_>) {
         match (&self.phase, self.ended, self.backup_ended) {
             (Phase::Alone | Phase::Attaching { gated: false }, Some(_), _) => self.stop_clean(cx),
-            // What is held may leave only when the backup cannot speak any more.
+            // Held frames may leave only when the backup cannot send any more.
             (Phase::Attaching { gated: true }, Some(_), _) => {
                 self.lose_peer(cx, "the guest ended while its state was under way");
             }
@@ -466,7 +466,8 @@ impl Primary {
             _ => None,
         };
         let silence_limit_ns = match self.phase {
-            // A host that is only just being given the guest is missed by nobody.
+            // A backup that is only just receiving the state is not needed yet, so its limit is
+            // longer.
             Phase::Attaching { gated: false } => config.attach_ns(),
             _ if heartbeats => config.failure_ns,
             _ => config.handshake_ns,

@@ -138,7 +138,7 @@ pub struct Guest {
     vcpu: Vcpu,
     memory: Rc<Memory>,
     msrs: MsrBank,
-    /// What two hosts, or a recording and its replay, must agree on.
+    /// What must be equal on two hosts, or in a recording and its replay.
     pub fingerprint: Fingerprint,
     image: BootImage,
 }
@@ -207,7 +207,7 @@ impl Guest {
         image.load(vm.memory(), &vcpu)?;
         let memory = vm.memory().clone();
         let msrs = MsrBank::new(template.msrs());
-        // Here, where a host without the memory is told so before anything has begun.
+        // Allocated here, so that a host without the memory fails before anything has begun.
         let tracker = |vm: Vm| PageTracker::new(Box::new(vm.into_dirty_log()), memory.clone());
         let pages = config.logged.then(|| tracker(vm)).transpose()?;
         Ok(Self { pages, vcpu, memory, msrs, fingerprint, image })
@@ -244,7 +244,7 @@ impl Guest {
     }
 }
 
-/// A logged guest may come to need as much again for the copy that slices and checks refer to.
+/// A logged guest may need as much again for the copy of memory.
 fn check_memory(memory_mib: u32, logged: bool) -> Result<(), TooLittleMemory> {
     let (times, why) = match logged {
         true => (2, ", logged (--record, --control, a pair or a replay: twice its memory),"),

@@ -1,6 +1,6 @@
 //! The `ftvmm` command: from arguments to an exit status.
 
-// They panic when nobody reads.
+// These macros panic when standard output or standard error is closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
@@ -118,13 +118,13 @@ pub enum CommandError {
     /// A snapshot cannot be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotUnusable),
-    /// A replay came out differently.
+    /// A replay diverged.
     #[error("divergence: {0}")]
     Divergence(String),
     /// The guest ended badly.
     #[error("{0}")]
     GuestFailed(String),
-    /// Nobody answers at a control socket.
+    /// No ftvmm answers at a control socket.
     #[error("{0}")]
     Unanswered(String),
     /// The peer or the way to it failed.
@@ -222,12 +222,12 @@ pub fn main() -> ExitCode {
     answered(result)
 }
 
-/// The exit status, after a word on what went wrong.
+/// Prints what went wrong and returns the exit status.
 fn answered(result: Result<(), CommandError>) -> ExitCode {
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // doctor has said it.
+            // `doctor` has already printed it.
             if !matches!(error, CommandError::Unsuitable) {
                 say(&format!("ftvmm: {error}"));
             }
@@ -261,7 +261,7 @@ fn abort_on_panic() {
             _ => String::new(),
         };
         say(&format!("thread '{}' {info}{trace}", thread.name().unwrap_or("unnamed")));
-        // Not a moment longer: who reads this may have stopped.
+        // Waits only a short time, because the reader may have stopped.
         finish_stderr();
         std::process::abort();
     }));

@@ -1,5 +1,5 @@
-//! What a live run has of its host: the queue of its inputs, signals, the watch over its processor,
-//! the control socket; and how its guest is switched on.
+//! The host's side of a live run: the input queue, signals, the watchdog of the vCPU thread, the
+//! control socket; and switching the guest on.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub fn input_delays(args: &RunArgs) -> InputDelays {
         .map_or_else(InputDelays::default, InputDelays::all)
 }
 
-/// Where live inputs wait, and what waits for them to be overdue.
+/// The input queue, and the timer for inputs that have waited long enough.
 pub fn live_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
     let queue = Arc::new(InputQueue::new(timer.clone(), input_delays(args).first_wait()));
@@ -51,7 +51,7 @@ pub fn live_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), Comma
     Ok((queue, Box::new(Ticker::on(timer, move || waited.deadline_passed()))))
 }
 
-/// The timer of the guest's next event, and what waits for it.
+/// The timer for the guest's next timer event.
 pub fn guest_alarm(queue: &Arc<InputQueue>) -> Result<(GuestTimer, Subscriber), CommandError> {
     let kicked = queue.clone();
     let ticker = Ticker::new(move || kicked.timer_due())?;
@@ -60,16 +60,16 @@ pub fn guest_alarm(queue: &Arc<InputQueue>) -> Result<(GuestTimer, Subscriber), 
 
 /// A guest that is switched on.
 pub struct SwitchedOn {
-    /// It.
+    /// The machine.
     pub machine: Machine,
-    /// Which guest it is, for a snapshot.
+    /// The header that identifies the guest, for a snapshot.
     pub header: FileHeader,
     /// Its recording, if there is to be one.
     pub recording: Option<Recording>,
 }
 
-/// Switches `guest` on, whose thread is woken through `queue`. A recording that cannot be written
-/// is refused before.
+/// Switches `guest` on; `queue` wakes its vCPU thread. Fails before that if the recording cannot be
+/// written.
 pub fn switch_on(
     args: &RunArgs,
     guest: Guest,
@@ -92,8 +92,8 @@ pub fn switch_on(
     Ok(SwitchedOn { machine, header, recording })
 }
 
-/// Looks whether the host holds the guest's processor for longer than `longest`, and says so in the
-/// log and in `status`. In a pair the session does, and has the backup take over.
+/// Reports, in the log and in `status`, when the host has not run the vCPU thread for `longest`. In
+/// a pair the session does this, and the backup takes over.
 pub fn watch_processor(
     queue: Arc<InputQueue>,
     clock: HostClock,
@@ -109,8 +109,8 @@ pub fn watch_processor(
     })?))
 }
 
-/// Calls `stop` when the host asks the run to end, and sees to it that it does end. To be called
-/// before the first thread starts.
+/// Calls `stop` when a signal asks the run to end, and ends the process when that takes too long.
+/// Must be called before the first thread starts.
 pub fn heed_signals(
     queue: &InputQueue,
     args: &RunArgs,
@@ -124,8 +124,8 @@ pub fn heed_signals(
     Ok(limit)
 }
 
-/// The control socket, if there is to be one. To be held to the end of the run, and made after the
-/// signals are blocked.
+/// Starts the control socket, if the user asked for one. Must be called after the signals are
+/// blocked, and kept to the end of the run.
 pub fn control<O: Operator + 'static>(
     args: &RunArgs,
     operator: impl FnOnce() -> O,

@@ -46,7 +46,7 @@ impl GuestSource {
                     initramfs: args.initrd.as_deref(),
                     cpu_template: args.cpu_template.as_deref(),
                 };
-                // The only part of the guest that has another half in this host.
+                // The network card is the only part that also depends on this host.
                 GuestConfig { net, ..described(snapshot.header(), &files) }
             }
         };
@@ -85,7 +85,7 @@ impl GuestSource {
         self.snapshot.as_ref().map(|snapshot| snapshot.start().clone())
     }
 
-    /// What is to be put in place first.
+    /// The parts of the snapshot to restore first.
     pub fn into_parts(self) -> Option<Parts> {
         self.snapshot.map(Snapshot::into_parts)
     }

@@ -1,4 +1,4 @@
-//! What a run came to: its report, and what its end says of the guest and of the pair.
+//! The result of a run: its report, and the exit status for the end of the guest and of the pair.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub trait Reported: VirtualMachine {
     /// What a report says of the machine.
     fn report(&self) -> Report;
 
-    /// What the guest's kernel said when it panicked, as it stands in a message.
+    /// The panic message of the guest's kernel, for an error message.
     fn panic_reason(&self) -> String;
 }
 
@@ -53,7 +53,7 @@ fn unknown_msrs(machine: &Machine) -> BTreeMap<String, u64> {
     machine.msrs().unknown().iter().map(|(index, count)| (format!("{index:#x}"), *count)).collect()
 }
 
-/// What a replay must agree with at the end, when the run ended where a replay can end too.
+/// The end record, when the run ended at a point where a replay can end too.
 ///
 /// # Errors
 /// When KVM fails.

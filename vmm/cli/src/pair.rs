@@ -36,7 +36,7 @@ use ftvmm_runtime::sources::{Inputs, Source};
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{Restore, Transfer, TransferPort};
 
-/// A peer that is alive says so this many times within the failure limit.
+/// A peer that is alive sends this many heartbeats within the failure limit.
 const HEARTBEATS_PER_FAILURE: u64 = 10;
 
 /// One half of a pair.
@@ -66,7 +66,7 @@ impl Role<Machine> for Half {
         let peer = &self.peer;
         let ending = match result {
             Ok(ending) => ending,
-            // A backup whose CPU or inputs fail has left the path of the primary.
+            // When a backup's CPU or inputs fail, it cannot follow the primary any more.
             Err(error) if peer.follows() => {
                 let reason = peer.fault(error.to_string());
                 stopped_by(&reason)?;
@@ -159,7 +159,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     if let Some(tap) = reader {
         events.push(Box::new(read_tap(args, tap, &queue, &peer)));
     }
-    // The other host decides when the guest begins.
+    // The guest starts when the other host says so.
     host.wait_for(events)?;
     if args.start_alone {
         peer.step(SessionEvent::StartAlone);
@@ -196,8 +196,8 @@ fn not_welcomed(args: &RunArgs) -> CommandError {
     ))
 }
 
-/// The connection to the primary, and where a backup may knock: on a primary at once, on a backup
-/// when it has taken over.
+/// The connection to the primary, and the port where a backup may connect: on a primary at once, on
+/// a backup after it has taken over.
 fn connect_or_listen(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
     let listener = args.listen.map(Channel::listen).transpose()?;
     let (listener, connection) = match (args.role, args.connect) {

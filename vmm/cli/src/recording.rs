@@ -1,4 +1,4 @@
-//! Recordings as files: made, opened, and what is said of them.
+//! Recordings as files: creating and opening them, and their error messages.
 
 use std::io::{BufReader, Read};
 use std::path::Path;

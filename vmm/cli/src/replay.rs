@@ -1,4 +1,4 @@
-//! `ftvmm replay FILE`: runs the recorded guest again and says whether it came out the same.
+//! `ftvmm replay FILE`: runs the recorded guest again and says whether it was the same.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ impl Role<Machine> for Replayed {
             (Ok(None), None) => RunCompleteness::Unfinished,
         };
         self.extent = Some(extent);
-        // A replay that was stopped, or had no more log, is no guest that ended.
+        // When a replay was stopped, or the log was used up, the guest has not ended.
         let is_over = ending.by_guest() || matches!(recorded, Ok(Some(_)));
         let why = match (extent, log.feed().torn()) {
             (RunCompleteness::Torn, Some(torn)) => Some(format!("its tail is damaged ({torn})")),
@@ -104,7 +104,7 @@ impl Replayed {
         ))
     }
 
-    /// A run that failed because of a file, by the file's name.
+    /// The error of a run that failed because of a file, with the file's name.
     fn unreadable(&self, error: CommandError) -> CommandError {
         match error {
             CommandError::Run(RunError::Input(
@@ -187,7 +187,7 @@ fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(),
     Run::new(machine, role, inputs, host, clock).go("replay", args.report.as_deref(), |_| Ok(()))
 }
 
-/// Slices refer to the copies of memory the recorder took, so a check of our own takes none.
+/// Slices refer to the recorder's copy of memory, so added checks must not renew it.
 fn check_plan(args: &ReplayArgs) -> CheckPlan {
     CheckPlan {
         every_exits: args.check_every,

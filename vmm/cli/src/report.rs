@@ -85,9 +85,10 @@ pub struct Report {
     pub disk: DiskCounters,
     /// Guest faults the devices answered (malformed descriptors and the like).
     pub guest_faults: u64,
-    /// Bytes the guest printed that nobody read in time.
+    /// Bytes of the guest's console output that were dropped, because they were not read in time.
     pub console_dropped_bytes: u64,
-    /// Bytes this run said of itself on standard error that nobody read in time.
+    /// Bytes of this run's log on standard error that were dropped, because they were not read in
+    /// time.
     pub log_dropped_bytes: u64,
     /// MSRs that the CPU template does not name, in hexadecimal, and how often the guest tried
     /// each: all were #GP.

@@ -1,4 +1,4 @@
-//! Options that would do nothing in a role are refused: who gives one expects something of it.
+//! Refuses options that would do nothing in the chosen role, because the user expects an effect.
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;

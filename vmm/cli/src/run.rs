@@ -29,12 +29,13 @@ fn end_longest(memory_mib: u32) -> Duration {
     LEAST + PER_GIB * (memory_mib / 1024)
 }
 
-/// In what the roles differ. Dropped before the host's threads end.
+/// What differs between the roles. Dropped before the host's threads end.
 pub trait Role<M> {
     /// Where the guest's outputs go.
     fn outputs(&mut self) -> &mut dyn OutputSink;
 
-    /// The guest stands still: what the run came to, after whoever else must hear of it has.
+    /// The guest has stopped: informs the other host, if there is one, and returns the result of
+    /// the run.
     ///
     /// # Errors
     /// When the run failed, or its end cannot be told. The recording has no end then.
@@ -49,22 +50,22 @@ pub trait Role<M> {
     fn report(&self, inputs: &mut Inputs, report: Report) -> Report;
 }
 
-/// What a run came to that did not fail.
+/// The result of a run that did not fail.
 pub struct Conclusion {
     /// Where it ended.
     pub ending: Ending,
-    /// How the guest stood there, if a replay can end there too.
+    /// The end record, if a replay can end at this point too.
     pub end: Option<End>,
-    /// That is the guest's end, and the recording's: not so of a replay that goes no further.
+    /// True when the guest has ended, and not only the replay.
     pub is_over: bool,
     /// What the other host or the recording says.
     pub verdict: Result<(), CommandError>,
-    /// What is to be said of a run that is otherwise well.
+    /// A failure to report when nothing else failed.
     pub remark: Result<(), CommandError>,
 }
 
 impl Conclusion {
-    /// The guest ended here, and nobody has anything against it.
+    /// The guest ended here, without a failure.
     pub fn new(ending: Ending, end: Option<End>) -> Self {
         Self { ending, end, is_over: true, verdict: Ok(()), remark: Ok(()) }
     }
@@ -80,7 +81,7 @@ pub struct HostSide {
     pub console: Option<Arc<Console>>,
     /// Ends the process when its end takes too long.
     pub stop_limit: Option<Arc<StopLimit>>,
-    /// The way of the guest's state to somewhere else.
+    /// Sends the guest's state to a backup or a file.
     pub transfer: Option<Arc<Transfer>>,
     /// How much memory is digested at the end.
     pub memory_mib: u32,
@@ -155,7 +156,7 @@ impl HostSide {
 /// also when something fails between power-on and the first instruction, and when the run itself
 /// fails.
 ///
-/// 1. The pulse ends, so that nobody takes the guest's thread for one that is stuck.
+/// 1. The pulse ends, so that the vCPU thread is not taken for a stuck one.
 /// 2. The transfer ends: a snapshot that was begun is complete or gone.
 /// 3. An ordered stop gets the time the rest may take.
 /// 4. The terminal is as it was.
@@ -214,7 +215,7 @@ impl<M: Reported, R: Role<M>> Run<M, R> {
     ) -> Result<(), CommandError> {
         self.host.stand_still();
         let concluded = self.role.conclude(&self.machine, &mut self.inputs, result);
-        // The other host's word may have ordered a stop only now.
+        // The other host may have ordered a stop only now.
         self.host.prolong_stop();
         let recording = self.close_recording(concluded.as_ref().ok());
         self.host.finish_console();

@@ -27,7 +27,7 @@ use ftvmm_runtime::sources::{Inputs, Source};
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{ProgressCell, Restore, Transfer, TransferPort};
 
-/// What a guest alone speaks through.
+/// The role of a guest that runs alone.
 struct Solo {
     outputs: HostOutputs,
 }

@@ -25,7 +25,7 @@ pub enum ChannelError {
         /// The cause.
         cause: std::io::Error,
     },
-    /// Nobody answers.
+    /// No connection within the time limit.
     #[error("no primary answers at {address} within {CONNECT_SECONDS_MAX} s: {cause}")]
     Connect {
         /// What was asked for.
@@ -79,8 +79,7 @@ impl Channel {
 
     /// Connects to the primary, which may still be starting.
     ///
-    /// # Errors
-    /// When nobody answers for a while.
+    /// # Errors When no connection is made within [`CONNECT_SECONDS_MAX`].
     pub fn connect(address: SocketAddr) -> Result<Self, ChannelError> {
         let clock = HostClock::host_start();
         loop {

@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a program in the background looks whether it may read its terminal.
 const BACKGROUND_LOOK: Duration = Duration::from_secs(1);
 
-/// Where the guest's serial port prints. No guest waits for whoever reads it: a terminal somebody
-/// has stopped would stop the guest, and the host would go on saying that it is well.
+/// The output of the guest's serial port. The guest never waits for its reader: a stopped terminal
+/// would stop the guest, while the host went on sending heartbeats.
 pub struct Console {
     spool: Spool,
     warned: AtomicBool,
@@ -55,12 +55,12 @@ impl Console {
         }
     }
 
-    /// Bytes the guest printed and nobody will ever read.
+    /// Bytes of the guest's output that were dropped.
     pub fn dropped_bytes(&self) -> u64 {
         self.spool.dropped_bytes()
     }
 
-    /// The run is over: waits a little for whoever reads.
+    /// The run is over: waits a short time for the reader.
     pub fn finish(&self) {
         self.spool.finish(PATIENCE);
     }
@@ -108,7 +108,7 @@ fn in_background() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
-/// What somebody does at the terminal.
+/// Input at the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Typed<'a> {
     /// Types these bytes for the guest.

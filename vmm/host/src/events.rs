@@ -130,7 +130,7 @@ pub struct Ticker<F> {
 }
 
 impl<F: FnMut()> Ticker<F> {
-    /// A timer that somebody sets through [`Self::timer`].
+    /// A timer that is set through [`Self::timer`].
     ///
     /// # Errors
     /// When the host refuses a timer.

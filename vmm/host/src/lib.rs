@@ -1,8 +1,8 @@
 //! The host's side of the guest's world: clock, entropy, tap, console, disk, signals, the channel
-//! to the other host and the witness, and the threads that wait for them. The only crate that opens
-//! files, sockets and devices but `/dev/kvm`.
+//! to the other host and the witness, and the threads that wait for them. It knows no KVM and
+//! nothing of the guest's execution.
 
-// They panic when nobody reads.
+// These macros panic when standard output or standard error is closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod channel;

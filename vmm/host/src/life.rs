@@ -1,10 +1,10 @@
-//! How long to wait for somebody who takes bytes, however slowly.
+//! A timeout for a reader or file that takes bytes, however slowly.
 
 use std::time::Duration;
 
 use super::clock::HostClock;
 
-/// A patience that begins anew with each sign of life: that more has been written.
+/// A timeout that starts again whenever more bytes have been written.
 pub struct ProgressTimeout {
     clock: HostClock,
     patience: Duration,
@@ -19,8 +19,8 @@ impl ProgressTimeout {
         Self { clock, patience, written_bytes, sign_ns: clock.host_now_ns() }
     }
 
-    /// How long still, when so much is written now; `None` when the patience is over. Being woken
-    /// is no sign of life.
+    /// The time left when so many bytes are written now; `None` when the timeout is over. A wake-up
+    /// alone does not restart it.
     pub fn left(&mut self, written_bytes: u64) -> Option<Duration> {
         let now_ns = self.clock.host_now_ns();
         if written_bytes != self.written_bytes {

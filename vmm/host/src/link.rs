@@ -1,6 +1,6 @@
-//! The way from this host to the guest's clients: the tap, and the uplink of the bridge it is
-//! joined to. The kernel's messages about interfaces (rtnetlink(7), `RTM_NEWLINK` and
-//! `RTM_DELLINK`) say when to look; what is so is asked by name.
+//! The link from this host to the guest's clients: the tap, and the uplink of its bridge. The
+//! kernel's messages about interfaces (rtnetlink(7), `RTM_NEWLINK` and `RTM_DELLINK`) say when
+//! something changed; the state is then read by the interface's name.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -12,7 +12,7 @@ use nix::sys::socket::{
 
 /// `RTMGRP_LINK` (linux/rtnetlink.h).
 const LINK_GROUP: u32 = 1;
-/// Longer messages are cut; nobody reads what they say.
+/// Longer messages are cut; their content is not used.
 const MESSAGE_BYTES: usize = 256;
 
 nix::ioctl_readwrite_bad!(interface_flags, libc::SIOCGIFFLAGS, libc::ifreq);

@@ -1,4 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP, on a thread of their own: whatever else hangs, they are heard.
+//! SIGINT, SIGTERM and SIGHUP, received on a thread of their own, so that they work whatever else
+//! hangs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::StopLimit;
 use super::events::HostEventsError;
 
-/// Whether who started this process had the signal ignored.
+/// Whether the signal was ignored when this process started.
 fn is_ignored(signal: Signal) -> bool {
     // SAFETY: sigaction is plain data for which all zeroes is valid; without a new action the call
     // only writes the old one.
@@ -21,7 +22,7 @@ fn is_ignored(signal: Signal) -> bool {
     }
 }
 
-/// Who sends the signals.
+/// Whether a signal to stop has come before.
 #[derive(Default)]
 struct Asker {
     has_asked: bool,

@@ -1,8 +1,7 @@
-//! Bytes for a reader who may have stopped reading: a terminal held by Ctrl-S, a pipe nobody
-//! empties.
+//! A buffer for a reader that may have stopped reading: a terminal stopped by Ctrl-S, a full pipe.
 //!
-//! Whoever writes never waits. What does not fit into a bounded buffer is dropped and counted; a
-//! thread of its own hands the rest on, in order.
+//! A writer never waits. Bytes that do not fit the bounded buffer are dropped and counted; a thread
+//! of its own writes the rest, in order.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -16,7 +15,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use super::life::ProgressTimeout;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
-/// Handed on at a time.
+/// Bytes written at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
 #[derive(Default)]
@@ -26,7 +25,7 @@ struct State {
     writing: bool,
     written_bytes: u64,
     dropped_bytes: u64,
-    /// Why nobody will read any more.
+    /// Why no more can be written.
     closed: Option<String>,
 }
 
@@ -47,9 +46,9 @@ pub enum Taken {
         /// These included.
         in_all_bytes: u64,
     },
-    /// Nobody reads any more.
+    /// The reader has gone.
     Closed {
-        /// What the host said.
+        /// The host's error.
         why: String,
     },
 }
@@ -98,18 +97,18 @@ impl Spool {
         Taken::Whole
     }
 
-    /// Bytes that nobody will ever read.
+    /// Bytes that were dropped.
     pub fn dropped_bytes(&self) -> u64 {
         self.0.lock().dropped_bytes
     }
 
-    /// Waits until everything is written, but no longer than `patience` for each sign that somebody
-    /// reads. What is left then counts as dropped, and nothing is taken any more.
+    /// Waits until everything is written. Gives up when nothing has been written for `patience`;
+    /// the rest then counts as dropped, and no more bytes are taken.
     pub fn finish(&self, patience: Duration) {
         let mut state = self.0.lock();
         let mut life = ProgressTimeout::new(patience, state.written_bytes);
         while state.closed.is_none() && (state.writing || !state.waiting.is_empty()) {
-            // Who adds to what waits wakes us too, and is no sign of a reader.
+            // A writer wakes this thread too, which does not mean that a reader takes bytes.
             let Some(left) = life.left(state.written_bytes) else {
                 return state.close("nobody reads it");
             };
@@ -166,7 +165,7 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // Whoever gave us the descriptor made it so.
+                // The descriptor was non-blocking when this process got it.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
                     let _ = poll(&mut fds, PollTimeout::NONE);

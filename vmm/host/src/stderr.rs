@@ -1,5 +1,5 @@
-//! Standard error. Every thread logs, some under a lock that others need: none may wait for whoever
-//! reads it.
+//! Standard error. Every thread logs, some while they hold a lock that others need, so no thread
+//! may wait for its reader.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use super::spool::Spool;
 
-/// Far more than a run logs before somebody looks.
+/// Far more than a run logs before it is read.
 const BYTES_MAX: usize = 1 << 20;
 /// How long the end waits for a reader that has stopped.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Standard error is one for the process, and whoever panics has no object at hand.
+/// Static, because a panic hook has no object to reach it through.
 static SPOOL: OnceLock<Spool> = OnceLock::new();
 
-/// From now on nothing that [`StandardError`] is given waits.
+/// From now on a write to [`StandardError`] never waits.
 ///
 /// # Errors
 /// When the host has no descriptor or thread left.
@@ -28,19 +28,19 @@ pub fn spool_stderr() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits a little until what was said is out; nothing may be said afterwards.
+/// Waits a short time until everything is written. Nothing may be written afterwards.
 pub fn finish_stderr() {
     if let Some(spool) = SPOOL.get() {
         spool.finish(PATIENCE);
     }
 }
 
-/// Bytes of log that nobody will ever read.
+/// Bytes of log that were dropped.
 pub fn stderr_dropped_bytes() -> u64 {
     SPOOL.get().map_or(0, Spool::dropped_bytes)
 }
 
-/// Says this, after what has been said before.
+/// Writes this line behind what was written before.
 pub fn say(line: &str) {
     let _ = StandardError.write_all(format!("{line}\n").as_bytes());
 }

@@ -1,7 +1,7 @@
-//! The end of the process when its end in good order does not come.
+//! Ends the process when its orderly end takes too long.
 //!
-//! Threads hang in what the host does for them: a file on a server that is gone, a device that does
-//! not answer. No thread can be ended from outside, so the process is.
+//! A thread may hang in a system call: a file on a dead server, a device that does not answer. A
+//! thread cannot be ended from outside, so the process is ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use super::console::restore_terminal;
 use super::stderr::{finish_stderr, say};
 use crate::sync::{Condvar, Mutex, lock, wait, wait_timeout};
 
-/// What a stop may take from the order to the guest's standstill.
+/// Longest time from the order to stop until the guest stands still.
 pub const STOP_LONGEST: Duration = Duration::from_secs(15);
 /// Exit status of a run that failed (README).
 const FAILED: i32 = 1;
@@ -26,8 +26,8 @@ struct Limit {
 pub struct StopLimit {
     clock: HostClock,
     limit: Mutex<Option<Limit>>,
-    /// What comes after the guest's standstill may take until then, whoever orders a stop
-    /// meanwhile; 0 before it.
+    /// Deadline of the work after the guest stands still, also when a stop is ordered meanwhile; 0
+    /// before that.
     ends_until_ns: AtomicU64,
     changed: Condvar,
     ordered: AtomicBool,
@@ -51,7 +51,8 @@ impl StopLimit {
         Ok(this)
     }
 
-    /// The process is to end within `longest`, and `what` is waited for. An earlier order stands.
+    /// Ends the process after `longest`, unless it has ended by then; `what` says what it waited
+    /// for. An earlier limit stays.
     pub fn within(&self, longest: Duration, what: &'static str) {
         let until_ns = self.clock.host_now_ns().saturating_add(longest.as_nanos() as u64);
         let until_ns = until_ns.max(self.ends_until_ns.load(Ordering::Acquire));
@@ -62,7 +63,7 @@ impl StopLimit {
         }
     }
 
-    /// The run is told to end. Whoever orders it once more means at once.
+    /// The run has been ordered to end. A further order ends the process at once.
     pub fn order(&self) {
         self.ordered.store(true, Ordering::Release);
         self.within(STOP_LONGEST, "the guest's thread to stop");

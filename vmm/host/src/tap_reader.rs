@@ -1,4 +1,5 @@
-//! The tap in the host's event thread: frames for the guest, and what becomes of the tap itself.
+//! The tap in the host's event thread: reads frames for the guest, and watches the tap and the
+//! uplink.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -9,19 +10,19 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use super::link::{LinkMessages, host_why_down};
 use super::{Tap, watch};
 
-/// Frames from the tap go to the guest. A tap that is deleted and made again is opened again.
+/// Reads frames from the tap. A tap that is deleted and created again is opened again.
 pub struct TapReader {
     tap: Tap,
     /// The interface behind the bridge that leads to the clients.
     uplink: Option<String>,
-    /// What is waited for now: closed only when it is no longer.
+    /// The file registered with epoll; it is closed only after it has been removed there.
     watched: Option<Arc<File>>,
     messages: Option<LinkMessages>,
-    /// Who gets the frames.
+    /// Takes the frames.
     on_frame: Box<dyn FnMut(Vec<u8>) + Send>,
-    /// Who is told whether clients reach this host, when that changes.
+    /// Called when it changes whether clients reach this host.
     on_link: Box<dyn FnMut(bool) + Send>,
-    /// Why the tap could not be opened again, as last said.
+    /// The last logged reason why the tap could not be opened again.
     refused: Option<String>,
 }
 
@@ -62,7 +63,7 @@ impl TapReader {
         }
     }
 
-    /// Sees to it that an open tap is waited for, and says what has changed for the clients.
+    /// Registers an open tap with epoll, and reports a change of the link to the clients.
     fn look(&mut self, ops: &mut EventOps<'_>) {
         let why = match self.why_down(ops) {
             Ok(why) => why,

@@ -176,7 +176,7 @@ pub fn create(what: &'static str, path: &Path, overwrite: bool) -> Result<Writte
     options.write(true).create(true).truncate(false).mode(SECRET);
     let opened = options.custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|cause| match fs::metadata(path) {
-        // A pipe nobody reads and a folder cannot be opened at all.
+        // A pipe without a reader and a folder cannot be opened at all.
         Ok(facts) if !facts.is_file() => {
             FileError::NotRegular { what, path: path.into(), found: kind(&facts) }
         }

@@ -1,5 +1,5 @@
-//! The file witness: who may be live in a term is whoever made that term's file first, on storage
-//! both hosts share.
+//! The file witness. The host that first creates a term's file, on storage that both hosts share,
+//! may be active in that term.
 //!
 //! For `file:PATH` the right to term N is the file `PATH.N`, made with `link`, which either makes
 //! the name or says that it is there: atomic on local file systems and on NFS (open(2), O_EXCL).

@@ -1,8 +1,9 @@
 //! A file that a thread of its own writes, so that a disk or a server that hangs does not hold the
 //! guest.
 //!
-//! What waits to be written is bounded. A file that takes bytes, however slowly, makes who writes
-//! wait for room; one that takes none for [`PATIENCE`] is given up, and whoever writes is told.
+//! The bytes that wait are bounded. When the buffer is full and the file still takes bytes, the
+//! writer waits for room. When the file takes none for [`PATIENCE`], it is given up and the writer
+//! gets an error.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
@@ -40,7 +41,7 @@ struct State {
     closed: bool,
 }
 
-/// An error that can be told more than once.
+/// An error that can be returned more than once.
 #[derive(Clone)]
 struct Failure {
     os: Option<i32>,

@@ -32,10 +32,9 @@ impl ImmediateExit {
 
     /// Sets or clears the byte.
     pub(super) fn set(&self, on: bool) {
-        // SAFETY: the byte is mapped, as whoever called `of` promised, and a byte is always
-        // aligned. Every access to it in this program is by this function; kvm-ioctls, which hands
-        // out the whole mapping as `&mut kvm_run`, leaves it alone, and the kernel may read it at
-        // any time.
+        // SAFETY: the byte is mapped, as the caller of `of` promised, and a byte is always aligned.
+        // Every access to it in this program is by this function; kvm-ioctls, which hands out the
+        // whole mapping as `&mut kvm_run`, leaves it alone, and the kernel may read it at any time.
         let byte = unsafe { AtomicU8::from_ptr(self.0.as_ptr()) };
         byte.store(on.into(), Ordering::SeqCst);
     }

@@ -15,7 +15,7 @@ struct Target {
 }
 
 struct Shared {
-    /// A kick came that no return from `KVM_RUN` has answered yet.
+    /// A kick has come, and `KVM_RUN` has not returned for it yet.
     kicked: AtomicBool,
     /// Until the vCPU is unmapped.
     target: Mutex<Option<Target>>,
@@ -77,8 +77,8 @@ impl Kicks {
         self.immediate_exit.set(false);
     }
 
-    /// The guest goes on for now: the kick that came is for the next run, which [`Self::let_go`]
-    /// sees to.
+    /// The guest continues for now. The kick applies to the next run; [`Self::let_go`] makes sure
+    /// of that.
     pub(super) fn put_off(&self) {
         self.immediate_exit.set(false);
     }

@@ -1,9 +1,8 @@
 //! The KVM adapter: one virtual machine with one virtual CPU and plain memory.
 //!
-//! Nothing of KVM that acts by itself is switched on: no in-kernel interrupt controller or timer,
-//! no ioeventfd, no coalesced MMIO. Whatever the guest does to a device is therefore a synchronous
-//! exit, and nothing reaches the guest but what [`Vcpu::inject`] and the answers to its exits put
-//! there.
+//! No part of KVM that acts by itself is switched on: no in-kernel interrupt controller or timer,
+//! no ioeventfd, no coalesced MMIO. So every access to a device is a synchronous exit, and nothing
+//! reaches the guest but what [`Vcpu::inject`] and the answers to its exits put there.
 
 mod dirty;
 mod kick_target;
@@ -51,7 +50,7 @@ pub enum KvmError {
         "no permission on /dev/kvm: run as root or join the group that owns it (usually 'kvm')"
     )]
     NoPermission,
-    /// The KVM is not one this program can speak with.
+    /// KVM has another API version.
     #[error("KVM speaks API version {got}, needed is {KVM_API_VERSION}")]
     ApiVersion {
         /// What the kernel answered.
@@ -95,9 +94,9 @@ pub(crate) fn call(name: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> CpuE
 const NESTED_PAGING: [&str; 2] =
     ["/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt"];
 
-/// The parameter that says that KVM works without nested paging, on a host that tells. KVM then
-/// keeps shadows of the guest's page tables, and does not see when a slice or a state changes those
-/// behind the guest's back.
+/// The module parameter that says that KVM works without nested paging, if the host has it. KVM
+/// then keeps shadow page tables, and does not notice when a slice or a restored state changes the
+/// guest's tables.
 pub fn nested_paging_is_off() -> Option<&'static str> {
     let is_off = |parameter: &&str| {
         std::fs::read(parameter).is_ok_and(|said| matches!(said.first(), Some(b'N' | b'0')))
@@ -183,7 +182,7 @@ impl Vm {
         Ok(Vcpu::new(fd, has, self.memory.clone()))
     }
 
-    /// Has KVM serve these MSRs; an access to any other is an exit. For all guests of a user.
+    /// Makes KVM serve these MSRs; an access to any other is an exit.
     ///
     /// # Errors
     /// When KVM cannot do this: it came with Linux 5.10.

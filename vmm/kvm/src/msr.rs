@@ -1,7 +1,7 @@
-//! Accesses to model-specific registers: KVM serves those it is told to, all others come here as
-//! exits.
+//! Model-specific registers: KVM serves those that it is told to, and an access to any other is an
+//! exit.
 //!
-//! Without this, what RDMSR of a register nobody planned for gives depends on the host's CPU, its
+//! Without this, the result of RDMSR for an unlisted register depends on the host's CPU, its
 //! kernel's version and the parameters of its KVM module (`ignore_msrs`). With it every access
 //! outside a list is a synchronous exit (KVM api.rst, KVM_X86_SET_MSR_FILTER and
 //! KVM_CAP_X86_USER_SPACE_MSR), and so is one KVM itself would refuse.

@@ -49,7 +49,8 @@ pub struct Vcpu {
     memory: Rc<Memory>,
     /// The segments and control registers in `kvm_run` are those of the stopped guest.
     sregs_synced: Cell<bool>,
-    /// Set while the guest stands where KVM_RUN did not stop it: (IF, takes an interrupt).
+    /// Set while the guest stands at a restored point, where KVM_RUN did not stop it: (IF, takes an
+    /// interrupt).
     placed: Option<(bool, bool)>,
     /// The guest stands behind an instruction that made an exit, not between any two.
     at_exit: bool,
@@ -169,15 +170,15 @@ impl Vcpu {
         self.fd.set_guest_debug(&debug).map_err(call("KVM_SET_GUEST_DEBUG"))
     }
 
-    /// The guest stands where a state put it: the state's own interrupt shadow counts, wherever
-    /// this vCPU stood before.
+    /// The guest now stands where a restored state put it. The interrupt shadow of that state
+    /// counts, not that of the exit before.
     pub(super) fn stands_placed(&mut self, interrupts_enabled: bool, takes_interrupt: bool) {
         self.at_exit = false;
         self.placed = Some((interrupts_enabled, takes_interrupt));
     }
 
-    /// Gives up the access the guest stopped for, be it one of several of its instruction. What
-    /// that does to registers and memory is for the caller to undo.
+    /// Abandons the access the guest stopped for, and all further ones of its instruction. The
+    /// caller must undo the effect on registers and memory.
     pub(super) fn abandon(&mut self) -> Result<(), CpuError> {
         self.next_exit = None;
         while self.complete()?.is_some() {}
@@ -396,8 +397,8 @@ impl Cpu for Vcpu {
     }
 
     // KVM does not take every value as it gave it (its AMD part cuts SYSENTER_ESP and SYSENTER_EIP
-    // to 32 bits, `svm_set_msr`): the state is given back, so that whoever else restores it stands
-    // where this vCPU stands.
+    // to 32 bits, `svm_set_msr`): the state is restored here too, so that another vCPU that
+    // restores it stands where this vCPU stands.
     fn save(&mut self) -> Result<VcpuState, CpuError> {
         let state = self.read_state()?;
         self.place(&state)?;

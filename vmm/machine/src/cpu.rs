@@ -1,4 +1,4 @@
-//! The virtual processor as the machine sees it: what stands behind it is another crate's.
+//! The virtual processor as the machine sees it. `Vcpu` in `vmm/kvm` implements it.
 
 use kvm_bindings::{kvm_debugregs, kvm_regs, kvm_sregs};
 use thiserror::Error;
@@ -150,8 +150,8 @@ pub trait Cpu {
     /// Everything there is of the processor, to be compared; it is left alone.
     fn state(&self) -> Result<VcpuState, CpuError>;
 
-    /// Takes the whole state, with no exit to complete, and has the guest stand where whoever
-    /// restores the state will stand.
+    /// Saves the whole state, with no exit to complete. Afterwards this processor is in exactly the
+    /// state of one that restores it.
     fn save(&mut self) -> Result<VcpuState, CpuError>;
 
     /// Puts the processor into `state`, whatever it was doing.
@@ -162,8 +162,8 @@ pub trait Cpu {
     fn power_on_again(&mut self, power_on: &VcpuState) -> Result<(), CpuError>;
 }
 
-/// What makes the guest stop from another thread, soon and once; a kick that comes between two runs
-/// makes the next one return at once. It may outlive the processor.
+/// Makes the running guest stop, from another thread. A kick that comes between two runs makes the
+/// next one return at once. A handle may outlive the processor.
 pub trait Kick: Send {
     /// Kicks.
     fn kick(&self);

@@ -14,7 +14,7 @@ pub struct Completion {
     pub is_flush: bool,
     /// For the guest.
     pub outcome: DiskOutcome,
-    /// What the host said to a request that failed.
+    /// The host's error, for a request that failed.
     pub error: Option<String>,
 }
 

@@ -25,7 +25,7 @@ enum Kind {
         place: Place,
         bit: u8,
     },
-    /// The thread sleeps, whoever interrupts it.
+    /// The thread sleeps, even when it is interrupted.
     Hang {
         for_ms: u64,
     },

@@ -55,15 +55,15 @@ pub struct Machine<C> {
     tsc: TscTrap,
     msrs: MsrBank,
     chain: ExitChain,
-    /// The same of all that was sent.
+    /// A digest of all outputs, made in the same way.
     outputs: ExitChain,
     inputs: u64,
     slices: u64,
     pages: Option<PageTracker>,
-    /// And what holds the thread.
+    /// The fault to inject, and how to block the thread for it.
     fault: Option<(Fault, fn(u64))>,
     start: Start,
-    /// A guest that resets said so at this time.
+    /// Guest time at which a reset was last logged.
     told_ns: Option<u64>,
     network: Option<Arc<NetWatch>>,
     published: NetCounters,
@@ -163,7 +163,7 @@ impl<C: Cpu> Machine<C> {
         Ok(nobody_waits && self.vcpu.exit_sregs()?.cs.selector & 3 == 0)
     }
 
-    /// The copy of memory, for who ships it; of a guest with a log.
+    /// The copy of memory, for a transfer; only of a guest with a log.
     pub fn memory_copy(&self) -> Option<Arc<MemoryCopy>> {
         self.pages.as_ref().map(|pages| pages.copy().clone())
     }
@@ -203,7 +203,7 @@ impl<C: Cpu> Machine<C> {
 
 impl<C: Cpu> VirtualMachine for Machine<C> {
     fn run(&mut self, mode: RunMode) -> Result<Exit, CpuError> {
-        // To a point a few instructions on, before which no interrupt may come.
+        // Until the guest is a few instructions further, no interrupt may come.
         let through_a_hook = self.tsc.holds_interrupts();
         match mode {
             RunMode::UntilInterruptible | RunMode::Unrecorded if through_a_hook => {
@@ -242,7 +242,7 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
             takes_frames: self.board.network_ready(),
             booting: self.is_booting()?,
             entropy_wanted_bytes: self.board.entropy_wanted_bytes(),
-            // Asked only where there is no exit to answer: it may cost a call.
+            // Asked only between two exits, because it may cost an ioctl.
             takes_interrupt: !exit.is_synchronous() && self.vcpu.can_take_interrupt()?,
         })
     }
@@ -268,7 +268,7 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
         Ok(Check { chain: self.chain.digest(), cpu, memory })
     }
 
-    // The devices need no mention: what they are follows from the exits.
+    // A slice does not hold the devices: their state follows from the exits.
     fn capture(&mut self) -> Result<Vec<Slice>, CpuError> {
         let Some(tracker) = &mut self.pages else { return Ok(Vec::new()) };
         let (parts, memory_digest) = tracker.capture()?;
@@ -408,8 +408,8 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
         self.board.take_outputs()
     }
 
-    // A guest without a log is compared with nobody, and reading its frames once more was one
-    // instruction of twenty of a download.
+    // A guest without a log is not compared. Reading its frames once more cost one instruction of
+    // twenty in a download.
     fn digest_output(&mut self, at: Ordinal, output: &Output) -> Option<OutputDigest> {
         match output {
             Output::Frame(frame) => {

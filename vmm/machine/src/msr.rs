@@ -2,8 +2,7 @@
 //! template's answer or #GP.
 //!
 //! Linux probes registers that may be absent with instructions it has a fix-up for, so #GP is a
-//! good answer to a register nobody has promised; it is the architecture's own. Such accesses are
-//! counted.
+//! defined answer for a register that CPUID does not promise. Such accesses are counted.
 
 use std::collections::BTreeMap;
 

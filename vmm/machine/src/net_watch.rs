@@ -1,5 +1,5 @@
-//! What others than the guest's thread see of its network: where it sends from, and what became of
-//! its frames.
+//! What threads other than the vCPU thread can read of the guest's network: its addresses, and
+//! counters of its frames.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,7 +37,7 @@ pub struct NetworkReport {
     pub rx_dropped_following: u64,
 }
 
-/// Filled by the guest's thread and by whoever drops a frame.
+/// Updated by the vCPU thread, and by every thread that drops a frame.
 #[derive(Debug, Default)]
 pub struct NetWatch {
     seen: Mutex<Seen>,

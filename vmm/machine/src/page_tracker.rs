@@ -83,9 +83,9 @@ pub enum LoadError {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flush {
     No,
-    /// At a slice: loading one rewrites page tables behind the guest's back, and no KVM call that
-    /// sets registers flushes when CR3 stays. The recorder's guest loses its TLB at the same
-    /// point, so that even a guest that forgot to invalidate an entry goes on alike.
+    /// At a slice: loading one rewrites page tables without the guest's INVLPG, and no KVM call
+    /// that sets registers flushes when CR3 stays. The recorder flushes at the same point, so that
+    /// even a guest that forgot to invalidate an entry executes in the same way.
     Tlb,
 }
 
@@ -133,7 +133,7 @@ impl PageTracker {
         Ok(Self { log, memory: live, regions, copy, digest })
     }
 
-    /// The copy, for who sends it.
+    /// The copy, for a transfer.
     pub fn copy(&self) -> &Arc<MemoryCopy> {
         &self.copy
     }

@@ -45,7 +45,7 @@ pub enum RunMode {
     UntilInterruptible,
     /// Do not run: the log says that a slice comes next.
     Not,
-    /// As it likes: nothing is recorded, so inputs and interrupts also reach it between exits.
+    /// Freely: nothing is recorded, so inputs and interrupts also reach the guest between exits.
     Unrecorded,
 }
 
@@ -67,6 +67,6 @@ pub enum StopCause {
     Requested,
     /// The recording ends here.
     EndOfLog,
-    /// The replication protocol said so.
+    /// The replication protocol ended the run.
     Protocol,
 }

@@ -1,7 +1,7 @@
 //! The locks of the program.
 //!
-//! A panic ends the process (`abort_on_panic` in `vmm/cli/src/lib.rs`), so nobody can find a
-//! poisoned lock. Only a test that panics on purpose leaves one behind, and it is taken like any
+//! A panic ends the process (`abort_on_panic` in `vmm/cli/src/lib.rs`), so no thread can find a
+//! poisoned lock. Only a test that panics on purpose leaves one behind, which is taken like any
 //! other.
 
 /// Re-exports the primitives of a library and defines how they are used here; tests do so with a

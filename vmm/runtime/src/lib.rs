@@ -2,7 +2,7 @@
 //! other half and the control socket. It reaches the host through `ftvmm-host` and the processor
 //! through `ftvmm-machine`, and decides nothing about the replication protocol.
 
-// They panic when nobody reads.
+// These macros panic when standard output or standard error is closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod build;

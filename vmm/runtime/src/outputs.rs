@@ -35,7 +35,7 @@ impl HostOutputs {
         Self { tap, disk, console, frames: Arc::default(), network }
     }
 
-    /// Frames the guest sent so far, for whoever counts along.
+    /// The counter of frames that the guest sent.
     pub fn frames(&self) -> Arc<AtomicU64> {
         self.frames.clone()
     }
@@ -101,8 +101,8 @@ impl OutputSink for ReplayOutputs {
     }
 }
 
-/// Prints as fast as is read: nobody waits for a replay. A console nobody reads any more does not
-/// end it.
+/// Prints and waits for the reader: a replay has no client that waits. A reader that has gone does
+/// not end the replay.
 fn print_console(bytes: &[u8]) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());

@@ -43,7 +43,7 @@ pub enum SnapshotFault {
     /// The machine in it is none, or of another version.
     #[error(transparent)]
     Machine(#[from] StateError),
-    /// It is whole, but not the one that is wanted.
+    /// It is complete, but belongs to another guest or recording.
     #[error("{0}")]
     Other(String),
 }

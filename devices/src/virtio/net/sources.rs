@@ -1,6 +1,6 @@
 //! The addresses a guest sends from: the MAC address of its card or any other it has chosen, with
-//! the VLAN tags the frame carried (IEEE 802.1Q). Whoever moves the guest to another port of the
-//! network has to announce each of them.
+//! the VLAN tags the frame carried (IEEE 802.1Q). When the guest moves to another port of the
+//! network, each of them has to be announced.
 //!
 //! Bounded: the [`NET_SOURCES_MAX`] that were used last are kept. A table is a function of the
 //! frames transmitted, so two hosts that execute the same guest have the same one.

@@ -91,7 +91,7 @@ impl Backup {
         cx.send(Message::Ready { term: self.term });
     }
 
-    /// The primary stands still and wants this side to speak.
+    /// The primary's guest stands still, and the primary asks this side to take over.
     pub(super) fn on_yield(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,10 +1,10 @@
-//! The guest's disk, of which each host has its own: what the guest may be told of it.
+//! The guest's disk, of which each host has a copy: which completions the guest may get.
 
 use super::{Phase, Primary};
 use crate::session::{Action, Context, leave};
 
 impl Primary {
-    /// The guest is told that a flush is done when the backup's disk has it too.
+    /// A flush completes for the guest when the backup's disk has completed it too.
     pub(super) fn release_flushes(&mut self, cx: &mut Context<'_>) {
         if let Some(through) = self.flushes.release(self.gate.is_open()) {
             cx.act(Action::CompleteFlushes { through });
@@ -14,12 +14,12 @@ impl Primary {
     pub(super) fn on_disk_failed(&self, cx: &mut Context<'_>, id: u64, description: String) {
         match self.phase {
             Phase::Protected => leave(cx, description),
-            // Nobody else could go on.
+            // No other host could continue.
             _ => cx.act(Action::CompleteDisk { id }),
         }
     }
 
-    /// Whether a backup that follows, or followed until now, may say how far its disk is.
+    /// Whether DiskFlushed is valid from this peer: it follows, or followed until now.
     pub(super) fn takes_flushes(&self) -> bool {
         matches!(
             self.phase,

@@ -1,11 +1,11 @@
-//! A host that holds the processor of its guest: the backup is to go on.
+//! Hand-over: this host does not run the vCPU thread, so the backup is to take over.
 
 use super::{Phase, Primary};
 use crate::session::Context;
 use crate::session::decision::Trouble;
 
 impl Primary {
-    /// Only where somebody else can go on at once.
+    /// Only when the backup can continue at once.
     pub(super) fn on_vcpu_stuck(&mut self, cx: &mut Context<'_>, unseen_ns: u64) {
         if let Phase::Protected = self.phase {
             let detail = format!("the guest's processor was not seen for {unseen_ns} ns");

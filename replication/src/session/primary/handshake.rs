@@ -7,7 +7,7 @@ use crate::session::policy::SessionConfig;
 use crate::session::{Action, Context};
 
 impl Primary {
-    /// The guest's time of day at power-on has been told to nobody yet.
+    /// The guest's time of day at power-on has not been sent to a backup yet.
     pub(in crate::session) fn has_not_begun(&self) -> bool {
         matches!(
             self.phase,

@@ -1,4 +1,4 @@
-//! Which blocks of a disk were written since somebody last asked.
+//! Which blocks of a disk were written since the last call.
 
 use std::ops::Range;
 

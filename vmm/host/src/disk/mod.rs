@@ -7,8 +7,8 @@
 //!                                                          └─► listener: InputQueue, or Peer
 //! ```
 //!
-//! A completion stays here until somebody takes it, so that a host that took over gives its guest
-//! what the other host never logged. With [`CompletionPolicy::Gated`] a live guest does not get a
+//! A completion stays here until it is taken, so that a host that took over gives its guest what
+//! the other host never logged. With [`CompletionPolicy::Gated`] a live guest does not get a
 //! completion before [`Disk::complete`] says so. Blocks can be read and written between two
 //! requests, for a copy while the guest runs ([`Disk::read_block`]).
 

@@ -78,7 +78,7 @@ pub const PROBES: &[Probe] = &[
     // The other half of the check before it; CR4.TSD is always set in a guest of ftvmm.
     useful("RDTSC without CR4.TSD", cpu::rdtsc_enabled, "nothing"),
     useful("single step (ring 0)", |host| cpu::single_step(host, Ring::Kernel), WITHOUT_STEPS),
-    // Nobody steps a program but its own debugger, in the guest.
+    // ftvmm never steps a user program; only a debugger inside the guest does.
     useful("single step (ring 3)", |host| cpu::single_step(host, Ring::User), "nothing"),
     needed("MSR filter", cpu::msr_filter),
     informational("hidden instructions", cpu::hidden_instructions),
@@ -146,8 +146,7 @@ fn names<'a>(caps: impl IntoIterator<Item = &'a (Cap, &'a str)>) -> String {
     caps.into_iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
 }
 
-/// A slice changes the guest's page tables behind its back, which KVM's shadows of them would not
-/// see.
+/// A slice changes the guest's page tables in memory, and shadow page tables would not follow.
 fn nested_paging(_: &Host) -> Findings {
     match nested_paging_is_off() {
         None => Ok("on".into()),

@@ -134,7 +134,7 @@ fn dsdt(slots: &[VirtioSlot]) -> Sdt {
     table
 }
 
-/// QEMU's device that is told of panics.
+/// QEMU's pvpanic device.
 fn pvpanic() -> Vec<u8> {
     let port = IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
     let resources = ResourceTemplate::new(vec![&port]);

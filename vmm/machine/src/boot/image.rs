@@ -60,7 +60,7 @@ pub enum ImageError {
         /// Its machine, by name where there is one here.
         machine: String,
     },
-    /// It speaks the boot protocol and packs no kernel.
+    /// It has a boot protocol header but no packed kernel.
     #[error(
         "has a bzImage's header and no packed kernel, as memtest86+ and boot loaders have: it \
          would run in 16- or \

@@ -119,7 +119,7 @@ pub enum TemplateProblem {
         /// The MSR.
         index: u32,
     },
-    /// An MSR left to KVM that nobody compares or saves.
+    /// An MSR left to KVM that is neither compared nor saved.
     #[error("MSR {index:#x} cannot be KVM's: it is no part of the saved state")]
     MsrNotSaved {
         /// The MSR.
@@ -186,7 +186,7 @@ pub struct Msr {
     pub index: u32,
     /// What manuals call it.
     pub name: String,
-    /// Whose CPUs have it; every CPU when nothing is said.
+    /// The CPU vendor that has it; every CPU when it is absent.
     pub vendor: Option<Vendor>,
     /// Who answers.
     pub answer: MsrAnswer,

@@ -1,6 +1,6 @@
-//! What becomes of a guest that ends its own execution: the run ends, or the machine goes back to
-//! power-on in the same run. A function of the guest and of the policy in the fingerprint, so that
-//! both hosts and every replay agree; ordinals, guest time and the exit chain go on.
+//! A guest that ends its own execution: the run ends, or the machine goes back to power-on in the
+//! same run. The choice depends only on the guest and on the policy in the fingerprint, so both
+//! hosts and every replay agree. Ordinals, guest time and the exit chain continue.
 
 use ftvmm_devices::PowerEvent;
 use ftvmm_replication::{OnPanic, OnReset, Ordinal};

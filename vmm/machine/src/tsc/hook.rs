@@ -99,7 +99,7 @@ impl Hook {
         None
     }
 
-    /// Address of the instruction that is replaced while nobody is in the function.
+    /// Address of the instruction that is replaced while no call of the function is in progress.
     pub fn address(&self) -> u64 {
         self.first.address
     }

@@ -34,7 +34,8 @@ pub struct KernelCode {
     pub(super) sections: Vec<Section>,
     /// The functions that make memory executable.
     pub(super) hooks: Vec<Hook>,
-    /// Where instructions were replaced that nobody executes while a kernel starts, and with what.
+    /// Places where instructions were replaced that are not executed while a kernel starts, and the
+    /// replacements.
     pub(super) marks: Vec<(u64, [u8; 2])>,
 }
 

@@ -2,7 +2,7 @@
 //! kernel.
 //!
 //! What is about to become executable is searched before it runs ([`search`], [`patch_kernel`]).
-//! The rest of this module is the net below, for kernels whose functions are not known and for code
+//! The rest of this module searches later, for kernels whose functions are not known and for code
 //! that comes in another way.
 //!
 //! When the guest starts its first user program, and every [`LOOK_EVERY_EXITS`] exits from then on,

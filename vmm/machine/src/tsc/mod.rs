@@ -1,5 +1,5 @@
-//! The time stamp counter, which no KVM hands over by itself: RDTSC and RDTSCP wherever they are
-//! executed.
+//! The time stamp counter: traps RDTSC and RDTSCP wherever they are executed, since KVM makes no
+//! exit for them.
 //!
 //! - **Kernel**: the instructions are port accesses ([`code`]), patched before the kernel is loaded
 //!   ([`kernel`]), when the guest makes other code executable ([`hook`]), when it starts another
@@ -212,7 +212,7 @@ impl TscTrap {
     pub fn at_efer(&mut self, vcpu: &mut dyn Cpu, memory: &Memory) -> Result<(), CpuError> {
         let mut sregs = vcpu.sregs()?;
         if sregs.cr4 & cr4::TSD == 0 {
-            // Whoever wrote CR4 was not patched.
+            // CR4 was written by code that is not patched.
             self.state.guest_tsd = false;
             sregs.cr4 |= cr4::TSD;
             vcpu.set_sregs(&sregs)?;
@@ -384,7 +384,7 @@ fn resume_user(vcpu: &mut dyn Cpu, done: &user::Emulated) -> Result<(), CpuError
         vcpu.set_debug_regs(&debug)?;
         vcpu.raise(DB_VECTOR, None)?;
     }
-    // RIP is another, so the port read is forgotten; what is wanted is the state of IF.
+    // RIP has changed, so the port read is dropped. The call brings the state of IF up to date.
     vcpu.complete_io()
 }
 
@@ -403,7 +403,7 @@ fn pass_on(
     let handler = entry.handler_bytes(&space);
     if handler.is_some_and(|bytes| displaced::execute(&bytes, &mut regs, &space, memory)) {
         vcpu.set_regs(&regs)?;
-        // What is wanted is the state of IF.
+        // The call brings the state of IF up to date.
         return vcpu.complete_io();
     }
     vcpu.set_regs(&regs)?;

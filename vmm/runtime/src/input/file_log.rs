@@ -1,8 +1,8 @@
 //! A log sink that is a file.
 //!
-//! The file is as good as it can be however the run ends: what was recorded up to there is written
-//! when this is dropped, without an end, so that a run that failed can be replayed to where it
-//! failed.
+//! The file is as complete as possible however the run ends. When this is dropped, the records so
+//! far are written without an end record, so that a run that failed can be replayed to the point of
+//! the failure.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,8 @@ impl<W: Write> FileLog<W> {
         {
             self.group.push(&Record { at, event: Event::End(end) });
         }
-        // A failure is kept, whatever it leads to while the guest runs.
+        // A failure is kept and reported at the end, also when the guest continues without a
+        // recording.
         let failed = self.close().err();
         FinishedLog { bytes: self.writer.written_bytes(), broken: failed.or(self.broken.take()) }
     }

@@ -1,10 +1,10 @@
 //! Inputs from the live host: its clock, its tap, its console.
 //!
 //! A run that is recorded takes them at exits. When the guest makes none for too long after an
-//! input came, the run is stopped anywhere and that point made a slice.
+//! input came, it is stopped where it is, and that point becomes a slice.
 //!
-//! [`LiveCore`] decides; here the host's clock and randomness are read, the alarm is set, and the
-//! thread waits.
+//! [`LiveCore`] decides. This module reads the host's clock and random numbers, sets the timer, and
+//! waits.
 
 mod core;
 mod shutdown;
@@ -46,12 +46,13 @@ impl LiveInputs {
         Self { queue, clock, alarm, core: LiveCore::new(guest, at_power_on, delays) }
     }
 
-    /// The guest was restored from a snapshot, as others may have been: its first input says so.
+    /// The guest was restored from a snapshot, perhaps not the only one. Its first input gives it a
+    /// new identity.
     pub fn renew_identity(&mut self) {
         self.core.renew_identity();
     }
 
-    /// Goes on with another clock, after the guest has seen guest time up to `last`.
+    /// Continues with another clock, after the guest has seen guest time up to `last`.
     pub fn resume(&mut self, clock: GuestClock, last: GuestNs) {
         self.core.resume(clock, last);
         self.set_alarm();
@@ -113,7 +114,7 @@ impl LiveInputs {
     /// The guest's state was restored from a snapshot; it has seen guest time up to `last`.
     pub fn restored(&mut self, last: GuestNs) {
         self.resume(GuestClock::anchored(self.clock.host_now(), last), last);
-        // What the guest had not had of its disk came with the state.
+        // Pending disk completions came with the state.
         self.queue.disk_completed();
     }
 

@@ -20,19 +20,19 @@ use ftvmm_machine::disk_completion::Completion;
 use ftvmm_machine::net_watch::NetWatch;
 use ftvmm_machine::situation::StopCause;
 
-/// Frames kept for a guest that does not take them; beyond, the oldest is dropped, as a switch
-/// would.
+/// Most frames kept for a guest that does not take them. When one more comes, the oldest is
+/// dropped.
 const FRAMES_MAX: usize = 1024;
 /// Typed bytes kept for a guest that does not take them.
 const CONSOLE_BYTES_MAX: usize = 64 * 1024;
-/// Events of the machine's lines kept for a guest.
+/// Most events of the machine's lines (NMI, break) kept for a guest.
 const SIGNALS_MAX: usize = 16;
 /// A guest counts as computing when its last exit is this many input delays ago.
 const COMPUTING_AFTER: u32 = 4;
 /// Delay before a computing guest is kicked, so that a burst of inputs costs one slice.
 const KICK_DELAY_MIN: Duration = Duration::from_micros(100);
 
-/// How far the end of the run is that the user asked for.
+/// State of a shutdown that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Shutdown {
     #[default]
@@ -58,17 +58,17 @@ pub(super) struct Pending {
     pub(super) stop: Option<StopCause>,
     /// Asked to stop twice: do not wait for the guest's next exit.
     pub(super) stop_at_once: bool,
-    /// What waits has waited long enough for the guest to make an exit.
+    /// An input has waited for an exit for as long as it may.
     pub(super) deadline_passed: bool,
     /// When the guest left its last exit: the clock and what it showed.
     pub(super) left: Option<(HostClock, HostNs)>,
-    /// What a guest that is to switch itself off has for it.
+    /// Time that a guest has to switch itself off.
     pub(super) grace: Duration,
     /// The vCPU's thread waits for [`InputQueue::arrived`].
     halted: bool,
-    /// The guest of this host follows another's log: what arrives is the other host's to log.
+    /// This host follows the other's log, so inputs that arrive here are not taken.
     closed: bool,
-    /// Whoever hands out this queue's inputs is wanted for something else.
+    /// The vCPU thread must look at something other than this queue's inputs.
     pub(super) attention: bool,
     kicker: Option<Box<dyn Kick>>,
 }
@@ -104,26 +104,27 @@ impl Pending {
     }
 }
 
-/// Between the host's I/O thread, which fills it, and the vCPU's thread, which takes.
+/// The queue between the host's event thread, which fills it, and the vCPU thread, which empties
+/// it.
 pub struct InputQueue {
     pending: Mutex<Pending>,
     arrived: Condvar,
     unrecorded: AtomicBool,
-    /// For who asks from outside how far the guest is.
+    /// The guest's last exit, for the status.
     last_exit: AtomicU64,
     /// Fires when there has been no exit for an input for long enough ([`Self::deadline_passed`]).
     patience: Arc<TimerFd>,
     patience_lasts: Duration,
     pulse: Pulse,
-    /// Sees to it that a stop does end the process.
+    /// Ends the process when a stop takes too long.
     stop_limit: OnceLock<Arc<StopLimit>>,
     network: Arc<NetWatch>,
 }
 
 impl InputQueue {
-    /// A queue whose inputs wait for an exit of a recorded guest as long as `patience_lasts`, and
-    /// hardly at all when it has been computing for long. Whoever waits for `patience` calls
-    /// [`Self::deadline_passed`].
+    /// A queue whose inputs wait for an exit of a recorded guest for `patience_lasts`, or for
+    /// [`KICK_DELAY_MIN`] when the guest has been computing for long. [`Self::deadline_passed`]
+    /// must be called when the timer `patience` fires.
     pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
         Self {
             pending: Mutex::default(),
@@ -138,7 +139,7 @@ impl InputQueue {
         }
     }
 
-    /// Has the process end when the guest's thread does not obey [`Self::stop`].
+    /// Ends the process when the vCPU thread does not react to [`Self::stop`].
     pub fn limit_stops_with(&self, limit: Arc<StopLimit>) {
         let _ = self.stop_limit.set(limit);
     }
@@ -149,19 +150,18 @@ impl InputQueue {
     }
 
     /// Says whether arriving inputs are dropped, because the guest follows another host's log.
-    /// Returns whether the guest was to be switched off here: who ordered that wants this host
-    /// to end.
+    /// Returns whether a shutdown was under way: then this host is to end.
     pub fn set_closed(&self, closed: bool) -> bool {
         let mut pending = self.lock();
         let was_ending = closed && pending.shutdown != Shutdown::No;
         pending.closed = closed;
         if closed {
-            // What was asked of the guest while this host was active is the other's now.
+            // Requests to the guest from the time when this host was active are void.
             pending.shutdown = Shutdown::No;
             pending.signals.clear();
         }
         pending.announce &= !closed;
-        // The disk's completions are this host's to give from now on.
+        // From now on this host delivers the disk's completions.
         if !closed && pending.disk_completed {
             self.input_arrived(pending, true);
         }
@@ -178,7 +178,7 @@ impl InputQueue {
     pub fn disk_completed(&self) {
         let mut pending = self.lock();
         let was_empty = pending.is_empty();
-        // The guest's thread may have been faster.
+        // The vCPU thread may have taken the completion already.
         pending.disk_completed = pending.disk.as_ref().is_some_and(|disk| disk.has_completed());
         if pending.disk_completed && !pending.closed {
             self.input_arrived(pending, was_empty);
@@ -216,7 +216,7 @@ impl InputQueue {
         self.lock().frames.drain(..).collect()
     }
 
-    /// Hands over a frame from the tap; back it comes when the guest is another host's.
+    /// Queues a frame from the tap. Returns the frame when this host does not take inputs.
     pub fn push_frame(&self, frame: Vec<u8>) -> Option<Vec<u8>> {
         let mut pending = self.lock();
         if pending.closed {
@@ -260,7 +260,7 @@ impl InputQueue {
         self.input_arrived(pending, was_empty);
     }
 
-    /// Hands over what somebody does at the terminal.
+    /// Queues what was typed at the terminal.
     pub fn take_typed(&self, typed: Typed<'_>) {
         match typed {
             Typed::Bytes(bytes) => self.push_console(bytes),
@@ -274,9 +274,9 @@ impl InputQueue {
         self.lock().grace = grace;
     }
 
-    /// Ends the run as a computer is switched off: the power button is pressed, and a guest that
-    /// listens to it has its time. Without grace, for a guest that does not listen, and when
-    /// called again this is [`Self::stop`].
+    /// Presses the guest's power button and gives the guest time to switch itself off. Without such
+    /// time, for a guest that does not handle the button, and when called again, this is
+    /// [`Self::stop`].
     pub fn shut_down(&self) {
         let mut pending = self.lock();
         if pending.shutdown != Shutdown::No || pending.stop.is_some() || pending.grace.is_zero() {
@@ -321,19 +321,19 @@ impl InputQueue {
         self.lock().stop.is_some()
     }
 
-    /// Makes the guest's thread look at the clock: a timer of the guest is due.
+    /// A timer of the guest is due: the vCPU thread must sample the clock.
     pub fn timer_due(&self) {
         self.wake_vcpu(&self.lock());
     }
 
-    /// Makes the vCPU's thread ask what is wanted of it.
+    /// Makes the vCPU thread check for requests.
     pub fn request_attention(&self) {
         let mut pending = self.lock();
         pending.attention = true;
         self.wake_vcpu(&pending);
     }
 
-    /// Something has waited for its exit long enough.
+    /// An input has waited for an exit for as long as it may: stops the guest.
     pub fn deadline_passed(&self) {
         let mut pending = self.lock();
         pending.deadline_passed = !pending.is_empty();

@@ -23,7 +23,7 @@ pub struct InputDelays {
     pub inputs: Duration,
     /// Of the guest's timer, where slices are expensive; where they are not, [`Self::inputs`]. They
     /// are expensive while a guest boots: it writes much of its memory, which a slice would have to
-    /// send, and nobody has heard of it yet.
+    /// send. No client waits for it yet.
     pub ticks: Duration,
 }
 
@@ -59,7 +59,7 @@ pub(super) enum Requester {
 #[derive(Debug)]
 pub(super) struct Patience {
     delays: InputDelays,
-    /// The guest is left alone until then by ...
+    /// No slice is made before these times, for ...
     no_input_slice_before: GuestNs,
     no_tick_slice_before: GuestNs,
 }
@@ -79,7 +79,7 @@ impl Patience {
         self.no_tick_slice_before = until(PAUSE_PER_TICK_SLICE, self.delays.ticks);
     }
 
-    /// The clock is another one: what was left alone by the one before is no longer.
+    /// The clock has been replaced: pauses by the one before are void.
     pub(super) fn rest_no_more(&mut self) {
         (self.no_input_slice_before, self.no_tick_slice_before) = (GuestNs(0), GuestNs(0));
     }

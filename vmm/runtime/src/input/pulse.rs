@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 /// Units of the times in `/proc/PID/stat`: `USER_HZ`, 100 on every x86-64 Linux (proc(5)).
 const NS_PER_TICK: u64 = 10_000_000;
 
-/// What the thread leaves behind for whoever watches it.
+/// What the watching thread reads of the vCPU thread.
 #[derive(Debug, Default)]
 pub struct Pulse {
     /// The thread's id while it runs the guest; 0 before and afterwards.
@@ -38,7 +38,7 @@ impl Pulse {
         self.thread.store(0, Ordering::Release);
     }
 
-    /// The thread came round.
+    /// The thread has made progress.
     pub fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
@@ -70,18 +70,18 @@ impl Pulse {
 /// What a look at the thread says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VcpuHealth {
-    /// It came round, or waits, or works.
+    /// It has made progress, or waits, or computes.
     Well,
     /// It may be running the guest: interrupt it.
     Interrupt,
-    /// The host holds it.
+    /// The host does not run it.
     Stuck {
         /// For how long.
         unseen_ns: u64,
     },
 }
 
-/// Looks at a [`Pulse`] now and then.
+/// Checks a [`Pulse`] from time to time.
 #[derive(Debug)]
 pub struct PulseWatch {
     limit_ns: u64,

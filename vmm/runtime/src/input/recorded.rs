@@ -9,7 +9,7 @@ use crate::step::Step;
 use ftvmm_host::WriteBehind;
 use ftvmm_machine::situation::Situation;
 
-/// How often the recorder states what a replayer must agree with.
+/// How often the recorder writes a check.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckPlan {
     /// Exits between two checks of the exits and the processor; 0 for none.
@@ -38,9 +38,9 @@ impl CheckPlan {
 /// A recording in a file.
 pub type Recording = FileLog<WriteBehind>;
 
-/// Writes what the guest is given, and states what a replayer must agree with.
+/// Writes the inputs of the guest, and checks for a replayer.
 pub struct Recorder {
-    /// First: what a backup knows is in the recording.
+    /// Written before the channel, so that the recording has everything that the backup knows.
     recording: Option<Recording>,
     channel: Option<Box<dyn LogSink>>,
     plan: CheckPlan,

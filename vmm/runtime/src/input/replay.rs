@@ -19,7 +19,7 @@ pub enum Fed {
     First(Step),
 }
 
-/// How the guest left the path of the log.
+/// How the guest's execution differs from the log.
 pub enum Divergence {
     /// It went past this record.
     Missed(Record),
@@ -29,14 +29,14 @@ pub enum Divergence {
 
 /// Where a replayer's log comes from.
 pub trait Feed {
-    /// What the log says of this point. Brings more of the log, rather than to answer with
+    /// What the log says of this point. Reads or waits for more of the log, so it never returns
     /// [`ReplayStep::Wait`].
     ///
     /// # Errors
     /// When the log is broken.
     fn next(&mut self, replayer: &mut Replayer, situation: &Situation) -> Result<Fed, InputError>;
 
-    /// What to do about a request of which the recorder's disk said `answer`.
+    /// What to do about a request that the recorder's disk completed with `answer`.
     ///
     /// # Errors
     /// When there is nothing to compare it with.
@@ -111,7 +111,8 @@ impl<F: Feed> Replay<F> {
     /// When a divergence ends the run.
     pub fn measured(&mut self, at: Ordinal, check: &Check) -> Result<(), InputError> {
         if let Some(what) = self.replayer.difference(check) {
-            // A run that is not ended by it learns at its next question what is to become of it.
+            // If the divergence does not end the run, the next call of `next` says how it
+            // continues.
             self.feed.diverged(at, Divergence::Check(what))?;
         }
         Ok(())
@@ -200,7 +201,7 @@ impl Feed for FileFeed {
         loop {
             match replayer.at_exit(&mut self.cursor, at) {
                 ReplayStep::Wait => self.read_group()?,
-                // What follows decides how far the guest may run.
+                // The next records decide how far the guest may run.
                 ReplayStep::Proceed if !self.cursor.knows(at.next()) => self.read_group()?,
                 step => return Ok(Fed::Log(step)),
             }

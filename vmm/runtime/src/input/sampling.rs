@@ -1,5 +1,4 @@
-//! What the guest is told of the time: the host's clock, except after a stall and at a tick that
-//! has to wait.
+//! Guest time: the host's clock, except after a stall and at a tick that has to wait.
 
 use ftvmm_replication::{GuestClock, GuestNs, HostNs};
 
@@ -43,7 +42,7 @@ pub(super) struct Reading {
 #[derive(Debug)]
 pub(super) struct Sampler {
     clock: GuestClock,
-    /// What the guest was told last.
+    /// Guest time of the last sample.
     last: GuestNs,
     /// The host's clock at the last sample that moved guest time.
     last_host: HostNs,
@@ -74,7 +73,7 @@ impl Sampler {
         logged(self.clock.guest_at(host)).max(self.last)
     }
 
-    /// What the guest was told last.
+    /// Guest time of the last sample.
     pub(super) fn last(&self) -> GuestNs {
         self.last
     }

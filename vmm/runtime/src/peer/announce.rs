@@ -1,6 +1,6 @@
-//! Tells the switches where the guest is now: every address it sends from, in every VLAN.
+//! Announces the guest to the network's switches: every address it sends from, in every VLAN.
 //!
-//! An [`Announcer`] says when; it is asked from a timer, so nobody waits.
+//! An [`Announcer`] says when. A timer asks it, so no thread waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +18,12 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 /// RFC 903: Ethernet type 0x8035; hardware Ethernet, protocol IPv4, operation 3, "request reverse".
 const RARP_REQUEST: [u8; 10] = [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3];
 
-/// How often a guest that is being restored is looked at.
+/// Interval at which a timer checks whether a snapshot has been restored.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Announces the guest once: this host names every address it has sent from, and a guest that has
-/// sent anything is asked to do so too, for what only it knows.
+/// Announces the guest once: this host sends a frame for every address the guest has sent from. A
+/// guest that has sent anything is asked to announce itself too, because only it knows its other
+/// addresses.
 pub fn announce(mac: [u8; 6], queue: &InputQueue, transmit: impl Fn(&[u8])) {
     let sources = queue.network().sources();
     frames(mac, &sources).for_each(|frame| transmit(&frame));
@@ -31,8 +32,8 @@ pub fn announce(mac: [u8; 6], queue: &InputQueue, transmit: impl Fn(&[u8])) {
     }
 }
 
-/// A timer that announces a guest without another host, which goes on from a snapshot: the network
-/// knows it elsewhere.
+/// A timer that announces a guest without a pair after it was restored from a snapshot: the
+/// switches may still send its frames to another host.
 ///
 /// # Errors
 /// When the host refuses a timer.
@@ -72,8 +73,9 @@ fn frames(mac: [u8; 6], sources: &NetSources) -> impl Iterator<Item = Vec<u8>> {
     std::iter::once(frame(&own)).chain(others.map(frame))
 }
 
-/// A broadcast RARP request from `source`, behind an empty virtio-net header: every switch learns
-/// the way, no host answers. Unlike a gratuitous ARP it needs not know the guest's IP addresses.
+/// A broadcast RARP request from `source`, behind an empty virtio-net header. Every switch learns
+/// the port, and no host answers. Unlike a gratuitous ARP it does not need the guest's IP
+/// addresses.
 fn frame(source: &NetSource) -> Vec<u8> {
     let NetSource { mac, tags } = source;
     let mut frame = vec![0; VNET_HEADER_BYTES];

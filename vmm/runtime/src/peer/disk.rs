@@ -1,5 +1,5 @@
-//! The guest's disk between two hosts: what this host's worker says goes to the session, what a
-//! follower is told by its log is compared with what its own disk says.
+//! The guest's disk in a pair. Completions of this host's worker go to the session. A backup
+//! compares each completion in its log with that of its own disk.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub enum Compared {
         /// What failed.
         description: String,
     },
-    /// The two disks say different things.
+    /// The two disks have different completions.
     Differ {
         /// The request, its sector, both digests.
         description: String,
@@ -41,7 +41,8 @@ pub fn compare(own: Completion, primary: DiskAnswer) -> Compared {
 }
 
 impl Peer {
-    /// Has the disk's worker tell the session, and the guest what the session allows.
+    /// Makes the disk's worker report completions to the session. The guest gets those that the
+    /// session allows.
     pub fn watch_disk(self: &Arc<Self>) {
         let peer = Arc::clone(self);
         if let Some(disk) = &self.disk {
@@ -52,7 +53,8 @@ impl Peer {
     fn disk_completed(self: &Arc<Self>, completion: &Completion) {
         let id = completion.id;
         let tells_guest = self.tell(|core, now_ns| {
-            // Of a guest that another's state replaces: its numbers will be given again.
+            // The completion belongs to a guest whose state is being replaced. Its request numbers
+            // will be used again.
             if core.is_joining() {
                 return false;
             }
@@ -71,7 +73,7 @@ impl Peer {
         });
         if tells_guest {
             self.complete_disk(id);
-            // A follower that waits for this very completion.
+            // A backup may be waiting for this completion.
             self.wake();
         }
     }

@@ -16,11 +16,11 @@ use ftvmm_host::channel::{Channel, ChannelReader, Received};
 use ftvmm_host::sync::{MutexGuard, lock};
 use ftvmm_host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
 
-/// The peer looks at the clock no more often than this.
+/// Shortest interval between two ticks.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
-/// Bytes of the channel that are handed on before timers, signals and the guest have their turn.
+/// Bytes of the channel that are handled before timers and other events.
 const TURN_BYTES: usize = 256 << 10;
-/// Edge-triggered: told once when bytes arrive, once when the socket takes bytes again.
+/// Edge-triggered: one event when bytes arrive, one when the socket takes bytes again.
 const CHANNEL_EVENTS: EventSet = EventSet::IN.union(EventSet::OUT).union(EventSet::EDGE_TRIGGERED);
 
 /// The channel, and the port where a backup connects.
@@ -29,12 +29,13 @@ pub struct ChannelEvents {
     listener: Option<TcpListener>,
     /// Of the connection that is served. Its descriptor stays ours until epoll has let go of it.
     reader: Option<ChannelReader>,
-    /// A joining backup this host has no time for yet.
+    /// A joining backup that cannot be served yet.
     pending: Option<Channel>,
 }
 
 impl ChannelEvents {
-    /// Serves `connection`, if one stands, and whoever connects to `listener` when there is none.
+    /// Serves `connection` if there is one, and otherwise the next backup that connects to
+    /// `listener`.
     ///
     /// # Errors
     /// When the host is out of descriptors.
@@ -70,7 +71,8 @@ impl ChannelEvents {
         }
     }
 
-    /// Lets go of a connection that is over; serves the joining backup, if there is time for it.
+    /// Drops a connection that has ended, then serves the joining backup if the session accepts
+    /// one.
     fn serve_joining(&mut self, ops: &mut EventOps<'_>) {
         if !self.peer.is_connected()
             && let Some(reader) = self.reader.take()
@@ -87,9 +89,8 @@ impl ChannelEvents {
         }
     }
 
-    /// Reads some of what arrived and writes what waits. The rest has its turn after timers and
-    /// signals: to say once more what is waited for has epoll look again (epoll_ctl(2),
-    /// `EPOLL_CTL_MOD`).
+    /// Reads some of what arrived and writes what waits. The rest is read after timers and signals:
+    /// `EPOLL_CTL_MOD` makes epoll report the descriptor again (epoll_ctl(2)).
     fn serve_channel(&mut self, ops: &mut EventOps<'_>) {
         let Some(reader) = &mut self.reader else { return };
         self.peer.flush_channel();
@@ -166,9 +167,9 @@ impl Peer {
         let _ = self.port.joining.write(1);
     }
 
-    /// Hands what arrived to the core, but about [`TURN_BYTES`] at most; whether there may be more.
-    /// A peer that sends faster than this host takes would keep everybody else waiting, and be
-    /// told nothing.
+    /// Hands arrived bytes to the core, about [`TURN_BYTES`] at most. Returns whether there may be
+    /// more. Without the limit, a peer that sends faster than this host reads would keep timers and
+    /// answers waiting.
     fn receive(self: &Arc<Self>, reader: &mut ChannelReader) -> bool {
         let mut restored_bytes = 0;
         while restored_bytes < TURN_BYTES {
@@ -221,7 +222,7 @@ impl Peer {
         repeating(SHORTEST_TICK, move || peer.tick(&mut watch))
     }
 
-    /// A timer that looks whether the guest left something unsent before it went computing.
+    /// A timer that sends log records which a computing guest has left unsent.
     pub fn log_ticker(self: &Arc<Self>) -> Ticker<impl FnMut() + use<>> {
         let peer = Arc::clone(self);
         let look = move || peer.tell(|core, now_ns| core.look_at_log(now_ns));
@@ -243,7 +244,7 @@ impl Peer {
         }
     }
 
-    /// What is for everybody has reached the guest's new place too.
+    /// Broadcast frames have reached the guest's new host too, so they are no strays.
     fn is_for_the_guest(&self, frame: &[u8]) -> bool {
         frame.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + 6).is_some_and(|destination| {
             self.network.mac.is_some_and(|mac| mac == *destination)

@@ -1,4 +1,4 @@
-//! What the guest's thread asks of the peer.
+//! The calls of the vCPU thread to the peer.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering as MemoryOrdering;
@@ -8,7 +8,7 @@ use ftvmm_replication::{End, Ordinal, StatePart};
 
 use super::Peer;
 
-/// What became of the roles.
+/// A change of roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleChange {
     /// The session is over.
@@ -23,7 +23,7 @@ pub enum RoleChange {
 }
 
 impl Peer {
-    /// Lets the roles change, if they are to; `None` when nothing has changed.
+    /// Carries out a change of roles if one is due; `None` when nothing has changed.
     pub(super) fn change_role(self: &Arc<Self>) -> Option<RoleChange> {
         if !self.turn.swap(false, MemoryOrdering::AcqRel) {
             return None;
@@ -41,13 +41,13 @@ impl Peer {
         let is_active = core.follower().is_active();
         Some(match core.stop() {
             Some(_) => RoleChange::Stopped,
-            // Also when this host has gone live meanwhile: what it was sent comes first.
+            // Also when this host has gone live meanwhile: it first executes the log it was sent.
             None if is_active => RoleChange::Follow { through: core.log().horizon() },
             None => RoleChange::Live,
         })
     }
 
-    /// The next part of the state this host is given; `None` when the session is over.
+    /// The next part of the state that this host receives; `None` when the session is over.
     pub(super) fn next_part(self: &Arc<Self>) -> Option<StatePart> {
         self.wait_as_guest(|core, _| match core.stop() {
             Some(_) => Some(None),
@@ -55,7 +55,7 @@ impl Peer {
         })
     }
 
-    /// A part of the other host's state is in place; with the last one this host has it whole.
+    /// Reports that a part of the other host's state is restored; the last part completes it.
     pub(super) fn has_restored(self: &Arc<Self>, part: &StatePart, is_whole: bool) {
         let progress = &self.sending.progress;
         progress.take(part);

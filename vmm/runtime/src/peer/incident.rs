@@ -47,8 +47,8 @@ impl Peer {
     }
 }
 
-/// Writes the report to a new file in `folder` that names the reporter and the term; a folder that
-/// cannot be written leaves it to the log. May block, so not under a lock.
+/// Writes the report to a new file in `folder` that names the reporter and the term; if the folder
+/// cannot be written, the report is only logged. May block, so not under a lock.
 fn write(folder: &Path, report: &IncidentReport) {
     match write_new(folder, report) {
         Ok(path) => {
@@ -67,7 +67,7 @@ fn write_new(folder: &Path, report: &IncidentReport) -> io::Result<PathBuf> {
         let suffix = if number == 1 { String::new() } else { format!("-{number}") };
         let name = format!("ftvmm-incident-{}-term-{}{suffix}.txt", report.reporter, report.term);
         let path = folder.join(name);
-        // Its frames are the guest's: nobody but the owner reads them.
+        // The report contains frames of the guest, so only the owner may read it.
         match File::options().write(true).create_new(true).mode(SECRET).open(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             file => return file?.write_all(report.to_string().as_bytes()).map(|()| path),

@@ -1,5 +1,5 @@
-//! A pair's part in where inputs come from: which of the two hosts is active, and the
-//! log of the other one while this host follows.
+//! The inputs of a pair: which of the two hosts is active, and the other host's log while this host
+//! follows.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::transfer::put_on_disk;
 use ftvmm_machine::disk_completion::Completion;
 use ftvmm_machine::situation::{RunMode, Situation, StopCause};
 
-/// The roles of a pair, which may change hands at any time, and the log of the other host.
+/// The roles of a pair, which may change at any exit, and the log of the other host.
 pub struct PairPort {
     peer: Arc<Peer>,
     log: Replay<PeerFeed>,
@@ -42,7 +42,7 @@ impl PairPort {
         self.follows
     }
 
-    /// Lets the roles change, if they are to.
+    /// Carries out a change of roles if one is due.
     pub fn change_roles(&mut self) -> Option<Step> {
         match self.peer.change_role()? {
             RoleChange::Stopped => return Some(Step::Stop(StopCause::Protocol)),
@@ -55,8 +55,8 @@ impl PairPort {
         None
     }
 
-    /// The next thing to do while this host follows; `None` when the log is used up and sealed:
-    /// this host's own inputs from now on.
+    /// The next step while this host follows. `None` when the log is used up and sealed: from now
+    /// on this host's own inputs count.
     ///
     /// # Errors
     /// None of its own.
@@ -98,7 +98,7 @@ impl PairPort {
         let Some(Standpoint { at, guest_ns }) = stands else { return };
         self.keep_time(GuestNs(guest_ns));
         if self.follows {
-            // What the guest had not had of its disk came with the state.
+            // Pending disk completions came with the state.
             self.peer.queue.disk_completed();
             self.log.parts().1.start_after(at.previous());
         }
@@ -132,8 +132,7 @@ impl PeerFeed {
         }
     }
 
-    /// The next part of the state this host is given that is for the guest; what is for the disk is
-    /// put there.
+    /// The next part of the state that is for the guest. Parts for the disk are written to it here.
     fn next_part(&self) -> Step {
         loop {
             let Some(part) = self.peer.next_part() else { return Step::Stop(StopCause::Protocol) };
@@ -149,7 +148,7 @@ impl PeerFeed {
         }
     }
 
-    /// Tells the guest what both disks say.
+    /// Compares the completions of both disks and gives the guest the result.
     fn answer(&self, at: Ordinal, own: Completion, primary: DiskAnswer) -> Step {
         match compare(own, primary) {
             Compared::Apply(input) => Step::Apply(input),
@@ -159,7 +158,7 @@ impl PeerFeed {
                 self.peer.step(SessionEvent::DiskFailed { id, description });
                 match self.peer.stopped() {
                     Some(_) => Step::Stop(StopCause::Protocol),
-                    // The primary is gone, and its guest was told another thing.
+                    // The primary is gone, and its guest got another completion.
                     None => self.fault(at, what),
                 }
             }
@@ -167,8 +166,8 @@ impl PeerFeed {
         }
     }
 
-    /// What `ask` says. While it says nothing the guest waits, and the primary is told how far it
-    /// is: it has left `left`.
+    /// Returns what `ask` returns. While that is `None` the guest waits, and the primary is told
+    /// that it has left exit `left`.
     fn ask<T>(
         &self,
         replayer: &mut Replayer,
@@ -235,7 +234,7 @@ impl Feed for PeerFeed {
         at: Ordinal,
         answer: DiskAnswer,
     ) -> Result<Step, InputError> {
-        // Its answer would be waited for for ever.
+        // Without the request the completion would never come.
         if !self.peer.disk.as_ref().is_some_and(|disk| disk.has_request(answer.id)) {
             let id = answer.id;
             return Ok(self.fault(at, format!("disk request {id} was never made here")));

@@ -18,7 +18,8 @@ impl PeerLog {
         Self { peer }
     }
 
-    /// Holds the guest, which must not get further ahead; not when it is wanted elsewhere.
+    /// Makes the guest wait while the backup is too far behind, unless it has to change roles or
+    /// stop for a transfer.
     fn wait_while_congested(&self) {
         let transfer = &self.peer.sending.transfer;
         let is_wanted = |core: &PeerCore| {

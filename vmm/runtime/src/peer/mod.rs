@@ -6,9 +6,9 @@
 //! host events    channel bytes, ticks, signals ────┘               └─► input queue, disk, threads
 //! ```
 //!
-//! One lock holds the core, and nothing under it blocks or does I/O: what is to be done comes out
-//! as effects, which are performed in the order of decision by whoever has the outbox, after the
-//! core is let go of ([`Peer::tell`]). Lock order: outbox, then core, then the input queue.
+//! One lock holds the core, and nothing under it blocks or does I/O. The core returns effects. The
+//! thread that holds the outbox performs them in the order of decision, after it has released the
+//! core ([`Peer::tell`]). Lock order: outbox, then core, then the input queue.
 
 mod announce;
 mod disk;
@@ -57,9 +57,9 @@ const REPORTS_LONGEST: Duration = Duration::from_secs(5);
 pub struct PeerConfig {
     /// For the session.
     pub session: SessionConfig,
-    /// Who decides which host is live.
+    /// Decides which host is active.
     pub witness: Box<dyn Witness + Send>,
-    /// How this host calls itself at the witness.
+    /// This host's name at the witness.
     pub holder: String,
     /// The guest's tap, if it has a network card.
     pub tap: Option<Tap>,
@@ -69,7 +69,8 @@ pub struct PeerConfig {
     pub queue: Arc<InputQueue>,
     /// The guest's disk, if it has one.
     pub disk: Option<Arc<Disk>>,
-    /// This host leaves when its disk fails, rather than to tell the guest.
+    /// When its disk fails, this host leaves the pair instead of reporting the failure to the
+    /// guest.
     pub disk_failover: bool,
     /// Longest time a horizon is held back while the guest makes exits, in nanoseconds.
     pub horizon_ns: u64,
@@ -77,7 +78,7 @@ pub struct PeerConfig {
     pub incident_dir: PathBuf,
     /// Without a recording a host that is alone takes inputs between exits too.
     pub unrecorded_when_alone: bool,
-    /// Where somebody sees how far a state on its way is.
+    /// Shows the progress of a transfer.
     pub progress: Box<dyn ProgressDisplay>,
 }
 
@@ -85,7 +86,7 @@ pub struct PeerConfig {
 pub struct Core {
     core: PeerCore,
     waiters: u32,
-    /// What the vCPU's thread was last told to look at.
+    /// The roles as last published to the vCPU thread.
     roles: Roles,
 }
 
@@ -109,7 +110,8 @@ pub struct Peer {
     changed: Condvar,
     outbox: Mutex<Outbox>,
     unsent: Unsent,
-    /// Roles changed, or are to: the vCPU's thread looks at the core before it asks for inputs.
+    /// Roles have changed or are to change: the vCPU thread reads the core before it asks for
+    /// inputs.
     turn: AtomicBool,
     clock: HostClock,
     queue: Arc<InputQueue>,
@@ -117,14 +119,14 @@ pub struct Peer {
     limits: Limits,
     network: Network,
     witness: WitnessDesk,
-    /// Looks at the log now and then.
+    /// Fires when unsent log records may have to be sent.
     log_timer: Arc<TimerFd>,
     port: Port,
     sending: Sending,
     incidents: Incidents,
 }
 
-/// What the operator said.
+/// Settings of the command line.
 struct Limits {
     heartbeat_ns: u64,
     failure_ns: u64,
@@ -249,7 +251,7 @@ impl Peer {
         self.clock
     }
 
-    /// Tells the core what happened, lets go of it, and performs what it decided.
+    /// Reports an event to the core, releases the core, and performs the effects.
     pub(crate) fn tell<R>(self: &Arc<Self>, what: impl FnOnce(&mut PeerCore, u64) -> R) -> R {
         let mut core = self.lock();
         let now_ns = self.clock.host_now_ns();
@@ -281,8 +283,8 @@ impl Peer {
         }
     }
 
-    /// As [`Self::wait_for`], on the vCPU's thread: whoever waits for the other host is not held by
-    /// this one.
+    /// As [`Self::wait_for`], on the vCPU thread. A thread that waits for the other host does not
+    /// count as blocked by this one.
     fn wait_as_guest<R>(
         self: &Arc<Self>,
         answer: impl FnMut(&mut PeerCore, u64) -> Option<R>,
@@ -299,8 +301,8 @@ impl Peer {
         core
     }
 
-    /// What the guest's thread must know is known before the lock is free; who waits is woken; what
-    /// was decided is performed.
+    /// Publishes what the vCPU thread must know before it releases the lock, then wakes waiting
+    /// threads and performs the effects.
     fn let_go(self: &Arc<Self>, mut core: MutexGuard<'_, Core>) {
         let roles = core.roles();
         if std::mem::replace(&mut core.roles, roles) != roles {
@@ -324,7 +326,7 @@ impl Peer {
         }
     }
 
-    /// Has the waiting threads look again, as something outside the core changed.
+    /// Wakes the waiting threads, because something outside the core changed.
     fn wake(self: &Arc<Self>) {
         self.let_go(self.lock());
     }

@@ -1,4 +1,4 @@
-//! Performs what the core decided: in order, one thread at a time, with the core let go of.
+//! Performs the core's effects: in order, one thread at a time, without the core's lock.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, TryLockError};
@@ -14,11 +14,11 @@ use ftvmm_host::set_timer;
 use ftvmm_host::sync::lock;
 use ftvmm_machine::situation::StopCause;
 
-/// Pause between two questions to a witness that does not answer.
+/// Pause between two claims to a witness that does not answer.
 const WITNESS_RETRY: Duration = Duration::from_millis(100);
 
-/// What the event thread and whoever has the outbox tell each other about bytes that the socket did
-/// not take. Neither waits for the other.
+/// Shared by the event thread and the thread that holds the outbox: whether bytes are left that the
+/// socket did not take. Neither waits for the other.
 #[derive(Default)]
 pub struct Unsent {
     /// Bytes may be left: a flush is under way, or the socket took less.
@@ -28,7 +28,7 @@ pub struct Unsent {
 }
 
 impl Unsent {
-    /// The socket may take more; whether somebody has to flush.
+    /// The socket may take more bytes. Returns whether the caller has to flush.
     fn want_flush(&self) -> bool {
         let is_left = self.left.load(Ordering::SeqCst);
         if is_left {
@@ -45,8 +45,8 @@ impl Unsent {
         self.flush_wanted.swap(false, Ordering::SeqCst)
     }
 
-    /// Before the first byte is written: the socket's word that it takes more may come while the
-    /// last is.
+    /// Called before the first byte is written, because the event that the socket takes more may
+    /// come during the write.
     fn begin_flush(&self) {
         self.left.store(true, Ordering::SeqCst);
     }
@@ -56,15 +56,15 @@ impl Unsent {
     }
 }
 
-/// The sending half of the channel. Whoever holds its lock performs effects.
+/// The sending half of the channel. The thread that holds its lock performs effects.
 #[derive(Default)]
 pub struct Outbox {
     pub writer: Option<ChannelWriter>,
 }
 
 impl Peer {
-    /// Performs what is to be done, unless another thread is at it, which then does this too. A
-    /// call from within an effect returns at once.
+    /// Performs the pending effects, unless another thread holds the outbox; that thread then
+    /// performs them too. A call from within an effect returns at once.
     pub(super) fn perform_effects(self: &Arc<Self>) {
         loop {
             let mut outbox = match self.outbox.try_lock() {
@@ -74,15 +74,15 @@ impl Peer {
             };
             self.empty(&mut outbox);
             drop(outbox);
-            // What came after the last look, while this thread still had the outbox.
+            // Effects may have come after the last check, while this thread still held the outbox.
             if !self.unsent.is_wanted() && !self.lock().has_effects() {
                 return;
             }
         }
     }
 
-    /// Returns when all that was decided is done, by whichever thread. Who learns that the session
-    /// is over may end the process: the last frames and the goodbye come first.
+    /// Returns when all effects so far are performed, by any thread. A caller that learns that the
+    /// session is over may end the process, so the last frames and Bye must be sent before.
     pub(super) fn finish_effects(self: &Arc<Self>) {
         let mut outbox = lock(&self.outbox);
         self.empty(&mut outbox);
@@ -90,7 +90,7 @@ impl Peer {
         self.perform_effects();
     }
 
-    /// A connection stands: what was decided of the one before is done first.
+    /// Takes a new connection. Effects for the one before are performed first.
     pub(super) fn connect(self: &Arc<Self>, writer: ChannelWriter) {
         let mut outbox = lock(&self.outbox);
         self.empty(&mut outbox);
@@ -121,7 +121,7 @@ impl Peer {
         }
     }
 
-    /// Sends what the socket takes; the rest goes when it can be written again.
+    /// Sends as much as the socket takes; the rest is sent when the socket is writable again.
     fn flush(self: &Arc<Self>, outbox: &mut Outbox, holds_log: bool) {
         let Some(writer) = outbox.writer.as_mut().filter(|writer| writer.has_unsent()) else {
             return;

@@ -1,4 +1,4 @@
-//! Where a pair's guest sends: its frames to the session, its disk's requests to this host's disk.
+//! Outputs of a pair's guest: frames go to the session, disk requests to this host's disk.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::step::OutputSink;
 use ftvmm_host::Console;
 
 /// Hands frames to the session, which decides when they leave. The console is printed on both
-/// hosts: who reads it on the backup has it whole after a take-over.
+/// hosts, so that the backup's console is complete after a take-over.
 pub struct PeerOutputs {
     peer: Arc<Peer>,
     console: Arc<Console>,
@@ -39,7 +39,7 @@ impl OutputSink for PeerOutputs {
                 return Ok(());
             }
             Output::Disk(request) => {
-                // The guest will wait for the backup's disk too, which is to hear of a flush at
+                // The flush also waits for the backup's disk, so the backup must get the request at
                 // once.
                 if request.op == DiskOp::Flush {
                     self.peer.tell(|core, now_ns| core.flush_log(now_ns));

@@ -54,7 +54,7 @@ impl Peer {
     /// Gives the peer the means to send the guest's state.
     pub fn transfer_with(self: &Arc<Self>, transfer: Arc<Transfer>) {
         let peer = Arc::downgrade(self);
-        // A guest that waits because the backup is behind is to stop for its state all the same.
+        // A guest that waits for a slow backup must be able to stop for its state too.
         transfer.wakes_with(move || {
             if let Some(peer) = peer.upgrade() {
                 peer.wake();
@@ -112,7 +112,7 @@ impl Peer {
         self.lock().count_attach(stopped_ns);
     }
 
-    /// How the last state that was sent went.
+    /// The summary of the last transfer.
     pub(super) fn last_attach(&self) -> MutexGuard<'_, Option<TransferSummary>> {
         lock(&self.sending.last)
     }

@@ -34,14 +34,14 @@ pub fn all_blocks(disk: &Disk) -> Vec<u64> {
     (0..block_count(disk.size_bytes())).collect()
 }
 
-/// Puts what a part of a state says of the disk in place: before the machine, so that the guest
-/// finds it there.
+/// Writes the disk blocks of a part of a state. They come before the machine, so that the guest
+/// finds them.
 ///
 /// # Errors
 /// What the host says, or that the part is none of this disk.
 pub fn put_on_disk(disk: &Disk, part: &StatePart) -> io::Result<()> {
     match part {
-        // Nothing of what this host's guest did before may come later.
+        // No request of this host's guest from before may complete later.
         StatePart::Outline { .. } => drop(disk.drain()),
         StatePart::Blocks(packed) => put_blocks(disk, packed)?,
         StatePart::Machine(bytes) => {

@@ -82,8 +82,8 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// For the guest whose memory has this `copy`, with its disk, and whose vCPU waits at
-    /// `queue`; `header` says which guest that is.
+    /// A transfer for the guest with this `copy` of memory and this disk, whose vCPU thread waits
+    /// at `queue`; `header` identifies the guest.
     pub fn new(
         copy: Arc<MemoryCopy>,
         disk: Option<Arc<Disk>>,
@@ -103,14 +103,14 @@ impl Transfer {
         }
     }
 
-    /// For a vCPU whose thread waits elsewhere too, and then looks at [`Self::wants_stop`]: `wake`
-    /// wakes it there. It is called when what is wanted has changed, so it must take the lock under
-    /// which the thread looks before it notifies.
+    /// Sets how to wake a vCPU thread that also waits elsewhere, where it checks
+    /// [`Self::wants_stop`]. `wake` is called when the request has changed, so it must take the
+    /// lock under which the thread checks before it notifies.
     pub fn wakes_with(&self, wake: impl Fn() + Send + Sync + 'static) {
         let _ = self.wakes.set(Box::new(wake));
     }
 
-    /// Wakes the vCPU's thread wherever it waits, or runs the guest.
+    /// Wakes the vCPU thread, whether it waits or runs the guest.
     fn wake(&self) {
         self.queue.request_attention();
         if let Some(wake) = self.wakes.get() {

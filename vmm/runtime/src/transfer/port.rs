@@ -1,4 +1,4 @@
-//! The vCPU's side of a transfer: what the sender wants of the guest's thread, between the inputs.
+//! The vCPU thread's side of a transfer: it serves the sender's requests between inputs.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::step::Step;
 use ftvmm_machine::machine_state::MachineState;
 use ftvmm_machine::situation::Situation;
 
-/// Where a guest can be stopped for its state, and what comes first there.
+/// Where a guest can be stopped for its state, and which steps come first.
 #[derive(Default)]
 struct Halt {
     /// The last point at which the guest was stopped between two exits.
@@ -23,15 +23,14 @@ struct Halt {
 }
 
 impl Halt {
-    /// What brings the guest closer to giving its state; `None` at an exit that must be completed
-    /// first.
+    /// The next step towards saving the state; `None` at an exit that must be completed first.
     fn step(&self, situation: &Situation) -> Option<Step> {
         match situation.at {
             None => Some(Step::Capture),
             Some(at) if !situation.halted && self.captured != Some(at) => None,
             Some(at) if self.renewed == Some(at) => Some(Step::SaveState),
-            // The state is taken with the copy up to date. Whoever follows the log must know of
-            // that, or the next slice does not fit his copy.
+            // Saving renews the copy of memory. A replayer must renew its copy at the same point,
+            // or the next slice does not fit.
             Some(_) => Some(Step::Measure { memory: MemoryCheckMode::Renew }),
         }
     }
@@ -68,7 +67,7 @@ impl TransferPort {
         Self { transfer, halt: Halt::default(), sync_since: None, stopped_since: None }
     }
 
-    /// What the sender wants here, if anything.
+    /// The step that the sender has requested here, if any.
     pub fn wanted(&mut self, situation: &Situation) -> Option<Step> {
         let transfer = &self.transfer;
         if transfer.rendezvous.wants(TransferRequest::DirtySync) && situation.at.is_some() {
@@ -102,8 +101,8 @@ impl TransferPort {
         self.halt.captured(at);
     }
 
-    /// Hands over what is left, with the machine as it stands; what is to be put into the guest's
-    /// log here.
+    /// Hands over the rest of the state with the machine. Returns the mark that is logged at this
+    /// point, if any.
     ///
     /// # Errors
     /// When the disk cannot be read.
@@ -116,7 +115,7 @@ impl TransferPort {
         transfer.copy.end_transfer();
         let (mut blocks, mut disk_through) = (Vec::new(), 0);
         if let Some(disk) = &transfer.disk {
-            // A disk that is slow is no processor that is held.
+            // A slow disk must not count as a blocked vCPU thread.
             let resting = transfer.queue.pulse().idle();
             machine.disk_answers = disk.drain();
             drop(resting);

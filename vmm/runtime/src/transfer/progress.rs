@@ -40,7 +40,7 @@ impl Progress {
     }
 }
 
-/// Shows somebody how far a transfer is. Called from several threads.
+/// Displays the progress of a transfer. Called from several threads.
 pub trait ProgressDisplay: Send + Sync {
     /// A transfer begins; `what` says which.
     fn begin(&self, what: &'static str, progress: &Progress);
@@ -95,7 +95,7 @@ impl ProgressCell {
         }
     }
 
-    /// It is over; whether it went well others say.
+    /// The transfer is over, successful or not.
     pub fn end(&self) {
         self.display.end();
     }

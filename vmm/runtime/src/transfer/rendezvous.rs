@@ -1,5 +1,5 @@
-//! Between the sender's thread and the vCPU's thread: what the sender asks of the guest, and what
-//! the guest gave.
+//! Where the sender's thread and the vCPU thread meet: the sender's requests and the guest's
+//! results.
 //!
 //! Only one state is sent at a time. A destination is with exactly one of the two: the sender
 //! offers it and takes it back when the guest does not stop in time; once the vCPU's thread has it,
@@ -12,14 +12,14 @@ use ftvmm_replication::Ordinal as ExitOrdinal;
 use super::sync::atomic::{AtomicU8, Ordering};
 use super::sync::{Condvar, Mutex, lock, wait, wait_timeout_while};
 
-/// What the sender wants of the vCPU's thread.
+/// A request of the sender to the vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum TransferRequest {
     Nothing = 0,
     /// A dirty sync at the next exit: the copy of memory is renewed.
     DirtySync = 1,
-    /// What is left, as soon as the guest can be stopped.
+    /// The rest of the state, as soon as the guest can be stopped.
     StopAndCopy = 2,
 }
 
@@ -39,7 +39,7 @@ struct State<D> {
     stopped: Option<Stop>,
     /// The longest of the dirty syncs.
     sync_ns: u64,
-    /// The run is over: nothing is to be waited for.
+    /// The run is over: no thread may wait any more.
     ended: bool,
 }
 
@@ -66,7 +66,7 @@ impl<D> Rendezvous<D> {
     }
 
     /// Has the copy of memory renewed; `false` when the guest made no exit for `longest`. `wake`
-    /// makes the vCPU's thread see what is wanted.
+    /// makes the vCPU thread see the request.
     pub(super) fn dirty_sync(&self, longest: Duration, wake: impl FnOnce()) -> bool {
         let mut state = lock(&self.state);
         state.synced = false;
@@ -118,7 +118,7 @@ impl<D> Rendezvous<D> {
 
 /// The side of the vCPU's thread.
 impl<D> Rendezvous<D> {
-    /// Whether this is wanted now.
+    /// Whether this is requested now.
     pub(super) fn wants(&self, what: TransferRequest) -> bool {
         self.wanted.load(Ordering::Acquire) == what as u8
     }

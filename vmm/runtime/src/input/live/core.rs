@@ -1,5 +1,5 @@
-//! What a live guest is given, in which order, and how long it sleeps. Decides, and does nothing:
-//! the host's time and what has arrived are arguments, and [`Next`] is what the caller has to do.
+//! Decides which inputs a live guest gets, in which order, and how long it sleeps. Does no I/O: the
+//! host's time and the arrived inputs are arguments, and [`Next`] tells the caller what to do.
 
 use ftvmm_devices::Input;
 use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
@@ -25,7 +25,7 @@ pub(super) enum Next {
     Step(Step),
     /// Give the guest so many random bytes.
     Entropy { bytes: u64 },
-    /// Tell the guest that it is another one.
+    /// Give the guest a new identity.
     NewIdentity,
     /// There is no more for this exit, which the guest leaves at `now`.
     Leave { now: HostNs },
@@ -48,7 +48,7 @@ pub(super) struct LiveCore {
     sampler: Sampler,
     slices: SlicePolicy,
     alarm: AlarmPlan,
-    /// The guest was restored and is to learn that it is another one.
+    /// The guest was restored and must get a new identity.
     identity_wanted: bool,
     sampled_at: Option<Ordinal>,
     entropy_at: Option<Ordinal>,
@@ -164,8 +164,8 @@ impl LiveCore {
             return Next::Step(Step::Apply(input));
         }
         pending.deadline_passed &= !pending.is_empty();
-        // One that is far behind gets to a timer that is far ahead in steps, and reads no clock on
-        // the way.
+        // A guest that is far behind moves to a distant timer in steps, even if it reads no clock
+        // in between.
         let steps_on = reading.is_behind
             && situation.deadline_ns.is_some()
             && self.slices.is_in_slice()
@@ -198,8 +198,8 @@ impl LiveCore {
         Next::Step(Step::Apply(Input::Time { now_ns: told.0 }))
     }
 
-    /// Random bytes for the guest at this exit. Not at a slice, where their interrupt would come
-    /// before that of what the slice is for.
+    /// Random bytes for the guest at this exit. At a slice there are none: their interrupt would
+    /// come before that of the input for which the slice was made.
     fn entropy_bytes(&mut self, situation: &Situation) -> Option<u64> {
         let is_wanted = situation.entropy_wanted_bytes > 0
             && situation.at.is_some()

@@ -9,7 +9,7 @@ use ftvmm_machine::situation::{RunMode, Situation};
 /// What the policy waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The guest's next exit, or the end of a patience.
+    /// The guest's next exit, or the end of an input's waiting time.
     Running,
     /// An input is overdue, but the guest cannot take an interrupt: it is stopped as soon as it
     /// can.
@@ -21,7 +21,7 @@ enum Phase {
     InSlice { began: GuestNs },
 }
 
-/// What there is to say of a guest that was stopped between two exits.
+/// Facts about a guest that was stopped between two exits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stopped {
     pub(super) now: GuestNs,
@@ -39,8 +39,8 @@ pub(super) struct Stopped {
 pub(super) struct SlicePolicy {
     phase: Phase,
     patience: Patience,
-    /// Since when an interrupt waits that the guest could not take at its last exit, and whose it
-    /// may be.
+    /// Since when an interrupt waits that the guest could not take at its last exit, and its
+    /// possible source.
     interrupt_since: Option<(GuestNs, Requester)>,
     /// Something came from outside, and no exit since then was without a waiting interrupt.
     gave_input: bool,
@@ -62,7 +62,7 @@ impl SlicePolicy {
         }
     }
 
-    /// The clock is another one; times of the one before are void.
+    /// The clock has been replaced; times of the one before are void.
     pub(super) fn resume(&mut self) {
         self.interrupt_since = None;
         if let Phase::WaitingForWindow { blocked_since } = &mut self.phase {
@@ -138,7 +138,7 @@ impl SlicePolicy {
     /// the interrupt that waits.
     fn patience_ends(&self, tick: Option<GuestNs>) -> impl Iterator<Item = GuestNs> {
         let ends = |(since, whom)| {
-            // One that is behind could never catch up.
+            // With the longer delay, a guest that owes ticks could never catch up.
             let whom = if self.owes_ticks && !self.booting { Requester::Input } else { whom };
             self.patience.ends(whom, since, self.booting)
         };
@@ -161,8 +161,8 @@ impl SlicePolicy {
         alarm: &mut AlarmPlan,
     ) -> RunMode {
         if is_unrecorded || !interrupt_waits {
-            // An alarm for what waited before a survivor went on unrecorded would never be still
-            // again.
+            // Otherwise a timer for an input from before, while the run was recorded, would fire
+            // again and again.
             self.interrupt_since = None;
             self.gave_input = false;
         }
