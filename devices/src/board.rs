@@ -114,14 +114,14 @@ impl Board {
             Register::Panic => self.panic.read(),
             Register::PitControl | Register::RtcIndex => FLOATING_BUS,
         };
-        self.settle();
+        self.update_lines_and_outputs();
     }
 
     /// The guest writes `data` to `port`.
     pub fn pio_write(&mut self, port: u16, data: &[u8]) {
         if let Some(offset) = AcpiPm::offset(port, data.len()) {
             self.acpi.write(offset, data);
-            return self.settle();
+            return self.update_lines_and_outputs();
         }
         let (&[value], Some(register)) = (data, Register::at(port)) else {
             return;
@@ -140,7 +140,7 @@ impl Board {
             Register::ResetControl => self.reset.write_reset_control(value),
             Register::Panic => self.panic.write(value),
         }
-        self.settle();
+        self.update_lines_and_outputs();
     }
 
     /// The guest reads `data.len()` bytes from guest-physical address `addr`, which is not RAM.
@@ -161,7 +161,7 @@ impl Board {
         if device.write(mem, offset, data, &mut self.outputs) {
             self.pic.set_line(slot.irq, false);
         }
-        self.settle();
+        self.update_lines_and_outputs();
     }
 
     /// A fact from outside reaches the devices: the only way one can. A time smaller than the last
@@ -197,12 +197,12 @@ impl Board {
                 self.take_identity(mem, generation_id, unix_s);
             }
         }
-        self.settle();
+        self.update_lines_and_outputs();
     }
 
     /// Brings interrupt lines and outputs up to date with the devices; runs after everything that
     /// can change them.
-    fn settle(&mut self) {
+    fn update_lines_and_outputs(&mut self) {
         if self.console.take_pulse() {
             self.pic.pulse(IRQ_COM1);
         }
@@ -251,7 +251,7 @@ impl Board {
             return None;
         }
         let vector = self.pic.acknowledge();
-        self.settle();
+        self.update_lines_and_outputs();
         Some(vector)
     }
 

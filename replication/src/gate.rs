@@ -185,8 +185,8 @@ impl OutputGate {
                 transmit(output.frame.clone());
             }
         }
-        let settled = if self.open { u64::MAX } else { self.matched_through };
-        while self.dropped_through < self.released_through.min(settled) {
+        let compared_through = if self.open { u64::MAX } else { self.matched_through };
+        while self.dropped_through < self.released_through.min(compared_through) {
             let dropped = self.held.pop_front();
             self.held_bytes -= dropped.map_or(0, |output| output.frame.len() as u64);
             self.dropped_through += 1;

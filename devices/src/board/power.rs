@@ -63,7 +63,7 @@ impl Board {
         self.virtio.power_on();
         self.nmi_pending = false;
         self.resets += 1;
-        self.settle();
+        self.update_lines_and_outputs();
     }
 
     pub(super) fn take_identity<M: GuestMemory>(&mut self, mem: &M, id: [u8; 16], unix_s: u64) {

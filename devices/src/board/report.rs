@@ -36,10 +36,9 @@ impl Board {
         self.virtio.net.as_ref().is_some_and(VirtioNet::is_ready)
     }
 
-    /// Whether the guest has transmitted nothing yet. Then no client can have asked it for
-    /// anything.
-    pub fn is_unheard_of(&self) -> bool {
-        self.virtio.net.as_ref().is_none_or(|net| net.counters().tx_frames == 0)
+    /// Whether the guest has transmitted a frame. Before that no client can wait for it.
+    pub fn has_transmitted(&self) -> bool {
+        self.virtio.net.as_ref().is_some_and(|net| net.counters().tx_frames > 0)
     }
 
     /// Most random bytes an [`crate::Input::Entropy`] could give the guest now; 0 while it asks for

@@ -48,7 +48,7 @@ fn a_power_off_goes_before_a_panic() {
 #[test]
 fn a_card_that_is_absent_counts_nothing_and_has_sent_nothing() {
     let board = board();
-    assert!(!board.network_ready() && board.is_unheard_of());
+    assert!(!board.network_ready() && !board.has_transmitted());
     assert_eq!((board.net_sources(), board.net_counters().rx_frames), (None, 0));
     assert_eq!(board.guest_faults(), crate::GuestFaults::default());
 }

@@ -147,13 +147,13 @@ impl Context<'_> {
 }
 
 #[derive(Debug)]
-enum State {
+enum RoleState {
     Primary(Box<Primary>),
     Backup(Box<Backup>),
     Stopped,
 }
 
-impl State {
+impl RoleState {
     /// Tells the peer of this host's way to the clients while one follows the other, and changes
     /// the roles for it.
     fn serve_client_links(&self, links: &mut ClientLinks, cx: &mut Context<'_>) {
@@ -179,7 +179,7 @@ pub struct Session {
     now_ns: u64,
     link: Link,
     client_links: ClientLinks,
-    state: State,
+    state: RoleState,
 }
 
 impl Session {
@@ -190,8 +190,8 @@ impl Session {
     pub fn new(config: SessionConfig) -> Result<Self, SessionConfigError> {
         config.check()?;
         let state = match config.role {
-            Role::Primary => State::Primary(Box::new(Primary::new(&config))),
-            Role::Backup => State::Backup(Box::new(Backup::new(&config))),
+            Role::Primary => RoleState::Primary(Box::new(Primary::new(&config))),
+            Role::Backup => RoleState::Backup(Box::new(Backup::new(&config))),
         };
         let (link, client_links) = (Link::default(), ClientLinks::default());
         Ok(Self { config, now_ns: 0, link, client_links, state })
@@ -233,30 +233,30 @@ impl Session {
         match &mut self.state {
             // The link states are handled in every phase.
             _ if matches!(event, SessionEvent::Received(Message::ClientLink { .. })) => {}
-            State::Primary(primary) => primary.step(&mut cx, event),
-            State::Backup(backup) => backup.step(&mut cx, event),
-            State::Stopped => {}
+            RoleState::Primary(primary) => primary.step(&mut cx, event),
+            RoleState::Backup(backup) => backup.step(&mut cx, event),
+            RoleState::Stopped => {}
         }
         if !cx.stopped {
             self.state.serve_client_links(&mut self.client_links, &mut cx);
         }
         let stopped = cx.stopped;
         match &mut self.state {
-            _ if stopped => self.state = State::Stopped,
-            State::Backup(backup) => {
+            _ if stopped => self.state = RoleState::Stopped,
+            RoleState::Backup(backup) => {
                 backup.adopt(&mut self.config);
                 if let Some(primary) = backup.take_successor() {
                     self.config.role = Role::Primary;
-                    self.state = State::Primary(primary);
+                    self.state = RoleState::Primary(primary);
                 }
             }
-            State::Primary(primary) => {
+            RoleState::Primary(primary) => {
                 if let Some(backup) = primary.take_successor() {
                     self.config.role = Role::Backup;
-                    self.state = State::Backup(backup);
+                    self.state = RoleState::Backup(backup);
                 }
             }
-            State::Stopped => {}
+            RoleState::Stopped => {}
         }
         self.invariants();
     }
@@ -272,7 +272,7 @@ impl Session {
     /// What time it is. It becomes the guest's time of day at power-on: a primary offers it to its
     /// first backup, or goes alone with it.
     pub fn tell_time_of_day(&mut self, unix_s: u64) {
-        if matches!(&self.state, State::Primary(primary) if primary.has_not_begun()) {
+        if matches!(&self.state, RoleState::Primary(primary) if primary.has_not_begun()) {
             self.config.rtc_epoch_s = unix_s;
         }
     }
@@ -287,9 +287,9 @@ impl Session {
     #[must_use]
     pub fn term(&self) -> Option<Term> {
         match &self.state {
-            State::Primary(primary) => Some(primary.term()),
-            State::Backup(backup) => Some(backup.term()),
-            State::Stopped => None,
+            RoleState::Primary(primary) => Some(primary.term()),
+            RoleState::Backup(backup) => Some(backup.term()),
+            RoleState::Stopped => None,
         }
     }
 
@@ -297,8 +297,8 @@ impl Session {
     #[must_use]
     pub fn accepts_backup(&self) -> bool {
         let has_time = match &self.state {
-            State::Primary(primary) => primary.accepts_backup(),
-            State::Backup(_) | State::Stopped => false,
+            RoleState::Primary(primary) => primary.accepts_backup(),
+            RoleState::Backup(_) | RoleState::Stopped => false,
         };
         has_time && !self.link.connected
     }
@@ -306,13 +306,13 @@ impl Session {
     /// Whether a backup is being sent the state.
     #[must_use]
     pub fn is_attaching(&self) -> bool {
-        matches!(&self.state, State::Primary(primary) if primary.is_attaching())
+        matches!(&self.state, RoleState::Primary(primary) if primary.is_attaching())
     }
 
     /// Whether this host may ask its backup to take over now.
     #[must_use]
     pub fn may_yield(&self) -> bool {
-        matches!(&self.state, State::Primary(primary) if primary.is_protected())
+        matches!(&self.state, RoleState::Primary(primary) if primary.is_protected())
     }
 
     /// If [`Self::step`] is called late, the lateness is a pause of this host and must not count as
@@ -330,9 +330,9 @@ impl Session {
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let waits = match &self.state {
-            State::Primary(primary) => primary.waits(&self.config),
-            State::Backup(backup) => backup.waits(&self.config),
-            State::Stopped => return None,
+            RoleState::Primary(primary) => primary.waits(&self.config),
+            RoleState::Backup(backup) => backup.waits(&self.config),
+            RoleState::Stopped => return None,
         };
         let switch = self.client_links.deadline_ns(&self.config).filter(|_| self.may_yield());
         let Link { connected, last_sent_ns, last_heard_ns } = self.link;
@@ -346,24 +346,24 @@ impl Session {
     #[must_use]
     pub fn lag_exits(&self) -> u64 {
         match &self.state {
-            State::Primary(primary) => primary.lag_exits(),
-            State::Backup(_) | State::Stopped => 0,
+            RoleState::Primary(primary) => primary.lag_exits(),
+            RoleState::Backup(_) | RoleState::Stopped => 0,
         }
     }
 
     /// Whether the session is over.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        matches!(self.state, State::Stopped)
+        matches!(self.state, RoleState::Stopped)
     }
 
     /// The state in a word, for logs and metrics.
     #[must_use]
     pub fn state_name(&self) -> &'static str {
         match &self.state {
-            State::Primary(primary) => primary.state_name(),
-            State::Backup(backup) => backup.state_name(),
-            State::Stopped => "Stopped",
+            RoleState::Primary(primary) => primary.state_name(),
+            RoleState::Backup(backup) => backup.state_name(),
+            RoleState::Stopped => "Stopped",
         }
     }
 
@@ -371,29 +371,29 @@ impl Session {
     #[must_use]
     pub fn is_protected(&self) -> bool {
         match &self.state {
-            State::Primary(primary) => primary.is_protected(),
-            State::Backup(backup) => backup.is_protected(),
-            State::Stopped => false,
+            RoleState::Primary(primary) => primary.is_protected(),
+            RoleState::Backup(backup) => backup.is_protected(),
+            RoleState::Stopped => false,
         }
     }
 
     /// Whether this host takes over because the other asked for it, and the other will follow.
     #[must_use]
     pub fn takes_over_by_switch(&self) -> bool {
-        matches!(&self.state, State::Backup(backup) if backup.is_followed())
+        matches!(&self.state, RoleState::Backup(backup) if backup.is_followed())
     }
 
     /// Whether the guest stands still because the backup was asked to take over.
     #[must_use]
     pub fn is_yielding(&self) -> bool {
-        matches!(&self.state, State::Primary(primary) if primary.is_yielding())
+        matches!(&self.state, RoleState::Primary(primary) if primary.is_yielding())
     }
 
     fn invariants(&self) {
         match &self.state {
-            State::Primary(primary) => primary.invariants(self.link.connected),
-            State::Backup(backup) => backup.invariants(self.link.connected),
-            State::Stopped => {}
+            RoleState::Primary(primary) => primary.invariants(self.link.connected),
+            RoleState::Backup(backup) => backup.invariants(self.link.connected),
+            RoleState::Stopped => {}
         }
     }
 }

@@ -178,7 +178,7 @@ impl Primary {
         }
         if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
             match self.phase {
-                Phase::AwaitingEvidence { .. } => self.settle(cx, None),
+                Phase::AwaitingEvidence { .. } => self.decide_divergence(cx, None),
                 Phase::HandingOver { .. } => {
                     self.carry_out(cx, Trouble::TimeOver, "the backup had time to take over");
                 }
@@ -248,7 +248,7 @@ impl Primary {
             (
                 Phase::AwaitingEvidence { .. },
                 Message::Evidence { evidence, .. } | Message::Fault { evidence, .. },
-            ) => self.settle(cx, Some(evidence)),
+            ) => self.decide_divergence(cx, Some(evidence)),
             (Phase::Yielding(_), Message::Promoted { term }) => self.on_promoted(cx, term),
             (
                 Phase::Protected | Phase::Attaching { .. } | Phase::Yielding(_),
@@ -371,7 +371,7 @@ impl Primary {
                 self.phase = Phase::ClaimingTerm { term };
                 cx.act(Action::ClaimTerm(term));
             }
-            (Decision::SettleWithOwnEvidence, _) => self.settle(cx, None),
+            (Decision::SettleWithOwnEvidence, _) => self.decide_divergence(cx, None),
             (Decision::GoAlone, Phase::ClaimingTerm { term }) => {
                 let term = *term;
                 self.go_alone(cx, term);

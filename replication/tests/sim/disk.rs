@@ -9,7 +9,7 @@ use crate::guest::CELLS;
 
 /// How a request ended on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct Completion {
     /// The request.
     pub id: u64,
     /// It was a flush.
@@ -17,7 +17,7 @@ pub struct Answer {
     /// For the guest.
     pub outcome: DiskOutcome,
     /// A live guest may have it.
-    pub told: bool,
+    pub released: bool,
 }
 
 /// See the module documentation.
@@ -30,7 +30,7 @@ pub struct Disk {
     pub last_id: u64,
     /// Everything up to this request is carried out.
     pub done_through: u64,
-    answers: BTreeMap<u64, Answer>,
+    completions: BTreeMap<u64, Completion>,
     /// The next request, or block put in place, fails.
     pub is_bad: bool,
 }
@@ -42,7 +42,7 @@ impl Disk {
     }
 
     /// Carries out the next request. One that `fails` has done its work, so that disks stay equal.
-    pub fn carry_out(&mut self, fails: bool) -> Option<Answer> {
+    pub fn carry_out(&mut self, fails: bool) -> Option<Completion> {
         let DiskRequest { id, op } = self.queue.pop_front()?;
         self.done_through = id;
         let mut data = Vec::new();
@@ -56,50 +56,52 @@ impl Disk {
             DiskOp::Flush | DiskOp::Zero { .. } => {}
         }
         let outcome = if fails { DiskOutcome::Failed } else { DiskOutcome::Done { data } };
-        let answer = Answer { id, is_flush, outcome, told: false };
-        self.answers.insert(id, answer.clone());
-        Some(answer)
+        let completion = Completion { id, is_flush, outcome, released: false };
+        self.completions.insert(id, completion.clone());
+        Some(completion)
     }
 
-    pub fn tell(&mut self, id: u64) {
-        if let Some(answer) = self.answers.get_mut(&id) {
-            answer.told = true;
+    pub fn complete(&mut self, id: u64) {
+        if let Some(completion) = self.completions.get_mut(&id) {
+            completion.released = true;
         }
     }
 
-    /// Tells of every flush up to this one that was done here.
-    pub fn tell_flushes(&mut self, through: u64) {
-        for answer in self.answers.range_mut(..=through).map(|(_, answer)| answer) {
-            answer.told |= answer.is_flush && answer.outcome != DiskOutcome::Failed;
+    /// Releases every flush up to this one that was done here.
+    pub fn complete_flushes(&mut self, through: u64) {
+        for completion in self.completions.range_mut(..=through).map(|(_, completion)| completion) {
+            completion.released |= completion.is_flush && completion.outcome != DiskOutcome::Failed;
         }
     }
 
-    /// An answer a live guest may have.
-    pub fn take_told(&mut self) -> Option<Input> {
-        let id = self.answers.values().find(|answer| answer.told)?.id;
-        let Answer { outcome, .. } = self.answers.remove(&id)?;
+    /// A completion a live guest may have.
+    pub fn take_completed(&mut self) -> Option<Input> {
+        let id = self.completions.values().find(|completion| completion.released)?.id;
+        let Completion { outcome, .. } = self.completions.remove(&id)?;
         Some(Input::DiskDone { id, outcome })
     }
 
-    pub fn take(&mut self, id: u64) -> Option<Answer> {
-        self.answers.remove(&id)
+    pub fn take(&mut self, id: u64) -> Option<Completion> {
+        self.completions.remove(&id)
     }
 
-    /// Answers the guest has not had.
-    pub fn untaken(&self) -> Vec<Answer> {
-        self.answers.values().cloned().collect()
+    /// Completions the guest has not had.
+    pub fn untaken(&self) -> Vec<Completion> {
+        self.completions.values().cloned().collect()
     }
 
     /// Another guest's state comes: its requests are none of this disk's.
     pub fn clear(&mut self) {
         self.queue.clear();
-        self.answers.clear();
+        self.completions.clear();
     }
 
     /// Resumes after a transfer.
-    pub fn resume(&mut self, last_id: u64, answers: Vec<Answer>) {
+    pub fn resume(&mut self, last_id: u64, completions: Vec<Completion>) {
         (self.last_id, self.done_through) = (last_id, last_id);
-        let told = answers.into_iter().map(|answer| (answer.id, Answer { told: true, ..answer }));
-        self.answers = told.collect();
+        let released = completions
+            .into_iter()
+            .map(|completion| (completion.id, Completion { released: true, ..completion }));
+        self.completions = released.collect();
     }
 }

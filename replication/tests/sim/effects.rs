@@ -158,8 +158,8 @@ impl World {
                     self.plan_replacement(host);
                 }
             }
-            Effect::CompleteFlushes { through } => own.disk.tell_flushes(through),
-            Effect::CompleteDisk { id } => own.disk.tell(id),
+            Effect::CompleteFlushes { through } => own.disk.complete_flushes(through),
+            Effect::CompleteDisk { id } => own.disk.complete(id),
             Effect::Tell(
                 Notice::TakesOver { term: Term(term) } | Notice::GoesAlone { term: Term(term) },
             ) => own.own_term = Some(term),

@@ -6,7 +6,7 @@ use ftvmm_replication::{
 };
 
 use crate::coverage::Mark;
-use crate::disk::Answer;
+use crate::disk::Completion;
 use crate::host::{GATED_FRAMES_MAX, Stage};
 use crate::world::{BACKUP, FAULTS_END_NS, MS, OnHost, US, World};
 
@@ -142,7 +142,7 @@ impl World {
     fn inputs(&mut self, host: usize) -> Vec<Input> {
         let own = &mut self.hosts[host];
         let mut inputs: Vec<_> = own.inbox.drain(..).map(|frame| Input::NetRx { frame }).collect();
-        while let Some(input) = own.disk.take_told() {
+        while let Some(input) = own.disk.take_completed() {
             if self.now_ns > FAULTS_END_NS + 200 * MS {
                 own.answers_after_faults += 1;
             }
@@ -259,29 +259,29 @@ impl World {
         let by_chance = one_in > 0 && self.now_ns < FAULTS_END_NS && self.random.one_in(one_in);
         let own = &mut self.hosts[host];
         let fails = by_chance || !own.disk.queue.is_empty() && std::mem::take(&mut own.disk.is_bad);
-        let Some(answer) = own.disk.carry_out(fails) else { return };
-        if answer.is_flush && !fails {
-            self.checker.on_flushed(host, own.life, answer.id);
+        let Some(completion) = own.disk.carry_out(fails) else { return };
+        if completion.is_flush && !fails {
+            self.checker.on_flushed(host, own.life, completion.id);
         }
-        self.on_disk_answer(host, &answer);
+        self.on_disk_completion(host, &completion);
     }
 
-    fn on_disk_answer(&mut self, host: usize, answer: &Answer) {
+    fn on_disk_completion(&mut self, host: usize, completion: &Completion) {
         let own = &mut self.hosts[host];
         // Of a guest that another's state replaces: its numbers will be given again.
         if own.core.follower().is_joining() || own.has_stopped() {
             return;
         }
-        let id = answer.id;
-        let has_failed = answer.outcome == DiskOutcome::Failed;
-        let leaves = self.options.disk_failover || answer.is_flush && own.core.follows();
+        let id = completion.id;
+        let has_failed = completion.outcome == DiskOutcome::Failed;
+        let leaves = self.options.disk_failover || completion.is_flush && own.core.follows();
         match has_failed {
-            false if answer.is_flush => self.step(host, SessionEvent::DiskFlushed { id }),
+            false if completion.is_flush => self.step(host, SessionEvent::DiskFlushed { id }),
             true if leaves => {
                 let description = format!("request {id} failed");
                 self.step(host, SessionEvent::DiskFailed { id, description });
             }
-            _ => own.disk.tell(id),
+            _ => own.disk.complete(id),
         }
     }
 }

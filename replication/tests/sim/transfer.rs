@@ -6,7 +6,7 @@ use ftvmm_replication::{
 };
 
 use crate::coverage::Mark;
-use crate::disk::Answer;
+use crate::disk::Completion;
 use crate::guest::{CELLS, Guest, cells_from_bytes, cells_to_bytes};
 use crate::host::{Stage, fingerprint};
 use crate::world::{FAULTS_END_NS, OnHost, US, World};
@@ -213,7 +213,7 @@ impl World {
                 cells_from_bytes(bytes, |cell, value| own.disk.blocks[cell] = value);
             }
             StatePart::Machine(bytes) => {
-                let (guest, last_id, answers): (Guest, u64, Vec<Answer>) =
+                let (guest, last_id, answers): (Guest, u64, Vec<Completion>) =
                     postcard::from_bytes(bytes).expect("a machine was sent");
                 let memory = std::mem::replace(&mut own.guest, guest).memory;
                 own.guest.memory = memory;

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use super::choices::{
     Believe, OnDiskError, OnDivergence, OnLinkDown, PanicPolicy, RecordError, Release, ResetPolicy,
-    Role, Tsc,
+    RoleArg, Tsc,
 };
 use super::net_arg::NetArg;
 
@@ -115,8 +115,8 @@ pub struct RunArgs {
     )]
     pub stop_grace: u64,
     /// Part this host plays
-    #[arg(long, value_enum, default_value_t = Role::Solo)]
-    pub role: Role,
+    #[arg(long, value_enum, default_value_t = RoleArg::Solo)]
+    pub role: RoleArg,
     /// Address where a backup may connect: to a primary, or to a backup that has taken over (its
     /// default: the primary's port at its own address)
     #[arg(long, value_name = "ADDR", required_if_eq("role", "primary"))]

@@ -6,7 +6,7 @@ use ftvmm_runtime::input::OnRecordError;
 
 /// The part a host plays at start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Role {
+pub enum RoleArg {
     /// Unprotected
     Solo,
     /// Runs the guest and streams its log

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::CommandError;
 use super::args::{AttachArgs, ControlArgs, SnapshotArgs, StatusArgs};
 use super::print::{print, print_line};
-use ftvmm_runtime::control::{AttachProgress, ClientError, Role, SnapshotSummary, Status, request};
+use ftvmm_runtime::control::{
+    AttachProgress, ClientError, ControlRole, SnapshotSummary, Status, request,
+};
 
 /// `ftvmm status`.
 pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
@@ -91,9 +93,9 @@ impl From<ClientError> for CommandError {
 
 fn describe(status: &Status) -> String {
     let role = match status.role {
-        Role::Solo => "solo",
-        Role::Primary => "primary",
-        Role::Backup => "backup",
+        ControlRole::Solo => "solo",
+        ControlRole::Primary => "primary",
+        ControlRole::Backup => "backup",
     };
     let protected = if status.protected { "protected" } else { "not protected" };
     let term = status.term.map(|term| format!(", term {term}")).unwrap_or_default();
@@ -106,7 +108,7 @@ fn describe(status: &Status) -> String {
         line("listens at", listen.to_string());
     }
     line("exit", status.exit.to_string());
-    if status.role == Role::Primary && status.protected {
+    if status.role == ControlRole::Primary && status.protected {
         line("backup", format!("{} exits behind", status.lag_exits));
     }
     if let Some(stuck_ms) = status.stuck_ms {
@@ -136,8 +138,8 @@ fn describe(status: &Status) -> String {
         line(
             "attached",
             format!(
-                "in {:.1} s: {} bytes, {} rounds; the guest stood still for {:.1} ms, {:.2} of a \
-                 copy of its memory",
+                "in {:.1} s: {} bytes, {} iterations; the guest stood still for {:.1} ms, {:.2} of \
+                 a copy of its memory",
                 last.duration_ms as f64 / 1e3,
                 last.bytes,
                 last.rounds,
@@ -155,7 +157,7 @@ fn describe_progress(progress: &AttachProgress) -> String {
     let left = total_bytes.saturating_sub(*bytes).checked_div(*bytes_per_second);
     let left = left.map(|seconds| format!(", about {seconds} s left")).unwrap_or_default();
     let [bytes, total, rate] = [*bytes, *total_bytes, *bytes_per_second].map(|b| b as f64 / MIB);
-    format!("{phase}: {bytes:.1} of {total:.1} MiB, {rate:.1} MiB/s, round {round}{left}")
+    format!("{phase}: {bytes:.1} of {total:.1} MiB, {rate:.1} MiB/s, iteration {round}{left}")
 }
 
 #[cfg(test)]
@@ -165,7 +167,7 @@ mod tests {
     #[test]
     fn a_status_is_told_in_words() {
         let status = Status {
-            role: Role::Primary,
+            role: ControlRole::Primary,
             state: "Protected".into(),
             protected: true,
             term: Some(3),
@@ -183,7 +185,7 @@ mod tests {
         for wanted in [
             "primary, protected (Protected, term 3)",
             "12 exits behind",
-            "pages: 1.0 of 3.0 MiB, 1.0 MiB/s, round 2, about 2 s left",
+            "pages: 1.0 of 3.0 MiB, 1.0 MiB/s, iteration 2, about 2 s left",
         ] {
             assert!(text.contains(wanted), "{text}");
         }

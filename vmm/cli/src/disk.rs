@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ftvmm_replication::Fingerprint;
 
-use super::args::{DiskArg, Role, RunArgs};
+use super::args::{DiskArg, RoleArg, RunArgs};
 use super::{CommandError, host};
 use crate::guest::DiskFacts;
 use ftvmm_host::disk::{CompletionPolicy, Disk, DiskFile};
@@ -25,7 +25,7 @@ pub fn open_disk(
     }
     let Some(DiskArg(path)) = &args.disk else { return Ok(None) };
     let file = DiskFile::open(path)?;
-    let is_compared = args.record.is_some() || args.role != Role::Solo;
+    let is_compared = args.record.is_some() || args.role != RoleArg::Solo;
     let sha256 = match is_compared {
         true => {
             tracing::info!(path = %path.display(), "taking the digest of the disk");

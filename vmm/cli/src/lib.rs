@@ -7,11 +7,11 @@ mod args;
 mod beginning;
 mod choices;
 mod control;
-mod described;
 mod diff;
 mod disassembly;
 mod disk;
 pub mod doctor;
+mod from_header;
 pub mod guest;
 mod live_host;
 mod logs;
@@ -51,7 +51,7 @@ use ftvmm_runtime::input::InputError;
 use ftvmm_runtime::run_loop::RunError;
 use ftvmm_runtime::snapshot::SnapshotUnusable;
 
-pub use args::{Cli, Command, OnDivergence, Release, Role};
+pub use args::{Cli, Command, OnDivergence, Release, RoleArg};
 
 const REPORT: &str = "report";
 /// Longer than a report with every MSR in it.

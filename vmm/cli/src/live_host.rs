@@ -43,7 +43,7 @@ pub fn input_delays(args: &RunArgs) -> InputDelays {
 }
 
 /// The input queue, and the timer for inputs that have waited long enough.
-pub fn live_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), CommandError> {
+pub fn input_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), CommandError> {
     let timer = resting_timer()?;
     let queue = Arc::new(InputQueue::new(timer.clone(), input_delays(args).first_wait()));
     queue.give_grace(Duration::from_secs(args.stop_grace));
@@ -111,7 +111,7 @@ pub fn watch_processor(
 
 /// Calls `stop` when a signal asks the run to end, and ends the process when that takes too long.
 /// Must be called before the first thread starts.
-pub fn heed_signals(
+pub fn stop_on_signals(
     queue: &InputQueue,
     args: &RunArgs,
     stop: impl Fn() + Send + Sync + 'static,

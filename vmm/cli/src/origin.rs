@@ -6,9 +6,9 @@ use ftvmm_devices::{BoardConfig, NetConfig};
 use ftvmm_replication::Start;
 
 use super::CommandError;
-use super::args::{Role, RunArgs};
-use super::described::{PathOverrides, described};
+use super::args::{RoleArg, RunArgs};
 use super::disk::open_disk;
+use super::from_header::{PathOverrides, config_from_header};
 use super::net_arg::NetArg;
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
 use ftvmm_host::disk::{CompletionPolicy, Disk};
@@ -47,7 +47,7 @@ impl GuestSource {
                     cpu_template: args.cpu_template.as_deref(),
                 };
                 // The network card is the only part that also depends on this host.
-                GuestConfig { net, ..described(snapshot.header(), &files) }
+                GuestConfig { net, ..config_from_header(snapshot.header(), &files) }
             }
         };
         Ok((Self { config, snapshot }, disk))
@@ -55,7 +55,7 @@ impl GuestSource {
 
     fn snapshot(args: &RunArgs) -> Result<Option<Snapshot>, CommandError> {
         let Some(path) = &args.restore else { return Ok(None) };
-        if args.role == Role::Primary && !args.start_alone {
+        if args.role == RoleArg::Primary && !args.start_alone {
             return Err(CommandError::Configuration(
                 "--restore starts a primary alone; add --start-alone, a backup may attach then"
                     .into(),
@@ -116,6 +116,6 @@ fn guest_config(
         on_reset: args.on_reset.into(),
         on_panic: args.on_panic.into(),
         rtc_epoch_s,
-        logged: args.record.is_some() || args.role != Role::Solo || args.control.is_some(),
+        logged: args.record.is_some() || args.role != RoleArg::Solo || args.control.is_some(),
     }
 }

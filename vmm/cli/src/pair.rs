@@ -8,16 +8,15 @@ use ftvmm_replication::session::policy::{
 };
 use ftvmm_replication::witness::Witness;
 
-use super::args::{
-    Believe, OnDiskError, OnDivergence, OnLinkDown, Release, Role as RoleArg, RunArgs,
-};
+use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, RoleArg, RunArgs};
 use super::live_host::{
-    SwitchedOn, check_plan, control, guest_alarm, heed_signals, input_delays, live_queue, switch_on,
+    SwitchedOn, check_plan, control, guest_alarm, input_delays, input_queue, stop_on_signals,
+    switch_on,
 };
 use super::origin::GuestSource;
 use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
-use super::run::{Conclusion, HostSide, Role, Run};
+use super::run::{Conclusion, HostSide, Run, RunRole};
 use super::{CommandError, host};
 use crate::guest::Machine;
 use crate::guest::{Guest, GuestConfig};
@@ -28,7 +27,7 @@ use ftvmm_host::disk::{CompletionPolicy, Disk};
 use ftvmm_host::{Console, FileWitness, Subscriber, Tap, TapReader};
 use ftvmm_machine::situation::StopCause;
 use ftvmm_runtime::build;
-use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
+use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder, Urgency};
 use ftvmm_runtime::peer::{
     ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator, PeerOutputs,
 };
@@ -51,7 +50,7 @@ impl Drop for Half {
     }
 }
 
-impl Role<Machine> for Half {
+impl RunRole<Machine> for Half {
     fn outputs(&mut self) -> &mut dyn OutputSink {
         &mut self.outputs
     }
@@ -116,12 +115,12 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
                 .into(),
         ));
     }
-    let (queue, patience) = live_queue(args)?;
+    let (queue, input_timer) = input_queue(args)?;
     let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
     let (asked, early) = (made.clone(), queue.clone());
-    let stop_limit = heed_signals(&queue, args, move || match asked.get() {
+    let stop_limit = stop_on_signals(&queue, args, move || match asked.get() {
         Some(peer) => peer.stop_requested(),
-        None => early.stop(StopCause::Requested),
+        None => early.stop(StopCause::Requested, Urgency::NextExit),
     })?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
@@ -151,7 +150,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let (alarm, ticker) = guest_alarm(&queue)?;
     let mut events: Vec<Subscriber> = vec![
         Box::new(connect_or_listen(args, &peer)?),
-        patience,
+        input_timer,
         Box::new(peer.ticker()?),
         Box::new(peer.log_ticker()),
         ticker,

@@ -6,7 +6,7 @@ use ftvmm_runtime::transfer::{Progress, ProgressDisplay};
 
 /// What is shown, and how.
 const STYLE: &str =
-    "{prefix} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} round {msg}, {eta} left";
+    "{prefix} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} iteration {msg}, {eta} left";
 /// Times a second at most that the bar is drawn anew.
 const REDRAWS_PER_SECOND: u8 = 5;
 
@@ -33,7 +33,7 @@ impl ProgressDisplay for TransferBar {
     }
 
     fn show(&self, progress: &Progress) {
-        self.0.set_message(progress.round.to_string());
+        self.0.set_message(progress.iteration.to_string());
         self.0.set_length(progress.total_bytes);
         self.0.set_position(progress.bytes);
     }

@@ -8,10 +8,10 @@ use ftvmm_replication::{LogHeader, LogReader, MemoryCheckMode, Ordinal};
 
 use super::args::ReplayArgs;
 use super::beginning::ReplayStart;
-use super::described::{PathOverrides, described};
+use super::from_header::{PathOverrides, config_from_header};
 use super::outcome::end_at;
 use super::recording::{create_log, open_log};
-use super::run::{Conclusion, HostSide, Role, Run};
+use super::run::{Conclusion, HostSide, Run, RunRole};
 use super::{CommandError, check_report};
 use crate::guest::Machine;
 use crate::guest::{Guest, GuestConfig};
@@ -39,7 +39,7 @@ struct Replayed {
     extent: Option<RunCompleteness>,
 }
 
-impl Role<Machine> for Replayed {
+impl RunRole<Machine> for Replayed {
     fn outputs(&mut self) -> &mut dyn OutputSink {
         &mut self.outputs
     }
@@ -149,7 +149,7 @@ fn explained(error: CommandError, other_build: Option<&str>) -> CommandError {
 fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(), CommandError> {
     let header = reader.header().clone();
     let ReplayStart { snapshot, skip } = ReplayStart::of(args, &header)?;
-    let config = described(
+    let config = config_from_header(
         &header,
         &PathOverrides {
             kernel: args.kernel.as_deref(),

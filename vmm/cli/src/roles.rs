@@ -4,15 +4,15 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Error};
 
-use super::args::{OnDivergence, Role, RunArgs};
+use super::args::{OnDivergence, RoleArg, RunArgs};
 
-const PAIR: &[Role] = &[Role::Primary, Role::Backup];
+const PAIR: &[RoleArg] = &[RoleArg::Primary, RoleArg::Backup];
 
 /// Options that only some roles have, by their names in [`RunArgs`].
-const ONLY: &[(&str, &[Role])] = &[
+const ONLY: &[(&str, &[RoleArg])] = &[
     ("listen", PAIR),
-    ("connect", &[Role::Backup]),
-    ("start_alone", &[Role::Primary]),
+    ("connect", &[RoleArg::Backup]),
+    ("start_alone", &[RoleArg::Primary]),
     ("witness", PAIR),
     ("release", PAIR),
     ("on_divergence", PAIR),
@@ -34,7 +34,7 @@ pub fn check(matches: &ArgMatches, args: &RunArgs) -> Result<(), Error> {
         let option = format!("--{}", id.replace('_', "-"));
         Err(Error::raw(ErrorKind::ArgumentConflict, format!("{option} does nothing {why}")))
     };
-    let is_vain = |(id, roles): &&(&str, &[Role])| given(id) && !roles.contains(&args.role);
+    let is_vain = |(id, roles): &&(&str, &[RoleArg])| given(id) && !roles.contains(&args.role);
     if let Some((id, roles)) = ONLY.iter().find(is_vain) {
         let roles: Vec<_> = roles.iter().map(|role| format!("--role {}", name(*role))).collect();
         let own = name(args.role);
@@ -43,7 +43,7 @@ pub fn check(matches: &ArgMatches, args: &RunArgs) -> Result<(), Error> {
     if given("believe") && args.on_divergence != OnDivergence::Resync {
         return refused("believe", "without --on-divergence resync".into());
     }
-    let is_logged = args.record.is_some() || args.role != Role::Solo;
+    let is_logged = args.record.is_some() || args.role != RoleArg::Solo;
     if given("on_link_down") && args.net.is_none() {
         return refused("on_link_down", "without --net".into());
     }
@@ -58,11 +58,11 @@ pub fn check(matches: &ArgMatches, args: &RunArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn name(role: Role) -> &'static str {
+fn name(role: RoleArg) -> &'static str {
     match role {
-        Role::Solo => "solo",
-        Role::Primary => "primary",
-        Role::Backup => "backup",
+        RoleArg::Solo => "solo",
+        RoleArg::Primary => "primary",
+        RoleArg::Backup => "backup",
     }
 }
 

@@ -30,7 +30,7 @@ fn end_longest(memory_mib: u32) -> Duration {
 }
 
 /// What differs between the roles. Dropped before the host's threads end.
-pub trait Role<M> {
+pub trait RunRole<M> {
     /// Where the guest's outputs go.
     fn outputs(&mut self) -> &mut dyn OutputSink;
 
@@ -177,7 +177,7 @@ pub struct Run<M, R> {
     clock: HostClock,
 }
 
-impl<M: Reported, R: Role<M>> Run<M, R> {
+impl<M: Reported, R: RunRole<M>> Run<M, R> {
     /// A run of `machine`, which is switched on.
     pub fn new(machine: M, role: R, inputs: Inputs, host: HostSide, clock: HostClock) -> Self {
         Self { role, host, inputs, machine, last: Ordinal(0), clock }

@@ -5,13 +5,13 @@ use std::sync::{Arc, OnceLock};
 
 use super::args::RunArgs;
 use super::live_host::{
-    HELD_LONGEST, SwitchedOn, check_plan, control, guest_alarm, heed_signals, input_delays,
-    live_queue, switch_on, watch_processor,
+    HELD_LONGEST, SwitchedOn, check_plan, control, guest_alarm, input_delays, input_queue,
+    stop_on_signals, switch_on, watch_processor,
 };
 use super::origin::GuestSource;
 use super::outcome::end_at;
 use super::progress_bar::TransferBar;
-use super::run::{Conclusion, HostSide, Role, Run};
+use super::run::{Conclusion, HostSide, Run, RunRole};
 use super::{CommandError, host};
 use crate::guest::Machine;
 use crate::guest::{Guest, GuestConfig};
@@ -32,7 +32,7 @@ struct Solo {
     outputs: HostOutputs,
 }
 
-impl Role<Machine> for Solo {
+impl RunRole<Machine> for Solo {
     fn outputs(&mut self) -> &mut dyn OutputSink {
         &mut self.outputs
     }
@@ -59,9 +59,9 @@ impl Role<Machine> for Solo {
 /// # Errors
 /// Anything that ends the run badly.
 pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
-    let (queue, patience) = live_queue(args)?;
+    let (queue, input_timer) = input_queue(args)?;
     let stopped = queue.clone();
-    let stop_limit = heed_signals(&queue, args, move || stopped.shut_down())?;
+    let stop_limit = stop_on_signals(&queue, args, move || stopped.shut_down())?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
@@ -74,7 +74,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     }
     let network = queue.network().clone();
     let outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network);
-    let (means, clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
+    let (transfer_cell, clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
     let control = control(args, || SoloOperator {
         queue: queue.clone(),
         outputs: outputs.frames(),
@@ -82,12 +82,12 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         tap: tap.clone(),
         recording: args.record.clone(),
         clock,
-        transfer: means.clone(),
+        transfer: transfer_cell.clone(),
         progress: ProgressCell::new(clock, Box::new(TransferBar::hidden())),
     })?;
     let mut events = events(args, &origin, tap, &queue)?;
     let (alarm, ticker) = guest_alarm(&queue)?;
-    events.extend([patience, ticker, watch_processor(queue.clone(), clock, HELD_LONGEST)?]);
+    events.extend([input_timer, ticker, watch_processor(queue.clone(), clock, HELD_LONGEST)?]);
     let host = HostSide {
         queue: Some(queue.clone()),
         console: Some(console),
@@ -95,7 +95,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         control,
         ..HostSide::default()
     };
-    let parts = Parts { host, queue, disk, clock, alarm, means };
+    let parts = Parts { host, queue, disk, clock, alarm, transfer_cell };
     parts.switch_on(args, origin, guest, outputs)?.go("solo", args.report.as_deref(), |host| {
         host.wait_for(events)?;
         host.enter_terminal()
@@ -128,7 +128,7 @@ struct Parts {
     disk: Option<Arc<Disk>>,
     clock: HostClock,
     alarm: GuestTimer,
-    means: Arc<OnceLock<Arc<Transfer>>>,
+    transfer_cell: Arc<OnceLock<Arc<Transfer>>>,
 }
 
 impl Parts {
@@ -139,7 +139,7 @@ impl Parts {
         guest: Guest,
         outputs: HostOutputs,
     ) -> Result<Run<Machine, Solo>, CommandError> {
-        let Self { mut host, queue, disk, clock, alarm, means } = self;
+        let Self { mut host, queue, disk, clock, alarm, transfer_cell } = self;
         // Files were read and hashed meanwhile.
         let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
         let SwitchedOn { machine, header, recording } =
@@ -151,7 +151,7 @@ impl Parts {
             |copy| Arc::new(Transfer::new(copy, disk.clone(), queue.clone(), clock, header));
         host.transfer = copy.map(transfer);
         if let Some(transfer) = &host.transfer {
-            let _ = means.set(transfer.clone());
+            let _ = transfer_cell.set(transfer.clone());
         }
         let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
         if origin.start().is_some() {

@@ -1,6 +1,6 @@
 //! `ftvmm --kernel …`: what is the same before a run in any role, and the choice of the role.
 
-use super::args::{Role, RunArgs};
+use super::args::{RoleArg, RunArgs};
 use super::pair::pair;
 use super::solo::solo;
 use super::{CommandError, check_report};
@@ -15,8 +15,8 @@ pub fn start(args: &RunArgs) -> Result<(), CommandError> {
     check_files(args)?;
     install_kick_handler()?;
     match args.role {
-        Role::Solo => solo(args),
-        Role::Primary | Role::Backup => pair(args),
+        RoleArg::Solo => solo(args),
+        RoleArg::Primary | RoleArg::Backup => pair(args),
     }
 }
 

@@ -21,7 +21,7 @@ const ESCAPE_BREAK: u8 = b'b';
 /// What a guest may print ahead of its reader: many boots of a talkative kernel.
 const PRINTED_BYTES_MAX: usize = 1 << 20;
 /// How long the end of a run waits for a reader that has stopped.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a program in the background looks whether it may read its terminal.
 const BACKGROUND_LOOK: Duration = Duration::from_secs(1);
 
@@ -62,7 +62,7 @@ impl Console {
 
     /// The run is over: waits a short time for the reader.
     pub fn finish(&self) {
-        self.spool.finish(PATIENCE);
+        self.spool.finish(TIMEOUT);
     }
 }
 

@@ -12,14 +12,14 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use super::life::ProgressTimeout;
+use super::progress_timeout::ProgressTimeout;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// Bytes written at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
 #[derive(Default)]
-struct State {
+struct SpoolState {
     waiting: Vec<u8>,
     /// The thread has taken bytes that are not out yet.
     writing: bool,
@@ -31,7 +31,7 @@ struct State {
 
 struct Shared {
     bytes_max: usize,
-    state: Mutex<State>,
+    state: Mutex<SpoolState>,
     /// There is something to write, or less of it.
     changed: Condvar,
 }
@@ -102,14 +102,14 @@ impl Spool {
         self.0.lock().dropped_bytes
     }
 
-    /// Waits until everything is written. Gives up when nothing has been written for `patience`;
+    /// Waits until everything is written. Gives up when nothing has been written for `timeout`;
     /// the rest then counts as dropped, and no more bytes are taken.
-    pub fn finish(&self, patience: Duration) {
+    pub fn finish(&self, timeout: Duration) {
         let mut state = self.0.lock();
-        let mut life = ProgressTimeout::new(patience, state.written_bytes);
+        let mut progress = ProgressTimeout::new(timeout, state.written_bytes);
         while state.closed.is_none() && (state.writing || !state.waiting.is_empty()) {
             // A writer wakes this thread too, which does not mean that a reader takes bytes.
-            let Some(left) = life.left(state.written_bytes) else {
+            let Some(left) = progress.left(state.written_bytes) else {
                 return state.close("nobody reads it");
             };
             state = wait_timeout(&self.0.changed, state, left);
@@ -117,7 +117,7 @@ impl Spool {
     }
 }
 
-impl State {
+impl SpoolState {
     fn close(&mut self, why: &str) {
         self.dropped_bytes += self.waiting.len() as u64;
         self.waiting.clear();
@@ -126,7 +126,7 @@ impl State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SpoolState> {
         lock(&self.state)
     }
 
@@ -186,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(20);
+    const TIMEOUT: Duration = Duration::from_millis(20);
 
     fn spool(bytes_max: usize) -> (Spool, io::PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
@@ -208,7 +208,7 @@ mod tests {
             assert_eq!(spool.push(piece), Taken::Whole);
         }
         assert!(reading.join().unwrap() == sent);
-        spool.finish(PATIENCE);
+        spool.finish(TIMEOUT);
         assert_eq!(spool.dropped_bytes(), 0);
     }
 
@@ -235,7 +235,7 @@ mod tests {
             }
         };
         assert_eq!(dropped_bytes, 1000);
-        spool.finish(PATIENCE);
+        spool.finish(TIMEOUT);
         assert!(matches!(spool.push(&piece), Taken::Closed { .. }));
         sent_bytes += piece.len() as u64;
         // What the thread holds may still be read.
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(spool.push(b"nobody reads this"), Taken::Whole);
         let writer = spool.clone();
         let writing = std::thread::spawn(move || while writer.push(b"") == Taken::Whole {});
-        spool.finish(PATIENCE);
+        spool.finish(TIMEOUT);
         writing.join().unwrap();
     }
 

@@ -12,7 +12,7 @@ use super::spool::Spool;
 /// Far more than a run logs before it is read.
 const BYTES_MAX: usize = 1 << 20;
 /// How long the end waits for a reader that has stopped.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Static, because a panic hook has no object to reach it through.
 static SPOOL: OnceLock<Spool> = OnceLock::new();
@@ -31,7 +31,7 @@ pub fn spool_stderr() -> io::Result<()> {
 /// Waits a short time until everything is written. Nothing may be written afterwards.
 pub fn finish_stderr() {
     if let Some(spool) = SPOOL.get() {
-        spool.finish(PATIENCE);
+        spool.finish(TIMEOUT);
     }
 }
 

@@ -63,7 +63,7 @@ impl StopLimit {
         }
     }
 
-    /// The run has been ordered to end. A further order ends the process at once.
+    /// The run has been ordered to end. From now on one more signal ends the process at once.
     pub fn order(&self) {
         self.ordered.store(true, Ordering::Release);
         self.within(STOP_LONGEST, "the guest's thread to stop");

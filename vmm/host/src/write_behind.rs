@@ -2,37 +2,37 @@
 //! guest.
 //!
 //! The bytes that wait are bounded. When the buffer is full and the file still takes bytes, the
-//! writer waits for room. When the file takes none for [`PATIENCE`], it is given up and the writer
+//! writer waits for room. When the file takes none for [`TIMEOUT`], it is given up and the writer
 //! gets an error.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::life::ProgressTimeout;
+use super::progress_timeout::ProgressTimeout;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// What waits at most, in bytes.
 const WAITING_BYTES_MAX: usize = 64 << 20;
-/// What is written at once: a sign of life each.
+/// What is written at once: each is progress.
 const CHUNK_BYTES: usize = 1 << 20;
 /// How long a file may take no bytes.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Writes to a file without waiting for it; [`Write::flush`] waits until everything is written.
 pub struct WriteBehind {
     shared: Arc<Shared>,
     bytes_max: usize,
-    patience: Duration,
+    timeout: Duration,
 }
 
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<WriteState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct WriteState {
     waiting: Vec<u8>,
     /// Bytes the thread has taken and not written.
     under_way: usize,
@@ -70,24 +70,27 @@ impl WriteBehind {
     /// # Errors
     /// When the host has no thread left.
     pub fn start(file: impl Write + Send + 'static) -> io::Result<Self> {
-        Self::with(file, WAITING_BYTES_MAX, PATIENCE)
+        Self::with(file, WAITING_BYTES_MAX, TIMEOUT)
     }
 
     fn with(
         file: impl Write + Send + 'static,
         bytes_max: usize,
-        patience: Duration,
+        timeout: Duration,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
         let writing = Arc::clone(&shared);
         std::thread::Builder::new().name("recording".into()).spawn(move || writing.run(file))?;
-        Ok(Self { shared, bytes_max, patience })
+        Ok(Self { shared, bytes_max, timeout })
     }
 
     /// Waits until `is_so`, as long as the file takes bytes.
-    fn wait_until(&self, is_so: impl Fn(&State) -> bool) -> io::Result<MutexGuard<'_, State>> {
+    fn wait_until(
+        &self,
+        is_so: impl Fn(&WriteState) -> bool,
+    ) -> io::Result<MutexGuard<'_, WriteState>> {
         let mut state = self.shared.lock();
-        let mut life = ProgressTimeout::new(self.patience, state.written_bytes);
+        let mut progress = ProgressTimeout::new(self.timeout, state.written_bytes);
         loop {
             if let Some(failure) = &state.failed {
                 return Err(failure.clone().into());
@@ -95,8 +98,8 @@ impl WriteBehind {
             if is_so(&state) {
                 return Ok(state);
             }
-            let Some(left) = life.left(state.written_bytes) else {
-                let text = format!("it takes no bytes for {} s", self.patience.as_secs_f32());
+            let Some(left) = progress.left(state.written_bytes) else {
+                let text = format!("it takes no bytes for {} s", self.timeout.as_secs_f32());
                 state.fail(&io::Error::new(ErrorKind::TimedOut, text));
                 continue;
             };
@@ -107,7 +110,7 @@ impl WriteBehind {
 
 impl Write for WriteBehind {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let has_room = |state: &State| {
+        let has_room = |state: &WriteState| {
             let pending = state.waiting.len() + state.under_way;
             pending == 0 || pending + bytes.len() <= self.bytes_max
         };
@@ -128,7 +131,7 @@ impl Drop for WriteBehind {
     }
 }
 
-impl State {
+impl WriteState {
     fn fail(&mut self, error: &io::Error) {
         self.waiting = Vec::new();
         self.failed.get_or_insert_with(|| error.into());
@@ -136,7 +139,7 @@ impl State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WriteState> {
         lock(&self.state)
     }
 

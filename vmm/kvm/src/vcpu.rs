@@ -152,7 +152,7 @@ impl Vcpu {
         CpuError::UnknownExit { reason, suberror, rip }
     }
 
-    /// As [`Self::settle`]; an instruction that makes several accesses may stop for the next.
+    /// As [`Cpu::complete_io`]; an instruction that makes several accesses may stop for the next.
     fn complete(&mut self) -> Result<Option<Exit>, CpuError> {
         self.sregs_synced.set(false);
         self.kicks.hold();

@@ -22,12 +22,12 @@ use crate::efer::{self, EFER};
 use crate::exit::{Direction, Exit};
 use crate::exit_chain::ExitChain;
 use crate::fault::Fault;
-use crate::machine_state::{MachineState, SliceState, Standing, StateError};
+use crate::machine_state::{MachineState, ResumePoint, SliceState, StateError};
 use crate::memory::Memory;
 use crate::msr::MsrBank;
 use crate::net_watch::NetWatch;
 use crate::page_tracker::{LoadError, MemoryCopy, PageTracker};
-use crate::situation::{RunMode, Situation, StopCause};
+use crate::situation::{RunMode, RunSituation, StopCause};
 use crate::tsc::TscTrap;
 use crate::virtual_machine::{Handled, RestartError, VirtualMachine};
 
@@ -159,7 +159,7 @@ impl<C: Cpu> Machine<C> {
 
     /// Whether the guest stands in its kernel and has sent nothing yet.
     fn is_booting(&self) -> Result<bool, CpuError> {
-        let nobody_waits = self.board.is_unheard_of();
+        let nobody_waits = !self.board.has_transmitted();
         Ok(nobody_waits && self.vcpu.exit_sregs()?.cs.selector & 3 == 0)
     }
 
@@ -223,9 +223,9 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
         self.board.interrupt_waits()
     }
 
-    fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, CpuError> {
+    fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<RunSituation, CpuError> {
         let interrupts_enabled = self.vcpu.interrupts_enabled();
-        Ok(Situation {
+        Ok(RunSituation {
             at: exit.is_synchronous().then_some(at),
             last: at,
             chain: self.chain.digest(),
@@ -297,13 +297,13 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
     }
 
     fn save(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, CpuError> {
-        let (Some(standing), Some(pages)) = (Standing::of(exit), &mut self.pages) else {
+        let (Some(resume_point), Some(pages)) = (ResumePoint::of(exit), &mut self.pages) else {
             return Ok(None);
         };
-        let memory_digest = pages.settle()?;
+        let memory_digest = pages.renew_copy()?;
         Ok(Some(MachineState {
             at,
-            standing,
+            resume_point,
             vcpu: self.vcpu.save()?,
             board: self.board.save(),
             tsc: self.tsc.save(),
@@ -343,7 +343,7 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
                 self.outputs = ExitChain::resumed(state.outputs);
                 (self.inputs, self.slices) = (state.inputs, state.slices);
                 self.publish_network();
-                return Ok(Some((state.at, state.standing.exit())));
+                return Ok(Some((state.at, state.resume_point.exit())));
             }
         }
         Ok(None)

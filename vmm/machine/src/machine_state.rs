@@ -20,14 +20,14 @@ pub const MACHINE_STATE_VERSION: u32 = 4;
 
 /// What kind of exit the guest stands at. At both nothing is left to complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Standing {
+pub enum ResumePoint {
     /// A slice ([`Exit::Slice`]).
     Slice,
     /// The guest waits for an interrupt ([`Exit::Hlt`]).
     Halt,
 }
 
-impl Standing {
+impl ResumePoint {
     /// The exit.
     pub fn exit(self) -> Exit {
         match self {
@@ -52,7 +52,7 @@ pub struct MachineState {
     /// The exit the guest stands at; its inputs so far are applied, it is not answered.
     pub at: Ordinal,
     /// What kind of exit that is.
-    pub standing: Standing,
+    pub resume_point: ResumePoint,
     /// The processor.
     pub vcpu: VcpuState,
     /// The devices.

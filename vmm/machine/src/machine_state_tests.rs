@@ -258,9 +258,9 @@ fn tsc() -> Value {
     })
 }
 
-fn machine(standing: &str) -> Value {
+fn machine(resume_point: &str) -> Value {
     json!({
-        "at": 2001, "standing": standing, "vcpu": vcpu(), "board": board(), "tsc": tsc(),
+        "at": 2001, "resume_point": resume_point, "vcpu": vcpu(), "board": board(), "tsc": tsc(),
         "chain": 0x1_0000_000du64, "outputs": 0x1_0000_000eu64, "inputs": 2002, "slices": 2003,
         "memory_digest": 0x1_0000_000fu64,
         "disk_answers": [
@@ -300,20 +300,20 @@ fn assert_telling(value: &Value, path: &str) {
 
 #[test]
 fn every_field_of_the_examples_has_a_value() {
-    for standing in ["Halt", "Slice"] {
-        assert_telling(&machine(standing), "machine");
+    for resume_point in ["Halt", "Slice"] {
+        assert_telling(&machine(resume_point), "machine");
     }
 }
 
 #[test]
 fn a_machines_state_is_encoded_as_ever() {
     let mut examples = Vec::new();
-    let standings = every!(Standing {
-        Standing::Slice => Standing::Slice,
-        Standing::Halt => Standing::Halt,
+    let points = every!(ResumePoint {
+        ResumePoint::Slice => ResumePoint::Slice,
+        ResumePoint::Halt => ResumePoint::Halt,
     });
-    for standing in standings {
-        let name = format!("{standing:?}");
+    for resume_point in points {
+        let name = format!("{resume_point:?}");
         let bytes = made::<MachineState>(machine(&name)).encode();
         assert_eq!(MachineState::decode(&bytes).unwrap().encode(), bytes);
         examples.push((format!("machine at a {name}"), bytes));

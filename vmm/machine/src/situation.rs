@@ -4,7 +4,7 @@ use ftvmm_replication::Ordinal;
 
 /// Where the guest stands and what it would take; all an input source may know of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Situation {
+pub struct RunSituation {
     /// The exit ordinal, or `None` between two exits (after a kick or an interrupt window).
     pub at: Option<Ordinal>,
     /// The last exit ordinal.

@@ -12,7 +12,7 @@ use crate::cpu::CpuError;
 use crate::exit::Exit;
 use crate::machine_state::{MachineState, StateError};
 use crate::page_tracker::LoadError;
-use crate::situation::{RunMode, Situation, StopCause};
+use crate::situation::{RunMode, RunSituation, StopCause};
 
 /// What an exit leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub trait VirtualMachine {
     ///
     /// # Errors
     /// When KVM fails.
-    fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, CpuError>;
+    fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<RunSituation, CpuError>;
 
     /// Applies an input.
     fn apply(&mut self, input: Input);

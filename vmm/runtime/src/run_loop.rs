@@ -19,7 +19,7 @@ use ftvmm_machine::cpu::CpuError;
 use ftvmm_machine::exit::Exit;
 use ftvmm_machine::machine_state::StateError;
 use ftvmm_machine::page_tracker::LoadError;
-pub use ftvmm_machine::situation::{RunMode, Situation, StopCause};
+pub use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 use ftvmm_machine::virtual_machine::{Handled, RestartError, VirtualMachine};
 
 /// Why a run failed.

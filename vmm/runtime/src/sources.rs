@@ -9,7 +9,7 @@ use crate::input_error::InputError;
 use crate::peer::PairPort;
 use crate::step::{Answer, InputSource, Standpoint, Step};
 use crate::transfer::{Restore, TransferPort};
-use ftvmm_machine::situation::{RunMode, Situation, StopCause};
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// Where a guest's inputs come from when nothing comes first.
 pub enum Source {
@@ -21,7 +21,7 @@ pub enum Source {
 }
 
 impl Source {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+    fn next(&mut self, situation: &RunSituation) -> Result<Step, InputError> {
         match self {
             Self::Live(live) => live.next(situation),
             Self::Recording(log) => {
@@ -98,7 +98,7 @@ impl Inputs {
 
     /// What the other host of a pair says: a role that changes, or its log. `None` when this host's
     /// own inputs are to be asked.
-    fn of_the_pair(&mut self, situation: &Situation) -> Result<Option<Step>, InputError> {
+    fn of_the_pair(&mut self, situation: &RunSituation) -> Result<Option<Step>, InputError> {
         let Some(pair) = &mut self.pair else { return Ok(None) };
         if let Some(step) = pair.change_roles() {
             return Ok(Some(step));
@@ -155,7 +155,7 @@ impl Inputs {
 }
 
 impl InputSource for Inputs {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+    fn next(&mut self, situation: &RunSituation) -> Result<Step, InputError> {
         // 1. The state of a snapshot, before the guest executes anything.
         if let Some(step) = self.restore.as_mut().map(Restore::next_step).transpose()?.flatten() {
             return Ok(step);

@@ -8,7 +8,7 @@ use ftvmm_replication::{
 
 use crate::input_error::InputError;
 use ftvmm_machine::machine_state::MachineState;
-use ftvmm_machine::situation::{RunMode, Situation, StopCause};
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// What to do at an exit.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ pub trait InputSource {
     ///
     /// # Errors
     /// When the source is broken, or its inputs do not fit this guest (a divergence).
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError>;
+    fn next(&mut self, situation: &RunSituation) -> Result<Step, InputError>;
 
     /// Takes what came of the last step, when that asked for something.
     ///

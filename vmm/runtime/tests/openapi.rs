@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier, Mutex};
 
 use ftvmm_runtime::control::{
-    AttachProgress, AttachSummary, ControlServer, Operator, ROUTES, Refused, Reply, Role,
+    AttachProgress, AttachSummary, ControlRole, ControlServer, Operator, ROUTES, Refused, Reply,
     SnapshotSummary, Status, request,
 };
 use serde_json::{Value, json};
@@ -185,7 +185,7 @@ impl Document {
 /// Every field present.
 fn full_status() -> Status {
     Status {
-        role: Role::Primary,
+        role: ControlRole::Primary,
         state: "Protected".into(),
         protected: true,
         term: Some(3),

@@ -11,7 +11,7 @@ impl Primary {
     pub(super) fn on_fault(&mut self, cx: &mut Context<'_>, evidence: Evidence) {
         let description = evidence.fault.clone().unwrap_or_default();
         self.diverge(cx, DivergenceCause::ReplayFault { description });
-        self.settle(cx, Some(evidence));
+        self.decide_divergence(cx, Some(evidence));
     }
 
     pub(super) fn diverge(&mut self, cx: &mut Context<'_>, cause: DivergenceCause) {
@@ -39,9 +39,9 @@ impl Primary {
     }
 
     /// The evidence is as complete as it gets.
-    pub(super) fn settle(&mut self, cx: &mut Context<'_>, theirs: Option<Evidence>) {
+    pub(super) fn decide_divergence(&mut self, cx: &mut Context<'_>, theirs: Option<Evidence>) {
         let Phase::AwaitingEvidence { cause, own, .. } = &self.phase else {
-            panic!("nothing to settle in {}", self.state_name());
+            panic!("no divergence to decide in {}", self.state_name());
         };
         let detail = cause.to_string();
         cx.act(Action::Incident(Box::new(IncidentReport {

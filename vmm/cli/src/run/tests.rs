@@ -38,7 +38,7 @@ struct Asked {
     ends: EndTold,
 }
 
-impl Role<Fake> for Asked {
+impl RunRole<Fake> for Asked {
     fn outputs(&mut self) -> &mut dyn OutputSink {
         &mut self.outputs
     }

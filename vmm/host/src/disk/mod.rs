@@ -45,7 +45,7 @@ struct Held {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct DiskState {
     queue: VecDeque<DiskRequest>,
     executing: bool,
     /// The last request taken.
@@ -67,7 +67,7 @@ pub struct Disk {
     image: Mutex<Image>,
     size_bytes: u64,
     policy: CompletionPolicy,
-    state: Mutex<State>,
+    state: Mutex<DiskState>,
     submitted: Condvar,
     done: Condvar,
     listener: OnceLock<Listener>,

@@ -9,7 +9,7 @@ impl PageTracker {
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn settle(&mut self) -> Result<u64, CpuError> {
+    pub fn renew_copy(&mut self) -> Result<u64, CpuError> {
         self.catch_up(Flush::Tlb, |_, _, _| {})?;
         Ok(self.digest)
     }

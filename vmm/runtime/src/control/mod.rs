@@ -20,7 +20,7 @@ mod solo;
 
 pub use client::{ClientError, Reply, request};
 pub use operator::{
-    AttachProgress, AttachSummary, Operator, Refused, Role, SnapshotSummary, Status,
+    AttachProgress, AttachSummary, ControlRole, Operator, Refused, SnapshotSummary, Status,
 };
 pub use routes::{ROUTES, Route};
 pub use server::{ControlError, ControlServer};

@@ -115,7 +115,7 @@ impl Refused {
 /// The part this host plays now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub enum ControlRole {
     /// The guest was started without any protection.
     #[default]
     Solo,
@@ -130,7 +130,7 @@ pub enum Role {
 #[serde(deny_unknown_fields)]
 pub struct Status {
     /// The part this host plays now.
-    pub role: Role,
+    pub role: ControlRole,
     /// The session's state by its name in docs/protocol.md; `Running` for a guest without one.
     pub state: String,
     /// True while the death of the active host would cost nothing.
@@ -191,7 +191,7 @@ pub struct Status {
 pub struct AttachProgress {
     /// What is being sent, in a word.
     pub phase: String,
-    /// Round over the memory, from 1.
+    /// Iteration of pre-copy, from 1.
     pub round: u32,
     /// Bytes sent or received so far.
     pub bytes: u64,
@@ -213,7 +213,7 @@ pub struct AttachSummary {
     pub memory_copy_us: u64,
     /// Bytes sent or received.
     pub bytes: u64,
-    /// Rounds over the memory.
+    /// Iterations of pre-copy.
     pub rounds: u32,
 }
 

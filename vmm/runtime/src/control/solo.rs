@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::Input;
 
-use super::operator::{Operator, Refused, Role, SnapshotSummary, Status};
+use super::operator::{ControlRole, Operator, Refused, SnapshotSummary, Status};
 use crate::input::InputQueue;
 use crate::transfer::{ProgressCell, Transfer, save};
 use ftvmm_host::clock::HostClock;
@@ -41,7 +41,7 @@ impl Operator for SoloOperator {
     fn status(&self) -> Status {
         let recorded = self.recording.as_ref().and_then(|path| std::fs::metadata(path).ok());
         Status {
-            role: Role::Solo,
+            role: ControlRole::Solo,
             state: "Running".into(),
             exit: self.queue.last_exit(),
             stuck_ms: self.queue.pulse().stuck_ns().map(|ns| ns / 1_000_000),

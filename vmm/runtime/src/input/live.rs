@@ -16,14 +16,14 @@ use ftvmm_devices::Input;
 use ftvmm_replication::{GuestClock, GuestNs, Ordinal};
 
 use self::core::{Host, LiveCore, Next};
-use super::alarm::GuestTimer;
-use super::live_queue::InputQueue;
-use super::patience::InputDelays;
+use super::guest_timer::GuestTimer;
+use super::input_queue::InputQueue;
+use super::slice_pacing::InputDelays;
 use crate::input_error::InputError;
 use crate::step::Step;
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::entropy::host_random_bytes;
-use ftvmm_machine::situation::{RunMode, Situation};
+use ftvmm_machine::situation::{RunMode, RunSituation};
 
 /// Takes from a [`InputQueue`] and samples the host's clock.
 pub struct LiveInputs {
@@ -81,7 +81,7 @@ impl LiveInputs {
     ///
     /// # Errors
     /// When the host gives no random bytes.
-    pub fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+    pub fn next(&mut self, situation: &RunSituation) -> Result<Step, InputError> {
         let queue = &self.queue;
         let mut pending = queue.lock();
         let mut now = self.clock.host_now();

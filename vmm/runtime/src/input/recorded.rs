@@ -7,7 +7,7 @@ use super::log_sink::LogSink;
 use crate::input_error::InputError;
 use crate::step::Step;
 use ftvmm_host::WriteBehind;
-use ftvmm_machine::situation::Situation;
+use ftvmm_machine::situation::RunSituation;
 
 /// How often the recorder writes a check.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +87,7 @@ impl Recorder {
     ///
     /// # Errors
     /// When the log is broken.
-    pub fn record(&mut self, situation: &Situation, step: Step) -> Result<Step, InputError> {
+    pub fn record(&mut self, situation: &RunSituation, step: Step) -> Result<Step, InputError> {
         if let Step::Load(parts) = step {
             let at = situation.at.unwrap_or_else(|| situation.last.next());
             self.captured(at, parts.clone())?;
@@ -158,8 +158,8 @@ mod tests {
         (told.clone(), Recorder::new(None, Some(Box::new(told)), plan))
     }
 
-    fn at(at: u64) -> Situation {
-        Situation { at: Some(Ordinal(at)), last: Ordinal(at), ..Situation::default() }
+    fn at(at: u64) -> RunSituation {
+        RunSituation { at: Some(Ordinal(at)), last: Ordinal(at), ..RunSituation::default() }
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
         let time = || Step::Apply(Input::Time { now_ns: 1 });
         let step = recorder.record(&at(3), time()).unwrap();
         assert!(matches!(step, Step::Apply(Input::Time { now_ns: 1 })));
-        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        let between = RunSituation { last: Ordinal(3), ..RunSituation::default() };
         assert!(matches!(recorder.record(&between, Step::Proceed), Ok(Step::Proceed)));
         assert!(matches!(recorder.record(&between, time()), Ok(Step::Apply(_))));
         let slice = Slice { pages: vec![], cpu: Some(vec![]) };

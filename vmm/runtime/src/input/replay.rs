@@ -9,7 +9,7 @@ use ftvmm_replication::{
 
 use crate::input_error::InputError;
 use crate::step::Step;
-use ftvmm_machine::situation::{RunMode, Situation, StopCause};
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// What a feed has for the replayer.
 pub enum Fed {
@@ -34,7 +34,11 @@ pub trait Feed {
     ///
     /// # Errors
     /// When the log is broken.
-    fn next(&mut self, replayer: &mut Replayer, situation: &Situation) -> Result<Fed, InputError>;
+    fn next(
+        &mut self,
+        replayer: &mut Replayer,
+        situation: &RunSituation,
+    ) -> Result<Fed, InputError>;
 
     /// What to do about a request that the recorder's disk completed with `answer`.
     ///
@@ -83,7 +87,7 @@ impl<F: Feed> Replay<F> {
     ///
     /// # Errors
     /// When the log is broken, or a divergence ends the run.
-    pub fn next(&mut self, situation: &Situation) -> Result<Option<Step>, InputError> {
+    pub fn next(&mut self, situation: &RunSituation) -> Result<Option<Step>, InputError> {
         let step = match self.feed.next(&mut self.replayer, situation)? {
             Fed::First(step) => return Ok(Some(step)),
             Fed::Log(step) => step,
@@ -187,7 +191,11 @@ impl FileFeed {
 }
 
 impl Feed for FileFeed {
-    fn next(&mut self, replayer: &mut Replayer, situation: &Situation) -> Result<Fed, InputError> {
+    fn next(
+        &mut self,
+        replayer: &mut Replayer,
+        situation: &RunSituation,
+    ) -> Result<Fed, InputError> {
         let Some(at) = situation.at else {
             return Ok(Fed::Log(match replayer.between_exits(&mut self.cursor, situation.last) {
                 // A replay ends at an exit, where there is a state to compare.
@@ -281,8 +289,8 @@ mod tests {
         Event::Input(Input::Time { now_ns })
     }
 
-    fn at(at: u64) -> Situation {
-        Situation { at: Some(Ordinal(at)), last: Ordinal(at), ..Situation::default() }
+    fn at(at: u64) -> RunSituation {
+        RunSituation { at: Some(Ordinal(at)), last: Ordinal(at), ..RunSituation::default() }
     }
 
     #[test]
@@ -329,7 +337,7 @@ mod tests {
         let mut inputs = replay(vec![(1, vec![]), (1, vec![(2, Event::Slice(slice))])], 0);
         assert!(matches!(inputs.next(&at(1)), Ok(Some(Step::Proceed))));
         assert_eq!(inputs.run_mode(Ordinal(1)), RunMode::Not);
-        let between = Situation { last: Ordinal(1), ..Situation::default() };
+        let between = RunSituation { last: Ordinal(1), ..RunSituation::default() };
         assert!(matches!(inputs.next(&between), Ok(Some(Step::Load(_)))));
         assert_eq!(inputs.run_mode(Ordinal(2)), RunMode::Free);
     }

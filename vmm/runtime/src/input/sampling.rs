@@ -3,7 +3,7 @@
 use ftvmm_replication::{GuestClock, GuestNs, HostNs};
 
 use super::tick_hold::TickHold;
-use ftvmm_machine::situation::Situation;
+use ftvmm_machine::situation::RunSituation;
 
 /// How far a sample may lie behind a timer that is due, or behind the sample before it when no
 /// timer runs. After a stall (a take-over, a host that slept) the guest catches up sample by
@@ -94,7 +94,12 @@ impl Sampler {
     }
 
     /// The clocks at an exit, or where an unrecorded guest was interrupted. May be asked again.
-    pub(super) fn read(&mut self, situation: &Situation, in_slice: bool, host: HostNs) -> Reading {
+    pub(super) fn read(
+        &mut self,
+        situation: &RunSituation,
+        in_slice: bool,
+        host: HostNs,
+    ) -> Reading {
         self.hold.arrive(situation);
         let (mut now, lag_ns) = self.catch_up(situation, host);
         self.lag_ns = lag_ns;
@@ -113,7 +118,7 @@ impl Sampler {
     /// Guest time for a sample, and how far that is behind what its clock shows; for the time stamp
     /// counter to the nanosecond: there are drivers that refuse a coarse one (Linux,
     /// `jent_entropy_init`).
-    fn catch_up(&self, situation: &Situation, host: HostNs) -> (GuestNs, u64) {
+    fn catch_up(&self, situation: &RunSituation, host: HostNs) -> (GuestNs, u64) {
         // A guest at its tick has no timer for some exits: the old one is over, the next one not
         // yet set.
         let due = situation.deadline_ns.map_or(self.rested, GuestNs).max(self.last);
@@ -137,7 +142,7 @@ impl Sampler {
     }
 
     /// The guest is told `now`.
-    pub(super) fn tell(&mut self, now: GuestNs, situation: &Situation, host: HostNs) {
+    pub(super) fn tell(&mut self, now: GuestNs, situation: &RunSituation, host: HostNs) {
         if situation.deadline_ns.is_some_and(|at| GuestNs(at) <= now) {
             self.hold.ticked();
         }
@@ -167,8 +172,8 @@ mod tests {
         Sampler::new(clock, STOOD_AT)
     }
 
-    fn exit(at: u64) -> Situation {
-        Situation { at: Some(Ordinal(at)), ..Situation::default() }
+    fn exit(at: u64) -> RunSituation {
+        RunSituation { at: Some(Ordinal(at)), ..RunSituation::default() }
     }
 
     #[test]
@@ -191,7 +196,7 @@ mod tests {
         for row in after_a_stall {
             let (behind_ns, passed_ns, timer_ns, halted, reads_counter, told_ns, is_behind) = row;
             let deadline_ns = timer_ns.map(|ns| STOOD_AT.0 + ns);
-            let situation = Situation { deadline_ns, halted, reads_counter, ..exit(1) };
+            let situation = RunSituation { deadline_ns, halted, reads_counter, ..exit(1) };
             let reading = sampler(behind_ns).read(&situation, false, HostNs(passed_ns));
             assert_eq!(reading.now, STOOD_AT.saturating_add_ns(told_ns), "{row:?}");
             assert_eq!(reading.is_behind, is_behind, "{row:?}");
@@ -204,7 +209,7 @@ mod tests {
     fn the_next_tick_is_held_until_the_guest_has_got_on() {
         let mut sampler = sampler(0);
         let host = HostNs(10 * MS);
-        let at = |at, ns: u64| Situation { deadline_ns: Some(STOOD_AT.0 + ns), ..exit(at) };
+        let at = |at, ns: u64| RunSituation { deadline_ns: Some(STOOD_AT.0 + ns), ..exit(at) };
         let first = sampler.read(&at(1, MS), false, host);
         assert!(first.is_due && !first.is_held);
         sampler.tell(first.now, &at(1, MS), host);
@@ -215,7 +220,7 @@ mod tests {
         assert_eq!(next.clock, STOOD_AT.saturating_add_ns(20 * MS));
         // Neither at a slice nor at a halt, nor one that is passed.
         assert!(sampler.read(&at(3, 11 * MS), true, host).is_due);
-        assert!(sampler.read(&Situation { halted: true, ..at(3, 11 * MS) }, false, host).is_due);
+        assert!(sampler.read(&RunSituation { halted: true, ..at(3, 11 * MS) }, false, host).is_due);
         assert!(sampler.read(&at(3, 10 * MS), false, host).is_due);
     }
 
@@ -254,7 +259,7 @@ mod tests {
                 host = host.saturating_add_ns(passed_ns);
                 let last = sampler.last();
                 let deadline_ns = timer_ns.map(|ns| (last.0 + ns).saturating_sub(50 * MS));
-                let situation = Situation {
+                let situation = RunSituation {
                     deadline_ns,
                     halted,
                     reads_counter,

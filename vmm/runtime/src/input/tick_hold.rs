@@ -8,7 +8,7 @@
 
 use ftvmm_replication::Ordinal;
 
-use ftvmm_machine::situation::Situation;
+use ftvmm_machine::situation::RunSituation;
 
 /// A tick is held back at no more exits than this: more than a guest makes for one tick, and a
 /// guest that waits with interrupts disabled for a time to come is not kept from it.
@@ -36,7 +36,7 @@ impl TickHold {
     }
 
     /// The guest stands at an exit; may be told of the same one again.
-    pub(super) fn arrive(&mut self, situation: &Situation) {
+    pub(super) fn arrive(&mut self, situation: &RunSituation) {
         if self.at != situation.at {
             self.got_on |= self.is_free;
             self.at = situation.at;
@@ -70,12 +70,12 @@ impl TickHold {
 mod tests {
     use super::*;
 
-    fn exit(at: u64, interrupts_enabled: bool) -> Situation {
-        Situation { at: Some(Ordinal(at)), interrupts_enabled, ..Situation::default() }
+    fn exit(at: u64, interrupts_enabled: bool) -> RunSituation {
+        RunSituation { at: Some(Ordinal(at)), interrupts_enabled, ..RunSituation::default() }
     }
 
     /// Whether a tick that is due at this exit waits; one that does not is given.
-    fn waits(hold: &mut TickHold, situation: &Situation) -> bool {
+    fn waits(hold: &mut TickHold, situation: &RunSituation) -> bool {
         hold.arrive(situation);
         let holds = hold.holds();
         assert_eq!(hold.holds(), holds, "asked again");
@@ -109,6 +109,6 @@ mod tests {
     fn between_exits_nothing_waits() {
         let mut hold = TickHold::new();
         assert!(!waits(&mut hold, &exit(1, false)));
-        assert!(!waits(&mut hold, &Situation::default()));
+        assert!(!waits(&mut hold, &RunSituation::default()));
     }
 }

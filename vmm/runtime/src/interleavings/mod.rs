@@ -7,11 +7,11 @@
 #![allow(clippy::duplicate_mod, reason = "the same code with other primitives is the point")]
 #![allow(dead_code, reason = "not every method has a part in a test")]
 
+#[path = "../input/input_queue.rs"]
+mod input_queue;
 mod kick_target;
 #[path = "../../../kvm/src/kicker.rs"]
 mod kicker;
-#[path = "../input/live_queue.rs"]
-mod live_queue;
 #[path = "../transfer/rendezvous.rs"]
 mod rendezvous;
 mod sync;

@@ -10,9 +10,9 @@ use shuttle::thread;
 
 use ftvmm_machine::Kick;
 
+use super::input_queue::{InputQueue, Pending};
 use super::kick_target::Kvm;
 use super::kicker::Kicks;
-use super::live_queue::{InputQueue, Pending};
 use super::rendezvous::{Rendezvous, Stop, TransferRequest};
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, FOREVER, Mutex, lock, wait};

@@ -16,7 +16,7 @@ use crate::input_error::InputError;
 use crate::step::{Standpoint, Step};
 use crate::transfer::put_on_disk;
 use ftvmm_machine::disk_completion::Completion;
-use ftvmm_machine::situation::{RunMode, Situation, StopCause};
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// The roles of a pair, which may change at any exit, and the log of the other host.
 pub struct PairPort {
@@ -60,13 +60,13 @@ impl PairPort {
     ///
     /// # Errors
     /// None of its own.
-    pub fn follow(&mut self, situation: &Situation) -> Result<Option<Step>, InputError> {
+    pub fn follow(&mut self, situation: &RunSituation) -> Result<Option<Step>, InputError> {
         self.log.next(situation)
     }
 
     /// This host is active from now on. The clock its inputs go on with, and the guest
     /// time the guest has seen.
-    pub fn take_over(&mut self, situation: &Situation) -> (GuestClock, GuestNs) {
+    pub fn take_over(&mut self, situation: &RunSituation) -> (GuestClock, GuestNs) {
         let through = situation.at.map_or(situation.last, Ordinal::previous);
         self.follows = false;
         self.peer.tell(|core, now_ns| core.took_over(now_ns, through));
@@ -208,7 +208,11 @@ impl PeerFeed {
 }
 
 impl Feed for PeerFeed {
-    fn next(&mut self, replayer: &mut Replayer, situation: &Situation) -> Result<Fed, InputError> {
+    fn next(
+        &mut self,
+        replayer: &mut Replayer,
+        situation: &RunSituation,
+    ) -> Result<Fed, InputError> {
         if self.peer.lock().is_joining() {
             return Ok(Fed::First(self.next_part()));
         }
@@ -277,8 +281,8 @@ mod tests {
         PairPort::new(peer)
     }
 
-    fn at(at: u64) -> Situation {
-        Situation { at: Some(Ordinal(at)), last: Ordinal(at), ..Situation::default() }
+    fn at(at: u64) -> RunSituation {
+        RunSituation { at: Some(Ordinal(at)), last: Ordinal(at), ..RunSituation::default() }
     }
 
     #[test]
@@ -292,14 +296,14 @@ mod tests {
         assert!(matches!(step, Some(Step::Apply(Input::Time { now_ns: 10 }))), "{step:?}");
         assert!(matches!(pair.follow(&at(3)), Ok(Some(Step::Proceed))));
         assert_eq!(pair.run_mode(Ordinal(3)), RunMode::Not);
-        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        let between = RunSituation { last: Ordinal(3), ..RunSituation::default() };
         assert!(matches!(pair.follow(&between), Ok(Some(Step::Load(_)))));
     }
 
     #[test]
     fn a_log_that_is_used_up_is_this_hosts_turn_also_between_exits() {
         let mut pair = follower(3, vec![]);
-        let between = Situation { last: Ordinal(3), ..Situation::default() };
+        let between = RunSituation { last: Ordinal(3), ..RunSituation::default() };
         assert!(matches!(pair.follow(&between), Ok(Some(Step::Proceed))), "more may come");
         pair.peer.lock().follower().cursor().seal();
         assert!(matches!(pair.follow(&between), Ok(None)));

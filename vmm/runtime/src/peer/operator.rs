@@ -9,7 +9,7 @@ use ftvmm_replication::SessionEvent;
 
 use super::Peer;
 use crate::control::{
-    AttachProgress, AttachSummary, Operator, Refused, Role, SnapshotSummary, Status, link,
+    AttachProgress, AttachSummary, ControlRole, Operator, Refused, SnapshotSummary, Status, link,
 };
 use crate::transfer::save;
 use ftvmm_host::Console;
@@ -39,7 +39,7 @@ impl Operator for PeerOperator {
         let (session, counters) = (core.session(), core.counters());
         let tap = self.peer.network.tap.as_ref();
         Status {
-            role: if core.follows() { Role::Backup } else { Role::Primary },
+            role: if core.follows() { ControlRole::Backup } else { ControlRole::Primary },
             state: session.state_name().into(),
             protected: session.is_protected(),
             term: session.term().map(|term| term.0),
@@ -64,7 +64,7 @@ impl Operator for PeerOperator {
                 stopped_us: summary.stopped_ns / 1000,
                 memory_copy_us: summary.memory_copy_ns / 1000,
                 bytes: summary.bytes,
-                rounds: summary.rounds,
+                rounds: summary.iterations,
             }),
         }
     }
@@ -155,7 +155,7 @@ impl PeerOperator {
         let (progress, bytes_per_second) = self.peer.sending.progress.read();
         AttachProgress {
             phase: "memory".into(),
-            round: progress.round,
+            round: progress.iteration,
             bytes: progress.bytes,
             total_bytes: progress.total_bytes,
             bytes_per_second,

@@ -9,6 +9,7 @@ use ftvmm_replication::witness::Claim;
 use ftvmm_replication::{DisconnectReason, Effect, SessionEvent, Term};
 
 use super::{Peer, announce};
+use crate::input::Urgency;
 use ftvmm_host::channel::ChannelWriter;
 use ftvmm_host::set_timer;
 use ftvmm_host::sync::lock;
@@ -171,11 +172,7 @@ impl Peer {
             }
             Effect::InterruptGuest => self.queue.kick_vcpu(),
             Effect::AttendGuest => self.queue.request_attention(),
-            Effect::StopGuest => {
-                // The second call stops the guest wherever it is, without waiting for an exit.
-                self.queue.stop(StopCause::Protocol);
-                self.queue.stop(StopCause::Protocol);
-            }
+            Effect::StopGuest => self.queue.stop(StopCause::Protocol, Urgency::Now),
             Effect::CompleteFlushes { through } => self.complete_flushes(through),
             Effect::CompleteDisk { id } => self.complete_disk(id),
             Effect::KeepIncident(report) => self.keep_incident(*report),

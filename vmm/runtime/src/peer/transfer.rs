@@ -98,10 +98,11 @@ impl Peer {
     }
 
     fn transfer_done(&self, summary: &TransferSummary) {
-        let TransferSummary { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns } = *summary;
+        let TransferSummary { at, iterations, bytes, took_ns, stopped_ns, memory_copy_ns } =
+            *summary;
         tracing::info!(
             %at,
-            rounds,
+            iterations,
             bytes,
             seconds = took_ns as f64 / 1e9,
             stopped_ms = stopped_ns as f64 / 1e6,

@@ -16,7 +16,7 @@ struct Script {
 }
 
 impl InputSource for Script {
-    fn next(&mut self, situation: &Situation) -> Result<Step, InputError> {
+    fn next(&mut self, situation: &RunSituation) -> Result<Step, InputError> {
         let here = situation.at.map_or_else(|| "between exits".to_owned(), |at| at.to_string());
         self.told.tell(format!("next {here}"));
         Ok(self.steps.pop_front().unwrap_or(Step::Stop(StopCause::Requested)))

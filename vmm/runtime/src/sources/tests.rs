@@ -71,8 +71,8 @@ fn stopped_pair(queue: &Arc<InputQueue>) -> PairPort {
     PairPort::new(peer)
 }
 
-fn at(at: u64) -> Situation {
-    Situation { at: Some(Ordinal(at)), last: Ordinal(at), ..Situation::default() }
+fn at(at: u64) -> RunSituation {
+    RunSituation { at: Some(Ordinal(at)), last: Ordinal(at), ..RunSituation::default() }
 }
 
 fn time(now_ns: u64) -> Event {
@@ -88,11 +88,11 @@ fn the_guest_does_not_run_before_a_snapshot_is_in_place() {
     let stands = [None, Some(Standpoint { at: Ordinal(9), guest_ns: 1 << 60 })];
     for stands in stands {
         assert_eq!(inputs.run_mode(Ordinal(0), false), RunMode::Not);
-        let Ok(Step::RestoreState(part)) = inputs.next(&Situation::default()) else { panic!() };
+        let Ok(Step::RestoreState(part)) = inputs.next(&RunSituation::default()) else { panic!() };
         inputs.answer(Answer::Restored { part, stands }).unwrap();
     }
     assert!(told.take().is_empty(), "the log begins where the guest stands");
-    let reads = Situation { reads_clock: true, ..at(9) };
+    let reads = RunSituation { reads_clock: true, ..at(9) };
     let Ok(Step::Apply(Input::Time { now_ns })) = inputs.next(&reads) else { panic!() };
     assert!(now_ns >= 1 << 60, "guest time goes on from where it was");
     assert!(matches!(inputs.next(&reads), Ok(Step::Apply(Input::ConsoleRx { .. }))));
@@ -147,7 +147,7 @@ fn the_log_goes_out_before_a_halted_guest_waits() {
     queue.push_console(b"x");
     let (told, recorder) = recorder(NO_CHECKS);
     let mut inputs = Inputs::new(live(&queue)).recorded(recorder);
-    let halted = Situation { halted: true, ..at(3) };
+    let halted = RunSituation { halted: true, ..at(3) };
     assert!(matches!(inputs.next(&halted), Ok(Step::Apply(Input::ConsoleRx { .. }))));
     assert_eq!(told.take(), ["idle", "3 input"]);
 }

@@ -7,9 +7,9 @@ use ftvmm_devices::{Board, BoardConfig};
 
 use ftvmm_devices::{Input, Output};
 use ftvmm_machine::exit::{Direction, Exit};
-use ftvmm_machine::machine_state::{MachineState, Standing, StateError};
+use ftvmm_machine::machine_state::{MachineState, ResumePoint, StateError};
 use ftvmm_machine::page_tracker::LoadError;
-use ftvmm_machine::situation::{RunMode, Situation};
+use ftvmm_machine::situation::{RunMode, RunSituation};
 use ftvmm_machine::tsc::TscTrapState;
 use ftvmm_machine::vcpu_state::VcpuState;
 use ftvmm_machine::virtual_machine::{Handled, RestartError};
@@ -63,7 +63,7 @@ impl Fake {
         let board = BoardConfig { rtc_epoch_s: 0, net: None, disk_bytes: None };
         MachineState {
             at,
-            standing: Standing::Halt,
+            resume_point: ResumePoint::Halt,
             vcpu: VcpuState::default(),
             board: Board::new(&board).save(),
             tsc: TscTrapState::default(),
@@ -88,9 +88,9 @@ impl VirtualMachine for Fake {
         false
     }
 
-    fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<Situation, CpuError> {
+    fn situation(&mut self, at: Ordinal, exit: Exit) -> Result<RunSituation, CpuError> {
         let here = exit.is_synchronous().then_some(at);
-        Ok(Situation { at: here, last: at, ..Situation::default() })
+        Ok(RunSituation { at: here, last: at, ..RunSituation::default() })
     }
 
     fn apply(&mut self, _: Input) {
@@ -114,7 +114,7 @@ impl VirtualMachine for Fake {
 
     fn save(&mut self, at: Ordinal, exit: Exit) -> Result<Option<MachineState>, CpuError> {
         self.told.tell("save");
-        Ok(Standing::of(exit).map(|_| Self::state(at)))
+        Ok(ResumePoint::of(exit).map(|_| Self::state(at)))
     }
 
     fn restore(&mut self, part: &StatePart) -> Result<Option<(Ordinal, Exit)>, StateError> {

@@ -116,7 +116,7 @@ pub fn save(
         path = %path.display(),
         at = %saved.at,
         bytes,
-        rounds = summary.rounds,
+        iterations = summary.iterations,
         stopped_ms = saved.stopped_ns as f64 / 1e6,
         "a snapshot is written"
     );

@@ -10,7 +10,7 @@ use super::{FinalState, Transfer};
 use crate::input_error::InputError;
 use crate::step::Step;
 use ftvmm_machine::machine_state::MachineState;
-use ftvmm_machine::situation::Situation;
+use ftvmm_machine::situation::RunSituation;
 
 /// Where a guest can be stopped for its state, and which steps come first.
 #[derive(Default)]
@@ -24,7 +24,7 @@ struct Halt {
 
 impl Halt {
     /// The next step towards saving the state; `None` at an exit that must be completed first.
-    fn step(&self, situation: &Situation) -> Option<Step> {
+    fn step(&self, situation: &RunSituation) -> Option<Step> {
         match situation.at {
             None => Some(Step::Capture),
             Some(at) if !situation.halted && self.captured != Some(at) => None,
@@ -68,7 +68,7 @@ impl TransferPort {
     }
 
     /// The step that the sender has requested here, if any.
-    pub fn wanted(&mut self, situation: &Situation) -> Option<Step> {
+    pub fn wanted(&mut self, situation: &RunSituation) -> Option<Step> {
         let transfer = &self.transfer;
         if transfer.rendezvous.wants(TransferRequest::DirtySync) && situation.at.is_some() {
             self.sync_since = Some(transfer.clock.host_now());
@@ -141,8 +141,8 @@ mod tests {
 
     const AT: Ordinal = Ordinal(7);
 
-    fn at_exit(halted: bool) -> Situation {
-        Situation { at: Some(AT), halted, ..Situation::default() }
+    fn at_exit(halted: bool) -> RunSituation {
+        RunSituation { at: Some(AT), halted, ..RunSituation::default() }
     }
 
     fn check(renews_copy: bool) -> Check {
@@ -171,12 +171,12 @@ mod tests {
     fn a_slice_is_in_the_log_with_all_it_changed() {
         let mut halt = Halt::default();
         assert!(halt.step(&at_exit(false)).is_none());
-        assert!(matches!(halt.step(&Situation::default()), Some(Step::Capture)));
+        assert!(matches!(halt.step(&RunSituation::default()), Some(Step::Capture)));
         halt.captured(AT);
         assert!(matches!(halt.step(&at_exit(false)), Some(Step::SaveState)));
         halt.given(&Step::Apply(Input::Time { now_ns: 1 }));
         assert!(renews(halt.step(&at_exit(false))));
-        let next = Situation { at: Some(AT.next()), ..Situation::default() };
+        let next = RunSituation { at: Some(AT.next()), ..RunSituation::default() };
         assert!(halt.step(&next).is_none());
     }
 }

@@ -9,7 +9,7 @@ use ftvmm_host::sync::{Mutex, MutexGuard, lock};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// 1 for the first pass over memory; on the receiver always 1.
-    pub round: u32,
+    pub iteration: u32,
     /// Bytes of memory and disk so far.
     pub bytes: u64,
     /// Bytes it will be, as far as is known.
@@ -20,11 +20,11 @@ pub struct Progress {
 
 impl Progress {
     fn begin(total_bytes: u64, since: HostNs) -> Self {
-        Self { round: 1, bytes: 0, total_bytes, since }
+        Self { iteration: 1, bytes: 0, total_bytes, since }
     }
 
-    fn next_round(&mut self, round: u32, more_bytes: u64) {
-        self.round = round;
+    fn next_iteration(&mut self, iteration: u32, more_bytes: u64) {
+        self.iteration = iteration;
         self.total_bytes += more_bytes;
     }
 
@@ -73,10 +73,10 @@ impl ProgressCell {
         self.display.begin(what, &progress);
     }
 
-    /// A further round over memory begins, with so many bytes to send.
-    pub fn next_round(&self, round: u32, more_bytes: u64) {
+    /// A further iteration over memory begins, with so many bytes to send.
+    pub fn next_iteration(&self, iteration: u32, more_bytes: u64) {
         let mut progress = self.lock();
-        progress.next_round(round, more_bytes);
+        progress.next_iteration(iteration, more_bytes);
         self.display.show(&progress);
     }
 
@@ -119,8 +119,8 @@ mod tests {
     fn a_progress_is_never_beyond_its_total() {
         let mut progress = Progress::begin(100, HostNs(5));
         progress.advance(60);
-        progress.next_round(2, 20);
-        assert_eq!((progress.round, progress.bytes, progress.total_bytes), (2, 60, 120));
+        progress.next_iteration(2, 20);
+        assert_eq!((progress.iteration, progress.bytes, progress.total_bytes), (2, 60, 120));
         progress.advance(70);
         assert_eq!((progress.bytes, progress.total_bytes), (130, 130));
     }

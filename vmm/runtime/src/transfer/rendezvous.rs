@@ -32,7 +32,7 @@ pub(super) struct Stop {
     pub(super) stopped_ns: u64,
 }
 
-struct State<D> {
+struct RendezvousState<D> {
     /// Where the last of the state goes, until the vCPU's thread takes it.
     destination: Option<D>,
     synced: bool,
@@ -47,7 +47,7 @@ struct State<D> {
 pub(super) struct Rendezvous<D> {
     /// Changed under the lock, read without it: the vCPU's thread looks at every exit.
     wanted: AtomicU8,
-    state: Mutex<State<D>>,
+    state: Mutex<RendezvousState<D>>,
     changed: Condvar,
 }
 
@@ -55,7 +55,8 @@ pub(super) struct Rendezvous<D> {
 impl<D> Rendezvous<D> {
     pub(super) fn new() -> Self {
         let (destination, stopped) = (None, None);
-        let state = State { destination, synced: false, stopped, sync_ns: 0, ended: false };
+        let state =
+            RendezvousState { destination, synced: false, stopped, sync_ns: 0, ended: false };
         let wanted = AtomicU8::new(TransferRequest::Nothing as u8);
         Self { wanted, state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -74,7 +75,7 @@ impl<D> Rendezvous<D> {
         drop(state);
         wake();
         let state = lock(&self.state);
-        let open = |state: &mut State<D>| !state.synced && !state.ended;
+        let open = |state: &mut RendezvousState<D>| !state.synced && !state.ended;
         let mut state = wait_timeout_while(&self.changed, state, longest, open);
         let timed_out = open(&mut state);
         if timed_out {
@@ -98,7 +99,7 @@ impl<D> Rendezvous<D> {
         drop(state);
         wake();
         let state = lock(&self.state);
-        let offered = |state: &mut State<D>| state.destination.is_some() && !state.ended;
+        let offered = |state: &mut RendezvousState<D>| state.destination.is_some() && !state.ended;
         let mut state = wait_timeout_while(&self.changed, state, longest, offered);
         if state.destination.take().is_some() {
             self.done(TransferRequest::StopAndCopy);

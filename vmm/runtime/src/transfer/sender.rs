@@ -18,8 +18,8 @@ const SAMPLE_BYTES: usize = 8 << 20;
 pub struct TransferSummary {
     /// The exit the guest stood at.
     pub at: Ordinal,
-    /// Rounds, the stop not counted.
-    pub rounds: u32,
+    /// Iterations of pre-copy.
+    pub iterations: u32,
     /// Bytes of memory and disk.
     pub bytes: u64,
     /// How long it took, in nanoseconds.
@@ -71,7 +71,7 @@ struct Sender<'a> {
 impl Sender<'_> {
     fn run(self, started: HostNs) -> Option<TransferSummary> {
         let blocks = self.begin()?;
-        let rounds = self.pre_copy(blocks)?;
+        let iterations = self.pre_copy(blocks)?;
         let bytes = self.progress.read().0.bytes;
         let rendezvous = &self.transfer.rendezvous;
         let Stop { at, stopped_ns } =
@@ -79,7 +79,7 @@ impl Sender<'_> {
         let took_ns = self.transfer.clock.host_now().since_ns(started);
         let stopped_ns = stopped_ns.max(rendezvous.sync_ns());
         let memory_copy_ns = self.time_a_copy();
-        Some(TransferSummary { at, rounds, bytes, took_ns, stopped_ns, memory_copy_ns })
+        Some(TransferSummary { at, iterations, bytes, took_ns, stopped_ns, memory_copy_ns })
     }
 
     /// Begins to track changes; all blocks of the disk.
@@ -96,8 +96,8 @@ impl Sender<'_> {
         self.destination.part(StatePart::Outline { total_bytes }).then_some(blocks)
     }
 
-    /// Sends memory and `blocks` while the guest runs, until it is to be stopped; in how many
-    /// rounds.
+    /// Sends memory and `blocks` while the guest runs, until it is to be stopped; returns how many
+    /// iterations that took.
     fn pre_copy(&self, mut blocks: Vec<u64>) -> Option<u32> {
         let mut schedule = PreCopy::default();
         loop {
@@ -106,10 +106,12 @@ impl Sender<'_> {
             let sync;
             (sync, blocks) = self.sync();
             match schedule.next(sync) {
-                PreCopyStep::Round { number, bytes } => self.progress.next_round(number, bytes),
+                PreCopyStep::Iteration { number, bytes } => {
+                    self.progress.next_iteration(number, bytes)
+                }
                 PreCopyStep::StopAndCopy => {
                     self.send_blocks(&blocks)?;
-                    return Some(schedule.round());
+                    return Some(schedule.iteration());
                 }
             }
         }

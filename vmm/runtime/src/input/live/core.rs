@@ -6,13 +6,13 @@ use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
 use super::slices::{SlicePolicy, Stopped};
-use crate::input::alarm::{AlarmPlan, Setting};
-use crate::input::live_queue::{Pending, Shutdown};
-use crate::input::patience::InputDelays;
+use crate::input::guest_timer::{AlarmPlan, Setting};
+use crate::input::input_queue::{Pending, Shutdown};
 use crate::input::sampling::Sampler;
+use crate::input::slice_pacing::InputDelays;
 use crate::step::Step;
 use ftvmm_machine::disk_completion::Completion;
-use ftvmm_machine::situation::{RunMode, Situation};
+use ftvmm_machine::situation::{RunMode, RunSituation};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood
 /// its log.
@@ -85,7 +85,7 @@ impl LiveCore {
     }
 
     /// The next thing to do in this situation.
-    pub(super) fn next(&mut self, situation: &Situation, host: Host<'_>) -> Next {
+    pub(super) fn next(&mut self, situation: &RunSituation, host: Host<'_>) -> Next {
         self.slices.see(situation);
         if situation.at.is_none() && !host.is_unrecorded {
             return Next::Step(self.between_exits(situation, host));
@@ -95,7 +95,7 @@ impl LiveCore {
     }
 
     /// After [`Next::Wait`], in the same situation.
-    pub(super) fn wake(&mut self, situation: &Situation, host: Host<'_>) -> Next {
+    pub(super) fn wake(&mut self, situation: &RunSituation, host: Host<'_>) -> Next {
         if situation.deadline_ns.is_none() {
             self.sampler.rests(host.now);
         }
@@ -114,7 +114,7 @@ impl LiveCore {
     }
 
     /// A recorded run was stopped between two exits: what now?
-    fn between_exits(&mut self, situation: &Situation, host: Host<'_>) -> Step {
+    fn between_exits(&mut self, situation: &RunSituation, host: Host<'_>) -> Step {
         let Host { now, pending, .. } = host;
         pending.deadline_passed |= mind_grace(pending, now);
         if let Some(cause) = pending.stop.filter(|_| pending.stop_at_once) {
@@ -142,7 +142,7 @@ impl LiveCore {
     }
 
     /// Takes what waits, for an exit.
-    fn at_exit(&mut self, situation: &Situation, host: Host<'_>) -> Next {
+    fn at_exit(&mut self, situation: &RunSituation, host: Host<'_>) -> Next {
         let Host { now, is_unrecorded, pending } = host;
         if std::mem::take(&mut self.identity_wanted) {
             return Next::NewIdentity;
@@ -171,7 +171,7 @@ impl LiveCore {
             && self.slices.is_in_slice()
             && self.sampled_at != situation.at;
         // After what came from outside: its interrupt is to come before the tick's
-        // (`Board::settle`).
+        // (`Board::update_lines_and_outputs`).
         if (reading.is_due || steps_on) && reading.now > self.sampler.last() {
             return self.sample(reading.now, situation, now);
         }
@@ -192,7 +192,7 @@ impl LiveCore {
         Next::Wait { until: due.into_iter().chain(grace_until(pending)).min() }
     }
 
-    fn sample(&mut self, told: GuestNs, situation: &Situation, now: HostNs) -> Next {
+    fn sample(&mut self, told: GuestNs, situation: &RunSituation, now: HostNs) -> Next {
         self.sampled_at = situation.at;
         self.sampler.tell(told, situation, now);
         Next::Step(Step::Apply(Input::Time { now_ns: told.0 }))
@@ -200,7 +200,7 @@ impl LiveCore {
 
     /// Random bytes for the guest at this exit. At a slice there are none: their interrupt would
     /// come before that of the input for which the slice was made.
-    fn entropy_bytes(&mut self, situation: &Situation) -> Option<u64> {
+    fn entropy_bytes(&mut self, situation: &RunSituation) -> Option<u64> {
         let is_wanted = situation.entropy_wanted_bytes > 0
             && situation.at.is_some()
             && self.entropy_at != situation.at
@@ -213,7 +213,7 @@ impl LiveCore {
     }
 
     /// When the guest's timer is due by its clock.
-    fn tick(&self, situation: &Situation) -> Option<GuestNs> {
+    fn tick(&self, situation: &RunSituation) -> Option<GuestNs> {
         situation.deadline_ns.map(|at| self.sampler.clock_at(GuestNs(at)))
     }
 }

@@ -3,8 +3,8 @@
 use ftvmm_devices::Input;
 use ftvmm_replication::{GuestNs, HostNs};
 
-use crate::input::alarm::AlarmPlan;
-use crate::input::live_queue::{Pending, Shutdown};
+use crate::input::guest_timer::AlarmPlan;
+use crate::input::input_queue::{Pending, Shutdown};
 use ftvmm_machine::situation::StopCause;
 
 /// Presses the power button when the run is to end, and ends it when nobody listens or the guest

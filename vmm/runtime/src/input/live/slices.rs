@@ -2,9 +2,9 @@
 
 use ftvmm_replication::GuestNs;
 
-use crate::input::alarm::AlarmPlan;
-use crate::input::patience::{InputDelays, Patience, Requester};
-use ftvmm_machine::situation::{RunMode, Situation};
+use crate::input::guest_timer::AlarmPlan;
+use crate::input::slice_pacing::{InputDelays, Requester, SlicePacing};
+use ftvmm_machine::situation::{RunMode, RunSituation};
 
 /// What the policy waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) struct Stopped {
 #[derive(Debug)]
 pub(super) struct SlicePolicy {
     phase: Phase,
-    patience: Patience,
+    pacing: SlicePacing,
     /// Since when an interrupt waits that the guest could not take at its last exit, and its
     /// possible source.
     interrupt_since: Option<(GuestNs, Requester)>,
@@ -54,7 +54,7 @@ impl SlicePolicy {
     pub(super) fn new(delays: InputDelays) -> Self {
         Self {
             phase: Phase::Running,
-            patience: Patience::new(delays),
+            pacing: SlicePacing::new(delays),
             interrupt_since: None,
             gave_input: false,
             owes_ticks: false,
@@ -68,11 +68,11 @@ impl SlicePolicy {
         if let Phase::WaitingForWindow { blocked_since } = &mut self.phase {
             *blocked_since = None;
         }
-        self.patience.rest_no_more();
+        self.pacing.rest_no_more();
     }
 
     /// Notes what depends on where the guest stands.
-    pub(super) fn see(&mut self, situation: &Situation) {
+    pub(super) fn see(&mut self, situation: &RunSituation) {
         self.booting &= situation.booting;
         self.owes_ticks = situation.owes_ticks;
     }
@@ -95,14 +95,14 @@ impl SlicePolicy {
 
     /// Longest wait of what comes from outside.
     pub(super) fn inputs_ns(&self) -> u64 {
-        self.patience.inputs_ns()
+        self.pacing.inputs_ns()
     }
 
     /// A recorded guest was stopped between two exits: whether that point becomes a slice.
     pub(super) fn begins_slice(&mut self, stopped: Stopped, alarm: &mut AlarmPlan) -> bool {
         let Stopped { now, arrived, ends, takes_interrupt, tick } = stopped;
-        let rested = arrived.then(|| self.patience.no_slice_before(Requester::Input));
-        let first = self.patience_ends(tick).chain(rested).min();
+        let rested = arrived.then(|| self.pacing.no_slice_before(Requester::Input));
+        let first = self.waits_end(tick).chain(rested).min();
         if first.is_none_or(|at| at > now) {
             alarm.set(first, now);
             return false;
@@ -129,18 +129,18 @@ impl SlicePolicy {
         }
         let since = before.unwrap_or(now);
         self.phase = Phase::WaitingForWindow { blocked_since: Some(since) };
-        let until = since.saturating_add_ns(self.patience.inputs_ns() / 2);
+        let until = since.saturating_add_ns(self.pacing.inputs_ns() / 2);
         alarm.set(Some(until), now);
         until <= now
     }
 
     /// When the guest has had its time to make an exit for its timer, due at `tick`, and to take
     /// the interrupt that waits.
-    fn patience_ends(&self, tick: Option<GuestNs>) -> impl Iterator<Item = GuestNs> {
+    fn waits_end(&self, tick: Option<GuestNs>) -> impl Iterator<Item = GuestNs> {
         let ends = |(since, whom)| {
             // With the longer delay, a guest that owes ticks could never catch up.
             let whom = if self.owes_ticks && !self.booting { Requester::Input } else { whom };
-            self.patience.ends(whom, since, self.booting)
+            self.pacing.ends(whom, since, self.booting)
         };
         tick.map(|at| (at, Requester::Tick)).into_iter().chain(self.interrupt_since).map(ends)
     }
@@ -148,7 +148,7 @@ impl SlicePolicy {
     /// When a guest that goes on at `now` is to be interrupted although it makes no exit. For an
     /// interrupt that has waited its time it is stopped at its window.
     pub(super) fn alarm_at(&self, tick: Option<GuestNs>, now: GuestNs) -> Option<GuestNs> {
-        self.patience_ends(tick).filter(|at| *at > now).min()
+        self.waits_end(tick).filter(|at| *at > now).min()
     }
 
     /// The guest goes on: how far may it run? `now` is asked at most once, and only after a slice
@@ -175,7 +175,7 @@ impl SlicePolicy {
             let now = now();
             if let Some(began) = left {
                 self.phase = Phase::Running;
-                self.patience.slice_ends(began, now);
+                self.pacing.slice_ends(began, now);
             }
             if is_delayed {
                 self.interrupt_waits(left.is_some(), now, alarm);
@@ -192,14 +192,14 @@ impl SlicePolicy {
     fn interrupt_waits(&mut self, leaves_slice: bool, now: GuestNs, alarm: &mut AlarmPlan) {
         if self.gave_input {
             // What a slice was made for has waited already.
-            let waited_ns = if leaves_slice { self.patience.inputs_ns() } else { 0 };
+            let waited_ns = if leaves_slice { self.pacing.inputs_ns() } else { 0 };
             let since = now.saturating_sub_ns(waited_ns);
             let known = self.interrupt_since.filter(|(_, whom)| *whom == Requester::Input);
             let since = known.map_or(since, |(known, _)| known.min(since));
             self.interrupt_since = Some((since, Requester::Input));
         }
         self.interrupt_since.get_or_insert((now, Requester::Tick));
-        match self.patience_ends(None).min() {
+        match self.waits_end(None).min() {
             Some(ends) if ends > now => alarm.set(Some(ends), now),
             _ if matches!(self.phase, Phase::WaitingForWindow { .. }) => {}
             _ => self.phase = Phase::WaitingForWindow { blocked_since: None },
@@ -220,7 +220,7 @@ mod tests {
     /// The policy and the alarm for a guest that is up.
     fn policy() -> (SlicePolicy, AlarmPlan) {
         let mut policy = SlicePolicy::new(InputDelays::default());
-        policy.see(&Situation::default());
+        policy.see(&RunSituation::default());
         (policy, AlarmPlan::default())
     }
 
@@ -262,13 +262,13 @@ mod tests {
         let (mut policy, mut alarm) =
             (SlicePolicy::new(InputDelays::default()), AlarmPlan::default());
         let overdue = Stopped { tick: Some(ms(901)), ..at(ms(1000)) };
-        policy.see(&Situation { booting: true, owes_ticks: true, ..Situation::default() });
+        policy.see(&RunSituation { booting: true, owes_ticks: true, ..RunSituation::default() });
         assert!(!policy.begins_slice(overdue, &mut alarm));
         assert_eq!(after_us(&mut alarm), Some(1_000));
-        policy.see(&Situation::default());
+        policy.see(&RunSituation::default());
         assert!(policy.begins_slice(overdue, &mut alarm));
         // It does not boot again.
-        policy.see(&Situation { booting: true, ..Situation::default() });
+        policy.see(&RunSituation { booting: true, ..RunSituation::default() });
         assert!(policy.begins_slice(overdue, &mut alarm));
     }
 

@@ -6,7 +6,7 @@ use ftvmm_devices::{DiskOp, DiskRequest};
 use ftvmm_replication::HostNs;
 
 use super::*;
-use crate::input::live_queue::{InputQueue, Pending, Shutdown};
+use crate::input::input_queue::{InputQueue, Pending, Shutdown};
 use crate::input::sampling::{LATE_NS_MAX, SAMPLE_NS};
 use ftvmm_host::disk::{CompletionPolicy, Disk, DiskFile};
 use ftvmm_host::{Typed, resting_timer};
@@ -36,18 +36,18 @@ impl Live {
         (core, Host { now: *now, is_unrecorded: *is_unrecorded, pending })
     }
 
-    fn next(&mut self, situation: Situation) -> Next {
+    fn next(&mut self, situation: RunSituation) -> Next {
         let (core, host) = self.host();
         core.next(&situation, host)
     }
 
-    fn wake(&mut self, situation: Situation) -> Next {
+    fn wake(&mut self, situation: RunSituation) -> Next {
         let (core, host) = self.host();
         core.wake(&situation, host)
     }
 
     /// The input this situation has, if it has one.
-    fn input(&mut self, situation: Situation) -> Option<Input> {
+    fn input(&mut self, situation: RunSituation) -> Option<Input> {
         match self.next(situation) {
             Next::Step(Step::Apply(input)) => Some(input),
             _ => None,
@@ -55,18 +55,18 @@ impl Live {
     }
 
     /// What the guest is told of the time, if it is told.
-    fn told_ns(&mut self, situation: Situation) -> Option<u64> {
+    fn told_ns(&mut self, situation: RunSituation) -> Option<u64> {
         match self.input(situation) {
             Some(Input::Time { now_ns }) => Some(now_ns),
             _ => None,
         }
     }
 
-    fn captures(&mut self, situation: Situation) -> bool {
+    fn captures(&mut self, situation: RunSituation) -> bool {
         matches!(self.next(situation), Next::Step(Step::Capture))
     }
 
-    fn leaves(&mut self, situation: Situation) -> bool {
+    fn leaves(&mut self, situation: RunSituation) -> bool {
         matches!(self.next(situation), Next::Leave { .. })
     }
 
@@ -84,8 +84,8 @@ impl Live {
     }
 }
 
-fn exit(at: u64) -> Situation {
-    Situation { at: Some(Ordinal(at)), ..Situation::default() }
+fn exit(at: u64) -> RunSituation {
+    RunSituation { at: Some(Ordinal(at)), ..RunSituation::default() }
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn inputs_come_in_order_and_the_tick_last() {
     live.pending.console.extend(*b"ab");
     live.pending.announce = true;
     live.pending.signals.push_back(Input::Nmi);
-    let all = Situation {
+    let all = RunSituation {
         reads_clock: true,
         entropy_wanted_bytes: 1000,
         takes_frames: true,
@@ -115,8 +115,8 @@ fn inputs_come_in_order_and_the_tick_last() {
     live.pass_ns(MS);
     live.pending.console.push_back(b'c');
     let tick =
-        Situation { deadline_ns: Some(STOOD_AT_NS + MS), interrupts_enabled: true, ..exit(2) };
-    let tick_after = Situation { at: Some(Ordinal(3)), ..tick };
+        RunSituation { deadline_ns: Some(STOOD_AT_NS + MS), interrupts_enabled: true, ..exit(2) };
+    let tick_after = RunSituation { at: Some(Ordinal(3)), ..tick };
     assert!(matches!(live.input(tick), Some(Input::ConsoleRx { .. })));
     assert!(live.leaves(tick), "the guest has not got on since the tick before");
     assert_eq!(live.told_ns(tick_after), Some(STOOD_AT_NS + MS));
@@ -130,15 +130,15 @@ fn frames_wait_for_a_card_that_takes_them() {
     live.pending.frames.push_back(vec![1]);
     live.pending.deadline_passed = true;
     assert!(live.leaves(exit(1)));
-    let computing = Situation { takes_interrupt: true, ..Situation::default() };
+    let computing = RunSituation { takes_interrupt: true, ..RunSituation::default() };
     assert!(!live.captures(computing));
-    assert!(live.captures(Situation { takes_frames: true, ..computing }));
+    assert!(live.captures(RunSituation { takes_frames: true, ..computing }));
 }
 
 #[test]
 fn a_halted_guest_waits_for_its_timer_or_an_arrival() {
     let mut live = Live::new(STOOD_AT_NS, STOOD_AT_NS);
-    let halted = |deadline_ns| Situation { halted: true, deadline_ns, ..exit(1) };
+    let halted = |deadline_ns| RunSituation { halted: true, deadline_ns, ..exit(1) };
     let until = |next| match next {
         Next::Wait { until } => until,
         other => panic!("{other:?}"),
@@ -159,12 +159,12 @@ fn a_halted_guest_waits_for_its_timer_or_an_arrival() {
 #[test]
 fn a_guest_that_waited_without_a_timer_is_told_the_time_at_once() {
     let mut live = Live::new(0, 0);
-    let halted = Situation { halted: true, ..exit(1) };
+    let halted = RunSituation { halted: true, ..exit(1) };
     assert!(matches!(live.next(halted), Next::Wait { until: None }));
     live.pass_ns(2 * LATE_NS_MAX);
     live.pending.console.push_back(b'x');
     assert!(matches!(live.wake(halted), Next::Step(Step::Apply(Input::ConsoleRx { .. }))));
-    assert_eq!(live.told_ns(Situation { reads_clock: true, ..exit(2) }), Some(2 * LATE_NS_MAX));
+    assert_eq!(live.told_ns(RunSituation { reads_clock: true, ..exit(2) }), Some(2 * LATE_NS_MAX));
 }
 
 #[test]
@@ -172,10 +172,10 @@ fn who_waits_without_record_is_interrupted_when_the_timer_is_due() {
     let mut live = Live::new(STOOD_AT_NS, STOOD_AT_NS);
     let deadline_ns = Some(STOOD_AT_NS + 10 * MS);
     live.is_unrecorded = true;
-    assert!(live.leaves(Situation { deadline_ns, ..Situation::default() }));
+    assert!(live.leaves(RunSituation { deadline_ns, ..RunSituation::default() }));
     assert_eq!(live.alarm_after(), Some(Duration::from_millis(10)));
     live.is_unrecorded = false;
-    assert!(live.leaves(Situation { deadline_ns, ..exit(1) }));
+    assert!(live.leaves(RunSituation { deadline_ns, ..exit(1) }));
     assert_eq!(live.alarm_after(), Some(Duration::from_millis(15)), "may make an exit by itself");
 }
 
@@ -193,11 +193,12 @@ fn the_host_is_told_when_the_guest_left_by_its_own_clock() {
 #[test]
 fn a_slice_ends_for_a_survivor_too() {
     let mut live = Live::new(1000 * MS, 0);
-    let overdue = Situation { deadline_ns: Some(0), takes_interrupt: true, ..Situation::default() };
+    let overdue =
+        RunSituation { deadline_ns: Some(0), takes_interrupt: true, ..RunSituation::default() };
     assert!(live.captures(overdue));
     live.is_unrecorded = true;
     assert_eq!(live.run_mode(false), RunMode::Unrecorded);
-    let wanting = Situation { entropy_wanted_bytes: 8, ..exit(2) };
+    let wanting = RunSituation { entropy_wanted_bytes: 8, ..exit(2) };
     assert!(matches!(live.next(wanting), Next::Entropy { bytes: 8 }));
 }
 
@@ -223,7 +224,7 @@ fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
     queue.set_closed(false);
     queue.deadline_passed();
     live.pending = std::mem::take(&mut *queue.lock());
-    assert!(live.captures(Situation { takes_interrupt: true, ..Situation::default() }));
+    assert!(live.captures(RunSituation { takes_interrupt: true, ..RunSituation::default() }));
     for expected in [1, 3] {
         match live.input(exit(9)) {
             Some(Input::DiskDone { id, .. }) => assert_eq!(id, expected),
@@ -237,13 +238,13 @@ fn what_the_disk_said_before_a_take_over_reaches_the_guest() {
 fn another_clock_goes_on_where_the_guest_is_and_forgets_the_times_of_the_one_before() {
     let mut live = Live::new(0, 0);
     live.is_unrecorded = true;
-    assert!(live.leaves(Situation { deadline_ns: Some(MS), ..exit(1) }));
+    assert!(live.leaves(RunSituation { deadline_ns: Some(MS), ..exit(1) }));
     assert!(live.alarm_after().is_some());
     live.pass_ns(9 * MS);
     let now = live.now;
     live.core.resume(GuestClock::anchored(now, GuestNs(STOOD_AT_NS)), GuestNs(STOOD_AT_NS));
     assert_eq!(live.core.take_alarm().map(|setting| setting.after), Some(None));
-    assert_eq!(live.told_ns(Situation { reads_clock: true, ..exit(7) }), Some(STOOD_AT_NS));
+    assert_eq!(live.told_ns(RunSituation { reads_clock: true, ..exit(7) }), Some(STOOD_AT_NS));
 }
 
 /// What a guest that reads the clock at every exit from `from` on is told, until it has caught up.
@@ -251,7 +252,7 @@ fn readings_ns(live: &mut Live, deadline_ns: Option<u64>, clock_ns: u64) -> Vec<
     let mut readings_ns = Vec::new();
     for at in 1.. {
         live.pass_ns(SAMPLE_NS);
-        let reads = Situation { reads_clock: true, deadline_ns, ..exit(at) };
+        let reads = RunSituation { reads_clock: true, deadline_ns, ..exit(at) };
         let told_ns = live.told_ns(reads).unwrap();
         readings_ns.push(told_ns);
         if told_ns + LATE_NS_MAX > clock_ns + live.now.0 {
@@ -289,8 +290,8 @@ fn a_guest_whose_ticks_cost_more_than_their_time_gets_on() {
     let mut read = |live: &mut Live, deadline_ns, interrupts_enabled| {
         at += 1;
         live.pass_ns(SAMPLE_NS);
-        let there = Situation { deadline_ns, interrupts_enabled, ..exit(at) };
-        let read_ns = live.told_ns(Situation { reads_clock: true, ..there }).unwrap();
+        let there = RunSituation { deadline_ns, interrupts_enabled, ..exit(at) };
+        let read_ns = live.told_ns(RunSituation { reads_clock: true, ..there }).unwrap();
         let told_ns = live.told_ns(there).unwrap_or(read_ns);
         (told_ns, deadline_ns.is_some_and(|at| at <= told_ns))
     };
@@ -315,10 +316,11 @@ fn a_guest_whose_ticks_cost_more_than_their_time_gets_on() {
 #[test]
 fn the_alarm_of_a_guest_that_is_behind_is_not_late() {
     let mut live = Live::new(STOOD_AT_NS + 40_000 * MS, STOOD_AT_NS);
-    let overdue = Situation { deadline_ns: Some(0), takes_interrupt: true, ..Situation::default() };
+    let overdue =
+        RunSituation { deadline_ns: Some(0), takes_interrupt: true, ..RunSituation::default() };
     assert!(live.captures(overdue));
     live.run_mode(false);
-    assert!(live.leaves(Situation { deadline_ns: Some(STOOD_AT_NS + 1000 * MS), ..exit(2) }));
+    assert!(live.leaves(RunSituation { deadline_ns: Some(STOOD_AT_NS + 1000 * MS), ..exit(2) }));
     assert_eq!(live.alarm_after(), Some(Duration::from_millis(1005)));
 }
 
@@ -327,7 +329,7 @@ fn the_alarm_of_a_guest_that_is_behind_is_not_late() {
 fn every_exit_at_which_a_tick_is_held_sets_the_alarm() {
     let mut live = Live::new(STOOD_AT_NS, STOOD_AT_NS);
     live.pass_ns(MS);
-    let at = |at, deadline_ns| Situation { deadline_ns: Some(deadline_ns), ..exit(at) };
+    let at = |at, deadline_ns| RunSituation { deadline_ns: Some(deadline_ns), ..exit(at) };
     let now_ns = live.told_ns(at(1, STOOD_AT_NS + 1)).unwrap();
     for exit in [2, 3] {
         live.pass_ns(MS);
@@ -342,13 +344,13 @@ fn a_guest_that_is_behind_gets_to_a_timer_that_is_far_ahead() {
     const DEADLINE_NS: u64 = STOOD_AT_NS + 300 * MS;
     let mut live = Live::new(STOOD_AT_NS + 40_000 * MS, STOOD_AT_NS);
     let deadline_ns = Some(DEADLINE_NS);
-    let computes = Situation { deadline_ns, takes_interrupt: true, ..Situation::default() };
+    let computes = RunSituation { deadline_ns, takes_interrupt: true, ..RunSituation::default() };
     let mut told_ns = STOOD_AT_NS;
     for at in 1..1000 {
         while !live.captures(computes) {
             live.pass_ns(MS);
         }
-        let slice = Situation { deadline_ns, ..exit(at) };
+        let slice = RunSituation { deadline_ns, ..exit(at) };
         while let Some(now_ns) = live.told_ns(slice) {
             told_ns = now_ns;
         }
@@ -371,7 +373,7 @@ fn ending(grace: Duration) -> Live {
 #[test]
 fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
     let stops = |next| matches!(next, Next::Step(Step::Stop(StopCause::Requested)));
-    let hears = |at| Situation { hears_power_button: true, ..exit(at) };
+    let hears = |at| RunSituation { hears_power_button: true, ..exit(at) };
     assert!(stops(ending(Duration::from_secs(1)).next(exit(1))));
 
     let mut live = ending(Duration::from_secs(1));
@@ -380,11 +382,11 @@ fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
     // One that computes with interrupts disabled makes no exit at which anybody would look.
     assert_eq!(live.alarm_after(), Some(Duration::from_secs(1)));
     live.pass_ns(999 * MS);
-    let sleeps = Situation { halted: true, ..hears(2) };
+    let sleeps = RunSituation { halted: true, ..hears(2) };
     assert!(matches!(live.next(sleeps), Next::Wait { until: Some(HostNs(1_000_000_000)) }));
-    assert!(!live.captures(Situation::default()));
+    assert!(!live.captures(RunSituation::default()));
     live.pass_ns(MS);
-    assert!(live.captures(Situation::default()));
+    assert!(live.captures(RunSituation::default()));
     assert!(stops(live.next(hears(3))));
 }
 

@@ -57,14 +57,14 @@ pub(super) enum Requester {
 
 /// See the module documentation.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct SlicePacing {
     delays: InputDelays,
     /// No slice is made before these times, for ...
     no_input_slice_before: GuestNs,
     no_tick_slice_before: GuestNs,
 }
 
-impl Patience {
+impl SlicePacing {
     pub(super) fn new(delays: InputDelays) -> Self {
         Self { delays, no_input_slice_before: GuestNs(0), no_tick_slice_before: GuestNs(0) }
     }
@@ -117,10 +117,10 @@ mod tests {
         GuestNs(ms * MS)
     }
 
-    fn after_slice_of(cost_ns: u64) -> Patience {
-        let mut patience = Patience::new(InputDelays::default());
-        patience.slice_ends(ms(100), ms(100).saturating_add_ns(cost_ns));
-        patience
+    fn after_slice_of(cost_ns: u64) -> SlicePacing {
+        let mut pacing = SlicePacing::new(InputDelays::default());
+        pacing.slice_ends(ms(100), ms(100).saturating_add_ns(cost_ns));
+        pacing
     }
 
     #[test]
@@ -139,16 +139,16 @@ mod tests {
 
     #[test]
     fn a_delay_that_was_asked_for_holds_for_ticks_too() {
-        let mut patience = Patience::new(InputDelays::all(Duration::from_millis(2)));
-        patience.slice_ends(ms(0), ms(50));
-        assert_eq!(patience.no_slice_before(Requester::Tick), ms(52));
-        assert_eq!(patience.ends(Requester::Tick, ms(60), true), ms(62));
+        let mut pacing = SlicePacing::new(InputDelays::all(Duration::from_millis(2)));
+        pacing.slice_ends(ms(0), ms(50));
+        assert_eq!(pacing.no_slice_before(Requester::Tick), ms(52));
+        assert_eq!(pacing.ends(Requester::Tick, ms(60), true), ms(62));
     }
 
     #[test]
     fn another_clock_leaves_nobody_alone() {
-        let mut patience = after_slice_of(20 * MS);
-        patience.rest_no_more();
-        assert_eq!(patience.ends(Requester::Input, ms(1), false), ms(6));
+        let mut pacing = after_slice_of(20 * MS);
+        pacing.rest_no_more();
+        assert_eq!(pacing.ends(Requester::Input, ms(1), false), ms(6));
     }
 }

@@ -19,7 +19,7 @@ pub struct PathOverrides<'a> {
 }
 
 /// The guest that a file's header describes.
-pub fn described(header: &FileHeader, files: &PathOverrides) -> GuestConfig {
+pub fn config_from_header(header: &FileHeader, files: &PathOverrides) -> GuestConfig {
     let Fingerprint { cmdline, cpu_template, memory_mib, tsc, on_reset, on_panic, .. } =
         &header.fingerprint;
     let Fingerprint { net_mac, net_mtu, .. } = header.fingerprint;
@@ -60,7 +60,7 @@ mod tests {
         };
         let initramfs = Some(Path::new("/new/initrd"));
         let files = PathOverrides { initramfs, ..PathOverrides::default() };
-        let config = described(&recorded, &files);
+        let config = config_from_header(&recorded, &files);
         assert_eq!(config.kernel, Path::new("/old/kernel"));
         assert_eq!(config.initramfs.as_deref(), initramfs);
         assert_eq!((config.memory_mib, config.logged), (64, true));

@@ -43,6 +43,15 @@ pub(super) enum Shutdown {
     Grace { until: HostNs },
 }
 
+/// Where a run is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// At the guest's next exit, or at a slice.
+    NextExit,
+    /// Wherever the guest is.
+    Now,
+}
+
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) frames: VecDeque<Vec<u8>>,
@@ -56,7 +65,7 @@ pub(super) struct Pending {
     pub(super) signals: VecDeque<Input>,
     pub(super) shutdown: Shutdown,
     pub(super) stop: Option<StopCause>,
-    /// Asked to stop twice: do not wait for the guest's next exit.
+    /// Do not wait for the guest's next exit.
     pub(super) stop_at_once: bool,
     /// An input has waited for an exit for as long as it may.
     pub(super) deadline_passed: bool,
@@ -113,8 +122,8 @@ pub struct InputQueue {
     /// The guest's last exit, for the status.
     last_exit: AtomicU64,
     /// Fires when there has been no exit for an input for long enough ([`Self::deadline_passed`]).
-    patience: Arc<TimerFd>,
-    patience_lasts: Duration,
+    input_timer: Arc<TimerFd>,
+    input_delay: Duration,
     pulse: Pulse,
     /// Ends the process when a stop takes too long.
     stop_limit: OnceLock<Arc<StopLimit>>,
@@ -122,17 +131,17 @@ pub struct InputQueue {
 }
 
 impl InputQueue {
-    /// A queue whose inputs wait for an exit of a recorded guest for `patience_lasts`, or for
+    /// A queue whose inputs wait for an exit of a recorded guest for `input_delay`, or for
     /// [`KICK_DELAY_MIN`] when the guest has been computing for long. [`Self::deadline_passed`]
-    /// must be called when the timer `patience` fires.
-    pub fn new(patience: Arc<TimerFd>, patience_lasts: Duration) -> Self {
+    /// must be called when the timer `input_timer` fires.
+    pub fn new(input_timer: Arc<TimerFd>, input_delay: Duration) -> Self {
         Self {
             pending: Mutex::default(),
             arrived: Condvar::new(),
             unrecorded: AtomicBool::new(false),
             last_exit: AtomicU64::new(0),
-            patience,
-            patience_lasts,
+            input_timer,
+            input_delay,
             pulse: Pulse::default(),
             stop_limit: OnceLock::new(),
             network: Arc::default(),
@@ -265,7 +274,7 @@ impl InputQueue {
         match typed {
             Typed::Bytes(bytes) => self.push_console(bytes),
             Typed::Break => self.push_signal(Input::ConsoleBreak),
-            Typed::Quit => self.stop(StopCause::Requested),
+            Typed::Quit => self.stop(StopCause::Requested, Urgency::NextExit),
         }
     }
 
@@ -281,7 +290,7 @@ impl InputQueue {
         let mut pending = self.lock();
         if pending.shutdown != Shutdown::No || pending.stop.is_some() || pending.grace.is_zero() {
             drop(pending);
-            return self.stop(StopCause::Requested);
+            return self.stop(StopCause::Requested, Urgency::NextExit);
         }
         pending.shutdown = Shutdown::Wanted;
         if let Some(limit) = self.stop_limit.get() {
@@ -302,14 +311,14 @@ impl InputQueue {
         self.input_arrived(pending, was_empty);
     }
 
-    /// Ends the run at the guest's next exit, or at a slice; when called again, wherever the guest
-    /// is.
-    pub fn stop(&self, cause: StopCause) {
+    /// Ends the run. A second call ends it at once, whatever its urgency.
+    pub fn stop(&self, cause: StopCause, urgency: Urgency) {
         if let Some(limit) = self.stop_limit.get() {
             limit.order();
         }
         let mut pending = self.lock();
-        if pending.stop.replace(cause).is_some() {
+        let is_repeated = pending.stop.replace(cause).is_some();
+        if is_repeated || urgency == Urgency::Now {
             pending.stop_at_once = true;
             pending.kick();
         }
@@ -354,9 +363,9 @@ impl InputQueue {
         } else if is_first {
             let since =
                 pending.left.map_or(Duration::ZERO, |(clock, at)| clock.host_now().since(at));
-            let computes = since >= self.patience_lasts * COMPUTING_AFTER;
-            let wait = if computes { KICK_DELAY_MIN } else { self.patience_lasts };
-            set_timer(&self.patience, Some(wait));
+            let computes = since >= self.input_delay * COMPUTING_AFTER;
+            let wait = if computes { KICK_DELAY_MIN } else { self.input_delay };
+            set_timer(&self.input_timer, Some(wait));
         }
     }
 
