@@ -30,8 +30,8 @@ pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
 pub use transfer::Transfer;
 
+use crate::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
 use crate::record::{End, Event, Ordinal, Record};
-use crate::session::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
 use crate::session::{DisconnectReason, Session, SessionEvent};
 use crate::state::StatePart;
 use crate::wire::{self, Decoder};

@@ -5,8 +5,8 @@ use super::*;
 use crate::build_id::tests::example as build;
 use crate::fingerprint::tests::example as fingerprint;
 use crate::message::Message;
+use crate::policy::{DivergencePolicy, Limits, SessionConfig};
 use crate::record::Term;
-use crate::session::policy::{DivergencePolicy, Limits, SessionConfig};
 use ftvmm_devices::Input;
 
 const MS: u64 = 1_000_000;

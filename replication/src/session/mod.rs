@@ -24,17 +24,15 @@ mod client_links;
 pub mod decision;
 mod event;
 mod flush_gate;
-pub mod incident;
 mod log_window;
-pub mod policy;
 mod primary;
 
 pub use event::{Action, DisconnectReason, SessionEvent};
 
+use crate::policy::{Refusal, Role, SessionConfig, SessionConfigError, StopReason};
 use backup::Backup;
 use client_links::ClientLinks;
 use decision::{Decision, Situation, Trouble, decide};
-use policy::{Refusal, Role, SessionConfig, SessionConfigError, StopReason};
 use primary::Primary;
 
 use crate::message::{ByeReason, Message};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ftvmm_replication::End;
-use ftvmm_replication::session::policy::{Refusal, StopReason};
+use ftvmm_replication::policy::{Refusal, StopReason};
 
 use super::CommandError;
 use crate::guest::Machine;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use ftvmm_replication::SessionEvent;
-use ftvmm_replication::session::policy::{
+use ftvmm_replication::policy::{
     DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;

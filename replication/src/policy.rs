@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::build_id::BuildId;
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::record::Term;
-use crate::wire::WireError;
+use crate::wire_error::WireError;
 
 /// Which of the two a host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
