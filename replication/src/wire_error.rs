@@ -20,7 +20,7 @@ pub enum WireError {
     /// The peer is an ftvmm of another version.
     #[error("wire version differs: ours is {ours}, theirs is {theirs}")]
     VersionMismatch {
-        /// [`WIRE_VERSION`].
+        /// [`crate::wire::WIRE_VERSION`].
         ours: u16,
         /// The peer's.
         theirs: u16,

@@ -1,4 +1,5 @@
-//! What tests of this crate and of the command line share; not in the program.
+//! What tests of this crate and of the command line share. Nothing else names it, so that the linker
+//! leaves it out of the program. A feature would have the program built twice, with and without.
 
 mod fake;
 
