@@ -15,6 +15,8 @@ mod live;
 mod transfer;
 mod zeroes;
 
+#[cfg(test)]
+pub(crate) use copy::tests as copy_tests;
 pub use copy::{MemoryCopy, PageImage};
 
 use std::ops::Range;
@@ -31,7 +33,7 @@ use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::kvm::{DirtyLog, KvmError, Memory};
+use crate::kvm::{DirtyLog, KvmError, Memory, WriteLog};
 
 const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
@@ -96,20 +98,20 @@ struct Region {
 
 /// See the module documentation. It belongs to the guest's thread, like the memory it has a share
 /// of; what other threads may have is the [`MemoryCopy`].
-pub struct PageTracker {
-    log: DirtyLog,
+pub struct PageTracker<L = DirtyLog> {
+    log: L,
     memory: LiveMemory,
     regions: Vec<Region>,
     copy: Arc<MemoryCopy>,
     digest: u64,
 }
 
-impl PageTracker {
+impl<L: WriteLog> PageTracker<L> {
     /// A tracker whose copy is of memory as it was loaded; the guest has not run yet.
     ///
     /// # Errors
     /// When the host has no memory for the copy.
-    pub fn new(log: DirtyLog, memory: Rc<Memory>) -> Result<Self, KvmError> {
+    pub fn new(log: L, memory: Rc<Memory>) -> Result<Self, KvmError> {
         let mut digest = 0u64;
         let (mut regions, mut copies) = (Vec::new(), Vec::new());
         let mut live = LiveMemory::new(memory.clone());
@@ -332,7 +334,7 @@ struct Dirty {
 
 impl Dirty {
     fn read(
-        log: &DirtyLog,
+        log: &impl WriteLog,
         memory: &LiveMemory,
         slot: usize,
         region: &Region,
@@ -355,7 +357,7 @@ impl Dirty {
     /// for the longest.
     fn protect(
         &self,
-        log: &DirtyLog,
+        log: &impl WriteLog,
         slot: usize,
         region: &mut Region,
         flush: Flush,
@@ -385,3 +387,6 @@ fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
         (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i * 64 + bit)
     })
 }
+
+#[cfg(test)]
+mod tests;

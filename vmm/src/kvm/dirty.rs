@@ -21,6 +21,21 @@ ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 /// KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.
 const MANUAL_PROTECT: u64 = 1;
 
+/// Names the pages the guest wrote.
+pub trait WriteLog {
+    /// One bit for each page of the slot, page 0 in bit 0 of the first word.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    fn read(&self, slot: u32, memory_bytes: usize) -> Result<Vec<u64>, KvmError>;
+
+    /// Clears the bits that are set in `bits`: the next write to such a page sets it again.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    fn clear(&self, slot: u32, pages: u32, bits: &[u64]) -> Result<(), KvmError>;
+}
+
 /// The dirty log of a virtual machine whose slots have it switched on.
 pub struct DirtyLog {
     fd: VmFd,
@@ -39,20 +54,14 @@ impl DirtyLog {
     pub(super) fn new(fd: VmFd) -> Self {
         Self { fd }
     }
+}
 
-    /// One bit for each page of the slot, page 0 in bit 0 of the first word.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn read(&self, slot: u32, memory_bytes: usize) -> Result<Vec<u64>, KvmError> {
+impl WriteLog for DirtyLog {
+    fn read(&self, slot: u32, memory_bytes: usize) -> Result<Vec<u64>, KvmError> {
         self.fd.get_dirty_log(slot, memory_bytes).map_err(call("KVM_GET_DIRTY_LOG"))
     }
 
-    /// Clears the bits that are set in `bits`: the next write to such a page sets it again.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn clear(&self, slot: u32, pages: u32, bits: &[u64]) -> Result<(), KvmError> {
+    fn clear(&self, slot: u32, pages: u32, bits: &[u64]) -> Result<(), KvmError> {
         let bitmap = kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: bits.as_ptr() as *mut _ };
         let clear =
             kvm_clear_dirty_log { slot, num_pages: pages, first_page: 0, __bindgen_anon_1: bitmap };

@@ -24,7 +24,7 @@ use thiserror::Error;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-pub use dirty::DirtyLog;
+pub use dirty::{DirtyLog, WriteLog};
 pub use exit::{Direction, Exit};
 pub use kick_target::install_kick_handler;
 pub use kicker::Kicker;

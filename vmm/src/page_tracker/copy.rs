@@ -120,16 +120,22 @@ fn set(bits: &mut [u64], index: usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Two regions of three pages each; page 1 and page 101 are not zero.
-    fn copy() -> MemoryCopy {
+    pub(crate) fn copy() -> MemoryCopy {
         let mut regions = [0, 100].map(|first| CopyRegion::zeroed(first, 3 * PAGE_BYTES).unwrap());
         for region in &mut regions {
             region.page(1).fill(7);
         }
         MemoryCopy::new(regions.into())
+    }
+
+    /// As a check of memory does that finds page 1 filled with `byte`.
+    pub(crate) fn renew(copy: &MemoryCopy, byte: u8) {
+        copy.lock()[0].page(1).fill(byte);
+        copy.lock()[0].mark_unsent(1);
     }
 
     fn numbers(pages: &[PageImage]) -> Vec<u64> {

@@ -1,9 +1,9 @@
 //! A whole state: memory as another execution starts from it, and putting that in place.
 
 use super::{Dirty, Flush, LoadError, PageTracker, ZERO_PAGE, digest_change, place_of};
-use crate::kvm::KvmError;
+use crate::kvm::{KvmError, WriteLog};
 
-impl PageTracker {
+impl<L: WriteLog> PageTracker<L> {
     /// Brings the copy up to date at a point from which another execution starts; the digest of
     /// memory.
     ///

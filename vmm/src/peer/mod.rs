@@ -21,6 +21,8 @@ mod log;
 mod operator;
 mod outbox;
 mod outputs;
+#[cfg(test)]
+mod pair_tests;
 mod transfer;
 
 use std::net::{SocketAddr, TcpListener};
@@ -407,10 +409,10 @@ pub(crate) mod tests {
     use ftvmm_replication::{Effect, Term};
 
     use super::*;
-    use crate::transfer::Progress;
+    use crate::transfer::tests::NoDisplay;
 
     /// Grants everything.
-    struct Kind;
+    pub(super) struct Kind;
 
     impl Witness for Kind {
         fn claim(&mut self, _: Term, _: &str) -> Result<Claim, WitnessError> {
@@ -420,16 +422,6 @@ pub(crate) mod tests {
         fn highest(&mut self) -> Result<Term, WitnessError> {
             Ok(Term(0))
         }
-    }
-
-    struct NoDisplay;
-
-    impl ProgressDisplay for NoDisplay {
-        fn begin(&self, _: &'static str, _: &Progress) {}
-
-        fn show(&self, _: &Progress) {}
-
-        fn end(&self) {}
     }
 
     /// A backup that is not connected, whose card has this address.
