@@ -20,6 +20,8 @@ mod log;
 mod operator;
 mod outbox;
 mod outputs;
+#[cfg(test)]
+mod pair_tests;
 mod transfer;
 
 use std::net::{SocketAddr, TcpListener};
