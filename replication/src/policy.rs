@@ -289,6 +289,12 @@ pub enum StopReason {
         /// The request and what the host said.
         description: String,
     },
+    /// The primary's state came whole, but cannot be put in place; the primary goes on.
+    #[error("the primary's state cannot be put in place: {description}")]
+    StateUnusable {
+        /// What failed.
+        description: String,
+    },
     /// Another host won the term.
     #[error("another host won term {term}")]
     LostWitness {

@@ -113,10 +113,15 @@ impl Backup {
             SessionEvent::GuestEnded { state_digest } => self.on_guest_ended(cx, state_digest),
             SessionEvent::DiskFlushed { id } => self.on_disk_flushed(cx, id),
             SessionEvent::DiskFailed { id, description } => match self.phase {
-                Phase::Following | Phase::AwaitingVerdict { .. } => leave(cx, description),
+                Phase::Following | Phase::AwaitingVerdict { .. } => {
+                    leave(cx, StopReason::DiskFailed { description });
+                }
                 // Nobody else could go on.
                 _ => cx.act(Action::CompleteDisk { id }),
             },
+            SessionEvent::StateUnusable { description } => {
+                leave(cx, StopReason::StateUnusable { description });
+            }
             SessionEvent::HostStop => stop_on_request(cx, self.term),
             SessionEvent::StateRestored { restored_bytes } => self.on_restored(cx, restored_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),

@@ -97,6 +97,11 @@ pub enum SessionEvent {
         /// What failed.
         description: String,
     },
+    /// The state that came whole cannot be put in place: this host has no guest.
+    StateUnusable {
+        /// What failed.
+        description: String,
+    },
     /// The guest's processor has not been seen for longer than the failure limit, though it has
     /// nothing to wait for: the host does not let go of it.
     VcpuStuck {

@@ -396,10 +396,10 @@ impl Session {
     }
 }
 
-/// A host whose disk failed leaves without a word: its peer takes it for dead.
-fn leave(cx: &mut Context<'_>, description: String) {
+/// A host without a disk or a guest leaves without a word: its peer takes it for dead.
+fn leave(cx: &mut Context<'_>, reason: StopReason) {
     cx.hang_up();
-    cx.stop(StopReason::DiskFailed { description });
+    cx.stop(reason);
 }
 
 /// The goodbye of a host that was asked to stop, if there is anyone to tell.

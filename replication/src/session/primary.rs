@@ -123,6 +123,7 @@ impl Primary {
             // The recorder's own progress is in the horizons; it replays nothing.
             SessionEvent::Executed(_)
             | SessionEvent::ReplayFault { .. }
+            | SessionEvent::StateUnusable { .. }
             | SessionEvent::StateRestored { .. }
             | SessionEvent::TookOver { .. }
             | SessionEvent::ClientLink { .. }

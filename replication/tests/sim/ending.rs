@@ -35,7 +35,10 @@ impl World {
             if stop == Some(&StopReason::HostRequest) && host.life == life {
                 return "stopped on request".into();
             }
-            let left = matches!(stop, Some(StopReason::DiskFailed { .. }));
+            let left = matches!(
+                stop,
+                Some(StopReason::DiskFailed { .. } | StopReason::StateUnusable { .. })
+            );
             let lost = host.life != life || host.crashed || left;
             assert!(lost, "the holder stopped: {stop:?}");
             return "nobody: the holder of the last term is gone".into();

@@ -1,6 +1,7 @@
 //! The guest's disk, of which each host has its own: what the guest may be told of it.
 
 use super::{Phase, Primary};
+use crate::policy::StopReason;
 use crate::session::{Action, Context, leave};
 
 impl Primary {
@@ -13,7 +14,7 @@ impl Primary {
 
     pub(super) fn on_disk_failed(&self, cx: &mut Context<'_>, id: u64, description: String) {
         match self.phase {
-            Phase::Protected => leave(cx, description),
+            Phase::Protected => leave(cx, StopReason::DiskFailed { description }),
             // Nobody else could go on.
             _ => cx.act(Action::CompleteDisk { id }),
         }
