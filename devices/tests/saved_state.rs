@@ -110,6 +110,52 @@ fn busy_disk(driver: &mut Driver) {
     driver.board.apply(&driver.mem, done);
 }
 
+/// Writes that leave no register as it is at power-on.
+const BUSY: &[(u16, u8)] = &[
+    // First chip: level triggered lines, priorities rotated, special mask, polled.
+    (0x4d0, 0x20),
+    (0x4d1, 0x02),
+    (0x20, 0xc2),
+    (0x20, 0x6b),
+    (0x20, 0x0c),
+    // Second chip: alone, automatic end of interrupt with rotation, fully nested.
+    (0xa0, 0x13),
+    (0xa1, 0x38),
+    (0xa1, 0x12),
+    (0xa0, 0x80),
+    (0xa1, 0x51),
+    // Timer: counter 0 with a successor, half written; counter 1 latched, BCD; counter 2 with
+    // its gate closed.
+    (0x40, 0x11),
+    (0x40, 0x22),
+    (0x40, 0x33),
+    (0x43, 0x57),
+    (0x41, 0x44),
+    (0x43, 0xc4),
+    (0x61, 0x03),
+    (0x43, 0xb0),
+    (0x42, 0x55),
+    (0x42, 0x66),
+    (0x61, 0x02),
+    // Clock: interrupts wanted, time set by an hour, then frozen.
+    (0x70, 0x0b),
+    (0x71, 0x32),
+    (0x70, 0x04),
+    (0x71, 0x01),
+    (0x70, 0x0b),
+    (0x71, 0xb2),
+    (0xcf9, 0x0e),
+    // Console: every register that keeps what is written.
+    (0x3fb, 0x83),
+    (0x3f8, 0x11),
+    (0x3f9, 0x12),
+    (0x3fb, 0x03),
+    (0x3fc, 0x0b),
+    (0x3ff, 0x5a),
+    (0x3f9, 0x05),
+    (0x505, 0x01),
+];
+
 /// A board whose fields are all another than at power-on, as far as they can be so together.
 fn busy_board() -> Board {
     let mut driver = Driver::new();
@@ -132,51 +178,8 @@ fn busy_board() -> Board {
     busy_entropy(&mut driver);
     busy_disk(&mut driver);
     let Driver { board, mem, .. } = &mut driver;
-    for (port, value) in [
-        // First chip: level triggered lines, priorities rotated, special mask, polled.
-        (0x4d0, 0x20),
-        (0x4d1, 0x02),
-        (0x20, 0xc2),
-        (0x20, 0x6b),
-        (0x20, 0x0c),
-        // Second chip: alone, automatic end of interrupt with rotation, fully nested.
-        (0xa0, 0x13),
-        (0xa1, 0x38),
-        (0xa1, 0x12),
-        (0xa0, 0x80),
-        (0xa1, 0x51),
-        // Timer: counter 0 with a successor, half written; counter 1 latched, BCD; counter 2 with
-        // its gate closed.
-        (0x40, 0x11),
-        (0x40, 0x22),
-        (0x40, 0x33),
-        (0x43, 0x57),
-        (0x41, 0x44),
-        (0x43, 0xc4),
-        (0x61, 0x03),
-        (0x43, 0xb0),
-        (0x42, 0x55),
-        (0x42, 0x66),
-        (0x61, 0x02),
-        // Clock: interrupts wanted, time set by an hour, then frozen.
-        (0x70, 0x0b),
-        (0x71, 0x32),
-        (0x70, 0x04),
-        (0x71, 0x01),
-        (0x70, 0x0b),
-        (0x71, 0xb2),
-        (0xcf9, 0x0e),
-        // Console: every register that keeps what is written.
-        (0x3fb, 0x83),
-        (0x3f8, 0x11),
-        (0x3f9, 0x12),
-        (0x3fb, 0x03),
-        (0x3fc, 0x0b),
-        (0x3ff, 0x5a),
-        (0x3f9, 0x05),
-        (0x505, 0x01),
-    ] {
-        board.pio_write(port, &[value]);
+    for (port, value) in BUSY {
+        board.pio_write(*port, &[*value]);
     }
     b"Kernel panic - not syncing: ink".iter().for_each(|byte| board.pio_write(0x3f8, &[*byte]));
     board.pio_write(0x602, &[0x21, 0x01]);

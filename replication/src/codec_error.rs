@@ -2,8 +2,11 @@
 
 use thiserror::Error;
 
-use crate::group::GROUP_BYTES_MAX;
 use crate::record::Ordinal;
+
+/// Largest length field and largest decompressed body. A recorder finishes a group long before
+/// this; the bound is there so that a damaged length cannot ask for all memory.
+pub const GROUP_BYTES_MAX: u32 = 16 << 20;
 
 /// Why bytes are not a group.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -1,15 +1,11 @@
-//! What the log says of an answer of the guest's disk, and where it says how much.
+//! What the log says of an answer of the guest's disk.
 //!
 //! A recording holds the data a read brought, so that a replay needs no disk. A backup has a disk
 //! of its own with the same content and executes the same requests: the channel carries a digest of
 //! the data, and the backup takes what its own disk says.
 
-use std::borrow::Cow;
-
 use ftvmm_devices::{DiskOutcome, Input};
 use xxhash_rust::xxh3::xxh3_64;
-
-use crate::record::{Event, Record};
 
 /// How a request to the disk ended on the recorder, without the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,20 +60,6 @@ impl DiskAnswer {
                 DiskComparison::Apply(Input::DiskDone { id, outcome: own })
             }
             (Some(ours), Some(theirs)) => DiskComparison::Differ { ours, theirs },
-        }
-    }
-}
-
-impl Record {
-    /// The record as a host gets it that has the data on its own disk.
-    #[must_use]
-    pub fn without_disk_data(&self) -> Cow<'_, Self> {
-        match &self.event {
-            Event::Input(Input::DiskDone { id, outcome }) => {
-                let event = Event::DiskAnswer(DiskAnswer::of(*id, outcome));
-                Cow::Owned(Self { at: self.at, event })
-            }
-            _ => Cow::Borrowed(self),
         }
     }
 }

@@ -9,9 +9,9 @@
 use std::collections::VecDeque;
 
 use crate::digest::OutputDigest;
+use crate::incident::OutputEvidence;
+use crate::policy::ReleasePolicy;
 use crate::record::{Ordinal, OutputOrdinal};
-use crate::session::incident::OutputEvidence;
-use crate::session::policy::ReleasePolicy;
 
 /// Digests the backup may be ahead by. It stands at most an exit past the log it has, and an exit
 /// transmits at most a queue of frames; more is a peer that does not follow the protocol.

@@ -23,16 +23,13 @@ use ftvmm_devices::{DiskOutcome, Input};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use crate::codec_error::CodecError;
+pub use crate::codec_error::{CodecError, GROUP_BYTES_MAX};
 use crate::disk::DiskAnswer;
 use crate::encoding;
 use crate::record::{End, EndReason, Event, Ordinal, Record};
 use crate::tag::{Kind, Tag};
 use crate::varint::{self, VarintError};
 
-/// Largest length field and largest decompressed body. A recorder finishes a group long before
-/// this; the bound is there so that a damaged length cannot ask for all memory.
-pub const GROUP_BYTES_MAX: u32 = 16 << 20;
 /// A group that holds this much does not wait for the guest to leave its exit.
 pub const SLICE_GROUP_BYTES: u64 = 1 << 20;
 /// Bodies shorter than this are never compressed: the gain could not pay for the attempt.

@@ -37,11 +37,13 @@ pub mod file_header;
 pub mod fingerprint;
 mod gate;
 pub mod group;
+pub mod incident;
 pub mod log;
 pub mod log_diff;
 pub mod log_stat;
 pub mod message;
 pub mod peer;
+pub mod policy;
 pub mod record;
 pub mod replay;
 pub mod session;
@@ -53,6 +55,7 @@ pub mod time;
 pub mod transfer;
 mod varint;
 pub mod wire;
+mod wire_error;
 pub mod witness;
 
 pub use build_id::{BuildId, BuildIdError};
@@ -63,16 +66,16 @@ pub use disk::{DiskAnswer, DiskComparison};
 pub use file_header::{FileHeader, HeaderError, Start};
 pub use fingerprint::{Difference, Fingerprint, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
 pub use group::{CodecError, Group, GroupEncoder, GroupHead, decode_group, peek_group};
+pub use incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
 pub use log::{LogError, LogHeader, LogReader, LogWriter, Tail};
 pub use message::{ByeReason, Message};
 pub use peer::{Effect, PeerCore};
-pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, SnapshotMark, Term};
-pub use replay::{ReplayStep, Replayer};
-pub use session::incident::{DivergenceCause, Evidence, IncidentReport, OutputEvidence};
-pub use session::policy::{
+pub use policy::{
     DivergencePolicy, Limits, LinkPolicy, Refusal, ReleasePolicy, Role, SessionConfig,
     SessionConfigError, StopReason,
 };
+pub use record::{End, EndReason, Event, Ordinal, OutputOrdinal, Record, SnapshotMark, Term};
+pub use replay::{ReplayStep, Replayer};
 pub use session::{Action, DisconnectReason, Session, SessionEvent};
 pub use slice::{PAGE_BYTES, PageDeltas, Slice, SliceError};
 pub use snapshot::{SnapshotError, SnapshotReader, SnapshotWriter};

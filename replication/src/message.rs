@@ -12,9 +12,9 @@ use crate::build_id::BuildId;
 use crate::digest::OutputDigest;
 use crate::encoding;
 use crate::fingerprint::Fingerprint;
+use crate::incident::{DivergenceCause, Evidence};
+use crate::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::record::{Ordinal, OutputOrdinal, Term};
-use crate::session::incident::{DivergenceCause, Evidence};
-use crate::session::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::state::StatePart;
 
 /// Why a side says goodbye.

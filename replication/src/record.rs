@@ -7,6 +7,7 @@
 //! of a torn file decodes as nothing.
 
 use core::fmt;
+use std::borrow::Cow;
 
 use ftvmm_devices::{DiskOutcome, Input};
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,20 @@ pub struct Record {
     pub at: Ordinal,
     /// What happened there.
     pub event: Event,
+}
+
+impl Record {
+    /// The record as a host gets it that has the data on its own disk.
+    #[must_use]
+    pub fn without_disk_data(&self) -> Cow<'_, Self> {
+        match &self.event {
+            Event::Input(Input::DiskDone { id, outcome }) => {
+                let event = Event::DiskAnswer(DiskAnswer::of(*id, outcome));
+                Cow::Owned(Self { at: self.at, event })
+            }
+            _ => Cow::Borrowed(self),
+        }
+    }
 }
 
 /// What a record says.

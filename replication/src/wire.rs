@@ -12,11 +12,8 @@
 //!
 //! After an error the stream cannot be trusted and must be closed: the decoder stays at the error.
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
-use crate::group::GROUP_BYTES_MAX;
 use crate::message::Message;
+pub use crate::wire_error::{BODY_BYTES_MAX, WireError};
 
 /// First bytes of every stream.
 pub const MAGIC: [u8; 6] = *b"FTVMM\0";
@@ -28,51 +25,10 @@ pub const PREAMBLE: [u8; 8] = {
     let [v0, v1] = WIRE_VERSION.to_le_bytes();
     [m0, m1, m2, m3, m4, m5, v0, v1]
 };
-/// Largest body: a full log group and the fields around it.
-pub const BODY_BYTES_MAX: u32 = GROUP_BYTES_MAX + 64;
 /// Bytes of a frame before its body.
 const HEAD_BYTES: usize = 9;
 /// Consumed bytes the decoder keeps before it moves the rest to the front.
 const COMPACT_BYTES: usize = 64 << 10;
-
-/// Why a stream cannot be understood.
-#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
-pub enum WireError {
-    /// The peer is something else, such as a web browser.
-    #[error("peer does not speak ftvmm: it began with \"{}\"", first_bytes.escape_ascii())]
-    NotFtvmm {
-        /// Its first bytes, at most eight.
-        first_bytes: Vec<u8>,
-    },
-    /// The peer is an ftvmm of another version.
-    #[error("wire version differs: ours is {ours}, theirs is {theirs}")]
-    VersionMismatch {
-        /// [`WIRE_VERSION`].
-        ours: u16,
-        /// The peer's.
-        theirs: u16,
-    },
-    /// A frame claims to be longer than any frame.
-    #[error("frame of {length_bytes} bytes is longer than {}", BODY_BYTES_MAX)]
-    TooLong {
-        /// The length it claims.
-        length_bytes: u32,
-    },
-    /// The checksum does not hold.
-    #[error("frame checksum is {got:08x}, expected {expected:08x}")]
-    Checksum {
-        /// The value stored.
-        expected: u32,
-        /// The value of the bytes present.
-        got: u32,
-    },
-    /// Unknown tag, or a body that is not that message.
-    #[error("malformed message with tag {tag}")]
-    Malformed {
-        /// The tag.
-        tag: u8,
-    },
-}
 
 fn frame_crc(length_bytes: u32, tag: u8, body: &[u8]) -> u32 {
     let head = crc32c::crc32c(&length_bytes.to_le_bytes());

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::digest::OutputDigest;
 use crate::fingerprint::tests::example;
+use crate::incident::{DivergenceCause, Evidence, OutputEvidence};
 use crate::message::ByeReason;
+use crate::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::record::{Ordinal, OutputOrdinal, Term};
-use crate::session::incident::{DivergenceCause, Evidence, OutputEvidence};
-use crate::session::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::state::StatePart;
 
 /// One message of every kind, in the order of the tags.

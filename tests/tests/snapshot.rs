@@ -303,7 +303,7 @@ fn a_damaged_snapshot_is_refused(site: &GuestLab, _: &Recording) {
     newer[8] = 9;
     let log = std::fs::read(site.outside("whole.log")).unwrap();
     for (content, says) in [
-        (flipped, "snapshot is damaged: the part at offset"),
+        (flipped, "snapshot is damaged: the checksum of the part at offset"),
         (whole[..half].to_vec(), "before its last part"),
         ([&whole[..], &[0]].concat(), "goes on after its end"),
         (newer, "snapshot has version 9, this program reads version 3"),

@@ -176,7 +176,12 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode, Box<dyn Error>> {
         println!("saved: {SAVED}");
     }
     println!("result: {}", lab.folder().display());
-    MachineReport::new("bench", &cargo::build("ftvmm", "ftvmm")?)?.with_bench(&result).write()?;
+    let figures = report::Bench {
+        figures: serde_json::to_value(&result)?,
+        table: result.table(),
+        subtitle: result.subtitle(),
+    };
+    MachineReport::new("bench", &cargo::build("ftvmm", "ftvmm")?)?.with_bench(figures).write()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,8 +13,6 @@ use ftvmm_tests::{Program, built, clock};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::bench::Summary;
-
 /// Of the file; another number when a field changes its meaning.
 const VERSION: u32 = 1;
 const FOLDER: &str = "out/reports";
@@ -36,9 +34,23 @@ pub struct MachineReport {
     backend_because: String,
     doctor: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bench: Option<Summary>,
+    bench: Option<Bench>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     steps: Vec<Step>,
+}
+
+/// The figures of a bench, and how they are shown.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Bench {
+    /// As they were measured.
+    pub figures: Value,
+    /// A table of them, in Markdown.
+    #[serde(skip)]
+    pub table: String,
+    /// What it was measured on.
+    #[serde(skip)]
+    pub subtitle: String,
 }
 
 /// What the machine is.
@@ -96,8 +108,8 @@ impl MachineReport {
     }
 
     /// With the figures of a bench.
-    pub fn with_bench(self, bench: &Summary) -> Self {
-        Self { bench: Some(bench.clone()), ..self }
+    pub fn with_bench(self, bench: Bench) -> Self {
+        Self { bench: Some(bench), ..self }
     }
 
     /// With the steps of the tests.
@@ -145,7 +157,7 @@ impl MachineReport {
             text += &format!("| {name} | {verdict} | {} |\n", detail.replace('|', "\\|"));
         }
         if let Some(bench) = &self.bench {
-            text += &format!("\n{}\n{}\n", bench.table(), bench.subtitle());
+            text += &format!("\n{}\n{}\n", bench.table, bench.subtitle);
         }
         if !self.steps.is_empty() {
             text += "\n| step | seconds | passed | failed |\n|---|---:|---:|---:|\n";

@@ -46,6 +46,7 @@ enum Rule {
     Wall,
     FileLines,
     FunctionLines,
+    StructFields,
     Columns,
     Header,
     Path,
@@ -53,11 +54,12 @@ enum Rule {
 }
 
 impl Rule {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Circle,
         Self::Wall,
         Self::FileLines,
         Self::FunctionLines,
+        Self::StructFields,
         Self::Columns,
         Self::Header,
         Self::Path,
@@ -71,6 +73,7 @@ impl Rule {
             Self::Wall => "walls",
             Self::FileLines => "file-lines",
             Self::FunctionLines => "function-lines",
+            Self::StructFields => "struct-fields",
             Self::Columns => "columns",
             Self::Header => "headers",
             Self::Path => "paths",
@@ -87,6 +90,10 @@ impl Rule {
             }
             Self::FileLines => "a Rust file has at most 500 lines",
             Self::FunctionLines => "a function has at most 70 lines",
+            Self::StructFields => {
+                "a struct has at most 15 fields, unless it is plain data: read or written as it \
+                 is, or options of a command"
+            }
             Self::Columns => {
                 "a line of Rust or of a document's prose has at most 100 columns; the number is \
                  how many lines of the file have more"

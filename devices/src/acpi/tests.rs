@@ -1,3 +1,5 @@
+//! The PM timer and the sleep and reset registers, as a guest uses them.
+
 use proptest::prelude::*;
 
 use super::*;

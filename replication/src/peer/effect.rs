@@ -1,10 +1,10 @@
 //! What a host of a pair wants done.
 
+use crate::incident::IncidentReport;
+use crate::policy::{ReleasePolicy, StopReason};
 use crate::record::{Ordinal, Term};
 use crate::session::DisconnectReason;
 use crate::session::decision::Row;
-use crate::session::incident::IncidentReport;
-use crate::session::policy::{ReleasePolicy, StopReason};
 
 /// To be performed in the order in which they come.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -30,8 +30,8 @@ pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
 pub use transfer::Transfer;
 
+use crate::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
 use crate::record::{End, Event, Ordinal, Record};
-use crate::session::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
 use crate::session::{DisconnectReason, Session, SessionEvent};
 use crate::state::StatePart;
 use crate::wire::{self, Decoder};
@@ -296,10 +296,9 @@ impl PeerCore {
 
     /// This host cannot follow the log.
     pub fn fault(&mut self, now_ns: u64, description: String) {
-        // A state that has come whole, so that the session counts on it, cannot be put in place:
-        // this host has no guest that could be compared or believed, and leaves.
+        // The session counts on a state that has come whole.
         let event = match self.follower.is_joining() && self.session.is_protected() {
-            true => SessionEvent::DiskFailed { id: 0, description },
+            true => SessionEvent::StateUnusable { description },
             false => SessionEvent::ReplayFault { description },
         };
         self.follower.fault();

@@ -3,8 +3,8 @@
 use super::{Begin, Effect, Mode, Notice, PeerCore, STRAYS_NS};
 use crate::group::decode_group;
 use crate::message::Message;
+use crate::policy::{ReleasePolicy, Role};
 use crate::record::{Ordinal, Term};
-use crate::session::policy::{ReleasePolicy, Role};
 use crate::session::{Action, SessionEvent};
 use crate::wire;
 

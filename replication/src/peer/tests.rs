@@ -5,8 +5,8 @@ use super::*;
 use crate::build_id::tests::example as build;
 use crate::fingerprint::tests::example as fingerprint;
 use crate::message::Message;
+use crate::policy::{DivergencePolicy, Limits, SessionConfig};
 use crate::record::Term;
-use crate::session::policy::{DivergencePolicy, Limits, SessionConfig};
 use ftvmm_devices::Input;
 
 const MS: u64 = 1_000_000;
@@ -192,7 +192,7 @@ fn a_host_that_cannot_put_a_whole_state_in_place_leaves_and_is_not_compared() {
     assert!(core.session().is_protected() && core.is_joining());
     let _ = core.take_effects();
     core.fault(2 * MS, "the disk cannot be copied".into());
-    assert!(matches!(core.stop(), Some(StopReason::DiskFailed { .. })));
+    assert!(matches!(core.stop(), Some(StopReason::StateUnusable { .. })));
     let effects = core.take_effects();
     assert!(effects.contains(&Effect::HangUp) && messages(&effects).is_empty());
 }

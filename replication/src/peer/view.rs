@@ -1,8 +1,8 @@
 //! What the caller may know of a host of a pair.
 
 use super::{Begin, Effect, Follower, LogPacer, Mode, PeerCore, PeerCounters, Roles, Transfer};
+use crate::policy::StopReason;
 use crate::session::Session;
-use crate::session::policy::StopReason;
 
 impl PeerCore {
     /// The role state machine.

@@ -5,17 +5,17 @@ mod join;
 
 use super::decision::{Decision, Situation, Trouble};
 use super::flush_gate::FlushGate;
-use super::incident::{DivergenceCause, Evidence};
 use super::log_window::LogWindow;
-use super::policy::{
-    DivergencePolicy, REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason,
-};
 use super::primary::Primary;
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, leave, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::{Output, RetainedOutputs};
 use crate::group::peek_group;
+use crate::incident::{DivergenceCause, Evidence};
 use crate::message::{ByeReason, Message};
+use crate::policy::{
+    DivergencePolicy, REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason,
+};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 
 /// Log bytes the backup executes before it says so without having been asked: often enough that a
@@ -113,10 +113,15 @@ impl Backup {
             SessionEvent::GuestEnded { state_digest } => self.on_guest_ended(cx, state_digest),
             SessionEvent::DiskFlushed { id } => self.on_disk_flushed(cx, id),
             SessionEvent::DiskFailed { id, description } => match self.phase {
-                Phase::Following | Phase::AwaitingVerdict { .. } => leave(cx, description),
+                Phase::Following | Phase::AwaitingVerdict { .. } => {
+                    leave(cx, StopReason::DiskFailed { description });
+                }
                 // No other host could continue.
                 _ => cx.act(Action::CompleteDisk { id }),
             },
+            SessionEvent::StateUnusable { description } => {
+                leave(cx, StopReason::StateUnusable { description });
+            }
             SessionEvent::HostStop => stop_on_request(cx, self.term),
             SessionEvent::StateRestored { restored_bytes } => self.on_restored(cx, restored_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),

@@ -2,8 +2,8 @@
 
 use super::Context;
 use super::decision::{Decision, Situation, Trouble};
-use super::policy::{LinkPolicy, SessionConfig};
 use crate::message::Message;
+use crate::policy::{LinkPolicy, SessionConfig};
 use crate::session::Action;
 
 /// The state of both hosts' links to the clients.

@@ -3,10 +3,10 @@
 use core::fmt;
 
 use super::decision::Row;
-use super::incident::IncidentReport;
-use super::policy::{ReleasePolicy, StopReason};
 use crate::digest::OutputDigest;
+use crate::incident::IncidentReport;
 use crate::message::Message;
+use crate::policy::{ReleasePolicy, StopReason};
 use crate::record::{Ordinal, Term};
 use crate::state::StatePart;
 use crate::wire::WireError;
@@ -94,6 +94,11 @@ pub enum SessionEvent {
     DiskFailed {
         /// The guest's request.
         id: u64,
+        /// What failed.
+        description: String,
+    },
+    /// The whole state arrived and cannot be restored: this host has no guest.
+    StateUnusable {
         /// What failed.
         description: String,
     },

@@ -24,17 +24,15 @@ mod client_links;
 pub mod decision;
 mod event;
 mod flush_gate;
-pub mod incident;
 mod log_window;
-pub mod policy;
 mod primary;
 
 pub use event::{Action, DisconnectReason, SessionEvent};
 
+use crate::policy::{Refusal, Role, SessionConfig, SessionConfigError, StopReason};
 use backup::Backup;
 use client_links::ClientLinks;
 use decision::{Decision, Situation, Trouble, decide};
-use policy::{Refusal, Role, SessionConfig, SessionConfigError, StopReason};
 use primary::Primary;
 
 use crate::message::{ByeReason, Message};
@@ -398,10 +396,10 @@ impl Session {
     }
 }
 
-/// A host whose disk failed hangs up without Bye, so that its peer takes it for dead.
-fn leave(cx: &mut Context<'_>, description: String) {
+/// A host without a disk or a guest hangs up without Bye, so that its peer takes it for dead.
+fn leave(cx: &mut Context<'_>, reason: StopReason) {
     cx.hang_up();
-    cx.stop(StopReason::DiskFailed { description });
+    cx.stop(reason);
 }
 
 /// The goodbye of a host that was asked to stop, if there is anyone to tell.

@@ -10,14 +10,14 @@ mod handshake;
 use super::backup::Backup;
 use super::decision::{Decision, Situation, Trouble};
 use super::flush_gate::FlushGate;
-use super::incident::{DivergenceCause, Evidence};
 use super::log_window::LogWindow;
-use super::policy::{Refusal, SessionConfig, StopReason};
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::{Compared, OutputGate};
 use crate::group::peek_group;
+use crate::incident::{DivergenceCause, Evidence};
 use crate::message::{ByeReason, Message};
+use crate::policy::{Refusal, SessionConfig, StopReason};
 use crate::record::{Ordinal, Term};
 use crate::wire::WireError;
 
@@ -123,6 +123,7 @@ impl Primary {
             // The recorder's own progress is in the horizons; it replays nothing.
             SessionEvent::Executed(_)
             | SessionEvent::ReplayFault { .. }
+            | SessionEvent::StateUnusable { .. }
             | SessionEvent::StateRestored { .. }
             | SessionEvent::TookOver { .. }
             | SessionEvent::ClientLink { .. }

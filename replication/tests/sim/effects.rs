@@ -14,19 +14,19 @@ impl World {
     pub fn pump(&mut self, host: usize) {
         let effects = self.hosts[host].core.take_effects();
         effects.iter().for_each(|effect| self.observe(host, effect));
-        self.hosts[host].outbox.extend(effects);
+        self.hosts[host].pump.outbox.extend(effects);
         self.note_state(host);
         self.see_phase(host);
         self.start_guest(host);
         self.plan_tick(host);
         let own = &self.hosts[host];
-        if own.performs || own.performs_late || own.outbox.is_empty() {
+        if own.pump.performs || own.pump.performs_late || own.pump.outbox.is_empty() {
             return;
         }
         match self.random.one_in(4) {
             true => {
                 self.coverage.mark(Mark::PerformedLate);
-                self.hosts[host].performs_late = true;
+                self.hosts[host].pump.performs_late = true;
                 let delay_ns = self.random.between(US, 500 * US);
                 self.after_on(delay_ns, host, OnHost::Perform);
             }
@@ -37,9 +37,9 @@ impl World {
     fn plan_tick(&mut self, host: usize) {
         let own = &mut self.hosts[host];
         if let Some(deadline_ns) = own.core.session().next_deadline_ns()
-            && own.tick_due_ns.is_none_or(|due_ns| deadline_ns < due_ns)
+            && own.held.tick_due_ns.is_none_or(|due_ns| deadline_ns < due_ns)
         {
-            own.tick_due_ns = Some(deadline_ns);
+            own.held.tick_due_ns = Some(deadline_ns);
             let late_ns = self.random.between(0, 300 * US);
             let delay_ns = deadline_ns.saturating_sub(self.now_ns) + late_ns;
             self.after_on(delay_ns, host, OnHost::Tick);
@@ -48,12 +48,12 @@ impl World {
 
     fn start_guest(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        let Some(begin) = own.core.begin().filter(|_| !own.begun) else { return };
-        (own.begun, own.is_live) = (true, !own.core.follows());
+        let Some(begin) = own.core.begin().filter(|_| !own.thread.begun) else { return };
+        (own.thread.begun, own.thread.is_live) = (true, !own.core.follows());
         // A successor keeps the guest of its predecessor for the checker until it has one.
         if !own.core.follower().is_joining() {
-            own.guest = Guest::new(begin.rtc_epoch_s);
-            own.stage = Stage::AtExit;
+            own.thread.guest = Guest::new(begin.rtc_epoch_s);
+            own.thread.stage = Stage::AtExit;
         }
         self.after_on(0, host, OnHost::Turn);
     }
@@ -62,17 +62,17 @@ impl World {
     fn note_state(&mut self, host: usize) {
         let own = &mut self.hosts[host];
         let phase = own.core.session().state_name();
-        if own.phase == "Joining"
+        if own.seen.phase == "Joining"
             && phase != "Joining"
-            && let Some((at, disk_through)) = own.offered.take()
+            && let Some((at, disk_through)) = own.state.offered.take()
         {
-            (own.received_through, own.state_through) = (at - 1, at - 1);
+            (own.seen.received_through, own.state.state_through) = (at - 1, at - 1);
             self.checker.on_flushed(host, own.life, disk_through);
         }
         if own.core.follows()
             && let Some(Ordinal(horizon)) = own.core.follower().cursor().horizon()
         {
-            own.received_through = own.received_through.max(horizon);
+            own.seen.received_through = own.seen.received_through.max(horizon);
         }
     }
 
@@ -86,11 +86,11 @@ impl World {
             ) => self.checker.on_speaks(host, life, *term),
             Effect::Tell(Notice::Follows { .. }) => {
                 let horizon = self.hosts[host].core.follower().cursor().horizon();
-                self.hosts[host].received_through = horizon.map_or(0, |through| through.0);
+                self.hosts[host].seen.received_through = horizon.map_or(0, |through| through.0);
             }
-            Effect::CompleteFlushes { through } if !self.flipped => {
+            Effect::CompleteFlushes { through } if !self.faults.flipped => {
                 let own = &self.hosts[host];
-                let peer = own.core.records_log().then_some((1 - host, own.peer_life));
+                let peer = own.core.records_log().then_some((1 - host, own.wire.peer_life));
                 if peer.is_some() {
                     self.coverage.mark(Mark::FlushOnBoth);
                 }
@@ -101,7 +101,7 @@ impl World {
             }
             Effect::KeepIncident(report) => {
                 assert!(
-                    self.flipped || self.forged || self.bad_disk_alone,
+                    self.faults.flipped || self.faults.forged || self.faults.bad_disk_alone,
                     "a divergence out of nothing: {report}"
                 );
             }
@@ -111,13 +111,13 @@ impl World {
 
     /// Does what was decided. What that leads to comes after it.
     pub fn perform_all(&mut self, host: usize) {
-        if std::mem::replace(&mut self.hosts[host].performs, true) {
+        if std::mem::replace(&mut self.hosts[host].pump.performs, true) {
             return;
         }
-        while let Some(effect) = self.hosts[host].outbox.pop_front() {
+        while let Some(effect) = self.hosts[host].pump.outbox.pop_front() {
             self.perform(host, effect);
         }
-        self.hosts[host].performs = false;
+        self.hosts[host].pump.performs = false;
     }
 
     fn perform(&mut self, host: usize, effect: Effect) {
@@ -144,13 +144,13 @@ impl World {
                 let late_ns = self.random.between(0, 300 * US);
                 self.after_on(ns + late_ns, host, OnHost::LookAtLog);
             }
-            Effect::OpenInputs => own.inputs_open = true,
+            Effect::OpenInputs => own.thread.inputs_open = true,
             Effect::CloseInputs => self.close_inputs(host),
             Effect::GiveFrames(frames) => {
-                own.inbox.extend(frames);
+                own.thread.inbox.extend(frames);
                 self.coverage.mark(Mark::StraysGiven);
             }
-            Effect::InterruptGuest | Effect::AttendGuest => own.computes_until_ns = 0,
+            Effect::InterruptGuest | Effect::AttendGuest => own.held.computes_until_ns = 0,
             Effect::StopGuest => {
                 let is_clean = own.core.stop() == Some(&StopReason::Clean);
                 self.close(host);
@@ -162,8 +162,8 @@ impl World {
             Effect::CompleteDisk { id } => own.disk.complete(id),
             Effect::Tell(
                 Notice::TakesOver { term: Term(term) } | Notice::GoesAlone { term: Term(term) },
-            ) => own.own_term = Some(term),
-            Effect::Tell(Notice::Protected { .. }) => own.own_term = None,
+            ) => own.seen.own_term = Some(term),
+            Effect::Tell(Notice::Protected { .. }) => own.seen.own_term = None,
             Effect::Tell(_) | Effect::KeepIncident(_) | Effect::Announce => {}
         }
     }
@@ -171,9 +171,9 @@ impl World {
     fn close_inputs(&mut self, host: usize) {
         self.checker.on_silent(host);
         let own = &mut self.hosts[host];
-        (own.own_term, own.inputs_open, own.sender) = (None, false, None);
-        let frames: Vec<_> = own.inbox.drain(..).collect();
-        let was_ending = std::mem::take(&mut own.ending);
+        (own.seen.own_term, own.thread.inputs_open, own.state.sender) = (None, false, None);
+        let frames: Vec<_> = own.thread.inbox.drain(..).collect();
+        let was_ending = std::mem::take(&mut own.thread.ending);
         if !frames.is_empty() && own.core.takes_strays(self.now_ns) {
             self.core(host, |core, now_ns| core.strays(now_ns, frames));
         }
@@ -184,7 +184,7 @@ impl World {
 
     fn transmit(&mut self, host: usize, frame: &[u8]) {
         let own = &self.hosts[host];
-        let right = match own.own_term {
+        let right = match own.seen.own_term {
             Some(term) => Right::Own { term },
             None => {
                 assert!(
@@ -192,16 +192,17 @@ impl World {
                     "a backup speaks without a term"
                 );
                 let other = &self.hosts[1 - host];
-                let (backup_received, in_state) = (other.received_through, other.state_through);
+                let (backup_received, in_state) =
+                    (other.seen.received_through, other.state.state_through);
                 Right::Gated { backup_received, in_state }
             }
         };
         let trusted = self.is_trusted();
         let [first, second] = &self.hosts;
-        let guests = [&first.guest, &second.guest];
+        let guests = [&first.thread.guest, &second.thread.guest];
         self.checker.on_frame(host, frame, &right, self.options.release, guests, trusted);
         if self.now_ns > FAULTS_END_NS + 200 * MS {
-            self.hosts[host].frames_after_faults += 1;
+            self.hosts[host].seen.frames_after_faults += 1;
         }
     }
 }

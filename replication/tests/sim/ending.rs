@@ -20,14 +20,14 @@ impl World {
         }
         let holder = self.checker.holder().map(|(host, life)| (&self.hosts[host], life));
         let [first, second] = &self.hosts;
-        let begun = |(host, life): &(&Host, u64)| host.begun || host.life != *life;
+        let begun = |(host, life): &(&Host, u64)| host.thread.begun || host.life != *life;
         let Some((host, life)) = holder.filter(begun) else {
             assert!(first.is_gone() || second.is_gone(), "a healthy pair never met");
             return "nobody: a host was gone before the guest began".into();
         };
         let diverged = |host: &Host| host.core.stop() == Some(&StopReason::Divergence);
         if self.hosts.iter().any(diverged) && host.is_gone() {
-            assert!(self.flipped || self.forged || self.bad_disk_alone);
+            assert!(self.faults.flipped || self.faults.forged || self.faults.bad_disk_alone);
             return format!("divergence under {:?}", self.options.on_divergence);
         }
         if host.life != life || host.is_gone() {
@@ -35,14 +35,20 @@ impl World {
             if stop == Some(&StopReason::HostRequest) && host.life == life {
                 return "stopped on request".into();
             }
-            let left = matches!(stop, Some(StopReason::DiskFailed { .. }));
+            let left = matches!(
+                stop,
+                Some(StopReason::DiskFailed { .. } | StopReason::StateUnusable { .. })
+            );
             let lost = host.life != life || host.crashed || left;
             assert!(lost, "the holder stopped: {stop:?}");
             return "nobody: the holder of the last term is gone".into();
         }
         // Whoever holds the last term goes on, with whoever is there.
-        assert!(host.frames_after_faults > 0, "the survivor stands still");
-        assert!(host.answers_after_faults > 0 || self.flipped, "the survivor's disk stands still");
+        assert!(host.seen.frames_after_faults > 0, "the survivor stands still");
+        assert!(
+            host.seen.answers_after_faults > 0 || self.faults.flipped,
+            "the survivor's disk stands still"
+        );
         let other = if core::ptr::eq(host, first) { second } else { first };
         if !other.is_gone() {
             let states = [host, other].map(|host| host.core.session().state_name());
@@ -56,9 +62,9 @@ impl World {
 
     fn judge_survivor(&self, host: &Host) {
         let trusted = self.is_trusted();
-        self.checker.on_survivor(&host.guest, trusted);
-        if !self.flipped {
-            self.checker.on_disk(&host.guest, &host.disk);
+        self.checker.on_survivor(&host.thread.guest, trusted);
+        if !self.faults.flipped {
+            self.checker.on_disk(&host.thread.guest, &host.disk);
         }
     }
 }

@@ -31,7 +31,7 @@ impl World {
             }
             _ => {
                 let pause_ns = self.random.between(MS, 150 * MS);
-                self.hosts[victim].paused_until_ns = self.now_ns + pause_ns;
+                self.hosts[victim].held.paused_until_ns = self.now_ns + pause_ns;
             }
         }
     }
@@ -45,7 +45,7 @@ impl World {
         }
         let own = &mut self.hosts[victim];
         own.crashed = true;
-        if own.has_half_a_slice && own.core.records_log() {
+        if own.thread.has_half_a_slice && own.core.records_log() {
             self.coverage.mark(Mark::SliceTorn);
         }
         self.plan_replacement(victim);
@@ -61,14 +61,17 @@ impl World {
     /// The guest's processor does not come back for a while; the rest of the host is well.
     fn stick(&mut self, victim: usize) {
         let stuck_ns = self.random.between(MS, 250 * MS);
-        self.hosts[victim].stuck_until_ns = self.now_ns + stuck_ns;
+        self.hosts[victim].held.stuck_until_ns = self.now_ns + stuck_ns;
         self.after_on(FAILURE_NS, victim, OnHost::Watch);
     }
 
     /// A guest that waits for the other host is not stuck, wherever its thread is.
     pub fn watch(&mut self, host: usize) {
         let own = &self.hosts[host];
-        if self.now_ns < own.stuck_until_ns && own.begun && !own.core.session().is_yielding() {
+        if self.now_ns < own.held.stuck_until_ns
+            && own.thread.begun
+            && !own.core.session().is_yielding()
+        {
             self.step(host, SessionEvent::VcpuStuck { unseen_ns: FAILURE_NS });
         }
     }
@@ -84,7 +87,7 @@ impl World {
             Strike::CrashOther => self.crash(1 - host),
             Strike::CrashInSlice => {
                 let own = &self.hosts[host];
-                match own.has_half_a_slice && own.core.records_log() {
+                match own.thread.has_half_a_slice && own.core.records_log() {
                     true => self.crash(host),
                     false if self.now_ns < FAULTS_END_NS => {
                         self.after_on(50 * US, host, OnHost::Strike);
@@ -99,7 +102,7 @@ impl World {
             Strike::Forge => self.forge(host),
             Strike::BadDisk => self.hosts[host].disk.is_bad = true,
             Strike::Stuck => {
-                self.hosts[host].stuck_until_ns = self.now_ns + 150 * MS;
+                self.hosts[host].held.stuck_until_ns = self.now_ns + 150 * MS;
                 self.after_on(FAILURE_NS, host, OnHost::Watch);
             }
         }
@@ -107,12 +110,12 @@ impl World {
 
     /// The guest stands still while its log comes; then it differs from it, and the other is gone.
     fn flip_and_cut(&mut self, host: usize) {
-        if !self.flipped {
-            self.flipped = true;
-            self.hosts[host].guest.state ^= 1;
+        if !self.faults.flipped {
+            self.faults.flipped = true;
+            self.hosts[host].thread.guest.state ^= 1;
             let stuck_ns = self.random.between(10 * MS, 90 * MS);
-            self.hosts[host].stuck_until_ns = self.now_ns + stuck_ns;
-            self.strikes = 0;
+            self.hosts[host].held.stuck_until_ns = self.now_ns + stuck_ns;
+            self.faults.strikes = 0;
             return self.after_on(10 * MS, host, OnHost::Strike);
         }
         self.cut_loudly(host);
@@ -122,7 +125,7 @@ impl World {
     fn forge(&mut self, host: usize) {
         let other = &self.hosts[1 - host];
         let Some(term) = other.core.session().term().filter(|term| *term > Term(0)) else { return };
-        self.forged = true;
+        self.faults.forged = true;
         let mut bytes = Vec::new();
         wire::encode(&Message::StandDown { term }, &mut bytes);
         self.post(1 - host, Parcel::Bytes(bytes));
@@ -149,8 +152,8 @@ impl World {
     /// leaves.
     fn stop(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        match own.begun && !own.core.follows() {
-            true => own.ending = true,
+        match own.thread.begun && !own.core.follows() {
+            true => own.thread.ending = true,
             false => self.step(host, SessionEvent::HostStop),
         }
     }
@@ -164,7 +167,7 @@ impl World {
 
     pub fn replace(&mut self, host: usize) {
         let other = &self.hosts[1 - host];
-        if !self.hosts[host].is_gone() || other.is_gone() || !other.begun {
+        if !self.hosts[host].is_gone() || other.is_gone() || !other.thread.begun {
             return self.plan_replacement(host);
         }
         self.trace(&format!("host {host} is replaced"));

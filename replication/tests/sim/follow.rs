@@ -15,7 +15,7 @@ impl World {
         match self.put_part(host, &part) {
             Ok(stands) => {
                 if let Some(at) = stands {
-                    self.hosts[host].replayer.start_after(Ordinal(at.0 - 1));
+                    self.hosts[host].thread.replayer.start_after(Ordinal(at.0 - 1));
                 }
                 self.core(host, |core, now_ns| {
                     core.part_restored(now_ns, part.len_bytes(), stands.is_some());
@@ -30,7 +30,10 @@ impl World {
     pub fn follow(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
         if own.core.follows() {
-            assert!(!own.inputs_open || !own.outbox.is_empty(), "a follower hears the network");
+            assert!(
+                !own.thread.inputs_open || !own.pump.outbox.is_empty(),
+                "a follower hears the network"
+            );
             if own.core.follower().has_faulted() {
                 return false;
             }
@@ -39,7 +42,7 @@ impl World {
             let frame = self.random.number().to_le_bytes().to_vec();
             self.core(host, |core, now_ns| core.strays(now_ns, vec![frame]));
         }
-        match self.hosts[host].stage {
+        match self.hosts[host].thread.stage {
             Stage::Left => {
                 self.answer(host);
                 true
@@ -52,8 +55,8 @@ impl World {
     /// Between two exits a follower looks for a slice, and for the end of the log.
     fn follow_between(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
-        let last = Ordinal(own.guest.at);
-        match own.replayer.between_exits(own.core.follower().cursor(), last) {
+        let last = Ordinal(own.thread.guest.at);
+        match own.thread.replayer.between_exits(own.core.follower().cursor(), last) {
             ReplayStep::Load(parts) => self.load(host, last.0 + 1, &parts),
             ReplayStep::UsedUp => self.take_over(host, last),
             _ => return self.run_guest(host),
@@ -63,16 +66,16 @@ impl World {
 
     fn follow_at_exit(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
-        let at = own.guest.at;
+        let at = own.thread.guest.at;
         let before = Ordinal(at - 1);
-        if let Some(answer) = own.awaited {
+        if let Some(answer) = own.thread.awaited {
             return self.take_answer(host, answer);
         }
         self.report(host, before, false);
         let own = &mut self.hosts[host];
-        match own.replayer.at_exit(own.core.follower().cursor(), Ordinal(at)) {
-            ReplayStep::Apply(input) => own.guest.apply(&input),
-            ReplayStep::CompareDisk(answer) => own.awaited = Some(answer),
+        match own.thread.replayer.at_exit(own.core.follower().cursor(), Ordinal(at)) {
+            ReplayStep::Apply(input) => own.thread.guest.apply(&input),
+            ReplayStep::CompareDisk(answer) => own.thread.awaited = Some(answer),
             ReplayStep::Measure { memory } => self.compare_check(host, memory),
             ReplayStep::Load(parts) => self.load(host, at, &parts),
             ReplayStep::Proceed if self.options.ends_at.is_some_and(|ends_at| at >= ends_at) => {
@@ -84,7 +87,7 @@ impl World {
                 return false;
             }
             ReplayStep::Ended => {
-                let end = own.replayer.end().expect("it has just come to that");
+                let end = own.thread.replayer.end().expect("it has just come to that");
                 self.end(host, end.reason);
                 return false;
             }
@@ -96,22 +99,22 @@ impl World {
 
     /// Tells the primary that exit `left` is done, now and then or before the guest waits.
     fn report(&mut self, host: usize, left: Ordinal, waits: bool) {
-        if self.hosts[host].replayer.report_is_due(left, waits) {
+        if self.hosts[host].thread.replayer.report_is_due(left, waits) {
             self.step(host, SessionEvent::Executed(left));
         }
     }
 
     fn load(&mut self, host: usize, at: u64, parts: &[Slice]) {
         self.coverage.mark(Mark::SliceLoaded);
-        self.hosts[host].guest.load(at, parts);
-        self.hosts[host].stage = Stage::AtExit;
+        self.hosts[host].thread.guest.load(at, parts);
+        self.hosts[host].thread.stage = Stage::AtExit;
     }
 
     fn compare_check(&mut self, host: usize, memory: MemoryCheckMode) {
         self.coverage.mark(Mark::CheckCompared);
         let own = &mut self.hosts[host];
-        let check = own.guest.check(memory);
-        if let Some(what) = own.replayer.difference(&check) {
+        let check = own.thread.guest.check(memory);
+        if let Some(what) = own.thread.replayer.difference(&check) {
             self.fault_at(host, &what);
         }
     }
@@ -121,25 +124,25 @@ impl World {
         let own = &mut self.hosts[host];
         if answer.id > own.disk.last_id {
             // It would be waited for for ever.
-            own.awaited = None;
+            own.thread.awaited = None;
             self.fault_at(host, "a request ended that this guest never made");
             return true;
         }
         let Some(ours) = own.disk.take(answer.id) else {
-            let before = Ordinal(own.guest.at - 1);
+            let before = Ordinal(own.thread.guest.at - 1);
             self.report(host, before, true);
             return false;
         };
-        own.awaited = None;
+        own.thread.awaited = None;
         self.coverage.mark(Mark::DiskCompared);
         match answer.compare(ours.outcome) {
-            DiskComparison::Apply(input) => own.guest.apply(&input),
+            DiskComparison::Apply(input) => own.thread.guest.apply(&input),
             DiskComparison::OwnFailed => {
                 let (id, description) = (answer.id, "failed here alone".to_owned());
                 self.step(host, SessionEvent::DiskFailed { id, description });
                 if !self.hosts[host].has_stopped() {
                     // The other is gone, and its guest was told another thing.
-                    self.bad_disk_alone = true;
+                    self.faults.bad_disk_alone = true;
                     self.fault_at(host, "the disk failed here alone");
                 }
             }
@@ -149,16 +152,16 @@ impl World {
     }
 
     fn fault_at(&mut self, host: usize, what: &str) {
-        let description = format!("exit {}: {what}", self.hosts[host].guest.at);
+        let description = format!("exit {}: {what}", self.hosts[host].thread.guest.at);
         self.core(host, |core, now_ns| core.fault(now_ns, description));
     }
 
     /// The log is used up: this host's own inputs from now on.
     fn take_over(&mut self, host: usize, through: Ordinal) {
         let own = &mut self.hosts[host];
-        own.is_live = true;
-        if !self.flipped {
-            self.checker.on_disk(&own.guest, &own.disk);
+        own.thread.is_live = true;
+        if !self.faults.flipped {
+            self.checker.on_disk(&own.thread.guest, &own.disk);
         }
         self.core(host, |core, now_ns| core.took_over(now_ns, through));
     }

@@ -33,17 +33,40 @@ pub enum Stage {
 }
 
 pub struct Host {
-    /// How often it was replaced by a fresh one, and the same of the host it is connected to.
+    /// How often it was replaced by a fresh one.
     pub life: u64,
-    pub peer_life: u64,
     pub core: PeerCore,
+    pub wire: Wire,
+    pub pump: Pump,
+    pub thread: GuestThread,
+    pub disk: Disk,
+    pub state: States,
+    pub held: Held,
+    pub seen: Seen,
+    pub crashed: bool,
+}
+
+/// The connection to the other host.
+#[derive(Default)]
+pub struct Wire {
     pub connection: u64,
+    /// How often the host at its other end was replaced.
+    pub peer_life: u64,
     /// On their way to this host, in order.
     pub pipe: VecDeque<Parcel>,
-    /// What the core has decided and nobody has done yet, in order.
+}
+
+/// What the core has decided.
+#[derive(Default)]
+pub struct Pump {
+    /// Nobody has done it yet; in order.
     pub outbox: VecDeque<Effect>,
     pub performs: bool,
     pub performs_late: bool,
+}
+
+/// The guest and its thread.
+pub struct GuestThread {
     pub guest: Guest,
     pub stage: Stage,
     pub begun: bool,
@@ -55,19 +78,32 @@ pub struct Host {
     pub inputs_open: bool,
     /// Frames that came for the guest.
     pub inbox: VecDeque<Vec<u8>>,
-    pub disk: Disk,
     /// A request that ended in the log, while this host's disk is not done with it.
     pub awaited: Option<DiskAnswer>,
     pub replayer: Replayer,
     /// Parts of a slice that are not in the log yet.
     pub slices: VecDeque<Slice>,
     pub has_half_a_slice: bool,
-    /// The guest's state on its way to the other host or to a file.
+}
+
+/// Guests' states on their way.
+#[derive(Default)]
+pub struct States {
+    /// To the other host or to a file.
     pub sender: Option<Sender>,
     pub restored_bytes: u64,
     /// What is left of the snapshot this host starts from.
     pub snapshot: VecDeque<StatePart>,
-    pub crashed: bool,
+    /// The exit and the last request to the disk in the state that is on its way here.
+    pub offered: Option<(u64, u64)>,
+    /// The last exit in the past of the state this host was given.
+    pub state_through: u64,
+}
+
+/// Until when something stands still.
+#[derive(Default)]
+pub struct Held {
+    /// The whole host.
     pub paused_until_ns: u64,
     /// Its host does not let go of the guest's processor until then.
     pub stuck_until_ns: u64,
@@ -76,11 +112,12 @@ pub struct Host {
     pub computes_until_ns: u64,
     /// Deadline of the tick under way.
     pub tick_due_ns: Option<u64>,
+}
+
+/// What the checks at the end ask about.
+#[derive(Default)]
+pub struct Seen {
     pub received_through: u64,
-    /// The last exit in the past of the state this host was given.
-    pub state_through: u64,
-    /// The exit and the last request to the disk in the state that is on its way here.
-    pub offered: Option<(u64, u64)>,
     /// The term won by this host alone.
     pub own_term: Option<u64>,
     pub phase: &'static str,
@@ -136,42 +173,28 @@ impl Host {
         };
         Self {
             life: 0,
-            peer_life: 0,
             core: PeerCore::new(config, 200 * US, true).expect("the configuration works"),
-            connection: 0,
-            pipe: VecDeque::new(),
-            outbox: VecDeque::new(),
-            performs: false,
-            performs_late: false,
-            guest: Guest::new(0),
-            stage: Stage::AtExit,
-            begun: false,
-            is_live: false,
-            ended: false,
-            ending: false,
-            inputs_open: role == Role::Primary,
-            inbox: VecDeque::new(),
+            wire: Wire::default(),
+            pump: Pump::default(),
+            thread: GuestThread {
+                guest: Guest::new(0),
+                stage: Stage::AtExit,
+                begun: false,
+                is_live: false,
+                ended: false,
+                ending: false,
+                inputs_open: role == Role::Primary,
+                inbox: VecDeque::new(),
+                awaited: None,
+                replayer: Replayer::new(),
+                slices: VecDeque::new(),
+                has_half_a_slice: false,
+            },
             disk: Disk::default(),
-            awaited: None,
-            replayer: Replayer::new(),
-            slices: VecDeque::new(),
-            has_half_a_slice: false,
-            sender: None,
-            restored_bytes: 0,
-            snapshot: VecDeque::new(),
+            state: States::default(),
+            held: Held::default(),
+            seen: Seen::default(),
             crashed: false,
-            paused_until_ns: 0,
-            stuck_until_ns: 0,
-            computes_since_ns: 0,
-            computes_until_ns: 0,
-            tick_due_ns: None,
-            received_through: 0,
-            state_through: 0,
-            offered: None,
-            own_term: None,
-            phase: "",
-            frames_after_faults: 0,
-            answers_after_faults: 0,
         }
     }
 
@@ -180,9 +203,9 @@ impl Host {
         let mut fresh = Self::new(Role::Backup, options, highest_term);
         fresh.life = self.life + 1;
         // What its predecessor has executed is still on its way to the primary.
-        std::mem::swap(&mut fresh.guest, &mut self.guest);
-        fresh.received_through = self.received_through;
-        fresh.state_through = self.state_through;
+        std::mem::swap(&mut fresh.thread.guest, &mut self.thread.guest);
+        fresh.seen.received_through = self.seen.received_through;
+        fresh.state.state_through = self.state.state_through;
         *self = fresh;
     }
 

@@ -13,11 +13,11 @@ impl World {
         self.after(retry_ns, Due::Connect);
         let idle = |host: &Host| {
             let session = host.core.session();
-            let runs_here = host.begun && session.role() == Role::Primary;
+            let runs_here = host.thread.begun && session.role() == Role::Primary;
             let has_time = !runs_here || session.accepts_backup();
-            host.connection == 0 && !host.core.is_connected() && !host.is_gone() && has_time
+            host.wire.connection == 0 && !host.core.is_connected() && !host.is_gone() && has_time
         };
-        let paused = self.hosts.iter().any(|host| self.now_ns < host.paused_until_ns);
+        let paused = self.hosts.iter().any(|host| self.now_ns < host.held.paused_until_ns);
         if paused || !self.hosts.iter().all(idle) {
             return;
         }
@@ -25,8 +25,8 @@ impl World {
         self.cut = false;
         let lives = [self.hosts[BACKUP].life, self.hosts[PRIMARY].life];
         for (host, peer_life) in self.hosts.iter_mut().zip(lives) {
-            (host.connection, host.peer_life) = (self.connections, peer_life);
-            host.pipe.clear();
+            (host.wire.connection, host.wire.peer_life) = (self.connections, peer_life);
+            host.wire.pipe.clear();
         }
         self.trace("connect");
         self.core(PRIMARY, |core, now_ns| core.connect(now_ns));
@@ -43,12 +43,12 @@ impl World {
     }
 
     pub fn post(&mut self, from: usize, parcel: Parcel) {
-        let (to, connection) = (1 - from, self.hosts[from].connection);
+        let (to, connection) = (1 - from, self.hosts[from].wire.connection);
         // A connection is only dead for one side until the other hears of it.
-        if self.cut || connection == 0 || connection != self.hosts[to].connection {
+        if self.cut || connection == 0 || connection != self.hosts[to].wire.connection {
             return;
         }
-        self.hosts[to].pipe.push_back(parcel);
+        self.hosts[to].wire.pipe.push_back(parcel);
         let delay_ns = match self.random.one_in(20) {
             true => self.random.between(2 * MS, 20 * MS),
             false => self.random.between(20 * US, 2 * MS),
@@ -57,10 +57,10 @@ impl World {
     }
 
     pub fn arrive(&mut self, host: usize, connection: u64) {
-        if self.hosts[host].connection != connection || self.cut {
+        if self.hosts[host].wire.connection != connection || self.cut {
             return;
         }
-        match self.hosts[host].pipe.pop_front() {
+        match self.hosts[host].wire.pipe.pop_front() {
             Some(Parcel::Bytes(bytes)) => {
                 self.core(host, |core, now_ns| core.receive(now_ns, &bytes));
             }
@@ -78,6 +78,6 @@ impl World {
 
     pub fn close(&mut self, host: usize) {
         self.post(host, Parcel::Closed);
-        self.hosts[host].connection = 0;
+        self.hosts[host].wire.connection = 0;
     }
 }

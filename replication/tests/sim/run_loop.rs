@@ -33,18 +33,20 @@ impl World {
     fn advance(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
         let now_ns = self.now_ns;
-        if own.has_stopped() || own.stage == Stage::Running && now_ns < own.computes_until_ns {
+        if own.has_stopped()
+            || own.thread.stage == Stage::Running && now_ns < own.held.computes_until_ns
+        {
             return false;
         }
-        if std::mem::take(&mut own.computes_until_ns) > 0
+        if std::mem::take(&mut own.held.computes_until_ns) > 0
             && own.core.records_log()
-            && now_ns > own.computes_since_ns.max(own.paused_until_ns) + TAIL_NS_MAX
+            && now_ns > own.held.computes_since_ns.max(own.held.paused_until_ns) + TAIL_NS_MAX
         {
             assert!(!own.core.log().has_records(), "a guest that computes leaves its log unsent");
         }
-        if let Some(part) = own.slices.pop_front() {
+        if let Some(part) = own.thread.slices.pop_front() {
             let is_last = part.is_last();
-            own.has_half_a_slice = !is_last;
+            own.thread.has_half_a_slice = !is_last;
             self.log(host, Event::Slice(part));
             if !is_last && self.random.one_in(2) {
                 // As after a part of its full size.
@@ -52,20 +54,20 @@ impl World {
             }
             return self.random.one_in(2);
         }
-        if let Some(part) = own.snapshot.pop_front() {
+        if let Some(part) = own.state.snapshot.pop_front() {
             self.put_part(host, &part).expect("a disk that is new");
             return true;
         }
         if own.core.follower().is_joining() {
-            (own.awaited, own.is_live) = (None, false);
-            (own.ended, own.ending) = (false, false);
+            (own.thread.awaited, own.thread.is_live) = (None, false);
+            (own.thread.ended, own.thread.ending) = (false, false);
             return self.join(host);
         }
-        if own.ended {
+        if own.thread.ended {
             return false;
         }
-        if own.is_live
-            && own.stage != Stage::Left
+        if own.thread.is_live
+            && own.thread.stage != Stage::Left
             && own.core.wants_yield()
             && self.core(host, |core, now_ns| core.change_role(now_ns))
         {
@@ -76,11 +78,11 @@ impl World {
             return false;
         }
         // Its thread may not have had its turn since, and this host may be live again.
-        if own.is_live && own.core.follower().is_active() {
-            (own.is_live, own.awaited) = (false, None);
-            own.replayer.start_after(own.core.log().horizon());
+        if own.thread.is_live && own.core.follower().is_active() {
+            (own.thread.is_live, own.thread.awaited) = (false, None);
+            own.thread.replayer.start_after(own.core.log().horizon());
         }
-        match own.is_live {
+        match own.thread.is_live {
             true => self.live(host),
             false => self.follow(host),
         }
@@ -88,8 +90,8 @@ impl World {
 
     fn live(&mut self, host: usize) -> bool {
         let own = &mut self.hosts[host];
-        let wants_stop = own.sender.as_ref().is_some_and(|sender| sender.wants_stop());
-        match own.stage {
+        let wants_stop = own.state.sender.as_ref().is_some_and(|sender| sender.wants_stop());
+        match own.thread.stage {
             Stage::AtExit if wants_stop => self.save_state(host),
             Stage::AtExit => self.record(host),
             Stage::Left => {
@@ -107,44 +109,45 @@ impl World {
     }
 
     pub fn log(&mut self, host: usize, event: Event) {
-        let record = Record { at: Ordinal(self.hosts[host].guest.at), event };
+        let record = Record { at: Ordinal(self.hosts[host].thread.guest.at), event };
         self.core(host, |core, now_ns| core.append(now_ns, &record));
     }
 
     /// The guest stands at an exit and takes this host's inputs.
     fn record(&mut self, host: usize) -> bool {
         let own = &self.hosts[host];
-        let at = own.guest.at;
-        assert!(own.inputs_open || !own.outbox.is_empty(), "the guest hears nothing");
+        let at = own.thread.guest.at;
+        assert!(own.thread.inputs_open || !own.pump.outbox.is_empty(), "the guest hears nothing");
         if self.random.one_in(3) {
             self.core(host, |core, now_ns| core.idle(now_ns));
         }
         for input in self.inputs(host) {
             self.log(host, Event::Input(input.clone()));
-            self.hosts[host].guest.apply(&input);
+            self.hosts[host].thread.guest.apply(&input);
         }
         let own = &mut self.hosts[host];
-        if own.ending || self.options.ends_at.is_some_and(|ends_at| at >= ends_at) {
-            self.end(host, own_reason(self.hosts[host].ending));
+        if own.thread.ending || self.options.ends_at.is_some_and(|ends_at| at >= ends_at) {
+            self.end(host, own_reason(self.hosts[host].thread.ending));
             return false;
         }
         if self.random.one_in(10) {
             let look = [MemoryCheckMode::None, MemoryCheckMode::Digest, MemoryCheckMode::Renew];
             let look = look[self.random.between(0, 3) as usize];
-            let check = self.hosts[host].guest.check(look);
+            let check = self.hosts[host].thread.guest.check(look);
             self.log(host, Event::Check(Box::new(check)));
         }
         self.core(host, |core, now_ns| core.exit_complete(now_ns, Ordinal(at)));
-        self.hosts[host].stage = Stage::Left;
+        self.hosts[host].thread.stage = Stage::Left;
         true
     }
 
     fn inputs(&mut self, host: usize) -> Vec<Input> {
         let own = &mut self.hosts[host];
-        let mut inputs: Vec<_> = own.inbox.drain(..).map(|frame| Input::NetRx { frame }).collect();
+        let mut inputs: Vec<_> =
+            own.thread.inbox.drain(..).map(|frame| Input::NetRx { frame }).collect();
         while let Some(input) = own.disk.take_completed() {
             if self.now_ns > FAULTS_END_NS + 200 * MS {
-                own.answers_after_faults += 1;
+                own.seen.answers_after_faults += 1;
             }
             if let Input::DiskDone { outcome: DiskOutcome::Failed, .. } = input {
                 self.coverage.mark(Mark::DiskFailureTold);
@@ -153,7 +156,7 @@ impl World {
         }
         let now_ns = self.now_ns;
         for _ in 0..self.random.between(0, 3) {
-            inputs.push(match self.random.one_in(3) && self.hosts[host].inputs_open {
+            inputs.push(match self.random.one_in(3) && self.hosts[host].thread.inputs_open {
                 true => Input::NetRx { frame: self.random.number().to_le_bytes().to_vec() },
                 false => Input::Time { now_ns },
             });
@@ -164,9 +167,9 @@ impl World {
     /// The exit is answered: what the guest sends there goes to the session and to the disk.
     pub fn answer(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        own.stage = Stage::Running;
-        let outputs = own.guest.answer();
-        let (at, chain) = (Ordinal(own.guest.at), own.guest.chain());
+        own.thread.stage = Stage::Running;
+        let outputs = own.thread.guest.answer();
+        let (at, chain) = (Ordinal(own.thread.guest.at), own.thread.guest.chain());
         for output in outputs {
             match output {
                 Output::Frame(frame) => {
@@ -182,7 +185,7 @@ impl World {
         }
         let own = &self.hosts[host];
         if own.core.session().is_protected() && own.core.records_log() {
-            let unseen = (own.guest.sent.len() as u64).saturating_sub(self.checker.seen());
+            let unseen = (own.thread.guest.sent.len() as u64).saturating_sub(self.checker.seen());
             assert!(unseen <= UNSEEN_MAX, "{unseen} frames of a protected guest wait");
         }
     }
@@ -191,7 +194,7 @@ impl World {
         if self.hosts[host].core.is_unrecorded() && self.random.one_in(4) {
             // No log names the point.
             let inputs = self.inputs(host);
-            inputs.iter().for_each(|input| self.hosts[host].guest.apply(input));
+            inputs.iter().for_each(|input| self.hosts[host].thread.guest.apply(input));
         }
         if self.random.one_in(12) || wants_stop && self.random.one_in(2) {
             self.kick(host);
@@ -203,12 +206,12 @@ impl World {
     /// Stops the guest between two exits, where a slice names the point.
     fn kick(&mut self, host: usize) {
         for _ in 0..self.random.between(0, 4) {
-            self.hosts[host].guest.compute();
+            self.hosts[host].thread.guest.compute();
         }
         let parts = self.random.between(1, 4) as usize;
         let own = &mut self.hosts[host];
-        own.slices = own.guest.capture(parts).into();
-        own.stage = Stage::AtExit;
+        own.thread.slices = own.thread.guest.capture(parts).into();
+        own.thread.stage = Stage::AtExit;
     }
 
     /// The guest goes on to its next exit, or computes for long.
@@ -216,19 +219,19 @@ impl World {
         if self.random.one_in(200) {
             let computes_ns = self.random.between(MS, 20 * MS);
             let own = &mut self.hosts[host];
-            own.computes_since_ns = self.now_ns;
-            own.computes_until_ns = self.now_ns + computes_ns;
+            own.held.computes_since_ns = self.now_ns;
+            own.held.computes_until_ns = self.now_ns + computes_ns;
             return false;
         }
         let own = &mut self.hosts[host];
-        own.guest.run();
-        own.stage = Stage::AtExit;
+        own.thread.guest.run();
+        own.thread.stage = Stage::AtExit;
         if host == BACKUP
-            && !self.flipped
-            && self.flip_at.is_some_and(|flip_at| own.guest.at >= flip_at)
+            && !self.faults.flipped
+            && self.faults.flip_at.is_some_and(|flip_at| own.thread.guest.at >= flip_at)
         {
-            self.flipped = true;
-            own.guest.state ^= 1;
+            self.faults.flipped = true;
+            own.thread.guest.state ^= 1;
         }
         self.random.one_in(3)
     }
@@ -236,10 +239,10 @@ impl World {
     /// The guest ends at the exit it stands at.
     pub fn end(&mut self, host: usize, reason: EndReason) {
         let own = &mut self.hosts[host];
-        own.ended = true;
-        let (state_digest, chain) = (own.guest.digest(), own.guest.chain());
+        own.thread.ended = true;
+        let (state_digest, chain) = (own.thread.guest.digest(), own.thread.guest.chain());
         let end = End { state_digest, chain, outputs: 0, reason };
-        let at = Ordinal(own.guest.at);
+        let at = Ordinal(own.thread.guest.at);
         self.core(host, |core, now_ns| core.guest_ended(now_ns, at, end));
     }
 

@@ -60,7 +60,7 @@ impl World {
     /// Begins to send the state to the other host, or to a file.
     pub fn begin_sending(&mut self, host: usize, number: Option<u64>) {
         let own = &mut self.hosts[host];
-        if number.is_none() && (!own.is_live || own.sender.is_some()) {
+        if number.is_none() && (!own.thread.is_live || own.state.sender.is_some()) {
             return;
         }
         let header = FileHeader {
@@ -73,8 +73,8 @@ impl World {
         };
         let big = self.options.big_state;
         let (pad_bytes, most) = if big { (BIG_PART_BYTES, 12) } else { (0, 20) };
-        self.hosts[1 - host].restored_bytes = 0;
-        self.hosts[host].sender = Some(Sender {
+        self.hosts[1 - host].state.restored_bytes = 0;
+        self.hosts[host].state.sender = Some(Sender {
             number,
             pages: [None; CELLS],
             blocks: [None; CELLS],
@@ -91,7 +91,7 @@ impl World {
     /// The thread that sends the state goes on while the guest runs.
     pub fn send_on(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        let Some(sender) = own.sender.as_mut().filter(|sender| !sender.wants_stop()) else {
+        let Some(sender) = own.state.sender.as_mut().filter(|sender| !sender.wants_stop()) else {
             return;
         };
         if sender.unsent.is_none() {
@@ -100,7 +100,7 @@ impl World {
             {
                 (false, _) => StatePart::Outline { total_bytes: 100 },
                 (_, true) => {
-                    StatePart::Pages(Sender::news(&mut sender.pages, &own.guest.memory, 3))
+                    StatePart::Pages(Sender::news(&mut sender.pages, &own.thread.guest.memory, 3))
                 }
                 (_, false) => {
                     StatePart::Blocks(Sender::news(&mut sender.blocks, &own.disk.blocks, 3))
@@ -120,7 +120,7 @@ impl World {
         let mut part = sender.unsent.take();
         let bytes = part.as_ref().map_or(0, StatePart::len_bytes);
         match self.core(host, |core, now_ns| core.send_part(now_ns, number, &mut part)) {
-            None => self.hosts[host].sender = None,
+            None => self.hosts[host].state.sender = None,
             Some(has_room) => {
                 if !has_room {
                     self.coverage.mark(Mark::WaitedForRoom);
@@ -133,10 +133,10 @@ impl World {
     }
 
     fn note_sent(&mut self, host: usize, number: u64, unsent: Option<StatePart>, bytes: u64) {
-        let restored_bytes = self.hosts[1 - host].restored_bytes;
-        let is_whole = self.hosts[host].connection == self.hosts[1 - host].connection;
+        let restored_bytes = self.hosts[1 - host].state.restored_bytes;
+        let is_whole = self.hosts[host].wire.connection == self.hosts[1 - host].wire.connection;
         // What the core decided may have begun another.
-        let sender = self.hosts[host].sender.as_mut();
+        let sender = self.hosts[host].state.sender.as_mut();
         let Some(sender) = sender.filter(|sender| sender.number == Some(number)) else { return };
         sender.sent_bytes += if unsent.is_none() { bytes } else { 0 };
         sender.unsent = unsent;
@@ -150,23 +150,27 @@ impl World {
         if !own.disk.queue.is_empty() {
             return false;
         }
-        let Some(mut sender) = own.sender.take() else { return true };
+        let Some(mut sender) = own.state.sender.take() else { return true };
         let mut parts = Vec::new();
         if !sender.begun {
             parts.push(StatePart::Outline { total_bytes: 100 });
         }
-        parts.push(StatePart::Pages(Sender::news(&mut sender.pages, &own.guest.memory, CELLS)));
+        parts.push(StatePart::Pages(Sender::news(
+            &mut sender.pages,
+            &own.thread.guest.memory,
+            CELLS,
+        )));
         parts.push(StatePart::Blocks(Sender::news(&mut sender.blocks, &own.disk.blocks, CELLS)));
-        let machine = (&own.guest, own.disk.last_id, own.disk.untaken());
+        let machine = (&own.thread.guest, own.disk.last_id, own.disk.untaken());
         let machine = postcard::to_stdvec(&machine).expect("plain data");
-        let (at, disk_through) = (own.guest.at, own.disk.last_id);
+        let (at, disk_through) = (own.thread.guest.at, own.disk.last_id);
         match sender.number {
             Some(number) => {
-                own.guest.renew_copy();
+                own.thread.guest.renew_copy();
                 if !own.core.session().is_attaching() || !own.core.transfer().is_number(number) {
                     return true;
                 }
-                self.hosts[1 - host].offered = Some((at, disk_through));
+                self.hosts[1 - host].state.offered = Some((at, disk_through));
                 for part in parts {
                     self.step(host, SessionEvent::State(part));
                 }
@@ -181,7 +185,7 @@ impl World {
 
     /// The end of a snapshot: the log says that memory was copied, and which snapshot it was.
     fn save(&mut self, host: usize, sender: Sender, parts: Vec<StatePart>, machine: Vec<u8>) {
-        let check = self.hosts[host].guest.check(MemoryCheckMode::Renew);
+        let check = self.hosts[host].thread.guest.check(MemoryCheckMode::Renew);
         self.log(host, Event::Check(Box::new(check)));
         let mark = SnapshotMark { path: "/snapshot".into(), memory_digest: 0 };
         self.log(host, Event::Snapshot(mark));
@@ -197,14 +201,14 @@ impl World {
     pub fn put_part(&mut self, host: usize, part: &StatePart) -> Result<Option<Ordinal>, String> {
         let is_to_be_copied = self.now_ns < FAULTS_END_NS;
         let own = &mut self.hosts[host];
-        own.restored_bytes += part.len_bytes();
+        own.state.restored_bytes += part.len_bytes();
         match part {
             StatePart::Outline { .. } => {
                 own.disk.clear();
-                own.guest.memory = [0; CELLS];
+                own.thread.guest.memory = [0; CELLS];
             }
             StatePart::Pages(bytes) => {
-                cells_from_bytes(bytes, |cell, value| own.guest.memory[cell] = value);
+                cells_from_bytes(bytes, |cell, value| own.thread.guest.memory[cell] = value);
             }
             StatePart::Blocks(_) if is_to_be_copied && std::mem::take(&mut own.disk.is_bad) => {
                 return Err("the disk cannot be copied".into());
@@ -215,17 +219,17 @@ impl World {
             StatePart::Machine(bytes) => {
                 let (guest, last_id, answers): (Guest, u64, Vec<Completion>) =
                     postcard::from_bytes(bytes).expect("a machine was sent");
-                let memory = std::mem::replace(&mut own.guest, guest).memory;
-                own.guest.memory = memory;
-                own.guest.renew_copy();
+                let memory = std::mem::replace(&mut own.thread.guest, guest).memory;
+                own.thread.guest.memory = memory;
+                own.thread.guest.renew_copy();
                 own.disk.resume(last_id, answers);
-                own.stage = Stage::AtExit;
-                let mark = if own.is_live { Mark::Restored } else { Mark::Attached };
+                own.thread.stage = Stage::AtExit;
+                let mark = if own.thread.is_live { Mark::Restored } else { Mark::Attached };
                 self.coverage.mark(mark);
-                if own.is_live {
-                    self.checker.on_restored(&own.guest);
+                if own.thread.is_live {
+                    self.checker.on_restored(&own.thread.guest);
                 }
-                return Ok(Some(Ordinal(own.guest.at)));
+                return Ok(Some(Ordinal(own.thread.guest.at)));
             }
         }
         Ok(None)

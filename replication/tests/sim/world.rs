@@ -105,8 +105,7 @@ pub struct World {
     verbose: bool,
     /// The time.
     pub now_ns: u64,
-    sequence: u64,
-    queue: BinaryHeap<Reverse<(u64, u64, Due)>>,
+    schedule: Schedule,
     /// The hosts.
     pub hosts: [Host; 2],
     /// Number of the connection that stands or is being torn down; 0 before the first.
@@ -116,6 +115,21 @@ pub struct World {
     pub witness: Option<WitnessEntry>,
     pub checker: Checker,
     pub coverage: Coverage,
+    pub faults: Faults,
+    /// The last snapshot that was taken.
+    pub snapshot: Option<Vec<u8>>,
+    trace_hash: u64,
+}
+
+/// What happens next, in order.
+#[derive(Default)]
+struct Schedule {
+    sequence: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, Due)>>,
+}
+
+/// What goes wrong on purpose.
+pub struct Faults {
     /// Exit from which on the second host's guest loses a bit.
     pub flip_at: Option<u64>,
     /// It has.
@@ -126,9 +140,6 @@ pub struct World {
     pub bad_disk_alone: bool,
     /// Times the ambush may still strike.
     pub strikes: u64,
-    /// The last snapshot that was taken.
-    pub snapshot: Option<Vec<u8>>,
-    trace_hash: u64,
 }
 
 impl World {
@@ -142,25 +153,26 @@ impl World {
             random,
             verbose,
             now_ns: 0,
-            sequence: 0,
-            queue: BinaryHeap::new(),
+            schedule: Schedule::default(),
             hosts,
             connections: 0,
             cut: false,
             witness: options.term_is_taken.then_some(other),
             checker: Checker::default(),
             coverage: Coverage::default(),
-            flip_at,
-            flipped: false,
-            forged: false,
-            bad_disk_alone: false,
-            strikes: 2,
+            faults: Faults {
+                flip_at,
+                flipped: false,
+                forged: false,
+                bad_disk_alone: false,
+                strikes: 2,
+            },
             snapshot: None,
             trace_hash: 0,
             options,
         };
         let is_alone = world.options.starts_alone || !snapshot.is_empty();
-        world.hosts[PRIMARY].snapshot = snapshot.into();
+        world.hosts[PRIMARY].state.snapshot = snapshot.into();
         world.see_phase(PRIMARY);
         world.see_phase(BACKUP);
         if is_alone {
@@ -180,8 +192,8 @@ impl World {
 
     /// Lets something happen later.
     pub fn after(&mut self, delay_ns: u64, due: Due) {
-        self.sequence += 1;
-        self.queue.push(Reverse((self.now_ns + delay_ns, self.sequence, due)));
+        self.schedule.sequence += 1;
+        self.schedule.queue.push(Reverse((self.now_ns + delay_ns, self.schedule.sequence, due)));
     }
 
     /// Lets something happen later on a host.
@@ -220,7 +232,7 @@ impl World {
     }
 
     fn happen(&mut self) -> bool {
-        match self.queue.pop() {
+        match self.schedule.queue.pop() {
             Some(Reverse((at_ns, _, due))) if at_ns < END_NS => {
                 self.now_ns = at_ns;
                 self.meet(due);
@@ -236,8 +248,8 @@ impl World {
             if own.life != life {
                 return;
             }
-            if what == OnHost::Turn && self.now_ns < own.stuck_until_ns {
-                return self.after(own.stuck_until_ns - self.now_ns, due);
+            if what == OnHost::Turn && self.now_ns < own.held.stuck_until_ns {
+                return self.after(own.held.stuck_until_ns - self.now_ns, due);
             }
         }
         if let Due::OnHost { host, .. } | Due::Arrive { host, .. } = due {
@@ -245,8 +257,8 @@ impl World {
             if own.crashed {
                 return;
             }
-            if self.now_ns < own.paused_until_ns {
-                return self.after(own.paused_until_ns - self.now_ns, due);
+            if self.now_ns < own.held.paused_until_ns {
+                return self.after(own.held.paused_until_ns - self.now_ns, due);
             }
         }
         match due {
@@ -264,12 +276,12 @@ impl World {
         match what {
             OnHost::Turn => self.turn(host),
             OnHost::Tick => {
-                self.hosts[host].tick_due_ns = None;
+                self.hosts[host].held.tick_due_ns = None;
                 self.core(host, |core, now_ns| core.tick(now_ns));
             }
             OnHost::LookAtLog => self.core(host, |core, now_ns| core.look_at_log(now_ns)),
             OnHost::Perform => {
-                self.hosts[host].performs_late = false;
+                self.hosts[host].pump.performs_late = false;
                 self.perform_all(host);
             }
             OnHost::Disk => self.carry_out(host),
@@ -305,16 +317,16 @@ impl World {
     pub fn see_phase(&mut self, host: usize) {
         let session = self.hosts[host].core.session();
         let (phase, role) = (session.state_name(), session.role());
-        if std::mem::replace(&mut self.hosts[host].phase, phase) == phase {
+        if std::mem::replace(&mut self.hosts[host].seen.phase, phase) == phase {
             return;
         }
         self.coverage.phase(role, phase);
         self.trace(&format!("host {host} is {phase}"));
         if self.options.ambush.is_some_and(|(wanted, _)| wanted == phase)
-            && self.strikes > 0
+            && self.faults.strikes > 0
             && self.now_ns < FAULTS_END_NS
         {
-            self.strikes -= 1;
+            self.faults.strikes -= 1;
             let delay_ns = match self.options.ambush {
                 Some((_, Strike::FlipAndCut | Strike::Detach | Strike::Stuck)) => {
                     self.random.between(10 * MS, 30 * MS)
@@ -341,6 +353,6 @@ impl World {
 
     /// A flipped bit may show at the client only when outputs are not compared before they leave.
     pub fn is_trusted(&self) -> bool {
-        !self.flipped || self.options.release == ReleasePolicy::Compare
+        !self.faults.flipped || self.options.release == ReleasePolicy::Compare
     }
 }

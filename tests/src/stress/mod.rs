@@ -8,6 +8,7 @@
 
 pub mod bare;
 pub mod cloud;
+mod error;
 pub mod linux;
 mod minimise;
 mod session;
@@ -19,8 +20,9 @@ use bare::{BareGuest, Features};
 use cloud::CloudGuest;
 use linux::LinuxGuest;
 
+pub use error::StressError;
 pub use minimise::minimise;
-pub use session::{Settings, StressError, Summary, run};
+pub use session::{Settings, Summary, run};
 pub use trial::Trial;
 
 /// One case in so many is a Linux guest, which takes some ten times as long.

@@ -25,7 +25,7 @@ enum Wanted {
 use Wanted::{Caught, CaughtOrHarmless, OtherFrame};
 
 /// Where `text` of the initramfs lies in the guest's memory: it ends with the last page
-/// (`boot/load.rs`).
+/// (`vmm/machine/src/boot/load.rs`).
 fn address_in_initramfs(site: &Site, text: &[u8]) -> Result<u64, Failed> {
     let initramfs = fs::read(&site.initramfs)?;
     let offset = initramfs.windows(text.len()).position(|window| window == text);

@@ -162,7 +162,88 @@ fn describe_progress(progress: &AttachProgress) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+    use ftvmm_runtime::control::{ControlServer, Operator, Refused};
+
+    /// Notes what it is asked; a snapshot fails, a switch is not possible.
+    #[derive(Default)]
+    struct Noted(Mutex<Vec<String>>);
+
+    impl Noted {
+        fn note(&self, what: impl Into<String>) {
+            self.0.lock().unwrap().push(what.into());
+        }
+    }
+
+    impl Operator for Noted {
+        fn status(&self) -> Status {
+            Status { role: ControlRole::Backup, exit: 7, ..Status::default() }
+        }
+
+        fn attach(&self, listen: SocketAddr) -> Result<(), Refused> {
+            self.note(format!("attach {listen}"));
+            Ok(())
+        }
+
+        fn switch(&self) -> Result<(), Refused> {
+            Err(Refused::not_now("no backup follows this host"))
+        }
+
+        fn snapshot(&self, path: &Path) -> Result<SnapshotSummary, Refused> {
+            self.note(format!("snapshot {}", path.display()));
+            Err(Refused::Failed { why: "the disk is full".into() })
+        }
+
+        fn stop(&self) -> Result<(), Refused> {
+            self.note("stop");
+            Ok(())
+        }
+
+        fn nmi(&self) -> Result<(), Refused> {
+            self.note("nmi");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_running_ftvmm_is_asked_and_what_its_refusal_means() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = ControlArgs { control: folder.path().join("control") };
+        let noted = Arc::new(Noted::default());
+        let server = ControlServer::start(&control.control, noted.clone()).unwrap();
+        let status = understood::<Status>(ask(&control.control, "GET", "/status", None).unwrap());
+        assert_eq!(status.unwrap(), noted.status());
+        let listen = "1.2.3.4:5".parse().unwrap();
+        attach(&AttachArgs { control: control.clone(), listen }).unwrap();
+        bare(&control, "/nmi").unwrap();
+        bare(&control, "/stop").unwrap();
+        let file = PathBuf::from("relative");
+        let full = snapshot(&SnapshotArgs { file: file.clone(), control: control.clone() });
+        let full = full.unwrap_err();
+        assert!(matches!(&full, CommandError::Peer(why) if why == "the disk is full"), "{full}");
+        let here = std::path::absolute(file).unwrap();
+        let wanted = ["attach 1.2.3.4:5", "nmi", "stop", &format!("snapshot {}", here.display())];
+        assert_eq!(*noted.0.lock().unwrap(), wanted);
+
+        let refused = bare(&control, "/switch").unwrap_err();
+        assert_eq!(refused.to_string(), "not possible now: no backup follows this host");
+        assert!(matches!(refused, CommandError::Peer(_)), "the arguments were right");
+        let unknown = bare(&control, "/nothing").unwrap_err();
+        assert!(matches!(unknown, CommandError::Configuration(_)), "{unknown}");
+        drop(server);
+        let gone = bare(&control, "/stop").unwrap_err();
+        assert!(matches!(gone, CommandError::Unanswered(_)), "{gone}");
+    }
+
+    #[test]
+    fn a_status_of_another_version_points_to_json() {
+        let error = understood::<Status>(json!({ "strange": 1 })).unwrap_err().to_string();
+        assert!(error.contains("another version") && error.contains("--json"), "{error}");
+    }
 
     #[test]
     fn a_status_is_told_in_words() {

@@ -61,3 +61,52 @@ fn restored_disk(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ftvmm_replication::FileHeader;
+    use sha2::{Digest, Sha256};
+
+    use super::super::args::tests::run_args;
+    use super::*;
+    use ftvmm_runtime::testing::header;
+    use ftvmm_runtime::testing::snapshot_of;
+
+    #[test]
+    fn only_a_guest_with_a_log_has_its_disk_digested() {
+        let facts = |more: &str| {
+            let image = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(image.path(), [5; 1024]).unwrap();
+            let line = format!("--kernel k --disk path={} {more}", image.path().display());
+            open_disk(&run_args(&line), None, CompletionPolicy::Immediate).unwrap().unwrap().1
+        };
+        assert_eq!(facts(""), DiskFacts { size_bytes: 1024, sha256: None });
+        let digest = Some(Sha256::digest([5; 1024]).into());
+        assert_eq!(facts("--record r"), DiskFacts { size_bytes: 1024, sha256: digest });
+        assert!(
+            open_disk(&run_args("--kernel k"), None, CompletionPolicy::Immediate)
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_restored_disk_is_a_new_file_of_the_size_the_snapshot_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fingerprint = header().fingerprint;
+        (fingerprint.disk_bytes, fingerprint.disk_sha256) = (Some(2048), Some([3; 32]));
+        let path = snapshot_of(folder.path(), &FileHeader { fingerprint, ..header() });
+        let snapshot = Snapshot::open(&path).unwrap();
+        let open =
+            |line: &str| open_disk(&run_args(line), Some(&snapshot), CompletionPolicy::Immediate);
+        let error = open("--restore s").err().unwrap().to_string();
+        assert!(error.contains("a disk of 2048 bytes; say into which new file"), "{error}");
+        let disk = folder.path().join("disk");
+        let line = format!("--restore s --disk path={}", disk.display());
+        let facts = open(&line).unwrap().unwrap().1;
+        assert_eq!(facts, DiskFacts { size_bytes: 2048, sha256: Some([3; 32]) });
+        assert_eq!(std::fs::metadata(&disk).unwrap().len(), 2048);
+        let error = open(&line).err().unwrap().to_string();
+        assert!(error.contains("is there already"), "{error}");
+    }
+}

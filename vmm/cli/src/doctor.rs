@@ -60,7 +60,7 @@ pub enum Verdict {
 /// Every so often the probing thread is interrupted, so that no guest runs for ever.
 const KICK_PERIOD_MS: u64 = 25;
 /// Interruptions after which a thread that makes no progress is abandoned: KVM hangs in the kernel.
-/// Well above what one guest is allowed ([`guest`]): a minute.
+/// Well above what one guest is allowed (`vmm/kvm/src/micro_guest`): a minute.
 const KICKS_WITHOUT_PROGRESS_MAX: u32 = 2400;
 /// Offset of the real-time signal that interrupts; the run loop of a guest uses offset 0.
 const KICK_SIGNAL_OFFSET: i32 = 1;

@@ -261,3 +261,59 @@ pub fn full_cmdline(user: &str, board: &BoardConfig) -> String {
     let parts = [BASE_CMDLINE, net, user.trim()];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A guest with this kernel, of 64 MiB.
+    fn config(kernel: &Path) -> GuestConfig {
+        GuestConfig {
+            kernel: kernel.into(),
+            initramfs: None,
+            cmdline: String::new(),
+            cpu_template: ftvmm_machine::cpu_template::DEFAULT_TEMPLATE.into(),
+            memory_mib: 64,
+            net: None,
+            disk: None,
+            tsc: TscMode::Trap,
+            on_reset: OnReset::default(),
+            on_panic: OnPanic::default(),
+            rtc_epoch_s: 0,
+            logged: false,
+        }
+    }
+
+    fn refused(config: &GuestConfig) -> String {
+        Guest::assemble(config).err().expect("it cannot be assembled").to_string()
+    }
+
+    #[test]
+    fn files_that_do_not_do_are_named_before_kvm_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let [kernel, initramfs] = ["kernel", "initramfs"].map(|name| folder.path().join(name));
+        let plain = config(&kernel);
+        for memory_mib in [31, 512 * 1024 + 1] {
+            let error = refused(&GuestConfig { memory_mib, ..plain.clone() });
+            assert!(error.starts_with(&format!("--mem {memory_mib}: ")), "{error}");
+        }
+        assert!(refused(&plain).contains(&format!("kernel '{}'", kernel.display())));
+        fs::write(&kernel, "no kernel").unwrap();
+        let error = refused(&plain);
+        assert!(error.starts_with(&format!("'{}'", kernel.display())), "{error}");
+        // Longer than memory, and nothing in it.
+        fs::File::create(&initramfs).unwrap().set_len((64 << 20) + 1).unwrap();
+        let error = refused(&GuestConfig { initramfs: Some(initramfs), ..plain });
+        assert!(error.contains("give more with --mem"), "{error}");
+    }
+
+    #[test]
+    fn the_users_parameters_come_last() {
+        let net = Some(NetConfig { mac: [2, 0, 0, 0, 0, 9], mtu: 1500 });
+        let board = |net| BoardConfig { rtc_epoch_s: 0, net, disk_bytes: None };
+        assert_eq!(full_cmdline(" quiet ", &board(None)), format!("{BASE_CMDLINE} quiet"));
+        assert_eq!(full_cmdline("", &board(net)), format!("{BASE_CMDLINE} {NET_CMDLINE}"));
+    }
+}

@@ -318,3 +318,48 @@ fn is_report(path: &Path) -> bool {
 fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {
     move |cause| CommandError::Host { what, cause }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_replaces_a_report_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        check_report(Some(&path), false).unwrap();
+        let report = Report { role: "solo", exits: 7, ..Report::default() };
+        write_report(Some(&path), &report).unwrap();
+        check_report(Some(&path), false).unwrap();
+        let json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!((json["role"].as_str(), json["exits"].as_u64()), (Some("solo"), Some(7)));
+        for other in ["notes", "{}", r#"{"role":"solo"}"#, r#"{"role":1,"exits":7}"#] {
+            std::fs::write(&path, other).unwrap();
+            assert_eq!(check_report(Some(&path), false).unwrap_err().status(), 2, "{other}");
+            check_report(Some(&path), true).unwrap();
+        }
+        check_report(None, false).unwrap();
+    }
+
+    #[test]
+    fn every_failure_has_its_exit_status() {
+        let io = || std::io::Error::other("x");
+        let damaged =
+            InputError::SnapshotRead { cause: ftvmm_replication::SnapshotError::Read(io()) };
+        for (error, status) in [
+            (CommandError::from(InputError::Divergence { at: 1, what: "x".into() }), 3),
+            (CommandError::Divergence("x".into()), 3),
+            (damaged.into(), 2),
+            (CpuError::NoXsave { xcr0: 7 }.into(), 1),
+            (CommandError::Guest(GuestError::MemorySize { got: 1 }), 2),
+            (CommandError::Guest(KvmError::Absent.into()), 2),
+            (host("thing")(io()), 1),
+            (CommandError::Configuration("x".into()), 2),
+            (CommandError::LostWitness("x".into()), 4),
+            (CommandError::Unsuitable, 1),
+        ] {
+            assert_eq!(error.status(), status, "{error}");
+        }
+    }
+}

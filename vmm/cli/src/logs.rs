@@ -38,3 +38,46 @@ fn dump(path: &Path) -> Result<(), CommandError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::recording::tests::recorded;
+    use super::*;
+
+    fn run(command: &LogCommand) -> Result<(), String> {
+        logs(command).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn recordings_of_the_same_inputs_are_the_same_and_others_part_where_they_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name, times_ns| recorded(folder.path(), name, times_ns);
+        let (left, same) = (of("left", &[10, 20, 30]), of("same", &[10, 20, 30]));
+        let diff = |right| run(&LogCommand::Diff { left: left.clone(), right, vmlinux: None });
+        diff(same).unwrap();
+        let other = diff(of("other", &[10, 21, 30])).unwrap_err();
+        assert!(other.starts_with("divergence: ") && other.contains("exit 2"), "{other}");
+        let shorter = diff(of("shorter", &[10, 20])).unwrap_err();
+        assert!(shorter.contains("exit 3"), "{shorter}");
+        let none = diff(folder.path().join("none")).unwrap_err();
+        assert!(none.contains("/none'"), "{none}");
+    }
+
+    #[test]
+    fn a_recording_that_is_damaged_before_its_tail_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        // Enough for several groups: the damage is in the first one, whose records are not printed.
+        let times_ns: Vec<u64> = (0..30_000).map(|exit| exit * exit).collect();
+        let file = recorded(folder.path(), "log", &times_ns);
+        let files = vec![file.clone()];
+        run(&LogCommand::Stat { files: files.clone() }).unwrap();
+        let mut bytes = std::fs::read(&file).unwrap();
+        let early = bytes.len() / 4;
+        bytes[early] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        for command in [LogCommand::Stat { files }, LogCommand::Dump { file: file.clone() }] {
+            let error = run(&command).unwrap_err();
+            assert!(error.starts_with(&format!("recording '{}'", file.display())), "{error}");
+        }
+    }
+}

@@ -119,3 +119,82 @@ fn guest_config(
         logged: args.record.is_some() || args.role != RoleArg::Solo || args.control.is_some(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ftvmm_replication::{OnPanic, OnReset, TscMode};
+
+    use super::super::args::tests::run_args;
+    use super::*;
+    use ftvmm_runtime::testing::snapshot_without_disk;
+
+    fn config(line: &str) -> GuestConfig {
+        GuestSource::of(&run_args(line), 99, CompletionPolicy::Immediate).unwrap().0.config
+    }
+
+    #[test]
+    fn the_guest_is_as_the_arguments_say() {
+        let plain = config("--kernel k");
+        assert_eq!((plain.kernel.as_path(), &plain.initramfs), (Path::new("k"), &None));
+        assert_eq!(plain.cpu_template, Path::new(DEFAULT_TEMPLATE));
+        assert_eq!((plain.memory_mib, plain.rtc_epoch_s, plain.logged), (128, 99, false));
+        assert!(plain.cmdline.ends_with(" console=ttyS0"), "{}", plain.cmdline);
+        assert_eq!((plain.tsc, plain.on_reset), (TscMode::Trap, OnReset::Restart));
+        let other = config(
+            "--kernel k --initrd i --cmdline quiet --mem 64 --cpu-template avx --tsc hide \
+             --on-reset end --on-panic ignore --record r",
+        );
+        assert_eq!(other.initramfs.as_deref(), Some(Path::new("i")));
+        assert_eq!(other.cpu_template, Path::new("avx"));
+        assert!(other.cmdline.ends_with(" quiet"), "{}", other.cmdline);
+        assert_eq!((other.memory_mib, other.tsc), (64, TscMode::Hide));
+        assert_eq!((other.on_reset, other.on_panic), (OnReset::End, OnPanic::Ignore));
+    }
+
+    #[test]
+    fn a_guest_that_may_be_logged_or_sent_is_tracked() {
+        let pair = "--witness file:/w --role";
+        for line in [
+            "--record r".to_owned(),
+            "--control c".to_owned(),
+            format!("{pair} primary --listen 1.2.3.4:5"),
+            format!("{pair} backup --connect 1.2.3.4:5"),
+        ] {
+            assert!(config(&format!("--kernel k {line}")).logged, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_says_what_the_guest_is_and_where_it_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = snapshot_without_disk(folder.path());
+        let line = format!("--restore {} --kernel new", path.display());
+        let (origin, disk) =
+            GuestSource::of(&run_args(&line), 99, CompletionPolicy::Immediate).unwrap();
+        assert!(disk.is_none());
+        assert_eq!(origin.config.kernel, Path::new("new"));
+        // Not those of the command line.
+        assert_eq!((origin.config.memory_mib, origin.config.rtc_epoch_s), (64, 0));
+        assert_eq!(origin.start().unwrap().at.0, 7);
+        assert!(origin.into_parts().is_some());
+        assert!(
+            GuestSource::of(&run_args("--kernel k"), 99, CompletionPolicy::Immediate)
+                .unwrap()
+                .0
+                .start()
+                .is_none()
+        );
+
+        for (more, says) in [
+            ("--disk path=/none", "has no disk; leave --disk out"),
+            ("--role primary --listen 1.2.3.4:5 --witness file:/w", "add --start-alone"),
+        ] {
+            let args = run_args(&format!("{line} {more}"));
+            let error =
+                GuestSource::of(&args, 99, CompletionPolicy::Immediate).err().unwrap().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

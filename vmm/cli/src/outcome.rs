@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ftvmm_replication::End;
-use ftvmm_replication::session::policy::{Refusal, StopReason};
+use ftvmm_replication::policy::{Refusal, StopReason};
 
 use super::CommandError;
 use crate::guest::Machine;
@@ -91,9 +91,9 @@ pub fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
         StopReason::BadConfiguration(refusal) => {
             Err(CommandError::Configuration(format!("the two hosts do not fit: {refusal}")))
         }
-        StopReason::Incomplete | StopReason::DiskFailed { .. } => {
-            Err(CommandError::Peer(reason.to_string()))
-        }
+        StopReason::Incomplete
+        | StopReason::DiskFailed { .. }
+        | StopReason::StateUnusable { .. } => Err(CommandError::Peer(reason.to_string())),
         StopReason::Divergence => Err(CommandError::Divergence(reason.to_string())),
         StopReason::LostWitness { .. } => Err(CommandError::LostWitness(reason.to_string())),
     }
@@ -117,6 +117,7 @@ mod tests {
             (StopReason::HostRequest, None),
             (StopReason::Incomplete, Some(1)),
             (StopReason::DiskFailed { description: "EIO".into() }, Some(1)),
+            (StopReason::StateUnusable { description: "EIO".into() }, Some(1)),
             (StopReason::Divergence, Some(3)),
             (StopReason::LostWitness { term }, Some(4)),
         ];

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use ftvmm_replication::SessionEvent;
-use ftvmm_replication::session::policy::{
+use ftvmm_replication::policy::{
     DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;
+use ftvmm_replication::{Fingerprint, SessionEvent, Term};
 
 use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, RoleArg, RunArgs};
 use super::live_host::{
@@ -246,14 +246,38 @@ fn make_peer(
         CommandError::Configuration(format!("{e}{cause}"))
     };
     let highest_term = witness.highest().map_err(|e| unusable(&e))?;
-    let session_role = session_role(args);
-    let mut session = SessionConfig::new(
-        session_role,
-        build::own(),
-        guest.fingerprint.clone(),
-        highest_term,
-        config.rtc_epoch_s,
-    );
+    let fingerprint = guest.fingerprint.clone();
+    let session = session_config(args, fingerprint, highest_term, config.rtc_epoch_s);
+    let session_role = session.role;
+    let unique = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map_err(host("random name for the witness"))?;
+    Peer::new(PeerConfig {
+        session,
+        witness: Box::new(witness),
+        holder: format!("{session_role} {}", unique.trim()),
+        tap,
+        net_mac: config.net.map(|net| net.mac),
+        queue,
+        disk,
+        disk_failover: args.disk_error == OnDiskError::Failover,
+        horizon_ns: args.horizon_us * 1000,
+        incident_dir: args.incident_dir.clone(),
+        unrecorded_when_alone: args.record.is_none(),
+        progress: Box::new(TransferBar::hidden()),
+    })
+    .map_err(|e| CommandError::Configuration(format!("--failure-timeout-ms: {e}")))
+}
+
+/// What the arguments say of the session.
+fn session_config(
+    args: &RunArgs,
+    fingerprint: Fingerprint,
+    highest_term: Term,
+    rtc_epoch_s: u64,
+) -> SessionConfig {
+    let role = session_role(args);
+    let mut session =
+        SessionConfig::new(role, build::own(), fingerprint, highest_term, rtc_epoch_s);
     session.release = match args.release {
         Release::Compare => ReleasePolicy::Compare,
         Release::Ack => ReleasePolicy::Ack,
@@ -273,23 +297,7 @@ fn make_peer(
     };
     session.failure_ns = args.failure_timeout_ms * 1_000_000;
     session.heartbeat_ns = session.failure_ns / HEARTBEATS_PER_FAILURE;
-    let unique = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
-        .map_err(host("random name for the witness"))?;
-    Peer::new(PeerConfig {
-        session,
-        witness: Box::new(witness),
-        holder: format!("{session_role} {}", unique.trim()),
-        tap,
-        net_mac: config.net.map(|net| net.mac),
-        queue,
-        disk,
-        disk_failover: args.disk_error == OnDiskError::Failover,
-        horizon_ns: args.horizon_us * 1000,
-        incident_dir: args.incident_dir.clone(),
-        unrecorded_when_alone: args.record.is_none(),
-        progress: Box::new(TransferBar::hidden()),
-    })
-    .map_err(|e| CommandError::Configuration(format!("--failure-timeout-ms: {e}")))
+    session
 }
 
 /// What the run needs besides the guest.
@@ -340,5 +348,51 @@ impl From<ChannelError> for CommandError {
             ChannelError::Listen { .. } => Self::Configuration(error.to_string()),
             ChannelError::Connect { .. } | ChannelError::SetUp(_) => Self::Peer(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::tests::run_args;
+    use super::*;
+    use ftvmm_runtime::testing::header;
+
+    fn config(line: &str) -> SessionConfig {
+        let fingerprint = header().fingerprint;
+        let config = session_config(&run_args(line), fingerprint.clone(), Term(4), 99);
+        assert_eq!(config.fingerprint, fingerprint);
+        assert_eq!((config.highest_term, config.rtc_epoch_s), (Term(4), 99));
+        config
+    }
+
+    #[test]
+    fn the_session_is_as_the_arguments_say() {
+        let primary = "--kernel k --role primary --listen 1.2.3.4:5 --witness file:/w";
+        let plain = config(primary);
+        assert_eq!(plain.role, SessionRole::Primary);
+        assert_eq!(plain.release, ReleasePolicy::Compare);
+        assert_eq!(plain.on_divergence, DivergencePolicy::Failover);
+        assert_eq!(plain.on_link_down, LinkPolicy::Switch);
+        assert_eq!(plain.failure_ns, 500_000_000);
+        let other = config(&format!(
+            "{primary} --release ack --on-divergence resync --believe backup \
+             --on-link-down ignore --failure-timeout-ms 30"
+        ));
+        assert_eq!(other.release, ReleasePolicy::Ack);
+        assert_eq!(other.on_divergence, DivergencePolicy::Resync);
+        assert_eq!(other.believe, SessionRole::Backup);
+        assert_eq!(other.on_link_down, LinkPolicy::Ignore);
+        assert_eq!((other.failure_ns, other.heartbeat_ns), (30_000_000, 3_000_000));
+        let halt = config(&format!("{primary} --on-divergence halt"));
+        assert_eq!(halt.on_divergence, DivergencePolicy::Halt);
+        let backup = "--kernel k --role backup --connect 1.2.3.4:5 --witness file:/w";
+        assert_eq!(config(backup).role, SessionRole::Backup);
+    }
+
+    #[test]
+    fn a_backup_records_nothing() {
+        let line = "--kernel k --role backup --connect 1.2.3.4:5 --witness file:/w --record r";
+        let error = pair(&run_args(line)).unwrap_err();
+        assert!(matches!(error, CommandError::Configuration(_)), "{error}");
     }
 }

@@ -48,3 +48,57 @@ pub fn damaged(path: &Path) -> impl Fn(LogError) -> CommandError {
 pub fn complete(recording: Option<FinishedLog>) -> Result<(), CommandError> {
     recording.and_then(|recording| recording.broken).map_or(Ok(()), |broken| Err(broken.into()))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::path::PathBuf;
+
+    use ftvmm_devices::Input;
+    use ftvmm_replication::{Event, Record};
+
+    use super::*;
+    use ftvmm_runtime::input::LogSink;
+    use ftvmm_runtime::testing::header;
+
+    /// A recording in `folder` with the guest time `now_ns` at each exit from 1 on.
+    pub(crate) fn recorded(folder: &Path, name: &str, times_ns: &[u64]) -> PathBuf {
+        let path = folder.join(name);
+        let mut log = create_log(&path, false, OnRecordError::Stop, &header()).unwrap();
+        let exits = (1..).map(Ordinal);
+        for (at, now_ns) in exits.zip(times_ns) {
+            let event = Event::Input(Input::Time { now_ns: *now_ns });
+            log.append(&Record { at, event }).unwrap();
+            log.exit_complete(at).unwrap();
+        }
+        let left = Ordinal(times_ns.len() as u64 + 1);
+        assert!(log.finish(left, None).broken.is_none());
+        path
+    }
+
+    #[test]
+    fn what_was_recorded_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = recorded(folder.path(), "log", &[10, 20]);
+        let mut reader = open_log(&path).unwrap();
+        assert_eq!(*reader.header(), header());
+        let mut records = Vec::new();
+        while let Some(group) = reader.next_group().unwrap() {
+            records.extend(group.records.into_iter().map(|record| record.to_string()));
+        }
+        assert_eq!(records.len(), 2, "{records:?}");
+        let refused = create_log(&path, false, OnRecordError::Stop, &header());
+        assert!(matches!(refused.err(), Some(CommandError::Named(_))));
+    }
+
+    #[test]
+    fn a_file_that_is_no_recording_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes");
+        for content in ["", "dear diary, today"] {
+            std::fs::write(&path, content).unwrap();
+            let error = open_log(&path).err().unwrap();
+            assert!(matches!(&error, CommandError::Recording { path: p, .. } if *p == path));
+            assert_eq!(error.status(), 2, "{error}");
+        }
+    }
+}

@@ -38,3 +38,40 @@ fn check_files(args: &RunArgs) -> Result<(), CommandError> {
     }
     check_report(args.report.as_deref(), args.overwrite)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::tests::run_args;
+    use super::*;
+
+    #[test]
+    fn no_file_is_lost_and_none_has_two_uses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        for name in ["kernel", "log", "report", "notes"] {
+            std::fs::write(path(name), "{}").unwrap();
+        }
+        std::fs::write(path("report"), r#"{"role":"solo","exits":7}"#).unwrap();
+        let check = |options: &[(&str, &str)]| {
+            let options = options.iter().map(|(option, name)| format!("{option} {}", path(name)));
+            let line = options.collect::<Vec<_>>().join(" ");
+            check_files(&run_args(&line)).map_err(|error| error.to_string())
+        };
+        let kernel = ("--kernel", "kernel");
+        check(&[kernel, ("--record", "new"), ("--report", "new.json")]).unwrap();
+        check(&[kernel, ("--report", "report")]).unwrap();
+        for (options, says) in [
+            (&[kernel, ("--record", "log")], "log' is there already"),
+            (&[kernel, ("--report", "notes")], "notes' is there already"),
+            (&[kernel, ("--record", "kernel")], "--kernel"),
+            (&[("--kernel", "new"), ("--control", "new")], "--control"),
+        ] {
+            let error = check(options).unwrap_err();
+            assert!(error.contains(says), "{options:?}: {error}");
+        }
+        let mut args = run_args(&format!("--kernel k --record {} --overwrite", path("log")));
+        check_files(&args).unwrap();
+        args.report = Some(path("notes").into());
+        check_files(&args).unwrap();
+    }
+}

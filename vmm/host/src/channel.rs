@@ -79,7 +79,7 @@ impl Channel {
 
     /// Connects to the primary, which may still be starting.
     ///
-    /// # Errors When no connection is made within [`CONNECT_SECONDS_MAX`].
+    /// # Errors When no connection is made within `CONNECT_SECONDS_MAX`.
     pub fn connect(address: SocketAddr) -> Result<Self, ChannelError> {
         let clock = HostClock::host_start();
         loop {

@@ -161,3 +161,51 @@ impl<F: FnMut()> MutEventSubscriber for Ticker<F> {
         watch(ops, &self.timer.as_fd().as_raw_fd());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    /// Tells when it is let go of.
+    struct Told(Sender<()>);
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            self.0.send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_repeating_timer_fires_until_the_thread_ends_which_lets_go_of_it() {
+        let ((fired, fires), (told, ends)) = (channel(), channel());
+        let soon = Duration::from_nanos(1);
+        let told = Told(told);
+        let timer = repeating(soon, move || {
+            let _held = &told;
+            let _ = fired.send(());
+            soon
+        });
+        let events = EventLoop::start(vec![Box::new(timer.unwrap())]).unwrap();
+        for _ in 0..3 {
+            fires.recv().unwrap();
+        }
+        assert!(ends.try_recv().is_err());
+        drop(events);
+        ends.try_recv().unwrap();
+    }
+
+    #[test]
+    fn a_timer_that_was_stopped_does_not_fire() {
+        let ((fired, fires), soon) = (channel(), Duration::from_nanos(1));
+        let stopped = fired.clone();
+        let stopped = Ticker::new(move || stopped.send("stopped").unwrap()).unwrap();
+        set_timer(&stopped.timer(), Some(soon));
+        set_timer(&stopped.timer(), None);
+        let other = Ticker::new(move || fired.send("other").unwrap()).unwrap();
+        set_timer(&other.timer(), Some(soon));
+        let _events = EventLoop::start(vec![Box::new(stopped), Box::new(other)]).unwrap();
+        assert_eq!(fires.recv().unwrap(), "other");
+    }
+}

@@ -124,6 +124,13 @@ impl Tap {
         Ok(Self::on(Arc::new(shared)))
     }
 
+    /// A tap whose frames are the datagrams of a socket; the way to the clients is that of the
+    /// interface `name`.
+    pub fn over(name: &str, file: File) -> Self {
+        let file = Mutex::new(Some(Arc::new(file)));
+        Self::on(Arc::new(Shared { name: name.into(), file, why_down: Mutex::default() }))
+    }
+
     fn on(shared: Arc<Shared>) -> Self {
         Self { shared, buffer: vec![0; FRAME_BYTES_MAX] }
     }

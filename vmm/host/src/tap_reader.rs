@@ -131,3 +131,72 @@ impl MutEventSubscriber for TapReader {
         self.look(ops);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::super::EventLoop;
+    use super::*;
+
+    struct Read {
+        tap: Tap,
+        frames: Receiver<Vec<u8>>,
+        links: Receiver<bool>,
+        _events: EventLoop,
+    }
+
+    /// Reads a tap in an event thread. The interface that is asked for its state is up everywhere.
+    fn read(socket: OwnedFd, uplink: Option<&str>) -> Read {
+        let tap = Tap::over("lo", File::from(socket));
+        let ((frame, frames), (link, links)) = (channel(), channel());
+        let reader = TapReader::new(
+            tap.clone(),
+            uplink.map(Into::into),
+            Box::new(move |read| frame.send(read).unwrap()),
+            Box::new(move |up| link.send(up).unwrap()),
+        );
+        let events = EventLoop::start(vec![Box::new(reader)]).unwrap();
+        Read { tap, frames, links, _events: events }
+    }
+
+    #[test]
+    fn every_frame_is_handed_over_in_order() {
+        let (network, socket) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let read = read(socket.into(), None);
+        for round in [[&b"first"[..], b"second"], [b"third", b"fourth"]] {
+            round.iter().for_each(|frame| assert!(network.send(frame).is_ok()));
+            round.iter().for_each(|frame| assert_eq!(read.frames.recv().unwrap(), *frame));
+        }
+        assert!(read.links.try_recv().is_err(), "the way was whole all the time");
+    }
+
+    #[test]
+    fn a_tap_that_is_lost_and_does_not_come_back_is_told_once() {
+        let (mut network, socket) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut own = socket.try_clone().unwrap();
+        let read = read(socket.into(), None);
+        // A connection that ends with bytes nobody has read is reset.
+        own.write_all(b"sent by the guest").unwrap();
+        network.write_all(b"frame").unwrap();
+        drop((own, network));
+        assert!(!read.links.recv().unwrap());
+        assert_eq!(read.tap.why_down().unwrap(), "tap 'lo' cannot be opened");
+        assert!(!read.tap.write_frame(b"lost").unwrap());
+        drop(read._events);
+        assert!(read.links.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_uplink_that_is_not_there_is_no_way_to_the_clients() {
+        let (_network, socket) = UnixDatagram::pair().unwrap();
+        let read = read(socket.into(), Some("ftnone0"));
+        assert!(!read.links.recv().unwrap());
+        assert_eq!(read.tap.why_down().unwrap(), "uplink 'ftnone0' is gone");
+    }
+}

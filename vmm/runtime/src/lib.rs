@@ -17,6 +17,5 @@ pub mod run_loop;
 pub mod snapshot;
 pub mod sources;
 pub mod step;
-#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transfer;

@@ -107,3 +107,45 @@ fn print_console(bytes: &[u8]) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    fn frame() -> Output {
+        Output::Frame(vec![7; 60])
+    }
+
+    #[test]
+    fn frames_reach_the_tap_and_are_counted_when_it_does_not_take_them() {
+        let (network, socket) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let tap = Tap::over("lo", File::from(OwnedFd::from(socket)));
+        let (console, watch) = (Console::start().unwrap(), Arc::<NetWatch>::default());
+        let mut outputs = HostOutputs::new(Some(tap), None, console, watch.clone());
+        let mut sent = 0;
+        while watch.report().tx_dropped_by_tap == 0 {
+            outputs.emit(Ordinal(1), None, frame()).unwrap();
+            sent += 1;
+        }
+        assert_eq!(outputs.frames().load(Ordering::Relaxed), sent);
+        let mut buffer = [0; 100];
+        network.set_nonblocking(true).unwrap();
+        for _ in 1..sent {
+            assert_eq!(network.recv(&mut buffer).unwrap(), 60);
+        }
+        assert!(network.recv(&mut buffer).is_err(), "one was dropped");
+    }
+
+    #[test]
+    fn a_replay_counts_frames_and_sends_none() {
+        let mut outputs = ReplayOutputs::default();
+        outputs.emit(Ordinal(1), None, frame()).unwrap();
+        outputs.emit(Ordinal(2), None, frame()).unwrap();
+        assert_eq!(outputs.frames(), 2);
+    }
+}

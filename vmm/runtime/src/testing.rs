@@ -1,19 +1,30 @@
-//! What tests of this crate and of the command line share; not in the program.
+//! What tests of this crate and of the command line share. Nothing else names it, so that the
+//! linker leaves it out of the program. A feature would have the program built twice, with and
+//! without.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails"
+)]
 
 mod fake;
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use ftvmm_devices::Output;
 use ftvmm_host::sync::lock;
 use ftvmm_replication::{
     Event, FileHeader, Fingerprint, OnPanic, OnReset, Ordinal, OutputDigest, PROTOCOL_VERSION,
-    Record, TscMode,
+    Record, SnapshotWriter, StatePart, TscMode,
 };
 
 use crate::input::LogSink;
 use crate::input_error::InputError;
 use crate::step::OutputSink;
+use crate::transfer::{Progress, ProgressDisplay};
 
 pub use fake::{EndTold, Fake, NOW_NS, PIO, RESTORED};
 
@@ -95,4 +106,32 @@ pub fn header() -> FileHeader {
         initramfs_path: None,
         start: None,
     }
+}
+
+/// Shows nobody anything.
+pub struct NoDisplay;
+
+impl ProgressDisplay for NoDisplay {
+    fn begin(&self, _: &'static str, _: &Progress) {}
+
+    fn show(&self, _: &Progress) {}
+
+    fn end(&self) {}
+}
+
+/// A new snapshot in `folder` of a guest without a disk that is halted at exit 7.
+pub fn snapshot_without_disk(folder: &Path) -> PathBuf {
+    snapshot_of(folder, &header())
+}
+
+/// As [`snapshot_without_disk`], of this guest.
+pub fn snapshot_of(folder: &Path, header: &FileHeader) -> PathBuf {
+    let path = folder.join("snapshot");
+    let mut writer = SnapshotWriter::new(File::create(&path).unwrap(), header).unwrap();
+    let state = Fake::state(Ordinal(7)).encode();
+    for part in [StatePart::Outline { total_bytes: 0 }, StatePart::Machine(state)] {
+        writer.write_part(&part).unwrap();
+    }
+    writer.flush().unwrap();
+    path
 }

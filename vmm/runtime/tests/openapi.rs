@@ -15,7 +15,7 @@ use ftvmm_runtime::control::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.yaml");
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.yaml");
 
 /// A run that notes what it is asked and answers as it is told.
 #[derive(Default)]

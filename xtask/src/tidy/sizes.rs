@@ -11,6 +11,9 @@ use super::{Breach, Rule};
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
 const COLUMNS_MAX: usize = 100;
+const FIELDS_MAX: usize = 15;
+/// What only plain data derives.
+const OF_PLAIN_DATA: [&str; 3] = ["Serialize", "Deserialize", "Args"];
 
 /// Breaches of the rules about lengths and headers.
 pub fn breaches(workspace: &Workspace) -> Vec<Breach> {
@@ -78,7 +81,7 @@ fn functions(source: &Source) -> Vec<Breach> {
     functions.found
 }
 
-/// Measures functions, from `fn` to the closing brace.
+/// Measures functions, from `fn` to the closing brace, and counts the fields of structs.
 struct Functions<'a> {
     path: &'a str,
     /// The types and modules around the function.
@@ -110,7 +113,34 @@ impl Functions<'_> {
     }
 }
 
+/// Whether a derive says that the struct is plain data.
+fn is_plain_data(attributes: &[syn::Attribute]) -> bool {
+    let derives = attributes.iter().filter(|attribute| attribute.path().is_ident("derive"));
+    derives.into_iter().any(|derive| {
+        let mut is_plain = false;
+        // Only a macro's argument that is no list of paths fails, and derives nothing.
+        let _ = derive.parse_nested_meta(|meta| {
+            let last = meta.path.segments.last();
+            is_plain |= last.is_some_and(|last| OF_PLAIN_DATA.iter().any(|d| last.ident == d));
+            Ok(())
+        });
+        is_plain
+    })
+}
+
 impl<'ast> Visit<'ast> for Functions<'_> {
+    fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
+        if item.fields.len() > FIELDS_MAX && !is_plain_data(&item.attrs) {
+            let first = item.struct_token.span().start().line;
+            self.found.push(Breach {
+                rule: Rule::StructFields,
+                subject: format!("{} {}", self.path, item.ident),
+                amount: item.fields.len(),
+                place: format!("{}:{first}", self.path),
+            });
+        }
+    }
+
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
         self.measure(&item.sig, &item.block);
         self.inside(item.sig.ident.to_string(), |inner| visit::visit_item_fn(inner, item));
@@ -166,6 +196,18 @@ mod tests {
         assert_eq!(found(&with(70)), []);
         let expected = (Rule::FunctionLines, "a.rs Thing::work".to_owned(), 71);
         assert_eq!(found(&with(71)), [expected]);
+    }
+
+    #[test]
+    fn only_plain_data_has_many_fields() {
+        let with = |derive: &str, fields: usize| {
+            let fields: String = (0..fields).map(|field| format!("    f{field}: u8,\n")).collect();
+            format!("//! A.\n#[derive(Debug{derive})]\nstruct Thing {{\n{fields}}}\n")
+        };
+        assert_eq!(found(&with("", 15)), []);
+        assert_eq!(found(&with(", serde::Serialize", 16)), []);
+        let expected = (Rule::StructFields, "a.rs Thing".to_owned(), 16);
+        assert_eq!(found(&with("", 16)), [expected]);
     }
 
     #[test]

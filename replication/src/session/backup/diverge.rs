@@ -1,10 +1,10 @@
 //! What the backup does when the two differ.
 
 use super::{Backup, Phase};
+use crate::incident::{DivergenceCause, Evidence, IncidentReport};
 use crate::message::Message;
+use crate::policy::{Role, StopReason};
 use crate::session::decision::{Decision, Trouble};
-use crate::session::incident::{DivergenceCause, Evidence, IncidentReport};
-use crate::session::policy::{Role, StopReason};
 use crate::session::{Action, Context};
 
 impl Backup {

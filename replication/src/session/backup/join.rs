@@ -3,11 +3,11 @@
 use super::{Backup, Phase, Yielded};
 use crate::gate::{Output, RetainedOutputs};
 use crate::message::Message;
+use crate::policy::{Refusal, ReleasePolicy, SessionConfig};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::decision::Trouble;
 use crate::session::flush_gate::FlushGate;
 use crate::session::log_window::LogWindow;
-use crate::session::policy::{Refusal, ReleasePolicy, SessionConfig};
 use crate::session::primary::Primary;
 use crate::session::{Action, Context};
 use crate::state::StatePart;

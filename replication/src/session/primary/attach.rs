@@ -4,12 +4,12 @@
 use super::{Phase, Primary, Yielding};
 use crate::gate::{Output, OutputGate, RetainedOutputs};
 use crate::message::{ByeReason, Message};
+use crate::policy::{SessionConfig, StopReason};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::session::backup::Backup;
 use crate::session::decision::Trouble;
 use crate::session::flush_gate::FlushGate;
 use crate::session::log_window::LogWindow;
-use crate::session::policy::{SessionConfig, StopReason};
 use crate::session::{Action, Context};
 use crate::state::StatePart;
 

@@ -1,6 +1,7 @@
 //! The guest's disk, of which each host has a copy: which completions the guest may get.
 
 use super::{Phase, Primary};
+use crate::policy::StopReason;
 use crate::session::{Action, Context, leave};
 
 impl Primary {
@@ -13,7 +14,7 @@ impl Primary {
 
     pub(super) fn on_disk_failed(&self, cx: &mut Context<'_>, id: u64, description: String) {
         match self.phase {
-            Phase::Protected => leave(cx, description),
+            Phase::Protected => leave(cx, StopReason::DiskFailed { description }),
             // No other host could continue.
             _ => cx.act(Action::CompleteDisk { id }),
         }

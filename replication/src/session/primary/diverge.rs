@@ -1,10 +1,10 @@
 //! What the primary does when the two differ.
 
 use super::{Phase, Primary};
+use crate::incident::{DivergenceCause, Evidence, IncidentReport};
 use crate::message::Message;
+use crate::policy::{DivergencePolicy, Role};
 use crate::session::decision::Trouble;
-use crate::session::incident::{DivergenceCause, Evidence, IncidentReport};
-use crate::session::policy::{DivergencePolicy, Role};
 use crate::session::{Action, Context};
 
 impl Primary {

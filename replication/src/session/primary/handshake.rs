@@ -2,8 +2,8 @@
 
 use super::{Phase, Primary};
 use crate::message::Message;
+use crate::policy::SessionConfig;
 use crate::record::Term;
-use crate::session::policy::SessionConfig;
 use crate::session::{Action, Context};
 
 impl Primary {

@@ -1,7 +1,7 @@
 //! The rows of the decision table about divergence, and the evidence both sides keep.
 
 use super::*;
-use crate::session::incident::DivergenceCause;
+use crate::incident::DivergenceCause;
 
 /// A pair that agreed on output 1 and differs in output 2, both sides knowing.
 fn diverged(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {

@@ -1,7 +1,7 @@
 //! The ordinary course: release, acknowledgement, heartbeats, flow control and the end.
 
 use super::*;
-use crate::session::policy::Limits;
+use crate::policy::Limits;
 
 #[test]
 fn frames_leave_when_both_sides_have_produced_them() {

@@ -1,7 +1,7 @@
 //! The hosts' ways to the guest's clients.
 
 use super::*;
-use crate::session::policy::LinkPolicy;
+use crate::policy::LinkPolicy;
 
 /// Whether this host was told to change roles since the last look.
 fn asked(host: &mut Host) -> bool {

@@ -13,9 +13,9 @@ use crate::build_id::{self, BuildId};
 use crate::digest::OutputDigest;
 use crate::fingerprint::tests::example;
 use crate::group::GroupEncoder;
+use crate::incident::IncidentReport;
+use crate::policy::{DivergencePolicy, ReleasePolicy};
 use crate::record::{Event, Ordinal, OutputOrdinal, Record};
-use crate::session::incident::IncidentReport;
-use crate::session::policy::{DivergencePolicy, ReleasePolicy};
 use crate::wire::WireError;
 use ftvmm_devices::Input;
 

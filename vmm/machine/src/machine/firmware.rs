@@ -12,3 +12,19 @@ pub fn act_as_firmware(board: &mut Board) {
         board.pio_write(port, &[value]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ftvmm_devices::BoardConfig;
+
+    use super::*;
+
+    #[test]
+    fn counter_0_counts_when_the_kernel_comes_to_read_it() {
+        let config = BoardConfig { rtc_epoch_s: 0, net: None, disk_bytes: None };
+        let [cold, mut warm] = [(); 2].map(|()| Board::new(&config));
+        assert_eq!(cold.next_deadline_ns(), None);
+        act_as_firmware(&mut warm);
+        assert!(warm.next_deadline_ns().is_some());
+    }
+}

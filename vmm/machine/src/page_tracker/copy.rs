@@ -121,16 +121,8 @@ fn set(bits: &mut [u64], index: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::copy;
     use super::*;
-
-    /// Two regions of three pages each; page 1 and page 101 are not zero.
-    fn copy() -> MemoryCopy {
-        let mut regions = [0, 100].map(|first| CopyRegion::zeroed(first, 3 * PAGE_BYTES).unwrap());
-        for region in &mut regions {
-            region.page(1).fill(7);
-        }
-        MemoryCopy::new(regions.into())
-    }
 
     fn numbers(pages: &[PageImage]) -> Vec<u64> {
         pages.iter().map(|(page, _)| *page).collect()

@@ -132,7 +132,7 @@ pub struct InputQueue {
 
 impl InputQueue {
     /// A queue whose inputs wait for an exit of a recorded guest for `input_delay`, or for
-    /// [`KICK_DELAY_MIN`] when the guest has been computing for long. [`Self::deadline_passed`]
+    /// `KICK_DELAY_MIN` when the guest has been computing for long. [`Self::deadline_passed`]
     /// must be called when the timer `input_timer` fires.
     pub fn new(input_timer: Arc<TimerFd>, input_delay: Duration) -> Self {
         Self {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering as MemoryOrdering;
 
-use ftvmm_replication::session::policy::StopReason;
+use ftvmm_replication::policy::StopReason;
 use ftvmm_replication::{End, Ordinal, StatePart};
 
 use super::Peer;

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_replication::session::incident::IncidentReport;
+use ftvmm_replication::incident::IncidentReport;
 
 use super::{Peer, REPORTS_LONGEST};
 use ftvmm_host::sync::{lock, wait_timeout_while};

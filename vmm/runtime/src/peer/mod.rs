@@ -20,6 +20,8 @@ mod log;
 mod operator;
 mod outbox;
 mod outputs;
+#[cfg(test)]
+mod pair_tests;
 mod transfer;
 
 use std::net::{SocketAddr, TcpListener};
@@ -29,7 +31,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ftvmm_replication::peer::{Begin, PeerCounters, Roles};
-use ftvmm_replication::session::policy::{Role, SessionConfigError, StopReason};
+use ftvmm_replication::policy::{Role, SessionConfigError, StopReason};
 use ftvmm_replication::witness::Witness;
 use ftvmm_replication::{PeerCore, SessionConfig, SessionEvent};
 use nix::sys::timerfd::TimerFd;

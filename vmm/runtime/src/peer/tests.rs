@@ -4,10 +4,10 @@ use ftvmm_replication::witness::{Claim, WitnessError};
 use ftvmm_replication::{Effect, Term};
 
 use super::*;
-use crate::transfer::Progress;
+use crate::testing::NoDisplay;
 
 /// Grants everything.
-struct Kind;
+pub(super) struct Kind;
 
 impl Witness for Kind {
     fn claim(&mut self, _: Term, _: &str) -> Result<Claim, WitnessError> {
@@ -17,16 +17,6 @@ impl Witness for Kind {
     fn highest(&mut self) -> Result<Term, WitnessError> {
         Ok(Term(0))
     }
-}
-
-struct NoDisplay;
-
-impl ProgressDisplay for NoDisplay {
-    fn begin(&self, _: &'static str, _: &Progress) {}
-
-    fn show(&self, _: &Progress) {}
-
-    fn end(&self) {}
 }
 
 /// A backup that is not connected, whose card has this address.

@@ -134,3 +134,6 @@ impl Transfer {
         self.rendezvous.wants(rendezvous::TransferRequest::StopAndCopy)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -7,8 +7,8 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::policy::Role;
 use crate::digest::OutputDigest;
+use crate::policy::Role;
 use crate::record::{Hex, Ordinal, OutputOrdinal, Term};
 
 /// In what the two sides differ.

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::build_id::BuildId;
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::record::Term;
-use crate::wire::WireError;
+use crate::wire_error::WireError;
 
 /// Which of the two a host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -287,6 +287,12 @@ pub enum StopReason {
     #[error("the disk of this host failed: {description}")]
     DiskFailed {
         /// The request and what the host said.
+        description: String,
+    },
+    /// The primary's state came whole, but cannot be put in place; the primary goes on.
+    #[error("the primary's state cannot be put in place: {description}")]
+    StateUnusable {
+        /// What failed.
         description: String,
     },
     /// Another host won the term.
