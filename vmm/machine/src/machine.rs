@@ -454,3 +454,6 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
         Ok(End { state_digest, chain, outputs, reason })
     }
 }
+
+#[cfg(test)]
+mod tests;
