@@ -387,3 +387,6 @@ fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
         (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i * 64 + bit)
     })
 }
+
+#[cfg(test)]
+mod tests;
