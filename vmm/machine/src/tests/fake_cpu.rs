@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use ftvmm_replication::encoding::{decode, encode};
 use kvm_bindings::{kvm_debugregs, kvm_regs, kvm_sregs};
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::cpu::{Cpu, CpuError, DirtyLog};
 use crate::exit::{Direction, Exit};
@@ -20,9 +20,12 @@ const PORT_ACCESS_BYTES: u64 = 2;
 /// What was done to the processor, in order; calls that change nothing are not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Did {
-    Run { want_window: bool },
+    Run {
+        want_window: bool,
+    },
     CompleteIo,
-    Step,
+    /// With the two bytes at [`FakeCpu::watched`] meanwhile.
+    Step([u8; 2]),
     Inject(u8),
     InjectNmi,
     Raise(u8, Option<u32>),
@@ -50,6 +53,8 @@ pub struct FakeCpu {
     pub fails: Cell<Option<&'static str>>,
     /// It does not take these bits in CR4.
     pub refused_cr4: u64,
+    /// A guest-physical address that is looked at in every step.
+    pub watched: u64,
     /// How far each step goes.
     pub step_bytes: VecDeque<u64>,
     /// What is zeroed at power-on.
@@ -122,7 +127,8 @@ impl Cpu for FakeCpu {
 
     fn step(&mut self) -> Result<(), CpuError> {
         self.call("step")?;
-        self.note(Did::Step);
+        let bytes = self.memory.as_ref().unwrap().read_obj(GuestAddress(self.watched));
+        self.note(Did::Step(bytes.unwrap()));
         self.state.borrow_mut().regs.rip += self.step_bytes.pop_front().unwrap();
         Ok(())
     }

@@ -213,8 +213,9 @@ fn patch_sites(space: &AddressSpace<'_>, memory: &Memory, start: u64, code: &[u8
         let mut instruction = code[range.clone()].to_vec();
         trapped.replace(&mut instruction);
         let address = start + range.start as u64;
-        for (at, byte) in (address..).zip(instruction) {
-            if let Some(gpa) = space.translate(at) {
+        for (number, byte) in instruction.into_iter().enumerate() {
+            // The last instruction of all ends where no address follows.
+            if let Some(gpa) = space.translate(address + number as u64) {
                 // It was read from there.
                 let _ = memory.write_obj(byte, GuestAddress(gpa));
             }

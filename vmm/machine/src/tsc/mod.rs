@@ -417,3 +417,6 @@ fn pass_on(
     entry.put(memory);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
