@@ -154,6 +154,8 @@ mod tests {
             "mem:12:1@1",
             "mem:0x1:1",
             "hang:@1",
+            "cpu:rax:1@1",
+            "mem@1",
         ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }

@@ -81,7 +81,8 @@ impl Seen {
         let in_kernel = |page: &Page| {
             kernel.sections.iter().any(|section| {
                 let start = section.addresses.start / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
-                let end = section.addresses.end.next_multiple_of(KERNEL_PAGE_BYTES);
+                let end = section.addresses.end.checked_next_multiple_of(KERNEL_PAGE_BYTES);
+                let end = end.unwrap_or(u64::MAX);
                 overlaps(page, &(start..end))
             })
         };
@@ -141,7 +142,7 @@ pub fn search(space: &AddressSpace<'_>, memory: &Memory, new: NewCode) -> Vec<u6
     }
     let mut code = Vec::new();
     while (code.len() as u64) < new.bytes {
-        let address = new.address.wrapping_add(code.len() as u64);
+        let Some(address) = new.address.checked_add(code.len() as u64) else { break };
         let Some(page) = space.page(address) else { break };
         let left = (page.bytes - (address - page.address)).min(new.bytes - code.len() as u64);
         let start = code.len();
@@ -194,7 +195,7 @@ fn content(space: &AddressSpace<'_>, page: &Page) -> u64 {
 }
 
 fn overlaps(page: &Page, addresses: &std::ops::Range<u64>) -> bool {
-    page.address < addresses.end && addresses.start < page.address + page.bytes
+    page.address < addresses.end && addresses.start <= page.address + (page.bytes - 1)
 }
 
 fn patch_section(space: &AddressSpace<'_>, memory: &Memory, section: &Section) -> Vec<u64> {

@@ -354,4 +354,20 @@ pub(super) mod tests {
         assert!(Symbols::find(&vec![0; 1 << 20]).is_none());
         assert!(Symbols::find(&DIGITS.repeat(10_000)).is_none());
     }
+
+    #[test]
+    fn addresses_of_a_kernel_for_one_processor_are_counted_from_its_base() {
+        let mut image = image(true, true);
+        let offsets = Symbols::find(&image).unwrap().offsets;
+        for number in 0..600u32 {
+            let at = offsets + 4 * number as usize;
+            image[at..at + 4].copy_from_slice(&(32 * number).to_le_bytes());
+        }
+        let symbols = Symbols::find(&image).unwrap();
+        assert_eq!(symbols.addresses(["set_memory_x"]), [Some(BASE + 32 * 300)]);
+        assert_eq!(symbols.next_after(0), Some(BASE));
+        // Descending addresses are no table.
+        image[offsets + 8] = 0;
+        assert!(Symbols::find(&image).is_none());
+    }
 }

@@ -2,10 +2,11 @@
 
 use ftvmm_devices::Input;
 use ftvmm_replication::Ordinal;
+use serde_json::json;
 
 use super::{port_read, with_an_interrupt};
 use crate::exit::Exit;
-use crate::situation::StopCause;
+use crate::situation::{RunMode, StopCause};
 use crate::tests::{Did, Guest};
 use crate::virtual_machine::{Handled, VirtualMachine};
 
@@ -116,4 +117,34 @@ fn a_timer_that_is_behind_owes_its_ticks() {
     guest.machine.apply(Input::Time { now_ns: 10_000_000 });
     assert!(owes(&mut guest));
     assert_eq!(guest.machine.now_ns(), 10_000_000);
+}
+
+/// The guest is between the two instructions of a hooked function.
+fn halfway_through_a_hook(guest: &mut Guest, halfway: bool) {
+    let place = |address: u64| json!({ "address": address, "original": [0x90, 0x90] });
+    let hook = json!({ "first": place(1 << 63), "second": place(3 << 62), "halfway": halfway });
+    let state = json!({
+        "guest_tsd": false, "entry": null, "seen": { "pages": null }, "hooks": [hook],
+        "other_kernel": null,
+    });
+    guest.machine.tsc.restore(serde_json::from_value(state).unwrap());
+}
+
+#[test]
+fn no_interrupt_leads_elsewhere_between_the_instructions_of_a_hook() {
+    let mut guest = Guest::new();
+    with_an_interrupt(&mut guest);
+    guest.machine.apply(Input::Nmi);
+    guest.machine.vcpu().accepts_interrupt = true;
+    guest.machine.vcpu().accepts_nmi = true;
+    halfway_through_a_hook(&mut guest, true);
+    assert_eq!(delivered(&mut guest), []);
+    guest.machine.vcpu().script = vec![(Exit::Hlt, Vec::new()); 2].into();
+    for mode in [RunMode::UntilInterruptible, RunMode::Unrecorded] {
+        guest.machine.run(mode).unwrap();
+        assert_eq!(guest.take_did(), [Did::Run { want_window: false }], "{mode:?}");
+    }
+    halfway_through_a_hook(&mut guest, false);
+    assert_eq!(delivered(&mut guest), [Did::InjectNmi]);
+    assert_eq!(delivered(&mut guest), [Did::Inject(TIMER)]);
 }

@@ -74,8 +74,12 @@ fn only_mapped_memory_of_the_kernel_is_searched() {
         (MODULE, u64::MAX, 0),
         (0x40_0000, 1, 0),
         (MODULE - 0x1000, 2, 0),
+        (u64::MAX - 0xfff, 2, 0),
     ] {
         let mut world = calling();
+        // Behind the last address there is nothing, least of all the first.
+        map(&world.memory, u64::MAX - 0xfff, 0xc000, 1);
+        map(&world.memory, 0, MODULE_GPA, 7);
         map(&world.memory, 0x40_0000, MODULE_GPA, 7);
         (world.regs().rdi, world.regs().rsi) = (address, pages);
         world.exit(pio(HOOK_PORT, Direction::Read, 1)).unwrap();
@@ -206,14 +210,14 @@ fn code_on_the_last_page_of_all_addresses_is_found_too() {
     map(&world.memory, last, MODULE_GPA, 1);
     world.put(MODULE_GPA, &[0x90; 0x1000]);
     world.put(MODULE_GPA + 0xffe, &RDTSC);
-    world.trap = TscTrap::new(
-        TscMode::Trap,
-        KernelCode {
-            sections: vec![kernel::Section { addresses: TEXT..TEXT + 0x800, decoys: [].into() }],
-            ..Default::default()
-        },
-    );
     world.exit_at(16, Exit::Hlt);
     assert_eq!(world.trap.counters().late_addresses, [u64::MAX - 1]);
     assert_eq!(world.bytes(MODULE_GPA + 0xffe), [0xe5, 0x55]);
+    // The same page is a kernel's own where its section reaches so far.
+    let section = kernel::Section { addresses: last..u64::MAX, decoys: [0xffe].into() };
+    world.put(MODULE_GPA + 0xffe, &RDTSC);
+    let kernel = KernelCode { sections: vec![section], ..Default::default() };
+    world.trap = TscTrap::new(TscMode::Trap, kernel);
+    world.exit_at(16, Exit::Hlt);
+    assert_eq!(world.trap.counters().late_sites, 0, "it was there from the start");
 }
