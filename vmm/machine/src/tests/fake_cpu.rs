@@ -249,12 +249,14 @@ impl Cpu for FakeCpu {
     }
 }
 
+/// What a call cleared: the slot and its pages.
+pub type Cleared = (u32, Vec<usize>);
+
 /// A log of dirty pages that the test writes; clones are the same log.
 #[derive(Clone, Default)]
 pub struct FakeLog {
     pages: Rc<RefCell<BTreeSet<(u32, usize)>>>,
-    /// What was cleared, call by call: the slot and its pages.
-    pub cleared: Rc<RefCell<Vec<(u32, Vec<usize>)>>>,
+    pub cleared: Rc<RefCell<Vec<Cleared>>>,
     pub fails: Rc<Cell<bool>>,
 }
 

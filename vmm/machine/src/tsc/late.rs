@@ -274,4 +274,39 @@ mod tests {
         map(&memory, MODULES, 0x9000, 1);
         assert_eq!(seen.look(&space, &memory, &kernel), [MODULES]);
     }
+
+    #[test]
+    fn more_code_than_a_look_decodes_waits_for_the_next_one() {
+        const LARGE_BYTES: u64 = 2 << 20;
+        const PAGES: u64 = DECODED_BYTES_MAX / LARGE_BYTES + 2;
+        let (_, sregs) = guest();
+        let bytes = (PAGES as usize + 1) * LARGE_BYTES as usize;
+        let memory = Memory::from_ranges(&[(GuestAddress(0), bytes)]).unwrap();
+        memory.write_obj(sregs.cr3 + 0x1000, GuestAddress(0)).unwrap();
+        map(&memory, MODULES, 0, 1);
+        let mut table = sregs.cr3;
+        for level in [4, 3] {
+            let place = table + 8 * (MODULES >> (3 + 9 * level) & 511);
+            table = memory.read_obj::<u64>(GuestAddress(place)).unwrap() & !0xfff;
+        }
+        let first = MODULES >> 21 & 511;
+        for page in 0..PAGES {
+            let entry = (page + 1) * LARGE_BYTES | 0x83;
+            memory.write_obj(entry, GuestAddress(table + 8 * (first + page))).unwrap();
+        }
+        // No code at all, but for two sites: in the first page that is decoded, and in the last.
+        let filler = vec![0x06; bytes - LARGE_BYTES as usize];
+        memory.write_slice(&filler, GuestAddress(LARGE_BYTES)).unwrap();
+        let site = [&[0x90; 30][..], &RDTSC].concat();
+        let (one, two) = (0x1000, (PAGES - 1) * LARGE_BYTES + 0x1000);
+        for at in [one, two] {
+            memory.write_slice(&site, GuestAddress(LARGE_BYTES + at)).unwrap();
+        }
+        let space = AddressSpace::new(&memory, &sregs);
+        let (mut seen, kernel) = (Seen::default(), KernelCode::default());
+        let mut look = || seen.look(&space, &memory, &kernel);
+        assert_eq!(look(), [MODULES + one + 30]);
+        assert_eq!(look(), [MODULES + two + 30]);
+        assert_eq!(look(), [0; 0]);
+    }
 }
