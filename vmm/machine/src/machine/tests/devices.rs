@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use ftvmm_devices::{DiskOp, DiskRequest, Input, Output, VIRTIO_NET_SLOT};
-use ftvmm_replication::{EndReason, Ordinal, OutputDigest};
+use ftvmm_replication::state::pack;
+use ftvmm_replication::{EndReason, Ordinal, OutputDigest, StatePart};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::exit::{Direction, Exit};
 use crate::net_watch::NetWatch;
 use crate::tests::Guest;
 use crate::virtual_machine::VirtualMachine;
@@ -140,15 +142,33 @@ fn the_devices_wishes_are_in_the_situation() {
     let situation = at(&mut guest).unwrap();
     assert!(!situation.hears_power_button && situation.entropy_wanted_bytes == 0);
     // PWRBTN_EN.
-    let exit = crate::exit::Exit::Pio {
-        port: 0x602,
-        direction: crate::exit::Direction::Write,
-        size_bytes: 2,
-        count: 1,
-    };
+    let exit = Exit::Pio { port: 0x602, direction: Direction::Write, size_bytes: 2, count: 1 };
     guest.exit_with(exit, &0x100u16.to_le_bytes());
     assert!(at(&mut guest).unwrap().hears_power_button);
     assert_eq!(guest.machine.board().disk_counters().reads, 0);
     assert!(Arc::strong_count(&guest.machine.memory_copy().unwrap()) == 2);
     assert_eq!(guest.machine.memory().as_ref() as *const _, std::rc::Rc::as_ptr(&guest.memory));
+}
+
+#[test]
+fn where_a_guest_sends_from_is_known_where_it_goes_on() {
+    let (mut from, mut to) = (Guest::new(), Guest::new());
+    bring_card_up(&mut from);
+    send(&mut from, 0, 9);
+    let watch = Arc::new(NetWatch::default());
+    to.machine.show_network(watch.clone());
+    let at = from.at();
+    let state = from.machine.save(at, Exit::Hlt).unwrap().unwrap();
+    let copy = from.machine.memory_copy().unwrap();
+    copy.begin_transfer();
+    let pages = copy.take_unsent(usize::MAX);
+    let packed = pack(pages.iter().map(|(page, content)| (*page, content.as_slice())));
+    to.machine.restore(&StatePart::Outline { total_bytes: 1 }).unwrap();
+    to.machine.restore(&StatePart::Pages(packed)).unwrap();
+    assert_eq!(watch.report().tx_frames, 0);
+    to.machine.restore(&StatePart::Machine(state.encode())).unwrap();
+    assert_eq!((watch.report().tx_frames, watch.report().sources), (1, 1));
+    // A reset of the machine takes nothing of it away.
+    to.machine.restart(at).unwrap();
+    assert_eq!((watch.report().tx_frames, watch.report().sources), (1, 1));
 }

@@ -3,7 +3,7 @@
 use ftvmm_devices::{Input, PVPANIC_PORT};
 use ftvmm_replication::{EndReason, OnPanic, OnReset, Ordinal};
 
-use crate::exit::Exit;
+use crate::exit::{Direction, Exit};
 use crate::situation::StopCause;
 use crate::tests::{Did, ENTRY, Guest};
 use crate::virtual_machine::{Handled, RestartError, VirtualMachine};
@@ -43,12 +43,7 @@ fn a_guest_that_switches_itself_off_ends_whatever_the_policy() {
     for on_reset in [OnReset::End, OnReset::Restart] {
         let mut guest = Guest::with(on_reset, OnPanic::Restart);
         // SLP_EN with the sleep type of S5, in the upper byte of PM1a_CNT.
-        let exit = Exit::Pio {
-            port: 0x604,
-            direction: crate::exit::Direction::Write,
-            size_bytes: 2,
-            count: 1,
-        };
+        let exit = Exit::Pio { port: 0x604, direction: Direction::Write, size_bytes: 2, count: 1 };
         let answer = guest.exit_with(exit, &(5u16 << 10 | 1 << 13).to_le_bytes());
         assert_eq!(answer, Handled::Ended(StopCause::GuestPowerOff));
     }

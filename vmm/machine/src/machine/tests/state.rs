@@ -1,6 +1,6 @@
 //! A whole machine is saved and put in place elsewhere.
 
-use ftvmm_devices::Input;
+use ftvmm_devices::{Input, Output};
 use ftvmm_replication::state::pack;
 use ftvmm_replication::{Ordinal, StatePart};
 
@@ -18,6 +18,8 @@ fn busy() -> Guest {
     let mut guest = Guest::new();
     with_an_interrupt(&mut guest);
     guest.out(0x3f8, b'x');
+    let at = guest.at();
+    guest.machine.digest_output(at, &Output::Console(b"sent before".to_vec()));
     guest.writes(0x30_0000, b"contents");
     guest.machine.vcpu().state.get_mut().regs.rbx = 42;
     guest
