@@ -8,6 +8,7 @@ mod slices;
 mod state;
 
 use ftvmm_devices::Input;
+use serde_json::json;
 
 use crate::exit::{Direction, Exit};
 use crate::tests::Guest;
@@ -41,4 +42,15 @@ fn with_an_interrupt(guest: &mut Guest) {
         guest.out(port, value);
     }
     guest.machine.apply(Input::Time { now_ns: 1_100_000 });
+}
+
+/// The guest is between the two instructions of a hooked function.
+fn halfway_through_a_hook(guest: &mut Guest, halfway: bool) {
+    let place = |address: u64| json!({ "address": address, "original": [0x90, 0x90] });
+    let hook = json!({ "first": place(1 << 63), "second": place(3 << 62), "halfway": halfway });
+    let state = json!({
+        "guest_tsd": false, "entry": null, "seen": { "pages": null }, "hooks": [hook],
+        "other_kernel": null,
+    });
+    guest.machine.tsc.restore(serde_json::from_value(state).unwrap());
 }

@@ -2,9 +2,8 @@
 
 use ftvmm_devices::Input;
 use ftvmm_replication::Ordinal;
-use serde_json::json;
 
-use super::{port_read, with_an_interrupt};
+use super::{halfway_through_a_hook, port_read, with_an_interrupt};
 use crate::exit::Exit;
 use crate::situation::{RunMode, StopCause};
 use crate::tests::{Did, Guest};
@@ -117,17 +116,6 @@ fn a_timer_that_is_behind_owes_its_ticks() {
     guest.machine.apply(Input::Time { now_ns: 10_000_000 });
     assert!(owes(&mut guest));
     assert_eq!(guest.machine.now_ns(), 10_000_000);
-}
-
-/// The guest is between the two instructions of a hooked function.
-fn halfway_through_a_hook(guest: &mut Guest, halfway: bool) {
-    let place = |address: u64| json!({ "address": address, "original": [0x90, 0x90] });
-    let hook = json!({ "first": place(1 << 63), "second": place(3 << 62), "halfway": halfway });
-    let state = json!({
-        "guest_tsd": false, "entry": null, "seen": { "pages": null }, "hooks": [hook],
-        "other_kernel": null,
-    });
-    guest.machine.tsc.restore(serde_json::from_value(state).unwrap());
 }
 
 #[test]

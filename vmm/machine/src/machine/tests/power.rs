@@ -1,6 +1,6 @@
 //! What becomes of a guest that ends its own execution.
 
-use ftvmm_devices::{Input, PVPANIC_PORT};
+use ftvmm_devices::{Input, Output, PVPANIC_PORT};
 use ftvmm_replication::{EndReason, OnPanic, OnReset, Ordinal};
 
 use crate::exit::{Direction, Exit};
@@ -90,6 +90,7 @@ fn a_machine_that_is_started_again_stands_where_it_stood_at_first() {
     guest.machine.vcpu().state.get_mut().regs.rbx = 1;
     printed_panic(&mut guest);
     reset(&mut guest);
+    super::halfway_through_a_hook(&mut guest, true);
     let chain = guest.machine.situation(guest.at(), Exit::Interrupted).unwrap().chain;
     guest.take_did();
     guest.machine.restart(guest.at()).unwrap();
@@ -101,6 +102,7 @@ fn a_machine_that_is_started_again_stands_where_it_stood_at_first() {
     assert_ne!(situation.chain, chain, "the exit chain has the reset");
     assert!(situation.deadline_ns.is_some(), "the firmware started the timer");
     assert!(!guest.machine.board().panic_was_printed(), "the panic is forgotten");
+    assert!(!guest.machine.tsc().holds_interrupts(), "and so is where it stood");
     assert_ne!(guest.machine.state_digest().unwrap(), first, "what was sent is not");
     // It may end again, at once and a second later.
     for now_ns in [5_000_000_001, 6_000_000_000] {
@@ -133,9 +135,12 @@ fn the_end_has_the_digest_of_the_whole_guest() {
     let usual = ended(&|_| {});
     assert_eq!(usual.reason, EndReason::HostRequest);
     assert_eq!(usual, ended(&|_| {}));
-    let changes: [&dyn Fn(&mut Guest); 4] = [
+    let printed = Output::Console(vec![1]);
+    let changes: [&dyn Fn(&mut Guest); 6] = [
         &|guest| guest.machine.vcpu().state.get_mut().msrs[3] = 1,
         &|guest| guest.writes(0x30_0000, &[1]),
+        &|guest| super::halfway_through_a_hook(guest, false),
+        &|guest| assert_eq!(guest.machine.digest_output(Ordinal(0), &printed), None),
         &|guest| guest.machine.apply(Input::Nmi),
         &|guest| assert_eq!(guest.read(0x64), 1),
     ];
