@@ -179,6 +179,12 @@ fn pages_are_protected_when_many_have_not_changed_for_long() {
     // The next write is seen again.
     world.guest_writes(3 * PAGE, &[2]);
     assert_eq!(world.changed(), [3]);
+    // And has to wait as long again.
+    for page in 0..COLD_PAGES_MIN as u64 {
+        world.guest_writes(page * PAGE, &[1]);
+    }
+    world.check(MemoryCheckMode::Renew);
+    assert_eq!(world.cleared(), []);
 }
 
 #[test]
