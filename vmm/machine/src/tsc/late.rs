@@ -291,7 +291,7 @@ mod tests {
         }
         let first = MODULES >> 21 & 511;
         for page in 0..PAGES {
-            let entry = (page + 1) * LARGE_BYTES | 0x83;
+            let entry = ((page + 1) * LARGE_BYTES) | 0x83;
             memory.write_obj(entry, GuestAddress(table + 8 * (first + page))).unwrap();
         }
         // No code at all, but for two sites: in the first page that is decoded, and in the last.

@@ -366,7 +366,7 @@ pub(super) mod tests {
         sregs.cr4 |= CR4_LA57;
         let space = AddressSpace::new(&memory, &sregs);
         assert_eq!(space.translate(KERNEL + 5), Some(0x6005));
-        assert_eq!(space.translate(KERNEL & (1 << 57) - 1), None, "not canonical");
+        assert_eq!(space.translate(KERNEL & ((1 << 57) - 1)), None, "not canonical");
         assert_eq!(space.translate(0x40_0000), None);
         assert_eq!(space.kernel_code()[0].address, KERNEL);
     }
