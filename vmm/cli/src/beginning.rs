@@ -3,11 +3,11 @@
 use std::io::Read;
 
 use ftvmm_replication::{Event, FileHeader, LogError, LogReader, Ordinal, SnapshotMark, Start};
+use ftvmm_runtime::snapshot::Snapshot;
 
 use super::CommandError;
 use super::args::ReplayArgs;
 use super::recording::{damaged, open_log};
-use ftvmm_runtime::snapshot::Snapshot;
 
 /// Where a replay begins.
 pub struct ReplayStart {
@@ -97,9 +97,9 @@ fn last_before(known: Vec<Known>, from: Ordinal) -> Result<Known, String> {
 mod tests {
     use ftvmm_devices::Input;
     use ftvmm_replication::{GroupEncoder, LogWriter, Record};
+    use ftvmm_runtime::testing::header;
 
     use super::*;
-    use ftvmm_runtime::testing::header;
 
     fn mark(path: &str) -> SnapshotMark {
         SnapshotMark { path: path.into(), memory_digest: 1 }

@@ -4,14 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ftvmm_runtime::control::{
+    AttachProgress, ClientError, ControlRole, SnapshotSummary, Status, request,
+};
 use serde_json::{Value, json};
 
 use super::CommandError;
 use super::args::{AttachArgs, ControlArgs, SnapshotArgs, StatusArgs};
 use super::print::{print, print_line};
-use ftvmm_runtime::control::{
-    AttachProgress, ClientError, ControlRole, SnapshotSummary, Status, request,
-};
 
 /// `ftvmm status`.
 pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
@@ -166,8 +166,9 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::{Arc, Mutex};
 
-    use super::*;
     use ftvmm_runtime::control::{ControlServer, Operator, Refused};
+
+    use super::*;
 
     /// Notes what it is asked; a snapshot fails, a switch is not possible.
     #[derive(Default)]

@@ -127,8 +127,9 @@ fn differing_pages(own: &MemoryCheck, theirs: &MemoryCheck) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use ftvmm_replication::{Ordinal, PageHash};
+
+    use super::*;
 
     fn check(rax: u64, pages: &[(u64, u32)]) -> Check {
         let mut cpu = CpuCheck { digest: rax, code: vec![0xec], ..CpuCheck::default() };

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use ftvmm_host::user_file;
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use object::{File, Object, ObjectSection, ObjectSymbol, SectionKind};
 
 use super::CommandError;
-use ftvmm_host::user_file;
 
 /// With debugging information a kernel has some hundred MiB.
 const VMLINUX_BYTES_MAX: u64 = 4 << 30;

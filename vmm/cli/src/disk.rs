@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use ftvmm_host::disk::{CompletionPolicy, Disk, DiskFile};
 use ftvmm_replication::Fingerprint;
+use ftvmm_runtime::snapshot::Snapshot;
 
 use super::args::{DiskArg, RoleArg, RunArgs};
 use super::{CommandError, host};
 use crate::guest::DiskFacts;
-use ftvmm_host::disk::{CompletionPolicy, Disk, DiskFile};
-use ftvmm_runtime::snapshot::Snapshot;
 
 /// The guest's disk, and what its machine depends on of it. That of a guest that goes on from a
 /// snapshot is new.
@@ -65,12 +65,11 @@ fn restored_disk(
 #[cfg(test)]
 mod tests {
     use ftvmm_replication::FileHeader;
+    use ftvmm_runtime::testing::{header, snapshot_of};
     use sha2::{Digest, Sha256};
 
     use super::super::args::tests::run_args;
     use super::*;
-    use ftvmm_runtime::testing::header;
-    use ftvmm_runtime::testing::snapshot_of;
 
     #[test]
     fn only_a_guest_with_a_log_has_its_disk_digested() {

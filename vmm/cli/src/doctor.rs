@@ -7,17 +7,15 @@
 //! Invariants: an examination always ends, whatever KVM does; it leaves nothing behind but an empty
 //! handler of one real-time signal; one failing check does not keep the others from being made.
 
-use std::fmt;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
-
-use serde::Serialize;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
+use std::{fmt, thread};
 
 use ftvmm_host::clock::HostClock;
 use ftvmm_kvm::micro_guest::Findings;
 use ftvmm_kvm::probes::{Host, PROBES, SPEED_NAMES, Weight};
+use serde::Serialize;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 /// What the examination found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -201,8 +199,9 @@ impl fmt::Display for Diagnosis {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use ftvmm_kvm::micro_guest::{ProbeFailure, Ring, Stop, programs};
+
+    use super::*;
 
     fn check(name: &'static str, verdict: Verdict) -> Check {
         Check { name, verdict, detail: format!("about {name}") }

@@ -48,8 +48,9 @@ pub fn config_from_header(header: &FileHeader, files: &PathOverrides) -> GuestCo
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use ftvmm_runtime::testing::header;
+
+    use super::*;
 
     #[test]
     fn a_file_that_was_moved_is_read_where_it_is_and_the_others_where_they_were() {

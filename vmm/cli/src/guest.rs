@@ -4,10 +4,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ftvmm_devices::{Board, BoardConfig, NetConfig, virtio_slots};
-use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
-use sha2::{Digest, Sha256};
-use thiserror::Error;
-
 use ftvmm_host::memory::{self, TooLittleMemory};
 use ftvmm_host::user_file::{self, FileError};
 use ftvmm_kvm::micro_guest::{ProbeFailure, xsave};
@@ -23,6 +19,9 @@ use ftvmm_machine::msr::{MsrAnswer, MsrBank};
 use ftvmm_machine::page_tracker::PageTracker;
 use ftvmm_machine::tsc::TscTrap;
 use ftvmm_machine::{Cpu, CpuError};
+use ftvmm_replication::{Fingerprint, LogHeader, OnPanic, OnReset, PROTOCOL_VERSION, TscMode};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
 
 /// Kernel parameters every guest of ours needs: no APIC (it is not there, whatever IA32_APIC_BASE
 /// says), no delay-loop calibration (it would wait for a timer without making exits), reset on a

@@ -35,10 +35,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
-use thiserror::Error;
-
-use crate::guest::GuestError;
-use crate::report::Report;
 use ftvmm_host::disk::DiskError;
 use ftvmm_host::user_file::{self, FileError};
 use ftvmm_host::{
@@ -50,6 +46,10 @@ use ftvmm_runtime::control::ControlError;
 use ftvmm_runtime::input::InputError;
 use ftvmm_runtime::run_loop::RunError;
 use ftvmm_runtime::snapshot::SnapshotUnusable;
+use thiserror::Error;
+
+use crate::guest::GuestError;
+use crate::report::Report;
 
 pub use args::{Cli, Command, OnDivergence, Release, RoleArg};
 

@@ -5,22 +5,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::{FileHeader, LogHeader, MemoryCheckMode, Ordinal, Start};
-
-use super::args::RunArgs;
-use super::recording::create_log;
-use super::{CommandError, host};
-use crate::guest::Machine;
-use crate::guest::{Guest, GuestConfig};
 use ftvmm_host::clock::{HostClock, sleep_ms};
 use ftvmm_host::{
     BlockedSignals, HostEventsError, STOP_LONGEST, StopLimit, Subscriber, Ticker, repeating,
     resting_timer,
 };
+use ftvmm_replication::{FileHeader, LogHeader, MemoryCheckMode, Ordinal, Start};
 use ftvmm_runtime::control::{ControlServer, Operator};
 use ftvmm_runtime::input::{
     CheckPlan, GuestTimer, InputDelays, InputQueue, PulseWatch, Recording, VcpuHealth,
 };
+
+use super::args::RunArgs;
+use super::recording::create_log;
+use super::{CommandError, host};
+use crate::guest::{Guest, GuestConfig, Machine};
 
 /// How long the vCPU thread of a guest without a pair may be held before it is reported.
 pub const HELD_LONGEST: Duration = Duration::from_secs(1);
@@ -136,8 +135,9 @@ pub fn control<O: Operator + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use ftvmm_host::EventLoop;
+
+    use super::*;
 
     #[test]
     fn a_processor_that_the_host_holds_is_told_of_until_it_is_back() {

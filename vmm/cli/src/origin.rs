@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use ftvmm_devices::{BoardConfig, NetConfig};
+use ftvmm_host::disk::{CompletionPolicy, Disk};
+use ftvmm_host::tap_mtu;
+use ftvmm_machine::cpu_template::DEFAULT_TEMPLATE;
 use ftvmm_replication::Start;
+use ftvmm_runtime::build;
+use ftvmm_runtime::snapshot::{Parts, Snapshot};
 
 use super::CommandError;
 use super::args::{RoleArg, RunArgs};
@@ -11,11 +16,6 @@ use super::disk::open_disk;
 use super::from_header::{PathOverrides, config_from_header};
 use super::net_arg::NetArg;
 use crate::guest::{DiskFacts, Guest, GuestConfig, full_cmdline};
-use ftvmm_host::disk::{CompletionPolicy, Disk};
-use ftvmm_host::tap_mtu;
-use ftvmm_machine::cpu_template::DEFAULT_TEMPLATE;
-use ftvmm_runtime::build;
-use ftvmm_runtime::snapshot::{Parts, Snapshot};
 
 /// The guest and where it begins.
 pub struct GuestSource {
@@ -125,10 +125,10 @@ mod tests {
     use std::path::Path;
 
     use ftvmm_replication::{OnPanic, OnReset, TscMode};
+    use ftvmm_runtime::testing::snapshot_without_disk;
 
     use super::super::args::tests::run_args;
     use super::*;
-    use ftvmm_runtime::testing::snapshot_without_disk;
 
     fn config(line: &str) -> GuestConfig {
         GuestSource::of(&run_args(line), 99, CompletionPolicy::Immediate).unwrap().0.config

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use ftvmm_replication::End;
-use ftvmm_replication::policy::{Refusal, StopReason};
-
-use super::CommandError;
-use crate::guest::Machine;
-use crate::report::Report;
 use ftvmm_host::stderr_dropped_bytes;
 use ftvmm_machine::CpuError;
 use ftvmm_machine::situation::StopCause;
 use ftvmm_machine::virtual_machine::VirtualMachine;
+use ftvmm_replication::End;
+use ftvmm_replication::policy::{Refusal, StopReason};
 use ftvmm_runtime::step::Ending;
+
+use super::CommandError;
+use crate::guest::Machine;
+use crate::report::Report;
 
 /// A machine of which a run's report can be made.
 pub trait Reported: VirtualMachine {

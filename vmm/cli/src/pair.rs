@@ -2,11 +2,24 @@
 
 use std::sync::{Arc, OnceLock};
 
+use ftvmm_host::channel::{Channel, ChannelError};
+use ftvmm_host::clock::host_unix_seconds;
+use ftvmm_host::disk::{CompletionPolicy, Disk};
+use ftvmm_host::{Console, FileWitness, Subscriber, Tap, TapReader};
+use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::policy::{
     DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
 use ftvmm_replication::witness::Witness;
 use ftvmm_replication::{Fingerprint, SessionEvent, Term};
+use ftvmm_runtime::build;
+use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder, Urgency};
+use ftvmm_runtime::peer::{
+    ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator, PeerOutputs,
+};
+use ftvmm_runtime::sources::{Inputs, Source};
+use ftvmm_runtime::step::{Ending, OutputSink};
+use ftvmm_runtime::transfer::{Restore, Transfer, TransferPort};
 
 use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, RoleArg, RunArgs};
 use super::live_host::{
@@ -18,22 +31,8 @@ use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
 use super::run::{Conclusion, HostSide, Run, RunRole};
 use super::{CommandError, host};
-use crate::guest::Machine;
-use crate::guest::{Guest, GuestConfig};
+use crate::guest::{Guest, GuestConfig, Machine};
 use crate::report::Report;
-use ftvmm_host::channel::{Channel, ChannelError};
-use ftvmm_host::clock::host_unix_seconds;
-use ftvmm_host::disk::{CompletionPolicy, Disk};
-use ftvmm_host::{Console, FileWitness, Subscriber, Tap, TapReader};
-use ftvmm_machine::situation::StopCause;
-use ftvmm_runtime::build;
-use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder, Urgency};
-use ftvmm_runtime::peer::{
-    ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator, PeerOutputs,
-};
-use ftvmm_runtime::sources::{Inputs, Source};
-use ftvmm_runtime::step::{Ending, OutputSink};
-use ftvmm_runtime::transfer::{Restore, Transfer, TransferPort};
 
 /// A peer that is alive sends this many heartbeats within the failure limit.
 const HEARTBEATS_PER_FAILURE: u64 = 10;
@@ -353,9 +352,10 @@ impl From<ChannelError> for CommandError {
 
 #[cfg(test)]
 mod tests {
+    use ftvmm_runtime::testing::header;
+
     use super::super::args::tests::run_args;
     use super::*;
-    use ftvmm_runtime::testing::header;
 
     fn config(line: &str) -> SessionConfig {
         let fingerprint = header().fingerprint;

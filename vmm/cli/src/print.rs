@@ -4,8 +4,9 @@
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 
-use super::{CommandError, host};
 use ftvmm_host::finish_stderr;
+
+use super::{CommandError, host};
 
 /// What a shell says of a process that SIGPIPE killed (128 and the signal's number).
 const KILLED_BY_SIGPIPE: i32 = 141;

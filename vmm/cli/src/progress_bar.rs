@@ -1,8 +1,7 @@
 //! The bar of a transfer, on the standard error when that is a terminal.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 use ftvmm_runtime::transfer::{Progress, ProgressDisplay};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What is shown, and how.
 const STYLE: &str =

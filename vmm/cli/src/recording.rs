@@ -3,12 +3,11 @@
 use std::io::{BufReader, Read};
 use std::path::Path;
 
+use ftvmm_host::{WriteBehind, user_file};
 use ftvmm_replication::{LogError, LogHeader, LogReader, LogWriter, Ordinal};
+use ftvmm_runtime::input::{FileLog, FinishedLog, OnRecordError, Recording};
 
 use super::{CommandError, host};
-use ftvmm_host::WriteBehind;
-use ftvmm_host::user_file;
-use ftvmm_runtime::input::{FileLog, FinishedLog, OnRecordError, Recording};
 
 /// A recording that `path` is made for; refuses a path it cannot write before the guest has run.
 pub fn create_log(
@@ -55,10 +54,10 @@ pub(super) mod tests {
 
     use ftvmm_devices::Input;
     use ftvmm_replication::{Event, Record};
-
-    use super::*;
     use ftvmm_runtime::input::LogSink;
     use ftvmm_runtime::testing::header;
+
+    use super::*;
 
     /// A recording in `folder` with the guest time `now_ns` at each exit from 1 on.
     pub(crate) fn recorded(folder: &Path, name: &str, times_ns: &[u64]) -> PathBuf {

@@ -4,22 +4,11 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ftvmm_replication::{LogHeader, LogReader, MemoryCheckMode, Ordinal};
-
-use super::args::ReplayArgs;
-use super::beginning::ReplayStart;
-use super::from_header::{PathOverrides, config_from_header};
-use super::outcome::end_at;
-use super::recording::{create_log, open_log};
-use super::run::{Conclusion, HostSide, Run, RunRole};
-use super::{CommandError, check_report};
-use crate::guest::Machine;
-use crate::guest::{Guest, GuestConfig};
-use crate::report::{Report, RunCompleteness};
 use ftvmm_host::clock::{HostClock, sleep_ms};
 use ftvmm_host::user_file::Named;
 use ftvmm_kvm::install_kick_handler;
 use ftvmm_machine::net_watch::NetWatch;
+use ftvmm_replication::{LogHeader, LogReader, MemoryCheckMode, Ordinal};
 use ftvmm_runtime::build;
 use ftvmm_runtime::input::{CheckPlan, FileFeed, OnRecordError, Recorder, Replay};
 use ftvmm_runtime::input_error::InputError;
@@ -29,6 +18,16 @@ use ftvmm_runtime::snapshot::Snapshot;
 use ftvmm_runtime::sources::{Inputs, Source};
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::Restore;
+
+use super::args::ReplayArgs;
+use super::beginning::ReplayStart;
+use super::from_header::{PathOverrides, config_from_header};
+use super::outcome::end_at;
+use super::recording::{create_log, open_log};
+use super::run::{Conclusion, HostSide, Run, RunRole};
+use super::{CommandError, check_report};
+use crate::guest::{Guest, GuestConfig, Machine};
+use crate::report::{Report, RunCompleteness};
 
 /// What a replay compares its guest with.
 struct Replayed {

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use ftvmm_devices::DiskCounters;
-use serde::Serialize;
-
 use ftvmm_machine::net_watch::NetworkReport;
 use ftvmm_machine::situation::StopCause;
+use serde::Serialize;
 
 /// How much of a run a recording has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

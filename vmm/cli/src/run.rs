@@ -4,20 +4,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftvmm_replication::{End, Ordinal};
-
-use super::outcome::{Reported, verdict};
-use super::recording::complete;
-use super::{CommandError, host, write_report};
-use crate::report::Report;
 use ftvmm_host::clock::HostClock;
 use ftvmm_host::{Console, EventLoop, RawTerminal, StopLimit, Subscriber, read_console};
+use ftvmm_replication::{End, Ordinal};
 use ftvmm_runtime::control::ControlServer;
 use ftvmm_runtime::input::{FinishedLog, InputQueue};
 use ftvmm_runtime::run_loop;
 use ftvmm_runtime::sources::Inputs;
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::Transfer;
+
+use super::outcome::{Reported, verdict};
+use super::recording::complete;
+use super::{CommandError, host, write_report};
+use crate::report::Report;
 
 /// What a run still does when its guest stands still.
 const END: &str = "the end of the recording and of the report";

@@ -3,19 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use super::args::RunArgs;
-use super::live_host::{
-    HELD_LONGEST, SwitchedOn, check_plan, control, guest_alarm, input_delays, input_queue,
-    stop_on_signals, switch_on, watch_processor,
-};
-use super::origin::GuestSource;
-use super::outcome::end_at;
-use super::progress_bar::TransferBar;
-use super::run::{Conclusion, HostSide, Run, RunRole};
-use super::{CommandError, host};
-use crate::guest::Machine;
-use crate::guest::{Guest, GuestConfig};
-use crate::report::Report;
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::{CompletionPolicy, Disk};
 use ftvmm_host::{Console, Subscriber, Tap, TapReader};
@@ -26,6 +13,19 @@ use ftvmm_runtime::peer::announce_restored;
 use ftvmm_runtime::sources::{Inputs, Source};
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{ProgressCell, Restore, Transfer, TransferPort};
+
+use super::args::RunArgs;
+use super::live_host::{
+    HELD_LONGEST, SwitchedOn, check_plan, control, guest_alarm, input_delays, input_queue,
+    stop_on_signals, switch_on, watch_processor,
+};
+use super::origin::GuestSource;
+use super::outcome::end_at;
+use super::progress_bar::TransferBar;
+use super::run::{Conclusion, HostSide, Run, RunRole};
+use super::{CommandError, host};
+use crate::guest::{Guest, GuestConfig, Machine};
+use crate::report::Report;
 
 /// The role of a guest that runs alone.
 struct Solo {

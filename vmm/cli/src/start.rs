@@ -1,11 +1,12 @@
 //! `ftvmm --kernel …`: what is the same before a run in any role, and the choice of the role.
 
+use ftvmm_host::user_file::{self, Named};
+use ftvmm_kvm::install_kick_handler;
+
 use super::args::{RoleArg, RunArgs};
 use super::pair::pair;
 use super::solo::solo;
 use super::{CommandError, check_report};
-use ftvmm_host::user_file::{self, Named};
-use ftvmm_kvm::install_kick_handler;
 
 /// Runs a guest in the role the arguments name.
 ///

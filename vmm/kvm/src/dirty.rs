@@ -6,6 +6,7 @@
 
 use std::os::fd::AsRawFd;
 
+use ftvmm_machine::{CpuError, DirtyLog};
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVMIO, kvm_clear_dirty_log,
     kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap,
@@ -13,8 +14,6 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iowr_nr;
-
-use ftvmm_machine::{CpuError, DirtyLog};
 
 use super::{KvmError, call};
 

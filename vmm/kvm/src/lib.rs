@@ -31,6 +31,7 @@ pub use kicker::Kicker;
 pub use vcpu::Vcpu;
 
 use ftvmm_machine::sync;
+
 use vcpu::VcpuCaps;
 
 /// Three pages Intel's VMX needs in the guest's address space, out of its sight

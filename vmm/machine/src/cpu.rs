@@ -180,3 +180,19 @@ pub trait DirtyLog {
     /// guest's TLB is flushed.
     fn clear(&self, slot: u32, pages: u32, bits: &[u64]) -> Result<(), CpuError>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_not_taken_is_told_from_other_failures() {
+        let failed = |code| CpuError::Call {
+            call: "KVM_SET_SREGS",
+            cause: std::io::Error::from_raw_os_error(code),
+        };
+        assert!(failed(22).is_of_value(), "EINVAL");
+        assert!(!failed(14).is_of_value(), "EFAULT");
+        assert!(!CpuError::NoXsave { xcr0: 7 }.is_of_value());
+    }
+}

@@ -137,4 +137,65 @@ mod tests {
         xcrs.nr_xcrs = u32::MAX;
         assert_eq!(xcr0(&xcrs), 7);
     }
+
+    #[test]
+    fn every_register_counts_and_what_not_every_cpu_keeps_does_not() {
+        let digest = |change: fn(&mut VcpuState)| {
+            let mut state = VcpuState { msrs: vec![0; 9], ..Default::default() };
+            change(&mut state);
+            CpuState::of(&state).digest()
+        };
+        let zero = digest(|_| {});
+        let changes: [fn(&mut VcpuState); 12] = [
+            |state| state.regs.r15 = 1,
+            |state| state.regs.rflags = 2,
+            |state| state.sregs.ldt.base = 1,
+            |state| state.sregs.idt.limit = 1,
+            |state| state.sregs.cr3 = 0x1000,
+            |state| state.sregs.efer = 1,
+            |state| state.msrs[8] = 1,
+            |state| state.debug.db[3] = 1,
+            |state| state.debug.dr7 = 1,
+            // MXCSR, and the registers of SSE.
+            |state| state.xsave.region[6] = 1,
+            |state| state.xsave.region[40] = 1,
+            |state| {
+                state.xcrs.nr_xcrs = 1;
+                state.xcrs.xcrs[0].value = 7;
+            },
+        ];
+        let digests = changes.map(digest);
+        for (number, one) in digests.iter().enumerate() {
+            assert!(*one != zero && !digests[..number].contains(one), "{number}");
+        }
+        // The instruction pointer of x87, and AVX while XCR0 has none of it.
+        assert_eq!(digest(|state| state.xsave.region[2] = 1), zero);
+        assert_eq!(digest(|state| state.xsave.region[150] = 1), zero);
+    }
+
+    #[test]
+    fn vector_registers_count_once_the_guest_has_enabled_them() {
+        let extended = |word: usize| {
+            let mut state = VcpuState::default();
+            state.xcrs.nr_xcrs = 1;
+            state.xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: 7, ..Default::default() };
+            if word > 0 {
+                state.xsave.region[word] = 1;
+            }
+            CpuState::of(&state).digest()
+        };
+        assert_ne!(extended(150), extended(0), "the upper half of a YMM register");
+        assert_ne!(extended(128), extended(0), "XSTATE_BV");
+        assert_eq!(extended(300), extended(0));
+    }
+
+    #[test]
+    fn parts_have_the_names_an_incident_gives_them() {
+        let mut state = VcpuState::default();
+        (state.regs.rax, state.regs.rip) = (1, 2);
+        let cpu = CpuState::of(&state);
+        let names: Vec<_> = cpu.parts().map(|(name, _)| name).collect();
+        assert_eq!((names.len(), names[0], names[6]), (7, "general registers", "XCR0 and AVX"));
+        assert_eq!((cpu.registers()[0], cpu.registers()[16]), (1, 2));
+    }
 }

@@ -28,3 +28,23 @@ impl Completion {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_with_its_place_where_it_has_one() {
+        let failed = Completion {
+            id: 3,
+            sector: Some(8),
+            is_flush: false,
+            outcome: DiskOutcome::Failed,
+            error: Some("no space left".into()),
+        };
+        assert_eq!(failed.failure().unwrap(), "request 3 at sector 8: no space left");
+        let flush = Completion { sector: None, is_flush: true, ..failed };
+        assert_eq!(flush.failure().unwrap(), "request 3: no space left");
+        assert_eq!(Completion { error: None, ..flush }.failure(), None);
+    }
+}

@@ -3,8 +3,7 @@
 //! A kernel reads and writes it once while it starts. That is how a second kernel (kexec, kdump) is
 //! noticed before it runs on ([`crate::tsc`]).
 
-use crate::cpu::Cpu;
-use crate::cpu::CpuError;
+use crate::cpu::{Cpu, CpuError};
 use crate::msr::MsrAccess;
 
 /// The register's number (AMD APM vol. 2, 3.1.7).
@@ -59,5 +58,19 @@ mod tests {
         for bit in (0..64).map(|bit| 1 << bit).filter(|bit| (SCE | long | NXE) & bit == 0) {
             assert_eq!(after_write(0, bit, false), None, "{bit:#x}");
         }
+    }
+
+    #[test]
+    fn a_write_that_changes_nothing_leaves_the_processor_alone() {
+        let cpu = crate::tests::FakeCpu::default();
+        cpu.state.borrow_mut().sregs.efer = LME;
+        let access = |written| MsrAccess { index: EFER, written };
+        assert_eq!(answer(access(None), &cpu).unwrap(), Some(LME));
+        cpu.fails.set(Some("set_sregs"));
+        assert_eq!(answer(access(Some(LME)), &cpu).unwrap(), Some(0));
+        assert_eq!(answer(access(Some(1 << 20)), &cpu).unwrap(), None);
+        assert!(answer(access(Some(LME | NXE)), &cpu).is_err());
+        cpu.fails.set(Some("sregs"));
+        assert!(answer(access(None), &cpu).is_err());
     }
 }

@@ -7,8 +7,7 @@ use ftvmm_replication::Ordinal;
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::cpu::Cpu;
-use crate::cpu::CpuError;
+use crate::cpu::{Cpu, CpuError};
 use crate::memory::Memory;
 
 /// What happens, and the exit before whose answer it does.
@@ -131,6 +130,7 @@ impl FromStr for Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::FakeCpu;
 
     #[test]
     fn reads_both_kinds() {
@@ -153,8 +153,53 @@ mod tests {
             "mem:12:1@1",
             "mem:0x1:1",
             "hang:@1",
+            "cpu:rax:1@1",
+            "mem@1",
         ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_flip_changes_one_bit_of_the_register_or_of_memory() {
+        let (memory, cpu) = world();
+        let inject = |text: &str| {
+            let fault: Fault = text.parse().unwrap();
+            fault.inject(&cpu, &memory, |_| panic!("nobody sleeps")).unwrap();
+        };
+        for (number, (name, field)) in REGISTERS.iter().enumerate() {
+            inject(&format!("reg:{name}:{number}@1"));
+            let mut regs = cpu.regs().unwrap();
+            assert_eq!(*field(&mut regs), 1 << number, "{name}");
+        }
+        let mut wanted = cpu.regs().unwrap();
+        inject("reg:rip:16@1");
+        wanted.rip = 0;
+        assert_eq!(cpu.regs().unwrap(), wanted, "a second flip takes the first back");
+        inject("mem:0x1003:7@1");
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 0x80 << 24);
+        inject("mem:0xffffffffffff:0@1");
+    }
+
+    #[test]
+    fn a_hang_sleeps_and_changes_nothing() {
+        thread_local!(static SLEPT_MS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
+        let (memory, cpu) = world();
+        let fault: Fault = "hang:1500@1".parse().unwrap();
+        fault.inject(&cpu, &memory, |for_ms| SLEPT_MS.set(for_ms)).unwrap();
+        assert_eq!(SLEPT_MS.get(), 1500);
+        assert_eq!(cpu.regs().unwrap(), kvm_regs::default());
+    }
+
+    #[test]
+    fn a_processor_that_refuses_the_register_is_told() {
+        let (memory, cpu) = world();
+        cpu.fails.set(Some("set_regs"));
+        let fault: Fault = "reg:rax:0@1".parse().unwrap();
+        assert!(fault.inject(&cpu, &memory, |_| {}).is_err());
+    }
+
+    fn world() -> (Memory, FakeCpu) {
+        (Memory::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap(), FakeCpu::default())
     }
 }

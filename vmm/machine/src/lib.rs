@@ -26,3 +26,6 @@ pub mod virtual_machine;
 pub use cpu::{Cpu, CpuError, DirtyLog, Kick};
 pub use machine::Machine;
 pub use virtual_machine::VirtualMachine;
+
+#[cfg(test)]
+mod tests;

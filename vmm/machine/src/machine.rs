@@ -15,8 +15,7 @@ use ftvmm_replication::{
     Check, CpuCheck, End, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
 };
 
-use crate::cpu::Cpu;
-use crate::cpu::CpuError;
+use crate::cpu::{Cpu, CpuError};
 use crate::cpu_state::CpuState;
 use crate::efer::{self, EFER};
 use crate::exit::{Direction, Exit};
@@ -454,3 +453,6 @@ impl<C: Cpu> VirtualMachine for Machine<C> {
         Ok(End { state_digest, chain, outputs, reason })
     }
 }
+
+#[cfg(test)]
+mod tests;

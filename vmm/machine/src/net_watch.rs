@@ -112,3 +112,51 @@ impl NetWatch {
         lock(&self.seen)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drop_is_counted_for_its_reason() {
+        let watch = NetWatch::default();
+        watch.tap_dropped();
+        (0..2).for_each(|_| watch.queue_dropped());
+        (0..3).for_each(|_| watch.follower_dropped());
+        let wanted = NetworkReport {
+            tx_dropped_by_tap: 1,
+            rx_dropped_queue_full: 2,
+            rx_dropped_following: 3,
+            ..Default::default()
+        };
+        assert_eq!(watch.report(), wanted);
+    }
+
+    #[test]
+    fn the_report_is_what_the_card_said_last() {
+        let watch = NetWatch::default();
+        watch.publish(&NetCounters { tx_frames: 90, ..Default::default() }, &NetSources::default());
+        let counters = NetCounters {
+            tx_frames: 1,
+            rx_frames: 2,
+            rx_dropped_not_ready: 3,
+            rx_dropped_backlog_full: 4,
+            rx_refused: 5,
+            tx_malformed: 6,
+            announcements: 7,
+        };
+        watch.publish(&counters, &NetSources::default());
+        let wanted = NetworkReport {
+            tx_frames: 1,
+            rx_frames: 2,
+            rx_dropped_not_ready: 3,
+            rx_dropped_no_buffer: 4,
+            rx_dropped_refused: 5,
+            tx_dropped_malformed: 6,
+            announcements: 7,
+            ..Default::default()
+        };
+        assert_eq!(watch.report(), wanted);
+        assert_eq!(watch.sources().iter().count(), 0);
+    }
+}

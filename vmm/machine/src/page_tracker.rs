@@ -22,19 +22,18 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use copy::CopyRegion;
 use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
 use ftvmm_replication::{
     MemoryCheck, MemoryCheckMode, PAGE_BYTES, PageDeltas, PageHash, SliceError,
 };
-use live::LiveMemory;
 use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::cpu::CpuError;
-use crate::cpu::DirtyLog;
+use crate::cpu::{CpuError, DirtyLog};
 use crate::memory::Memory;
+use copy::CopyRegion;
+use live::LiveMemory;
 
 const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 

@@ -25,3 +25,35 @@ macro_rules! locks {
     };
 }
 locks!(std::sync);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_a_panic_left_behind_is_taken_like_any_other() {
+        let mutex = Mutex::new(1);
+        let panicked = std::panic::catch_unwind(|| {
+            let mut guard = lock(&mutex);
+            *guard = 2;
+            panic!("on purpose");
+        });
+        assert!(panicked.is_err());
+        assert_eq!(*lock(&mutex), 2);
+    }
+
+    #[test]
+    fn who_waits_sees_what_was_changed_before_the_notification() {
+        let shared = (Mutex::new(false), Condvar::new());
+        std::thread::scope(|scope| {
+            let mut guard = lock(&shared.0);
+            scope.spawn(|| {
+                *lock(&shared.0) = true;
+                shared.1.notify_one();
+            });
+            while !*guard {
+                guard = wait(&shared.1, guard);
+            }
+        });
+    }
+}

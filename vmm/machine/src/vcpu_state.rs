@@ -45,3 +45,30 @@ pub fn has_event(events: &kvm_vcpu_events) -> bool {
         || events.exception.pending != 0
         || events.nmi.injected != 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_is_taken_where_nothing_is_in_its_way() {
+        let changed = |change: fn(&mut VcpuState)| {
+            let mut state = VcpuState::default();
+            state.regs.rflags = INTERRUPT_FLAG;
+            change(&mut state);
+            state.takes_interrupt()
+        };
+        assert!(changed(|_| {}));
+        assert!(changed(|state| state.events.interrupt.nr = 0x30), "a number alone is none");
+        for change in [
+            (|state| state.regs.rflags = !INTERRUPT_FLAG) as fn(&mut VcpuState),
+            |state| state.events.interrupt.shadow = 1,
+            |state| state.events.interrupt.injected = 1,
+            |state| state.events.exception.injected = 1,
+            |state| state.events.exception.pending = 1,
+            |state| state.events.nmi.injected = 1,
+        ] {
+            assert!(!changed(change));
+        }
+    }
+}

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ftvmm_devices::Output;
+use ftvmm_host::disk::Disk;
+use ftvmm_host::{Console, Tap};
+use ftvmm_machine::net_watch::NetWatch;
 use ftvmm_replication::{Ordinal, OutputDigest};
 
 use crate::input_error::InputError;
 use crate::step::OutputSink;
-use ftvmm_host::disk::Disk;
-use ftvmm_host::{Console, Tap};
-use ftvmm_machine::net_watch::NetWatch;
 
 /// Writes to the host at once.
 pub struct HostOutputs {

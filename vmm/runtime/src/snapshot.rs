@@ -7,13 +7,12 @@ use std::fs::File;
 use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 
+use ftvmm_host::user_file::{self, FileError};
+use ftvmm_machine::machine_state::{MachineState, StateError};
 use ftvmm_replication::{
     FileHeader, Ordinal, SnapshotError, SnapshotMark, SnapshotReader, Start, StatePart,
 };
 use thiserror::Error;
-
-use ftvmm_host::user_file::{self, FileError};
-use ftvmm_machine::machine_state::{MachineState, StateError};
 
 /// The parts of a snapshot, in order.
 pub type Parts = SnapshotReader<BufReader<File>>;

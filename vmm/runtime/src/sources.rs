@@ -2,6 +2,7 @@
 //! sources.
 
 use ftvmm_devices::Input;
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 use ftvmm_replication::{Check, GuestNs, Ordinal, StatePart};
 
 use crate::input::{FileFeed, LiveInputs, Recorder, Recording, Replay};
@@ -9,7 +10,6 @@ use crate::input_error::InputError;
 use crate::peer::PairPort;
 use crate::step::{Answer, InputSource, Standpoint, Step};
 use crate::transfer::{Restore, TransferPort};
-use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// Where a guest's inputs come from when nothing comes first.
 pub enum Source {

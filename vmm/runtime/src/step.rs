@@ -2,13 +2,13 @@
 //! done there, what came of it, and why a run ends.
 
 use ftvmm_devices::{Input, Output};
+use ftvmm_machine::machine_state::MachineState;
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 use ftvmm_replication::{
     Check, EndReason, MemoryCheckMode, Ordinal, OutputDigest, Slice, StatePart,
 };
 
 use crate::input_error::InputError;
-use ftvmm_machine::machine_state::MachineState;
-use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// What to do at an exit.
 #[derive(Debug)]

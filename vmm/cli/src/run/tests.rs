@@ -4,20 +4,19 @@ use std::path::PathBuf;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use ftvmm_devices::Output;
-use ftvmm_replication::{Event, MemoryCheckMode};
-
-use super::super::recording::{create_log, open_log};
-use super::*;
 use ftvmm_host::resting_timer;
 use ftvmm_machine::exit::Exit;
 use ftvmm_machine::situation::StopCause;
 use ftvmm_machine::virtual_machine::Handled;
+use ftvmm_replication::{Event, MemoryCheckMode};
 use ftvmm_runtime::input::{
     CheckPlan, GuestTimer, InputDelays, LiveInputs, OnRecordError, Recorder,
 };
 use ftvmm_runtime::sources::Source;
-use ftvmm_runtime::testing::header;
-use ftvmm_runtime::testing::{EndTold, Fake, PIO, Told};
+use ftvmm_runtime::testing::{EndTold, Fake, PIO, Told, header};
+
+use super::super::recording::{create_log, open_log};
+use super::*;
 
 impl Reported for Fake {
     fn report(&self) -> Report {

@@ -22,9 +22,8 @@ use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
 
-use dirty::DirtyBlocks;
-
 use crate::sync::{Condvar, Mutex, lock, wait};
+use dirty::DirtyBlocks;
 pub use dirty::{BLOCK_BYTES, block_count};
 pub use file::{DiskError, DiskFile};
 use ftvmm_machine::disk_completion::Completion;

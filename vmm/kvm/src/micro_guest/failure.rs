@@ -2,13 +2,12 @@
 
 use std::fmt;
 
+use ftvmm_machine::CpuError;
+use ftvmm_machine::cpu_template::TemplateError;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
 use super::stop::Stop;
-use ftvmm_machine::CpuError;
-use ftvmm_machine::cpu_template::TemplateError;
-
 use crate::KvmError;
 
 /// What a probe found, in words, or what does not hold.

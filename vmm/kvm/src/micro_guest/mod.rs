@@ -11,10 +11,9 @@ pub mod programs;
 mod stop;
 pub mod xsave;
 
-use ftvmm_machine::Cpu;
-use ftvmm_machine::CpuError;
 use std::fmt;
 
+use ftvmm_machine::{Cpu, CpuError};
 use kvm_bindings::{
     CpuId, KVM_EXIT_DEBUG, KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION,
     KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment,
@@ -25,11 +24,12 @@ use vm_memory::{Bytes, GuestAddress};
 pub use failure::{Findings, ProbeFailure, expect_equal, same_bytes};
 pub use stop::Stop;
 
-use self::programs::layout;
-use crate::{KvmError, Vcpu, Vm, call};
 use ftvmm_machine::cpu_template::{CpuTemplate, DEFAULT_TEMPLATE};
 use ftvmm_machine::exit::{Direction, Exit};
 use ftvmm_machine::memory::Memory;
+
+use self::programs::layout;
+use crate::{KvmError, Vcpu, Vm, call};
 
 /// Interruptions one run may take: about two seconds.
 pub const KICKS_PER_RUN_MAX: u32 = 80;

@@ -1,6 +1,7 @@
 //! What the guest's CPU is and does: CPUID, RDTSC, single steps, instructions.
 
 use ftvmm_machine::Cpu;
+use ftvmm_machine::msr::MsrAccess;
 use iced_x86::{Decoder, DecoderOptions};
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES, kvm_guest_debug, kvm_xcr,
@@ -13,7 +14,6 @@ use crate::micro_guest::programs::{self, layout};
 use crate::micro_guest::{
     CR4_OSXSAVE, CR4_TSD, Findings, MicroGuest, ProbeFailure, Ring, Stop, expect_equal,
 };
-use ftvmm_machine::msr::MsrAccess;
 
 /// Features no guest may see, by leaf, register (EAX 0 … EDX 3) and bit (AMD APM vol. 3, appendix
 /// E). They are listed here and not taken from the template: some hypervisors change the table they

@@ -1,11 +1,12 @@
 //! The property everything rests on: the same program with the same answers at the same exits is in
 //! the same state at every exit, whatever the host's signals do in between.
 
+use ftvmm_machine::Cpu;
+use ftvmm_machine::cpu_state::CpuState;
+
 use super::host::Host;
 use crate::micro_guest::programs::{self, layout};
 use crate::micro_guest::{Findings, ProbeFailure, Ring, Stop, same_bytes};
-use ftvmm_machine::Cpu;
-use ftvmm_machine::cpu_state::CpuState;
 
 /// In each ring, so fifty in all.
 const RUNS: u32 = 25;

@@ -9,9 +9,11 @@
 //!
 //! A page too few is a failure always, and so is a page the guest never touched.
 
-use ftvmm_machine::CpuError;
 use std::collections::BTreeSet;
 
+use ftvmm_machine::CpuError;
+use ftvmm_machine::exit::Direction;
+use ftvmm_machine::memory::Memory;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -23,8 +25,6 @@ use crate::micro_guest::{
     uninterrupted,
 };
 use crate::{KvmError, call};
-use ftvmm_machine::exit::Direction;
-use ftvmm_machine::memory::Memory;
 
 const PAGE_BYTES: u64 = 4096;
 const SLOT: u32 = 0;

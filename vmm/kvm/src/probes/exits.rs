@@ -1,11 +1,11 @@
 //! What makes a guest stop, and what can be done to it while it stands.
 
+use ftvmm_machine::{Cpu, Kick};
+
 use super::host::Host;
 use crate::micro_guest::programs::{self, layout};
 use crate::micro_guest::{Findings, ProbeFailure, Ring, Stop, expect_equal};
 use crate::{call, install_kick_handler};
-use ftvmm_machine::Cpu;
-use ftvmm_machine::Kick;
 
 /// A port read is answered in EAX, and RDX can be set on the way: what a patched kernel RDTSC does.
 pub fn port_read(host: &Host) -> Findings {

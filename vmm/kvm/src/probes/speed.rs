@@ -1,10 +1,10 @@
 //! How fast guest code runs. Hypervisors that interpret guest code give themselves away here even
 //! when they do it without a fault.
 
-use super::host::Host;
-use crate::micro_guest::programs;
-use crate::micro_guest::{Findings, ProbeFailure, Ring, Stop};
 use ftvmm_machine::Cpu;
+
+use super::host::Host;
+use crate::micro_guest::{Findings, ProbeFailure, Ring, Stop, programs};
 
 /// The checks that look at nothing but speed, ring 0 first.
 pub const NAMES: [&str; 2] = ["speed (ring 0)", "speed (ring 3)"];

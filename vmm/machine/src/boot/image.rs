@@ -349,4 +349,54 @@ mod tests {
         let answer = KernelImage::parse(bzimage(&packed));
         assert!(matches!(answer, Err(ImageError::DamagedPayload { format: "gzip", .. })));
     }
+
+    #[test]
+    fn what_a_bzimage_must_say_is_checked_in_turn() {
+        let told = |change: fn(&mut setup_header), payload: &[u8]| {
+            let mut file = bzimage(payload);
+            let mut header = setup_header_of(&file).unwrap();
+            change(&mut header);
+            let bytes = header.as_slice();
+            file[SETUP_HEADER_OFFSET..SETUP_HEADER_OFFSET + bytes.len()].copy_from_slice(bytes);
+            KernelImage::parse(file).unwrap_err().to_string()
+        };
+        let packed = gzip(&vmlinux());
+        let old = told(|header| header.version = 0x0207, &packed);
+        assert!(old.contains("boot protocol 0x0207, oldest supported is 0x0208"), "{old}");
+        let unknown = told(|_| {}, b"BZh91AY&SY");
+        assert!(unknown.contains("payload that starts with [42, 5a, 68"), "{unknown}");
+        let no_kernel = told(|_| {}, &gzip(b"#!/bin/sh"));
+        assert!(no_kernel.contains("is no kernel: it starts with [23, 21"), "{no_kernel}");
+        let no_magic = told(|header| header.header = 0, &packed);
+        assert!(no_magic.contains("is no kernel"), "{no_magic}");
+        for (machine, says) in [(3, "Intel 80386"), (243, "RISC-V"), (8, "machine 8")] {
+            let error = told(|_| {}, &gzip(&elf(2, machine)));
+            assert!(error.contains(&format!("64-bit ELF for {says}")), "{error}");
+        }
+        let narrow = told(|_| {}, &gzip(&elf(1, 62)));
+        assert!(narrow.contains("32-bit ELF for x86-64"), "{narrow}");
+        let cut = KernelImage::parse(ELF_MAGIC.to_vec()).unwrap_err().to_string();
+        assert!(cut.contains("machine 0"), "{cut}");
+    }
+
+    #[test]
+    fn no_number_of_setup_sectors_means_four() {
+        let packed = gzip(&vmlinux());
+        let mut file = bzimage(&packed);
+        let mut header = setup_header_of(&file).unwrap();
+        header.setup_sects = 0;
+        let bytes = header.as_slice();
+        file[SETUP_HEADER_OFFSET..SETUP_HEADER_OFFSET + bytes.len()].copy_from_slice(bytes);
+        file.splice(2 * SECTOR_BYTES..2 * SECTOR_BYTES, [0; 3 * SECTOR_BYTES]);
+        assert_eq!(KernelImage::parse(file).unwrap().elf, vmlinux());
+    }
+
+    #[test]
+    fn an_lz4_block_that_is_cut_is_damage() {
+        let block = lz4_flex::block::compress(&vmlinux());
+        let size = (block.len() as u32).to_le_bytes();
+        let packed = [&b"\x02\x21\x4c\x18"[..], &size, &block[..block.len() - 1]].concat();
+        let answer = KernelImage::parse(bzimage(&packed));
+        assert!(matches!(answer, Err(ImageError::DamagedPayload { format: "lz4", .. })));
+    }
 }

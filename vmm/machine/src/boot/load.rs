@@ -29,8 +29,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::acpi;
 use super::image::KernelImage;
-use crate::cpu::Cpu;
-use crate::cpu::CpuError;
+use crate::cpu::{Cpu, CpuError};
 use crate::memory::{DEVICE_HOLE_START, Memory};
 use crate::tsc::{self, KernelCode};
 

@@ -7,3 +7,6 @@ mod load;
 
 pub use image::{ImageError, KernelImage, UNPACKED_BYTES_MAX};
 pub use load::{BootError, BootImage, BootPlan};
+
+#[cfg(test)]
+mod tests;

@@ -288,4 +288,33 @@ mod tests {
     fn leaf_text(leaf: u32, subleaf: usize) -> String {
         format!("[[cpuid]]\nleaf = {leaf}\nsubleaf = {subleaf}\n")
     }
+
+    #[test]
+    fn the_digest_is_of_the_text_and_of_what_the_host_shows() {
+        let template = |name: &str, host: Vec<kvm_cpuid_entry2>| {
+            CpuTemplate::built_in(&CpuId::from_entries(&host).unwrap(), name).unwrap()
+        };
+        let (sse4, avx) = (template("sse4", host(ALL)), template("avx", host(ALL)));
+        assert_eq!((sse4.name(), avx.name()), ("sse4", "avx"));
+        assert_eq!((sse4.shows_xsave(), avx.shows_xsave()), (false, true));
+        assert_eq!(sse4.digest(), template("sse4", host(ALL)).digest());
+        assert_ne!(sse4.digest(), avx.digest());
+        // Another maker's name is in leaf 0.
+        let mut other = host(ALL);
+        other[0].ebx = 1;
+        assert_ne!(sse4.digest(), template("sse4", other).digest());
+        let leaf_1 = avx.cpuid().as_slice().iter().find(|leaf| leaf.function == 1).unwrap();
+        assert_ne!(leaf_1.ecx & XSAVE, 0);
+        assert!(avx.msrs().any(|msr| msr == (0x10, MsrAnswer::Clock)));
+    }
+
+    #[test]
+    fn a_template_that_does_not_come_with_the_program_is_not_built_in() {
+        let supported = CpuId::from_entries(&host(ALL)).unwrap();
+        let error = CpuTemplate::built_in(&supported, "no-such").map(drop).unwrap_err();
+        assert!(error.to_string().contains("there is no CPU template 'no-such'"), "{error}");
+        let without_sse2 = CpuId::from_entries(&host(ALL & !(1 << 26))).unwrap();
+        let error = CpuTemplate::built_in(&without_sse2, "minimal").map(drop).unwrap_err();
+        assert!(error.to_string().contains("leaf 0x1 has EDX"), "{error}");
+    }
 }

@@ -6,8 +6,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Machine;
-use crate::cpu::Cpu;
-use crate::cpu::CpuError;
+use crate::cpu::{Cpu, CpuError};
 use crate::cpu_state::CpuState;
 use crate::memory::Memory;
 

@@ -3,8 +3,7 @@
 use ftvmm_replication::TscMode;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
-use crate::cpu::Cpu;
-use crate::cpu::CpuError;
+use crate::cpu::{Cpu, CpuError};
 
 /// CR4.TSD: RDTSC and RDTSCP are for ring 0 alone (AMD APM vol. 2, 3.1.3).
 pub const TSD: u64 = 1 << 2;

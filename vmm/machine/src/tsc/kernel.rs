@@ -142,20 +142,24 @@ fn executable_sections(elf: &[u8]) -> impl Iterator<Item = (u64, Range<usize>)> 
     let u16_at = |at: usize| elf.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
     let table = u64_at(elf, 0x28) as usize;
     let (entry_bytes, count) = (usize::from(u16_at(0x3a)), usize::from(u16_at(0x3c)));
-    let names = table + usize::from(u16_at(0x3e)) * entry_bytes;
-    let names_offset = u64_at(elf, names + 0x18) as usize;
-    (0..count).filter_map(move |i| {
-        let header = table + i * entry_bytes;
-        let name = elf.get(names_offset + u32_at(elf, header) as usize..)?;
-        let kind = u32_at(elf, header + 4);
-        let flags = u64_at(elf, header + 8);
+    // The file may say anything; a place that no number holds is outside like any other.
+    let header_at = move |number: usize| {
+        let place = table.saturating_add(number * entry_bytes);
+        elf.get(place..).unwrap_or_default()
+    };
+    let names_offset = u64_at(header_at(usize::from(u16_at(0x3e))), 0x18) as usize;
+    (0..count).filter_map(move |number| {
+        let header = header_at(number);
+        let name = elf.get(names_offset.saturating_add(u32_at(header, 0) as usize)..)?;
+        let kind = u32_at(header, 4);
+        let flags = u64_at(header, 8);
         let is_code = flags & SHF_EXECINSTR != 0 || name.starts_with(ALTERNATIVES.as_bytes());
         if kind == SHT_NOBITS || flags & SHF_ALLOC == 0 || !is_code {
             return None;
         }
-        let offset = u64_at(elf, header + 0x18) as usize;
-        let size = u64_at(elf, header + 0x20) as usize;
-        Some((u64_at(elf, header + 0x10), offset..offset.checked_add(size)?))
+        let offset = u64_at(header, 0x18) as usize;
+        let size = u64_at(header, 0x20) as usize;
+        Some((u64_at(header, 0x10), offset..offset.checked_add(size)?))
     })
 }
 
@@ -168,8 +172,129 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::symbols::tests::{BASE, append_tables, names};
     use super::*;
+    use crate::tests::elf_with;
+
+    const RDTSC: [u8; 2] = [0x0f, 0x31];
+    /// `set_memory_x` of Debian's 6.1, without its call of ftrace: sub rsp, 8 ; xor eax, eax.
+    const SET_MEMORY_X: [u8; 6] = [0x48, 0x83, 0xec, 0x08, 0x31, 0xc0];
+    /// Where it lies in [`image`].
+    pub const HOOKED: usize = 0x12c0;
+    /// RDTSC in the text, among the init functions, and among the alternatives.
+    pub const SITES: [usize; 3] = [0x20, 0x19b0, 0x1ae0];
+    /// RDTSC that nobody executes.
+    const DATA: usize = 0x1950;
+
+    /// A kernel in memory, from [`BASE`] on, and the symbols of its parts.
+    pub fn image() -> Vec<u8> {
+        let mut image = vec![0x90; 0x2600];
+        for at in SITES.into_iter().chain([DATA]) {
+            image[at..at + 2].copy_from_slice(&RDTSC);
+        }
+        // mov rax, cr4
+        image[0x40..0x43].copy_from_slice(&[0x0f, 0x20, 0xe0]);
+        image[HOOKED..HOOKED + SET_MEMORY_X.len()].copy_from_slice(&SET_MEMORY_X);
+        let mut names = names();
+        for (number, name) in [
+            (1, "T_text"),
+            (400, "T_etext"),
+            (410, "T_sinittext"),
+            (420, "T_einittext"),
+            (430, "D__alt_instructions_end"),
+        ] {
+            names[number] = name.into();
+        }
+        append_tables(&mut image, &names, true, true);
+        image
+    }
+
+    #[test]
+    fn a_kernel_in_memory_is_patched_where_its_symbols_say_code_is() {
+        let (before, mut after) = (image(), image());
+        let kernel = patch_image(&mut after, BASE).unwrap();
+        assert_eq!((kernel.rdtsc_sites, kernel.cr4_sites, kernel.hooks.len()), (3, 1, 2));
+        assert_eq!(kernel.hooks[0].address(), BASE + HOOKED as u64);
+        for (at, bytes) in SITES.map(|at| (at, [0xe5, 0x55])).into_iter().chain([
+            (0x40, [0xe4, 0x10]),
+            (HOOKED, HOOK),
+            (HOOKED + 0x20, HOOK),
+            (DATA, RDTSC),
+        ]) {
+            assert_eq!(after[at..at + 2], bytes, "{at:#x}");
+        }
+        let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+        assert_eq!(changed, 3 * 2 + 3 + 2 * 2);
+        assert!(kernel.is_marked());
+    }
+
+    #[test]
+    fn a_kernel_is_known_by_a_part_of_what_was_put_into_it() {
+        let mut image = image();
+        let kernel = patch_image(&mut image, BASE).unwrap();
+        let there = |image: &[u8]| {
+            kernel.is_there(|address| image[(address - BASE) as usize..].first_chunk().copied())
+        };
+        assert!(there(&image));
+        // The two hooks are left, then one of them, then nothing.
+        SITES.iter().for_each(|at| image[*at] = 0);
+        assert!(there(&image));
+        image[HOOKED] = 0;
+        assert!(there(&image));
+        image[HOOKED + 0x20] = 0;
+        assert!(!there(&image));
+        assert!(!kernel.is_there(|_| None));
+        assert!(!KernelCode::default().is_marked());
+    }
+
+    #[test]
+    fn symbols_that_lead_out_of_the_image_are_no_sections() {
+        let mut image = image();
+        // It begins higher than its symbols are, or lower by more than it is long.
+        for base in [BASE + 0x10_0000, BASE - 0x10_0000] {
+            assert_eq!(patch_image(&mut image, base), None);
+        }
+        assert_eq!(patch_image(&mut image[..0x2600], BASE), None, "no symbols");
+    }
+
+    #[test]
+    fn code_is_what_the_section_headers_of_a_file_say() {
+        const PROGRESS: u32 = 1;
+        let code = [0x0f, 0x31, 0x0f, 0x22, 0xe3, 0xf4];
+        let sites = |flags, kind| {
+            let mut file = elf_with(&code, BASE, flags, kind);
+            let kernel = patch(&mut file);
+            (kernel.rdtsc_sites, kernel.cr4_sites)
+        };
+        assert_eq!(sites(SHF_ALLOC | SHF_EXECINSTR, PROGRESS), (1, 1));
+        assert_eq!(sites(SHF_ALLOC, PROGRESS), (0, 0), "data");
+        assert_eq!(sites(SHF_EXECINSTR, PROGRESS), (0, 0), "not in memory");
+        assert_eq!(sites(SHF_ALLOC | SHF_EXECINSTR, SHT_NOBITS), (0, 0), "not in the file");
+        // Alternatives are code by their name.
+        let mut file = elf_with(&code, BASE, SHF_ALLOC, PROGRESS);
+        let strings = u64_at(&file, 0x28) as usize + 2 * 64 + 0x18;
+        let alternatives = file.len() as u64;
+        file.extend(b"\0.altinstr_replacement\0");
+        file[strings..strings + 8].copy_from_slice(&alternatives.to_le_bytes());
+        assert_eq!(patch(&mut file).rdtsc_sites, 1);
+    }
+
+    #[test]
+    fn a_damaged_header_leads_nowhere() {
+        let whole = elf_with(&[0x0f, 0x31, 0xf4], BASE, 6, 1);
+        let table = u64_at(&whole, 0x28) as usize;
+        let fields = [0x28, 0x3a, 0x3c, 0x3e, table + 64 + 0x18, table + 64 + 0x20]
+            .into_iter()
+            .chain([table + 64, table + 64 + 0x10, table + 128 + 0x18]);
+        for field in fields {
+            for value in [u64::MAX, u64::MAX - 64, 1 << 63, 0] {
+                let mut file = whole.clone();
+                file[field..field + 8].copy_from_slice(&value.to_le_bytes());
+                patch(&mut file);
+            }
+        }
+    }
 
     #[test]
     fn a_file_without_sections_is_left_alone() {

@@ -81,7 +81,8 @@ impl Seen {
         let in_kernel = |page: &Page| {
             kernel.sections.iter().any(|section| {
                 let start = section.addresses.start / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
-                let end = section.addresses.end.next_multiple_of(KERNEL_PAGE_BYTES);
+                let end = section.addresses.end.checked_next_multiple_of(KERNEL_PAGE_BYTES);
+                let end = end.unwrap_or(u64::MAX);
                 overlaps(page, &(start..end))
             })
         };
@@ -141,7 +142,7 @@ pub fn search(space: &AddressSpace<'_>, memory: &Memory, new: NewCode) -> Vec<u6
     }
     let mut code = Vec::new();
     while (code.len() as u64) < new.bytes {
-        let address = new.address.wrapping_add(code.len() as u64);
+        let Some(address) = new.address.checked_add(code.len() as u64) else { break };
         let Some(page) = space.page(address) else { break };
         let left = (page.bytes - (address - page.address)).min(new.bytes - code.len() as u64);
         let start = code.len();
@@ -194,7 +195,7 @@ fn content(space: &AddressSpace<'_>, page: &Page) -> u64 {
 }
 
 fn overlaps(page: &Page, addresses: &std::ops::Range<u64>) -> bool {
-    page.address < addresses.end && addresses.start < page.address + page.bytes
+    page.address < addresses.end && addresses.start <= page.address + (page.bytes - 1)
 }
 
 fn patch_section(space: &AddressSpace<'_>, memory: &Memory, section: &Section) -> Vec<u64> {
@@ -213,8 +214,9 @@ fn patch_sites(space: &AddressSpace<'_>, memory: &Memory, start: u64, code: &[u8
         let mut instruction = code[range.clone()].to_vec();
         trapped.replace(&mut instruction);
         let address = start + range.start as u64;
-        for (at, byte) in (address..).zip(instruction) {
-            if let Some(gpa) = space.translate(at) {
+        for (number, byte) in instruction.into_iter().enumerate() {
+            // The last instruction of all ends where no address follows.
+            if let Some(gpa) = space.translate(address + number as u64) {
                 // It was read from there.
                 let _ = memory.write_obj(byte, GuestAddress(gpa));
             }
@@ -271,5 +273,40 @@ mod tests {
         write(0x9000, &RDTSC);
         map(&memory, MODULES, 0x9000, 1);
         assert_eq!(seen.look(&space, &memory, &kernel), [MODULES]);
+    }
+
+    #[test]
+    fn more_code_than_a_look_decodes_waits_for_the_next_one() {
+        const LARGE_BYTES: u64 = 2 << 20;
+        const PAGES: u64 = DECODED_BYTES_MAX / LARGE_BYTES + 2;
+        let (_, sregs) = guest();
+        let bytes = (PAGES as usize + 1) * LARGE_BYTES as usize;
+        let memory = Memory::from_ranges(&[(GuestAddress(0), bytes)]).unwrap();
+        memory.write_obj(sregs.cr3 + 0x1000, GuestAddress(0)).unwrap();
+        map(&memory, MODULES, 0, 1);
+        let mut table = sregs.cr3;
+        for level in [4, 3] {
+            let place = table + 8 * (MODULES >> (3 + 9 * level) & 511);
+            table = memory.read_obj::<u64>(GuestAddress(place)).unwrap() & !0xfff;
+        }
+        let first = MODULES >> 21 & 511;
+        for page in 0..PAGES {
+            let entry = ((page + 1) * LARGE_BYTES) | 0x83;
+            memory.write_obj(entry, GuestAddress(table + 8 * (first + page))).unwrap();
+        }
+        // No code at all, but for two sites: in the first page that is decoded, and in the last.
+        let filler = vec![0x06; bytes - LARGE_BYTES as usize];
+        memory.write_slice(&filler, GuestAddress(LARGE_BYTES)).unwrap();
+        let site = [&[0x90; 30][..], &RDTSC].concat();
+        let (one, two) = (0x1000, (PAGES - 1) * LARGE_BYTES + 0x1000);
+        for at in [one, two] {
+            memory.write_slice(&site, GuestAddress(LARGE_BYTES + at)).unwrap();
+        }
+        let space = AddressSpace::new(&memory, &sregs);
+        let (mut seen, kernel) = (Seen::default(), KernelCode::default());
+        let mut look = || seen.look(&space, &memory, &kernel);
+        assert_eq!(look(), [MODULES + one + 30]);
+        assert_eq!(look(), [MODULES + two + 30]);
+        assert_eq!(look(), [0; 0]);
     }
 }

@@ -40,8 +40,7 @@ use ftvmm_replication::{Ordinal, TscMode};
 use kvm_bindings::kvm_sregs;
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::Cpu;
-use crate::cpu::CpuError;
+use crate::cpu::{Cpu, CpuError};
 use crate::exit::{Direction, Exit};
 use crate::memory::Memory;
 use code::{CR4_PORTS, GP_PORT, HOOK_PORT, RDTSC_PORT, RDTSCP_PORT, Trapped};
@@ -417,3 +416,6 @@ fn pass_on(
     entry.put(memory);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -354,4 +354,34 @@ pub(super) mod tests {
         let mut bytes = [0; 4];
         assert_eq!(space.read_where(0x1ffe, &mut bytes, |page| page.user), 2);
     }
+
+    #[test]
+    fn five_levels_are_walked_where_the_guest_has_them() {
+        let (memory, mut sregs) = guest();
+        map(&memory, KERNEL, 0x6000, PRESENT);
+        // A table above the four: its last entry leads to them.
+        const TOP: u64 = 0x20_0000;
+        memory.write_obj(TABLES | PRESENT, GuestAddress(TOP + 8 * 511)).unwrap();
+        sregs.cr3 = TOP;
+        sregs.cr4 |= CR4_LA57;
+        let space = AddressSpace::new(&memory, &sregs);
+        assert_eq!(space.translate(KERNEL + 5), Some(0x6005));
+        assert_eq!(space.translate(KERNEL & ((1 << 57) - 1)), None, "not canonical");
+        assert_eq!(space.translate(0x40_0000), None);
+        assert_eq!(space.kernel_code()[0].address, KERNEL);
+    }
+
+    #[test]
+    fn tables_and_pages_that_lie_outside_of_memory_are_none() {
+        let (memory, sregs) = guest();
+        map(&memory, KERNEL, 0x6000, PRESENT);
+        map(&memory, KERNEL + 0x1000, 1 << 40, PRESENT);
+        let space = AddressSpace::new(&memory, &sregs);
+        assert_eq!(space.read::<2>(KERNEL + 0xffe), Some([0, 0]));
+        assert_eq!(space.read::<2>(KERNEL + 0xfff), None);
+        assert_eq!(space.kernel_code().len(), 1);
+        let nowhere = AddressSpace::new(&memory, &kvm_sregs { cr3: 1 << 40, ..sregs });
+        assert_eq!((nowhere.page(KERNEL), nowhere.kernel_code().len()), (None, 0));
+        assert!(!nowhere.has_user_half());
+    }
 }

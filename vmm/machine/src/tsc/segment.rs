@@ -140,4 +140,20 @@ mod tests {
             assert_eq!(stack(selector), None, "stack {selector:#x}");
         }
     }
+
+    #[test]
+    fn without_a_local_table_there_is_no_segment_in_it() {
+        let (memory, mut sregs) = guest();
+        map(&memory, LDT, 0x5000, 3);
+        memory.write_obj(0x00af_fb00_0000_ffffu64, GuestAddress(0x5800)).unwrap();
+        sregs.ldt = kvm_segment { base: LDT, limit: 15, present: 1, ..Default::default() };
+        let loads = |ldt: kvm_segment| {
+            let sregs = kvm_sregs { ldt, ..sregs };
+            load(&AddressSpace::new(&memory, &sregs), &sregs, 0x07, Purpose::Code).is_some()
+        };
+        assert!(loads(sregs.ldt));
+        assert!(!loads(kvm_segment { unusable: 1, ..sregs.ldt }));
+        assert!(!loads(kvm_segment { present: 0, ..sregs.ldt }));
+        assert!(!loads(kvm_segment { limit: 6, ..sregs.ldt }));
+    }
 }

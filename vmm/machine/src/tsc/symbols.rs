@@ -249,10 +249,10 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const BASE: u64 = 0xffff_ffff_8100_0000;
+    pub const BASE: u64 = 0xffff_ffff_8100_0000;
 
     /// Every character is its own token, `X` stands for `set_memory_`.
     fn tokens() -> (Vec<u8>, Vec<u8>) {
@@ -269,15 +269,28 @@ mod tests {
         (table, index)
     }
 
-    /// The tables of a kernel with 600 symbols 16 bytes apart, behind one of a processor.
-    fn image(is_new: bool, wide_lengths: bool) -> Vec<u8> {
+    /// Names of 600 symbols, the first of which is a processor's.
+    pub fn names() -> Vec<String> {
         let mut names: Vec<String> = vec!["Acpu_debug_store".into()];
         names.extend((1..600).map(|number| format!("tfunction_{number}")));
         names[300] = "TXx".into();
         names[301] = format!("t{}", "long".repeat(40));
         names[302] = "TXrox".into();
+        names
+    }
+
+    /// The tables of a kernel with 600 symbols 16 bytes apart, behind one of a processor.
+    fn image(is_new: bool, wide_lengths: bool) -> Vec<u8> {
+        let mut image = vec![0xcc; 0x1000];
+        append_tables(&mut image, &names(), is_new, wide_lengths);
+        image.extend([0xcc; 64]);
+        image
+    }
+
+    /// Appends the tables of a kernel whose symbols are 16 bytes apart from [`BASE`] on.
+    pub fn append_tables(image: &mut Vec<u8>, names: &[String], is_new: bool, wide_lengths: bool) {
         let mut encoded = Vec::new();
-        for name in &names {
+        for name in names {
             match (wide_lengths, name.len()) {
                 (true, length @ 0x80..) => {
                     encoded.extend([length as u8 & 0x7f | 0x80, (length >> 7) as u8]);
@@ -303,13 +316,10 @@ mod tests {
         } else {
             vec![offsets, base, count, encoded, markers, table, index]
         };
-        let mut image = vec![0xcc; 0x1000];
         for part in parts {
             image.extend(part);
             image.resize(image.len().next_multiple_of(TABLE_ALIGNMENT), 0);
         }
-        image.extend([0xcc; 64]);
-        image
     }
 
     #[test]
@@ -343,5 +353,21 @@ mod tests {
         assert!(Symbols::find(&[]).is_none());
         assert!(Symbols::find(&vec![0; 1 << 20]).is_none());
         assert!(Symbols::find(&DIGITS.repeat(10_000)).is_none());
+    }
+
+    #[test]
+    fn addresses_of_a_kernel_for_one_processor_are_counted_from_its_base() {
+        let mut image = image(true, true);
+        let offsets = Symbols::find(&image).unwrap().offsets;
+        for number in 0..600u32 {
+            let at = offsets + 4 * number as usize;
+            image[at..at + 4].copy_from_slice(&(32 * number).to_le_bytes());
+        }
+        let symbols = Symbols::find(&image).unwrap();
+        assert_eq!(symbols.addresses(["set_memory_x"]), [Some(BASE + 32 * 300)]);
+        assert_eq!(symbols.next_after(0), Some(BASE));
+        // Descending addresses are no table.
+        image[offsets + 8] = 0;
+        assert!(Symbols::find(&image).is_none());
     }
 }

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use ftvmm_machine::net_watch::NetworkReport;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::transfer::{SaveError, Saved};
-use ftvmm_machine::net_watch::NetworkReport;
 
 /// Answers for the run. Called from several threads at once; only what is said to may block.
 pub trait Operator: Send + Sync {

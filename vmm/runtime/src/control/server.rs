@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ftvmm_host::sync::{Condvar, Mutex, lock, wait_timeout_while};
 use thiserror::Error;
 
 use super::Operator;
 use super::http::Connection;
 use super::routes::{answer, fault};
 use super::socket::{Socket, SocketError};
-use ftvmm_host::sync::{Condvar, Mutex, lock, wait_timeout_while};
 
 /// More clients at once are told to come again.
 const CLIENTS_MAX: usize = 32;

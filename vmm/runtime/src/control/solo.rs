@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::Input;
+use ftvmm_host::clock::HostClock;
+use ftvmm_host::{Console, Tap};
 
 use super::operator::{ControlRole, Operator, Refused, SnapshotSummary, Status};
 use crate::input::InputQueue;
 use crate::transfer::{ProgressCell, Transfer, save};
-use ftvmm_host::clock::HostClock;
-use ftvmm_host::{Console, Tap};
 
 /// Answers for a guest without another host.
 pub struct SoloOperator {

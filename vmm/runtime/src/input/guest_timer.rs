@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ftvmm_host::set_timer;
 use ftvmm_replication::GuestNs;
 use nix::sys::timerfd::TimerFd;
 
 use super::sampling::SAMPLE_NS;
-use ftvmm_host::set_timer;
 
 /// Interrupts a running guest when its timer is due, or long overdue where the run is recorded.
 pub struct GuestTimer {

@@ -1,17 +1,10 @@
 //! Inputs that arrived on the live host, until the vCPU's thread takes them.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ftvmm_devices::Input;
-use ftvmm_replication::{HostNs, Ordinal};
-use nix::sys::timerfd::TimerFd;
-
-use super::Pulse;
-use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 use ftvmm_host::clock::HostClock;
 use ftvmm_host::disk::Disk;
 use ftvmm_host::{STOP_LONGEST, StopLimit, Typed, set_timer};
@@ -19,6 +12,12 @@ use ftvmm_machine::Kick;
 use ftvmm_machine::disk_completion::Completion;
 use ftvmm_machine::net_watch::NetWatch;
 use ftvmm_machine::situation::StopCause;
+use ftvmm_replication::{HostNs, Ordinal};
+use nix::sys::timerfd::TimerFd;
+
+use super::Pulse;
+use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use super::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// Most frames kept for a guest that does not take them. When one more comes, the oldest is
 /// dropped.

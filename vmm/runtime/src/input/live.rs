@@ -13,6 +13,9 @@ mod slices;
 use std::sync::Arc;
 
 use ftvmm_devices::Input;
+use ftvmm_host::clock::{HostClock, host_unix_seconds};
+use ftvmm_host::entropy::host_random_bytes;
+use ftvmm_machine::situation::{RunMode, RunSituation};
 use ftvmm_replication::{GuestClock, GuestNs, Ordinal};
 
 use self::core::{Host, LiveCore, Next};
@@ -21,9 +24,6 @@ use super::input_queue::InputQueue;
 use super::slice_pacing::InputDelays;
 use crate::input_error::InputError;
 use crate::step::Step;
-use ftvmm_host::clock::{HostClock, host_unix_seconds};
-use ftvmm_host::entropy::host_random_bytes;
-use ftvmm_machine::situation::{RunMode, RunSituation};
 
 /// Takes from a [`InputQueue`] and samples the host's clock.
 pub struct LiveInputs {

@@ -1,13 +1,13 @@
 //! Writes every input that the guest is given to a log.
 
+use ftvmm_host::WriteBehind;
+use ftvmm_machine::situation::RunSituation;
 use ftvmm_replication::{Check, Event, MemoryCheckMode, Ordinal, Record, Slice, SnapshotMark};
 
 use super::file_log::FileLog;
 use super::log_sink::LogSink;
 use crate::input_error::InputError;
 use crate::step::Step;
-use ftvmm_host::WriteBehind;
-use ftvmm_machine::situation::RunSituation;
 
 /// How often the recorder writes a check.
 #[derive(Clone, Copy, Debug)]

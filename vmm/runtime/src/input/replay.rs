@@ -3,13 +3,13 @@
 
 use std::io::Read;
 
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 use ftvmm_replication::{
     Check, DiskAnswer, End, LogReader, Ordinal, Record, ReplayCursor, ReplayStep, Replayer, Tail,
 };
 
 use crate::input_error::InputError;
 use crate::step::Step;
-use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// What a feed has for the replayer.
 pub enum Fed {

@@ -1,9 +1,9 @@
 //! Guest time: the host's clock, except after a stall and at a tick that has to wait.
 
+use ftvmm_machine::situation::RunSituation;
 use ftvmm_replication::{GuestClock, GuestNs, HostNs};
 
 use super::tick_hold::TickHold;
-use ftvmm_machine::situation::RunSituation;
 
 /// How far a sample may lie behind a timer that is due, or behind the sample before it when no
 /// timer runs. After a stall (a take-over, a host that slept) the guest catches up sample by

@@ -6,9 +6,8 @@
 //! reads again when a tick came between (Linux, `ktime_get`) would do so for ever. Ticks a periodic
 //! timer owes the guest are none of these: they come when the guest has ended the one before.
 
-use ftvmm_replication::Ordinal;
-
 use ftvmm_machine::situation::RunSituation;
+use ftvmm_replication::Ordinal;
 
 /// A tick is held back at no more exits than this: more than a guest makes for one tick, and a
 /// guest that waits with interrupts disabled for a time to come is not kept from it.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_devices::Input;
+use ftvmm_host::resting_timer;
+use ftvmm_machine::Kick;
 use ftvmm_replication::Ordinal as ExitOrdinal;
 use shuttle::rand::Rng;
 use shuttle::thread;
-
-use ftvmm_machine::Kick;
 
 use super::input_queue::{InputQueue, Pending};
 use super::kick_target::Kvm;
@@ -16,7 +16,6 @@ use super::kicker::Kicks;
 use super::rendezvous::{Rendezvous, Stop, TransferRequest};
 use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::sync::{Condvar, FOREVER, Mutex, lock, wait};
-use ftvmm_host::resting_timer;
 
 /// Orders tried in each test.
 const ORDERS: usize = 3_000;

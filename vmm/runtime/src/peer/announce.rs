@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_devices::{NetSource, NetSources};
+use ftvmm_host::clock::HostClock;
+use ftvmm_host::{HostEventsError, Tap, Ticker, VNET_HEADER_BYTES, resting_timer, set_timer};
 use ftvmm_replication::peer::Announcer;
 
 use crate::input::InputQueue;
-use ftvmm_host::clock::HostClock;
-use ftvmm_host::{HostEventsError, Tap, Ticker, VNET_HEADER_BYTES, resting_timer, set_timer};
 
 /// Shortest Ethernet frame without its checksum.
 const FRAME_BYTES_MIN: usize = 60;

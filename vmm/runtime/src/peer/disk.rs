@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use ftvmm_devices::Input;
+use ftvmm_machine::disk_completion::Completion;
 use ftvmm_replication::{DiskAnswer, DiskComparison, SessionEvent};
 
 use super::Peer;
-use ftvmm_machine::disk_completion::Completion;
 
 /// What a follower does about a request that ended in its log.
 pub enum Compared {

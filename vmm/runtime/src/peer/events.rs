@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use ftvmm_host::channel::{Channel, ChannelReader, Received};
+use ftvmm_host::sync::{MutexGuard, lock};
+use ftvmm_host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
 
 use super::{Address, Peer};
 use crate::input::{PulseWatch, VcpuHealth};
-use ftvmm_host::channel::{Channel, ChannelReader, Received};
-use ftvmm_host::sync::{MutexGuard, lock};
-use ftvmm_host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
 
 /// Shortest interval between two ticks.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);

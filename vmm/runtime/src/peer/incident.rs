@@ -6,11 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ftvmm_host::sync::{lock, wait_timeout_while};
+use ftvmm_host::user_file::SECRET;
 use ftvmm_replication::incident::IncidentReport;
 
 use super::{Peer, REPORTS_LONGEST};
-use ftvmm_host::sync::{lock, wait_timeout_while};
-use ftvmm_host::user_file::SECRET;
 
 /// Further reports of one reporter in one term.
 const REPORTS_MAX: u32 = 1000;

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use ftvmm_machine::disk_completion::Completion;
+use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 use ftvmm_replication::{
     Check, DiskAnswer, GuestClock, GuestNs, Ordinal, PeerCore, ReplayStep, Replayer, SessionEvent,
     StatePart,
@@ -15,8 +17,6 @@ use crate::input::{Divergence, Fed, Feed, Replay};
 use crate::input_error::InputError;
 use crate::step::{Standpoint, Step};
 use crate::transfer::put_on_disk;
-use ftvmm_machine::disk_completion::Completion;
-use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 
 /// The roles of a pair, which may change at any exit, and the log of the other host.
 pub struct PairPort {

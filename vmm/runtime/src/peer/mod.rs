@@ -45,12 +45,13 @@ pub use operator::PeerOperator;
 use outbox::{Outbox, Unsent};
 pub use outputs::PeerOutputs;
 
-use crate::input::InputQueue;
-use crate::transfer::{ProgressCell, ProgressDisplay, Transfer, TransferSummary};
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::Disk;
 use ftvmm_host::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use ftvmm_host::{HostEventsError, Tap, resting_timer};
+
+use crate::input::InputQueue;
+use crate::transfer::{ProgressCell, ProgressDisplay, Transfer, TransferSummary};
 
 /// How long the end of a run waits for incident reports.
 const REPORTS_LONGEST: Duration = Duration::from_secs(5);

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, TryLockError};
 
 use ftvmm_devices::Input;
+use ftvmm_host::Console;
+use ftvmm_host::channel::Channel;
 use ftvmm_replication::SessionEvent;
 
 use super::Peer;
@@ -12,8 +14,6 @@ use crate::control::{
     AttachProgress, AttachSummary, ControlRole, Operator, Refused, SnapshotSummary, Status, link,
 };
 use crate::transfer::save;
-use ftvmm_host::Console;
-use ftvmm_host::channel::Channel;
 
 /// Answers for the run of this [`Peer`].
 pub struct PeerOperator {

@@ -4,16 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
+use ftvmm_host::channel::ChannelWriter;
+use ftvmm_host::set_timer;
+use ftvmm_host::sync::lock;
+use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::peer::Notice;
 use ftvmm_replication::witness::Claim;
 use ftvmm_replication::{DisconnectReason, Effect, SessionEvent, Term};
 
 use super::{Peer, announce};
 use crate::input::Urgency;
-use ftvmm_host::channel::ChannelWriter;
-use ftvmm_host::set_timer;
-use ftvmm_host::sync::lock;
-use ftvmm_machine::situation::StopCause;
 
 /// Pause between two claims to a witness that does not answer.
 const WITNESS_RETRY: Duration = Duration::from_millis(100);

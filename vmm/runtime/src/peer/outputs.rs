@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ftvmm_devices::{DiskOp, Output};
+use ftvmm_host::Console;
 use ftvmm_replication::{Ordinal, OutputDigest, SessionEvent};
 
 use super::Peer;
 use crate::input_error::InputError;
 use crate::step::OutputSink;
-use ftvmm_host::Console;
 
 /// Hands frames to the session, which decides when they leave. The console is printed on both
 /// hosts, so that the backup's console is complete after a take-over.

@@ -7,6 +7,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use ftvmm_devices::{Input, Output};
+use ftvmm_host::channel::Channel;
+use ftvmm_host::{Console, EventLoop};
+use ftvmm_machine::page_tracker::testing::copy;
+use ftvmm_machine::situation::{RunSituation, StopCause};
 use ftvmm_replication::policy::Refusal;
 use ftvmm_replication::{
     Check, End, EndReason, Event, MemoryCheck, Ordinal as Exit, OutputDigest, Record, StatePart,
@@ -20,10 +24,6 @@ use crate::input::LogSink;
 use crate::step::{OutputSink, Standpoint, Step};
 use crate::testing::{Fake, NoDisplay, header};
 use crate::transfer::TransferPort;
-use ftvmm_host::channel::Channel;
-use ftvmm_host::{Console, EventLoop};
-use ftvmm_machine::page_tracker::testing::copy;
-use ftvmm_machine::situation::{RunSituation, StopCause};
 
 const HOUR_NS: u64 = 3_600_000_000_000;
 /// The least a session allows.

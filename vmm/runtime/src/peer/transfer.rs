@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use ftvmm_host::sync::{MutexGuard, lock};
 use ftvmm_replication::{DisconnectReason, SessionEvent, SnapshotMark, StatePart};
 
 use super::Peer;
 use crate::transfer::{
     Destination, FinalState, Transfer, TransferSummary, final_parts, send_state,
 };
-use ftvmm_host::sync::{MutexGuard, lock};
 
 /// The machine is one message, which holds 16 MiB.
 const MACHINE_BYTES_MAX: usize = 15 << 20;

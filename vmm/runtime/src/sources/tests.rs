@@ -5,6 +5,8 @@ use std::io::{BufReader, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ftvmm_host::clock::HostClock;
+use ftvmm_host::resting_timer;
 use ftvmm_replication::{
     Event, GroupEncoder, LogReader, LogWriter, MemoryCheckMode, Record, SnapshotReader,
     SnapshotWriter,
@@ -13,10 +15,7 @@ use ftvmm_replication::{
 use super::*;
 use crate::input::{CheckPlan, GuestTimer, InputDelays, InputQueue};
 use crate::peer::tests::backup_at;
-use crate::testing::Told;
-use crate::testing::header;
-use ftvmm_host::clock::HostClock;
-use ftvmm_host::resting_timer;
+use crate::testing::{Told, header};
 
 const NO_CHECKS: CheckPlan = CheckPlan {
     every_exits: 0,

@@ -3,9 +3,7 @@
 
 use std::collections::VecDeque;
 
-use ftvmm_devices::{Board, BoardConfig};
-
-use ftvmm_devices::{Input, Output};
+use ftvmm_devices::{Board, BoardConfig, Input, Output};
 use ftvmm_machine::exit::{Direction, Exit};
 use ftvmm_machine::machine_state::{MachineState, ResumePoint, StateError};
 use ftvmm_machine::page_tracker::LoadError;

@@ -2,12 +2,12 @@
 
 use std::io;
 
+use ftvmm_host::disk::{Disk, block_count};
+use ftvmm_machine::machine_state::MachineState;
 use ftvmm_replication::StatePart;
 use ftvmm_replication::state::{BLOCK_BYTES, PART_BLOCKS_MAX, pack, unpack_blocks};
 
 use super::BlockImage;
-use ftvmm_host::disk::{Disk, block_count};
-use ftvmm_machine::machine_state::MachineState;
 
 /// Packs blocks into parts. A last block that is shorter is filled up with zeroes.
 pub fn block_parts(blocks: &[BlockImage]) -> impl Iterator<Item = StatePart> {

@@ -8,13 +8,12 @@ use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, TryLockError};
 
+use ftvmm_host::sync::{Mutex, MutexGuard, lock};
+use ftvmm_host::user_file::{self, FileError, Written};
 use ftvmm_replication::{Ordinal, SnapshotError, SnapshotMark, SnapshotWriter, StatePart};
 use thiserror::Error;
 
-use ftvmm_host::user_file::{self, FileError, Written};
-
 use super::{Destination, FinalState, ProgressCell, Transfer, final_parts, send_state};
-use ftvmm_host::sync::{Mutex, MutexGuard, lock};
 
 /// Why there is no snapshot. The guest is as before, and no file is left.
 #[derive(Debug, Error)]

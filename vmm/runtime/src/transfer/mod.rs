@@ -27,12 +27,13 @@ pub use progress::{Progress, ProgressCell, ProgressDisplay};
 pub use restored::Restore;
 pub use sender::{TransferSummary, final_parts, send_state};
 
-use crate::input::InputQueue;
 use ftvmm_host::clock::HostClock;
 use ftvmm_host::disk::Disk;
 use ftvmm_host::sync::{self, Mutex};
 use ftvmm_machine::machine_state::MachineState;
 use ftvmm_machine::page_tracker::MemoryCopy;
+
+use crate::input::InputQueue;
 use rendezvous::Rendezvous;
 
 /// A page and its content.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ftvmm_machine::machine_state::MachineState;
+use ftvmm_machine::situation::RunSituation;
 use ftvmm_replication::{Check, HostNs, MemoryCheckMode, Ordinal, SnapshotMark};
 
 use super::blocks::read_blocks;
@@ -9,8 +11,6 @@ use super::rendezvous::{Stop, TransferRequest};
 use super::{FinalState, Transfer};
 use crate::input_error::InputError;
 use crate::step::Step;
-use ftvmm_machine::machine_state::MachineState;
-use ftvmm_machine::situation::RunSituation;
 
 /// Where a guest can be stopped for its state, and which steps come first.
 #[derive(Default)]

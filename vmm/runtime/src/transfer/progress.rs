@@ -1,9 +1,8 @@
 //! How far a transfer is: for the status, and for a progress bar.
 
-use ftvmm_replication::{HostNs, StatePart};
-
 use ftvmm_host::clock::HostClock;
 use ftvmm_host::sync::{Mutex, MutexGuard, lock};
+use ftvmm_replication::{HostNs, StatePart};
 
 /// How far a transfer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use ftvmm_host::disk::Disk;
+
 use super::put_on_disk;
 use crate::input_error::InputError;
 use crate::snapshot::Parts;
 use crate::step::Step;
-use ftvmm_host::disk::Disk;
 
 /// See the module documentation.
 pub struct Restore {

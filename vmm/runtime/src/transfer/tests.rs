@@ -8,6 +8,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ftvmm_devices::{DiskOp, DiskRequest};
+use ftvmm_host::disk::{CompletionPolicy, DiskFile};
+use ftvmm_host::resting_timer;
+use ftvmm_machine::page_tracker::testing::{copy, renew};
+use ftvmm_machine::situation::RunSituation;
 use ftvmm_replication::state::{BLOCK_BYTES, unpack_pages};
 use ftvmm_replication::{Check, MemoryCheck, Ordinal, PAGE_BYTES, StatePart};
 
@@ -15,10 +19,6 @@ use super::*;
 use crate::snapshot::Snapshot;
 use crate::step::Step;
 use crate::testing::{Fake, NoDisplay, header};
-use ftvmm_host::disk::{CompletionPolicy, DiskFile};
-use ftvmm_host::resting_timer;
-use ftvmm_machine::page_tracker::testing::{copy, renew};
-use ftvmm_machine::situation::RunSituation;
 
 /// The exit at which the guest is halted.
 const AT: Ordinal = Ordinal(7);

@@ -2,6 +2,8 @@
 //! host's time and the arrived inputs are arguments, and [`Next`] tells the caller what to do.
 
 use ftvmm_devices::Input;
+use ftvmm_machine::disk_completion::Completion;
+use ftvmm_machine::situation::{RunMode, RunSituation};
 use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
@@ -11,8 +13,6 @@ use crate::input::input_queue::{Pending, Shutdown, Urgency};
 use crate::input::sampling::Sampler;
 use crate::input::slice_pacing::InputDelays;
 use crate::step::Step;
-use ftvmm_machine::disk_completion::Completion;
-use ftvmm_machine::situation::{RunMode, RunSituation};
 
 /// Random bytes per exit: more than Linux asks for at a time, little enough that no guest can flood
 /// its log.

@@ -1,11 +1,11 @@
 //! The end of a run whose guest may switch itself off: its power button, and the grace it has then.
 
 use ftvmm_devices::Input;
+use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::{GuestNs, HostNs};
 
 use crate::input::guest_timer::AlarmPlan;
 use crate::input::input_queue::{Pending, Shutdown, Urgency};
-use ftvmm_machine::situation::StopCause;
 
 /// Presses the power button when the run is to end, and ends it when nobody listens or the guest
 /// has had its time.

@@ -1,10 +1,10 @@
 //! When a recorded guest that makes no exit is stopped for a slice.
 
+use ftvmm_machine::situation::{RunMode, RunSituation};
 use ftvmm_replication::GuestNs;
 
 use crate::input::guest_timer::AlarmPlan;
 use crate::input::slice_pacing::{InputDelays, Requester, SlicePacing};
-use ftvmm_machine::situation::{RunMode, RunSituation};
 
 /// What the policy waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

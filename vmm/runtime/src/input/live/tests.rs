@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use ftvmm_devices::{DiskOp, DiskRequest};
+use ftvmm_host::disk::{CompletionPolicy, Disk, DiskFile};
+use ftvmm_host::{Typed, resting_timer};
+use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::HostNs;
 
 use super::*;
 use crate::input::input_queue::{InputQueue, Pending, Shutdown, Urgency};
 use crate::input::sampling::{LATE_NS_MAX, SAMPLE_NS};
-use ftvmm_host::disk::{CompletionPolicy, Disk, DiskFile};
-use ftvmm_host::{Typed, resting_timer};
-use ftvmm_machine::situation::StopCause;
 
 const MS: u64 = 1_000_000;
 const STOOD_AT_NS: u64 = 5_000 * MS;
