@@ -309,6 +309,17 @@ mod tests {
     }
 
     #[test]
+    fn two_texts_that_say_the_same_are_two_templates() {
+        let supported = CpuId::from_entries(&host(ALL)).unwrap();
+        let digest = |text: &str| {
+            let read = |_: &Path| Ok(format!("name = \"own\"\n{text}"));
+            CpuTemplate::for_host(&supported, Path::new("own.toml"), read).unwrap().digest()
+        };
+        assert_eq!(digest("# one\n"), digest("# one\n"));
+        assert_ne!(digest("# one\n"), digest("# two\n"));
+    }
+
+    #[test]
     fn a_template_that_does_not_come_with_the_program_is_not_built_in() {
         let supported = CpuId::from_entries(&host(ALL)).unwrap();
         let error = CpuTemplate::built_in(&supported, "no-such").map(drop).unwrap_err();

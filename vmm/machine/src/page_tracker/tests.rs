@@ -232,9 +232,12 @@ fn memory_that_was_cleared_and_put_is_as_if_it_had_been_computed() {
     put.tracker.renew_copy().unwrap();
     put.program_writes(PAGE, &[2]);
     put.tracker.copy().begin_transfer();
+    put.tracker.copy().take_unsent(usize::MAX);
     put.tracker.clear();
     put.tracker.put(0x200, &[7; PAGE_BYTES]).unwrap();
+    put.cleared();
     assert_eq!(put.tracker.put_done().unwrap(), digest);
+    assert_eq!(put.cleared(), [(0, vec![1])], "the guest loses its TLB");
     assert_eq!(put.check(MemoryCheckMode::Digest), computed.check(MemoryCheckMode::Digest));
     assert_eq!(put.memory.read_obj::<u8>(GuestAddress(PAGE)).unwrap(), 0);
     let sent = put.tracker.copy().take_unsent(usize::MAX);

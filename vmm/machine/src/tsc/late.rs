@@ -290,7 +290,8 @@ mod tests {
             table = memory.read_obj::<u64>(GuestAddress(place)).unwrap() & !0xfff;
         }
         let first = MODULES >> 21 & 511;
-        for page in 0..PAGES {
+        // Two runs: what the first takes of a look, the second has not.
+        for page in (0..PAGES).filter(|page| *page != 1) {
             let entry = ((page + 1) * LARGE_BYTES) | 0x83;
             memory.write_obj(entry, GuestAddress(table + 8 * (first + page))).unwrap();
         }

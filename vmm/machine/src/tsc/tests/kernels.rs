@@ -221,3 +221,20 @@ fn code_on_the_last_page_of_all_addresses_is_found_too() {
     world.exit_at(16, Exit::Hlt);
     assert_eq!(world.trap.counters().late_sites, 0, "it was there from the start");
 }
+
+#[test]
+fn what_shares_a_large_page_with_the_kernel_is_no_module() {
+    let late = |address| {
+        let mut world = World::trapping();
+        map(&world.memory, 0x40_0000, 0xb000, 7);
+        map(&world.memory, address, MODULE_GPA, 1);
+        world.put(MODULE_GPA, &RDTSC);
+        let section = kernel::Section { addresses: TEXT..TEXT + 0x800, decoys: [].into() };
+        let kernel = KernelCode { sections: vec![section], ..Default::default() };
+        world.trap = TscTrap::new(TscMode::Trap, kernel);
+        world.exit_at(16, Exit::Hlt);
+        world.trap.counters().late_sites
+    };
+    assert_eq!((late(TEXT + 0x1f_f000), late(TEXT + 0x20_0000)), (0, 1));
+    assert_eq!(late(TEXT - 0x1000), 1);
+}
