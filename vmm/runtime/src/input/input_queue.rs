@@ -64,9 +64,8 @@ pub(super) struct Pending {
     /// Events of the machine's own lines: interrupts, breaks.
     pub(super) signals: VecDeque<Input>,
     pub(super) shutdown: Shutdown,
-    pub(super) stop: Option<StopCause>,
-    /// Do not wait for the guest's next exit.
-    pub(super) stop_at_once: bool,
+    /// Why and where the run is to be stopped.
+    pub(super) stop: Option<(StopCause, Urgency)>,
     /// An input has waited for an exit for as long as it may.
     pub(super) deadline_passed: bool,
     /// When the guest left its last exit: the clock and what it showed.
@@ -317,9 +316,9 @@ impl InputQueue {
             limit.order();
         }
         let mut pending = self.lock();
-        let is_repeated = pending.stop.replace(cause).is_some();
-        if is_repeated || urgency == Urgency::Now {
-            pending.stop_at_once = true;
+        let urgency = if pending.stop.is_some() { Urgency::Now } else { urgency };
+        pending.stop = Some((cause, urgency));
+        if urgency == Urgency::Now {
             pending.kick();
         }
         self.input_arrived(pending, true);

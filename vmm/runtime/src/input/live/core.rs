@@ -7,7 +7,7 @@ use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
 use super::slices::{SlicePolicy, Stopped};
 use crate::input::guest_timer::{AlarmPlan, Setting};
-use crate::input::input_queue::{Pending, Shutdown};
+use crate::input::input_queue::{Pending, Shutdown, Urgency};
 use crate::input::sampling::Sampler;
 use crate::input::slice_pacing::InputDelays;
 use crate::step::Step;
@@ -117,7 +117,7 @@ impl LiveCore {
     fn between_exits(&mut self, situation: &RunSituation, host: Host<'_>) -> Step {
         let Host { now, pending, .. } = host;
         pending.deadline_passed |= mind_grace(pending, now);
-        if let Some(cause) = pending.stop.filter(|_| pending.stop_at_once) {
+        if let Some((cause, Urgency::Now)) = pending.stop {
             return Step::Stop(cause);
         }
         let arrived = pending.deadline_passed
@@ -149,7 +149,7 @@ impl LiveCore {
         }
         let times = (now, self.sampler.now(now));
         mind_shutdown(pending, situation.hears_power_button, &mut self.alarm, times);
-        if let Some(cause) = pending.stop {
+        if let Some((cause, _)) = pending.stop {
             return Next::Step(Step::Stop(cause));
         }
         let reading = self.sampler.read(situation, self.slices.is_in_slice(), now);

@@ -4,7 +4,7 @@ use ftvmm_devices::Input;
 use ftvmm_replication::{GuestNs, HostNs};
 
 use crate::input::guest_timer::AlarmPlan;
-use crate::input::input_queue::{Pending, Shutdown};
+use crate::input::input_queue::{Pending, Shutdown, Urgency};
 use ftvmm_machine::situation::StopCause;
 
 /// Presses the power button when the run is to end, and ends it when nobody listens or the guest
@@ -28,7 +28,9 @@ pub(super) fn mind_shutdown(
                 "the guest's power button is pressed"
             );
         }
-        Shutdown::Wanted => pending.stop = pending.stop.or(Some(StopCause::Requested)),
+        Shutdown::Wanted => {
+            pending.stop = pending.stop.or(Some((StopCause::Requested, Urgency::NextExit)))
+        }
         Shutdown::Grace { .. } => {
             mind_grace(pending, host);
         }
@@ -41,7 +43,7 @@ pub(super) fn mind_grace(pending: &mut Pending, host: HostNs) -> bool {
     let is_over = host >= until;
     if is_over && pending.stop.is_none() {
         tracing::warn!("the guest did not switch itself off; the run ends");
-        pending.stop = Some(StopCause::Requested);
+        pending.stop = Some((StopCause::Requested, Urgency::NextExit));
     }
     is_over
 }

@@ -6,7 +6,7 @@ use ftvmm_devices::{DiskOp, DiskRequest};
 use ftvmm_replication::HostNs;
 
 use super::*;
-use crate::input::input_queue::{InputQueue, Pending, Shutdown};
+use crate::input::input_queue::{InputQueue, Pending, Shutdown, Urgency};
 use crate::input::sampling::{LATE_NS_MAX, SAMPLE_NS};
 use ftvmm_host::disk::{CompletionPolicy, Disk, DiskFile};
 use ftvmm_host::{Typed, resting_timer};
@@ -120,7 +120,7 @@ fn inputs_come_in_order_and_the_tick_last() {
     assert!(matches!(live.input(tick), Some(Input::ConsoleRx { .. })));
     assert!(live.leaves(tick), "the guest has not got on since the tick before");
     assert_eq!(live.told_ns(tick_after), Some(STOOD_AT_NS + MS));
-    live.pending.stop = Some(StopCause::Requested);
+    live.pending.stop = Some((StopCause::Requested, Urgency::NextExit));
     assert!(matches!(live.next(tick_after), Next::Step(Step::Stop(StopCause::Requested))));
 }
 
@@ -414,5 +414,5 @@ fn what_is_typed_reaches_the_guest_or_ends_the_run() {
     let waiting = queue.lock();
     assert_eq!(waiting.console, *b"ls");
     assert_eq!(waiting.signals, [Input::ConsoleBreak]);
-    assert_eq!(waiting.stop, Some(StopCause::Requested));
+    assert_eq!(waiting.stop, Some((StopCause::Requested, Urgency::NextExit)));
 }
