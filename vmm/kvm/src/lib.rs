@@ -2,7 +2,7 @@
 //!
 //! No part of KVM that acts by itself is switched on: no in-kernel interrupt controller or timer,
 //! no ioeventfd, no coalesced MMIO. So every access to a device is a synchronous exit, and nothing
-//! reaches the guest but what [`Vcpu::inject`] and the answers to its exits put there.
+//! reaches the guest but what `Vcpu::inject` and the answers to its exits put there.
 
 mod dirty;
 mod kick_target;
