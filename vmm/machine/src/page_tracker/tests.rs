@@ -230,7 +230,7 @@ fn memory_that_was_cleared_and_put_is_as_if_it_had_been_computed() {
     let digest = computed.tracker.renew_copy().unwrap();
     put.guest_writes(0, &[1]);
     put.tracker.renew_copy().unwrap();
-    put.program_writes(PAGE, &[2]);
+    put.guest_writes(PAGE, &[2]);
     put.tracker.copy().begin_transfer();
     put.tracker.copy().take_unsent(usize::MAX);
     put.tracker.clear();
