@@ -1,7 +1,7 @@
 //! Log records, replay cursor, output gate and the role state machine.
 //!
 //! Everything here decides and nothing here does: no sockets, files, threads or clocks. Bytes,
-//! times and events come in as arguments; what to do comes out as values. The `vmm` crate performs
+//! times and events come in as arguments; what to do comes out as values. `ftvmm-runtime` performs
 //! it, and the tests perform it in memory with a seeded schedule.
 //!
 //! | module | what lives there |

@@ -2,7 +2,7 @@
 //!
 //! Why: when the channel breaks, each side sees only silence and cannot tell a dead peer from a cut
 //! cable. Both then ask for the same next term, and a compare-and-swap on a third place gives it to
-//! one of them. The I/O lives in the `vmm` crate; the rule lives here, once, as [`judge`].
+//! one of them. The I/O lives in `ftvmm-host`; the rule lives here, once, as [`judge`].
 
 use std::error::Error;
 

@@ -1,6 +1,6 @@
 //! The role state machine: who may be active, and which frames may leave.
 //!
-//! Sans I/O: events and the time go in, actions come out. The `vmm` crate performs them over TCP;
+//! Sans I/O: events and the time go in, actions come out. `ftvmm-runtime` performs them over TCP;
 //! the tests perform them in memory under a seeded schedule of delays, crashes and partitions.
 //!
 //! ```text

@@ -1,7 +1,7 @@
 //! A seeded simulator: two hosts, a network, a witness and two guests in one thread.
 //!
 //! A host is the product's [`PeerCore`](ftvmm_replication::PeerCore). Around it, in memory, is what
-//! the `vmm` crate has sockets, threads and files for: the guest's thread (`run_loop`, `follow`),
+//! `ftvmm-runtime` has sockets, threads and files for: the guest's thread (`run_loop`, `follow`),
 //! its disk (`disk`), the thread that sends its state and the snapshot file (`transfer`), and the
 //! outbox, from which the core's effects are performed in order, now or a little later (`effects`).
 //!

@@ -14,7 +14,7 @@ use crate::sync::{Condvar, Mutex, lock, wait, wait_timeout};
 
 /// Longest time from the order to stop until the guest stands still.
 pub const STOP_LONGEST: Duration = Duration::from_secs(15);
-/// Exit status of a run that failed (README).
+/// Exit status of a run that failed (docs/options.md).
 const FAILED: i32 = 1;
 
 struct Limit {

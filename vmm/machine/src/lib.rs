@@ -1,6 +1,6 @@
 //! The machine: processor, memory and devices as one deterministic function of the guest image and
 //! its inputs. What executes the processor is behind [`cpu::Cpu`]; here is no KVM, no descriptor,
-//! no thread and no clock.
+//! no clock and no thread of its own.
 
 pub mod boot;
 pub mod cpu;
