@@ -20,6 +20,10 @@ use crate::tidy::TestLines;
 const FLOORS: &[(&str, f64)] =
     &[("replication/src", 90.0), ("vmm/machine/src", 90.0), ("devices/src", 60.0), ("vmm", 60.0)];
 
+/// Folders and files of what only tests run, or share.
+const OF_TESTS: &[&str] = &["/tests/", "/benches/", "/testing/", "/interleavings/"];
+const OF_TESTS_FILES: &[&str] = &["tests.rs", "/testing.rs"];
+
 /// Packages that no row of [`FLOORS`] asks about: they need not be built.
 const NOT_PRODUCT: &[&str] = &[
     "ftvmm-fuzz",
@@ -92,8 +96,8 @@ fn measure(report: &Path) -> Result<(), Box<dyn Error>> {
 
 /// Which row of [`FLOORS`] a file counts for; none for what is not of the product.
 fn floor_of(path: &str) -> Option<usize> {
-    let is_test =
-        path.contains("/tests/") || path.ends_with("tests.rs") || path.contains("/benches/");
+    let is_test = OF_TESTS.iter().any(|folder| path.contains(folder))
+        || OF_TESTS_FILES.iter().any(|file| path.ends_with(file));
     let is_in = |folder: &str| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
     let rows = FLOORS.iter().enumerate().filter(|(_, (folder, _))| !is_test && is_in(folder));
     rows.max_by_key(|(_, (folder, _))| folder.len()).map(|(row, _)| row)
@@ -175,11 +179,14 @@ mod tests {
 
     #[test]
     fn a_file_counts_for_the_longest_folder_around_it() {
-        let folder = |path| floor_of(path).map(|row| FLOORS[row].0);
+        let folder = |path: &str| floor_of(path).map(|row| FLOORS[row].0);
         assert_eq!(folder("vmm/machine/src/lib.rs"), Some("vmm/machine/src"));
         assert_eq!(folder("vmm/runtime/src/peer/mod.rs"), Some("vmm"));
         assert_eq!(folder("replication/src/wire_tests.rs"), None);
         assert_eq!(folder("replication/tests/sim/main.rs"), None);
+        for of_tests in ["testing.rs", "testing/fake.rs", "interleavings/sync.rs"] {
+            assert_eq!(folder(&format!("vmm/runtime/src/{of_tests}")), None, "{of_tests}");
+        }
         assert_eq!(folder("xtask/src/main.rs"), None);
     }
 

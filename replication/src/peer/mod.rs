@@ -6,7 +6,7 @@
 //! host events    bytes, ticks, orders ───┘               └─► the guest's inputs and disk
 //! ```
 //! The caller tells the core what happened and what time it is, takes the [`Effect`]s and performs
-//! them in order, after it has let go of the core. The `vmm` crate does so with sockets and
+//! them in order, after it has let go of the core. `ftvmm-runtime` does so with sockets and
 //! threads; the simulator in `tests/sim` does so in memory.
 //!
 //! An effect that leads to another event (a send that fails) is a new call. An action that leads to
@@ -296,8 +296,7 @@ impl PeerCore {
 
     /// This host cannot follow the log.
     pub fn fault(&mut self, now_ns: u64, description: String) {
-        // The session counts on a state that has come whole.
-        let event = match self.follower.is_joining() && self.session.is_protected() {
+        let event = match self.follower.is_joining() {
             true => SessionEvent::StateUnusable { description },
             false => SessionEvent::ReplayFault { description },
         };

@@ -119,9 +119,7 @@ impl Backup {
                 // No other host could continue.
                 _ => cx.act(Action::CompleteDisk { id }),
             },
-            SessionEvent::StateUnusable { description } => {
-                leave(cx, StopReason::StateUnusable { description });
-            }
+            SessionEvent::StateUnusable { description } => self.on_unusable(cx, description),
             SessionEvent::HostStop => stop_on_request(cx, self.term),
             SessionEvent::StateRestored { restored_bytes } => self.on_restored(cx, restored_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),

@@ -97,7 +97,7 @@ pub enum SessionEvent {
         /// What failed.
         description: String,
     },
-    /// The whole state arrived and cannot be restored: this host has no guest.
+    /// The state this host is given cannot be restored.
     StateUnusable {
         /// What failed.
         description: String,

@@ -347,6 +347,7 @@ mod tests {
         let io = || std::io::Error::other("x");
         let damaged =
             InputError::SnapshotRead { cause: ftvmm_replication::SnapshotError::Read(io()) };
+        let unknown_exit = CpuError::UnknownExit { reason: 17, suberror: 0, rip: 0 };
         for (error, status) in [
             (CommandError::from(InputError::Divergence { at: 1, what: "x".into() }), 3),
             (CommandError::Divergence("x".into()), 3),
@@ -354,6 +355,9 @@ mod tests {
             (CpuError::NoXsave { xcr0: 7 }.into(), 1),
             (CommandError::Guest(GuestError::MemorySize { got: 1 }), 2),
             (CommandError::Guest(KvmError::Absent.into()), 2),
+            (CommandError::Guest(CpuError::Call { call: "KVM_RUN", cause: io() }.into()), 1),
+            (CommandError::Guest(unknown_exit.into()), 1),
+            (CommandError::Guest(CpuError::NoXsave { xcr0: 7 }.into()), 2),
             (host("thing")(io()), 1),
             (CommandError::Configuration("x".into()), 2),
             (CommandError::LostWitness("x".into()), 4),

@@ -4,8 +4,6 @@
 //! Reading does not reset it. A bit that is left set costs one look at the page; a bit that is
 //! cleared costs a fault at the page's next write. So hot pages are left set.
 
-use std::os::fd::AsRawFd;
-
 use ftvmm_machine::{CpuError, DirtyLog};
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVMIO, kvm_clear_dirty_log,
@@ -60,11 +58,5 @@ impl DirtyLog for KvmDirtyLog {
             return Err(CpuError::Call { call: "KVM_CLEAR_DIRTY_LOG", cause });
         }
         Ok(())
-    }
-}
-
-impl AsRawFd for KvmDirtyLog {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
     }
 }

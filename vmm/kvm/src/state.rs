@@ -11,7 +11,7 @@ use super::vcpu::Vcpu;
 
 impl Vcpu {
     pub(super) fn read_state(&self) -> Result<VcpuState, CpuError> {
-        let fd = &self.fd;
+        let fd = self.fd();
         Ok(VcpuState {
             regs: self.regs()?,
             sregs: self.sregs()?,
@@ -33,7 +33,10 @@ impl Vcpu {
     /// Segments first, because KVM takes an interrupt on its way from them, which the events then
     /// say exactly. The FPU goes by KVM_SET_XSAVE: KVM_SET_FPU on a vCPU that never ran is lost.
     fn write_state(&self, state: &VcpuState) -> Result<(), CpuError> {
-        let fd = &self.fd;
+        let fd = self.fd();
+        // A state that is refused leaves the vCPU as it was.
+        let (got, expected) = (state.msrs.len(), VCPU_MSRS.len());
+        let entries = state.msr_entries().ok_or(CpuError::MsrCount { got, expected })?;
         self.set_sregs(&state.sregs)?;
         self.set_regs(&state.regs)?;
         write_xcrs(self, &state.xcrs)?;
@@ -41,15 +44,6 @@ impl Vcpu {
         // (api.rst 4.43), and no such feature is ever asked for.
         unsafe { fd.set_xsave(&state.xsave) }.map_err(call("KVM_SET_XSAVE"))?;
         fd.set_debug_regs(&state.debug).map_err(call("KVM_SET_DEBUGREGS"))?;
-        let (got, expected) = (state.msrs.len(), VCPU_MSRS.len());
-        if got != expected {
-            return Err(CpuError::MsrCount { got, expected });
-        }
-        let entries: Vec<_> = VCPU_MSRS
-            .iter()
-            .zip(&state.msrs)
-            .map(|(&(index, _), &data)| kvm_msr_entry { index, data, ..Default::default() })
-            .collect();
         let refused = || CpuError::Call {
             call: "KVM_SET_MSRS",
             cause: std::io::Error::from_raw_os_error(libc::EINVAL),

@@ -1,7 +1,6 @@
 //! The vCPU: run it, read why it stopped, answer, inject an interrupt.
 
 use std::cell::Cell;
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use ftvmm_machine::exit::{Direction, Exit};
@@ -41,7 +40,7 @@ pub(super) struct VcpuCaps {
 
 /// The one virtual CPU.
 pub struct Vcpu {
-    pub(super) fd: VcpuFd,
+    fd: VcpuFd,
     /// The host's CPU has XSAVE, so that the vCPU has an XCR0.
     pub(super) has_xcrs: bool,
     kicks: Kicks,
@@ -79,7 +78,7 @@ impl Vcpu {
     }
 
     /// The KVM handle, for set-up and state.
-    pub fn fd(&self) -> &VcpuFd {
+    pub(crate) fn fd(&self) -> &VcpuFd {
         &self.fd
     }
 
@@ -429,12 +428,6 @@ impl Cpu for Vcpu {
 impl Drop for Vcpu {
     fn drop(&mut self) {
         self.kicks.end();
-    }
-}
-
-impl AsRawFd for Vcpu {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
     }
 }
 

@@ -1,7 +1,11 @@
 //! The whole state of the vCPU, as data.
 
-use kvm_bindings::{kvm_debugregs, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave};
+use kvm_bindings::{
+    kvm_debugregs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::msr::VCPU_MSRS;
 
 /// RFLAGS.IF.
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -19,7 +23,7 @@ pub struct VcpuState {
     pub xcrs: kvm_xcrs,
     /// Debug registers.
     pub debug: kvm_debugregs,
-    /// The registers of [`VCPU_MSRS`](crate::msr::VCPU_MSRS), in its order.
+    /// The registers of [`VCPU_MSRS`], in its order.
     pub msrs: Vec<u64>,
     /// Exceptions and interrupts on their way, and the interrupt shadow.
     pub events: kvm_vcpu_events,
@@ -30,6 +34,14 @@ impl VcpuState {
     /// `ready_for_interrupt_injection`: IF set, no shadow, nothing else on its way.
     pub fn takes_interrupt(&self) -> bool {
         self.interrupts_enabled() && self.events.interrupt.shadow == 0 && !has_event(&self.events)
+    }
+
+    /// The model-specific registers, each with its number; `None` when the state is of a processor
+    /// with other registers.
+    pub fn msr_entries(&self) -> Option<Vec<kvm_msr_entry>> {
+        let entry = |(&(index, _), &data)| kvm_msr_entry { index, data, ..Default::default() };
+        let entries = VCPU_MSRS.iter().zip(&self.msrs).map(entry);
+        (self.msrs.len() == VCPU_MSRS.len()).then(|| entries.collect())
     }
 
     /// RFLAGS.IF.
@@ -49,6 +61,19 @@ pub fn has_event(events: &kvm_vcpu_events) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_state_with_every_register_of_a_processor_has_them() {
+        let with = |count: usize| {
+            let msrs = (0..count as u64).collect();
+            let entries = VcpuState { msrs, ..VcpuState::default() }.msr_entries();
+            entries.map(|entries| entries.iter().map(|e| (e.index, e.data)).collect::<Vec<_>>())
+        };
+        let all = VCPU_MSRS.len();
+        let expected = VCPU_MSRS.iter().map(|(index, _)| *index).zip(0..).collect();
+        assert_eq!(with(all), Some(expected));
+        assert_eq!([with(0), with(all - 1), with(all + 1)], [None, None, None]);
+    }
 
     #[test]
     fn an_interrupt_is_taken_where_nothing_is_in_its_way() {

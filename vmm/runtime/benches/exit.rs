@@ -16,11 +16,9 @@ use std::path::Path;
 use criterion::{Criterion, criterion_group, criterion_main};
 use ftvmm_devices::{Input, Output, VIRTIO_NET_SLOT};
 use ftvmm_machine::exit_chain::ExitChain;
-use ftvmm_replication::{
-    Event, Fingerprint, LogHeader, LogWriter, OnPanic, OnReset, Ordinal, PROTOCOL_VERSION, Record,
-    TscMode,
-};
+use ftvmm_replication::{Event, LogWriter, Ordinal, Record};
 use ftvmm_runtime::input::{FileLog, LogSink, OnRecordError};
+use ftvmm_runtime::testing::header;
 
 use common::{Driver, FEATURES, QUEUE_SIZE, RX, TX, buffer};
 
@@ -46,30 +44,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let header = LogHeader {
-            build: ftvmm_runtime::build::own(),
-            fingerprint: Fingerprint {
-                protocol_version: PROTOCOL_VERSION,
-                kernel_sha256: [0; 32],
-                initramfs_sha256: None,
-                disk_bytes: None,
-                disk_sha256: None,
-                cmdline: String::new(),
-                cpu_template: String::new(),
-                cpu_template_sha256: [0; 32],
-                tsc: TscMode::Trap,
-                memory_mib: 128,
-                net_mac: None,
-                net_mtu: None,
-                on_reset: OnReset::default(),
-                on_panic: OnPanic::default(),
-            },
-            rtc_epoch_s: 0,
-            kernel_path: String::new(),
-            initramfs_path: None,
-            start: None,
-        };
-        let writer = LogWriter::new(std::io::sink(), &header).expect("a sink takes everything");
+        let writer = LogWriter::new(std::io::sink(), &header()).expect("a sink takes everything");
         let mut driver = Driver::up(FEATURES);
         for index in 0..QUEUE_SIZE {
             driver.set_descriptor(TX, index, (buffer(TX, index), FRAME_BYTES as u32, 0, 0));

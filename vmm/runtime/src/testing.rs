@@ -1,6 +1,6 @@
-//! What tests of this crate and of the command line share. Nothing else names it, so that the
-//! linker leaves it out of the program. A feature would have the program built twice, with and
-//! without.
+//! What tests and benches of this crate and tests of the command line share. Nothing else names it,
+//! so that the linker leaves it out of the program. A feature would have the program built twice,
+//! with and without.
 
 #![allow(
     clippy::unwrap_used,

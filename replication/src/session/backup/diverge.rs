@@ -5,7 +5,7 @@ use crate::incident::{DivergenceCause, Evidence, IncidentReport};
 use crate::message::Message;
 use crate::policy::{Role, StopReason};
 use crate::session::decision::{Decision, Trouble};
-use crate::session::{Action, Context};
+use crate::session::{Action, Context, leave};
 
 impl Backup {
     pub(super) fn on_replay_fault(&mut self, cx: &mut Context<'_>, description: String) {
@@ -30,6 +30,14 @@ impl Backup {
             cx.send(Message::Fault { term, evidence });
         } else {
             self.stop_divergence(cx);
+        }
+    }
+
+    /// A state that has come whole counts for the session, but here is no guest: this host leaves.
+    pub(super) fn on_unusable(&mut self, cx: &mut Context<'_>, description: String) {
+        match self.phase {
+            Phase::Following => leave(cx, StopReason::StateUnusable { description }),
+            _ => self.on_replay_fault(cx, description),
         }
     }
 

@@ -107,3 +107,22 @@ fn the_last_host_tells_its_guest_of_a_failure() {
     pair.backup.step(failed(3));
     assert_eq!(pair.backup.take_done(), [Action::CompleteDisk { id: 3 }]);
 }
+
+/// Only a host that the session takes for a copy of the guest leaves; one that holds the guest
+/// does not.
+#[test]
+fn a_backup_whose_state_cannot_be_restored_leaves_and_the_holder_of_the_guest_stays() {
+    let unusable = || SessionEvent::StateUnusable { description: "no room".into() };
+    let mut pair = Pair::following(|_| {});
+    pair.backup.step(unusable());
+    let reason = StopReason::StateUnusable { description: "no room".into() };
+    assert_eq!(pair.backup.take_done(), [Action::HangUp, Action::Stop(reason.clone())]);
+    assert_eq!(pair.backup.take_outbox(), [], "a goodbye would stop the primary as well");
+
+    let mut pair = Pair::following(|_| {});
+    pair.backup.disconnect();
+    pair.backup.answer(2, true);
+    pair.backup.take_done();
+    pair.backup.step(unusable());
+    assert!(!pair.backup.take_done().contains(&Action::Stop(reason)), "it is active");
+}

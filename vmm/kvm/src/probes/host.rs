@@ -11,11 +11,11 @@ use crate::micro_guest::{MicroGuest, ProbeFailure, Ring, template_cpuid};
 /// KVM as found on this machine.
 pub struct Host {
     /// `/dev/kvm`.
-    pub kvm: Kvm,
+    pub(crate) kvm: Kvm,
     /// The leaves every guest of ftvmm gets.
-    pub cpuid: CpuId,
+    pub(crate) cpuid: CpuId,
     /// A clock that never goes back, in nanoseconds.
-    pub now_ns: Box<dyn Fn() -> u64>,
+    pub(crate) now_ns: Box<dyn Fn() -> u64>,
 }
 
 impl Host {

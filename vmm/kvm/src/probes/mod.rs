@@ -15,7 +15,7 @@ use std::path::Path;
 use kvm_ioctls::Cap;
 
 pub use host::Host;
-pub use speed::{MIPS_MIN, NAMES as SPEED_NAMES};
+pub use speed::NAMES as SPEED_NAMES;
 
 use crate::micro_guest::{Findings, ProbeFailure, Ring};
 use crate::{KvmError, nested_paging_is_off};
