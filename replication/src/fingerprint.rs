@@ -15,7 +15,7 @@ use crate::record::Hex;
 /// slice is encoded otherwise). Messages and files have versions of their own:
 /// [`crate::wire::WIRE_VERSION`], [`crate::log::LOG_VERSION`] and
 /// [`crate::snapshot::SNAPSHOT_VERSION`].
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// The facts execution depends on besides the logged inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

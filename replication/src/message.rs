@@ -224,7 +224,7 @@ messages! {
         machine: Vec<u8>,
     }
     /// The backup has restored so much of the state.
-    18 StateTaken {
+    18 StateRestored {
         /// The primary's term.
         term: Term,
         /// Bytes of parts, as [`StatePart::len_bytes`] counts them.
@@ -309,7 +309,7 @@ impl Message {
             | Self::Bye { term, .. }
             | Self::State { term, .. }
             | Self::StateEnd { term, .. }
-            | Self::StateTaken { term, .. }
+            | Self::StateRestored { term, .. }
             | Self::Yield { term, .. }
             | Self::DiskFlushed { term, .. }
             | Self::Strays { term, .. }

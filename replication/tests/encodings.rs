@@ -225,7 +225,7 @@ fn messages() -> Vec<Message> {
         Message::StateEnd { .. } => {
             Message::StateEnd { term, outputs_through: OutputOrdinal(9), at, machine: vec![6, 5] }
         },
-        Message::StateTaken { .. } => Message::StateTaken { term, restored_bytes: 1 << 33 },
+        Message::StateRestored { .. } => Message::StateRestored { term, restored_bytes: 1 << 33 },
         Message::Yield { .. } => {
             Message::Yield { term, through: at, released_through, follows: true }
         },

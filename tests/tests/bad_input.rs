@@ -84,6 +84,12 @@ const MISTAKES: &[Mistake] = &[
         2,
         &["'t.toml'", "CPUID leaf 0x40000000 is out of range"],
     ),
+    mistake(
+        "device_as_template",
+        "$GOOD --cpu-template /dev/zero",
+        2,
+        &["no CPU template '/dev/zero'", "is a device, no regular file"],
+    ),
     mistake("missing_kernel", "ftvmm --kernel /no/kernel", 2, &["/no/kernel", "No such file"]),
     mistake("directory_as_kernel", "ftvmm --kernel /dev", 2, &["'/dev'", "directory"]),
     mistake("text_as_kernel", "echo hello > t; ftvmm --kernel t", 2, &["'t' is no kernel"]),

@@ -45,7 +45,7 @@ pub enum Effect {
     /// Have the running guest return from KVM.
     InterruptGuest,
     /// Make the vCPU thread check for orders, wherever it waits.
-    AttendGuest,
+    RequestAttention,
     /// The run is over: the guest must not run on, wherever it is.
     StopGuest,
     /// The guest may be told of every flush of its disk up to this one that is done here.

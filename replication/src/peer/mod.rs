@@ -280,7 +280,7 @@ impl PeerCore {
     /// Has the guest stand still at its next exit for a switch of roles.
     pub fn want_switch(&mut self) {
         self.guest.yields = true;
-        self.effects.push(Effect::AttendGuest);
+        self.effects.push(Effect::RequestAttention);
     }
 
     /// The log is used up and sealed: the guest has left exit `through` and takes this host's

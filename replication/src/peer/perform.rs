@@ -140,7 +140,7 @@ impl PeerCore {
         self.mode = Mode::Following;
         self.follower.join();
         self.begin.get_or_insert(Begin { rtc_epoch_s: 0, release });
-        let orders = [Effect::CloseInputs, Effect::InterruptGuest, Effect::AttendGuest];
+        let orders = [Effect::CloseInputs, Effect::InterruptGuest, Effect::RequestAttention];
         self.effects.extend(orders);
     }
 

@@ -167,7 +167,7 @@ impl Backup {
         if cx.heartbeat_is_due(&waits) {
             match self.phase {
                 Phase::Joining { restored_bytes, .. } => {
-                    cx.send(Message::StateTaken { term: self.term, restored_bytes });
+                    cx.send(Message::StateRestored { term: self.term, restored_bytes });
                 }
                 _ => self.acknowledge(cx),
             }

@@ -213,7 +213,7 @@ impl Primary {
                 Message::Refuse { refusal },
             ) => cx.stop(StopReason::BadConfiguration(refusal.swapped())),
             (Phase::AwaitingReady { .. }, Message::Ready { .. }) => self.on_ready(cx),
-            (Phase::Attaching { .. }, Message::StateTaken { restored_bytes, .. }) => {
+            (Phase::Attaching { .. }, Message::StateRestored { restored_bytes, .. }) => {
                 cx.act(Action::BackupRestored { restored_bytes });
             }
             (Phase::Attaching { .. }, Message::Refuse { refusal }) => {
@@ -223,7 +223,7 @@ impl Primary {
                 cx.act(Action::Receive(frames));
             }
             // Sent before the backup had the last part.
-            (_, Message::StateTaken { .. }) if self.is_followed() => {}
+            (_, Message::StateRestored { .. }) if self.is_followed() => {}
             (_, Message::Ready { .. }) if self.is_followed() && self.joining.is_some() => {
                 let disk_through = self.joining.take().unwrap_or_default();
                 self.flushes.on_peer(disk_through);

@@ -150,7 +150,7 @@ impl World {
                 own.thread.inbox.extend(frames);
                 self.coverage.mark(Mark::StraysGiven);
             }
-            Effect::InterruptGuest | Effect::AttendGuest => own.held.computes_until_ns = 0,
+            Effect::InterruptGuest | Effect::RequestAttention => own.held.computes_until_ns = 0,
             Effect::StopGuest => {
                 let is_clean = own.core.stop() == Some(&StopReason::Clean);
                 self.close(host);

@@ -1,5 +1,6 @@
 //! From a configuration to a machine that stands at its kernel's entry.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -33,6 +34,8 @@ const NET_CMDLINE: &str = "virtio_net.napi_tx=0";
 /// What an unprivileged `--mem` may be: enough for a kernel, not beyond the 40 address bits of the
 /// template.
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 32..=512 * 1024;
+/// The longest of the program's own has 10 KiB.
+const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
 
 /// A machine on KVM.
 pub type Machine = ftvmm_machine::Machine<Vcpu>;
@@ -130,6 +133,15 @@ impl From<CpuError> for GuestError {
     }
 }
 
+fn read_template(path: &Path) -> io::Result<String> {
+    let text = user_file::read("CPU template", path, TEMPLATE_BYTES_MAX, "no template is so long");
+    let text = text.map_err(|error| match error {
+        FileError::Host { cause, .. } => cause,
+        error => io::Error::other(error),
+    })?;
+    String::from_utf8(text).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+}
+
 /// A guest that is loaded but not switched on.
 pub struct Guest {
     /// Of a guest with a log.
@@ -167,9 +179,7 @@ impl Guest {
 
         let vm = Vm::new(memory_bytes, config.logged)?;
         let template =
-            CpuTemplate::for_host(&vm.supported_cpuid()?, &config.cpu_template, |path| {
-                std::fs::read_to_string(path)
-            })?;
+            CpuTemplate::for_host(&vm.supported_cpuid()?, &config.cpu_template, read_template)?;
         if template.shows_xsave() {
             xsave::is_deterministic(template.cpuid())
                 .map_err(|cause| GuestError::Xsave { template: template.name().into(), cause })?;

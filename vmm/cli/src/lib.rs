@@ -4,7 +4,6 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
-mod beginning;
 mod choices;
 mod control;
 mod diff;
@@ -13,16 +12,17 @@ mod disk;
 pub mod doctor;
 mod from_header;
 pub mod guest;
+mod guest_source;
 mod live_host;
 mod logs;
 mod net_arg;
-mod origin;
 mod outcome;
 mod pair;
 mod print;
 mod progress_bar;
 mod recording;
 mod replay;
+mod replay_start;
 pub mod report;
 mod roles;
 mod run;

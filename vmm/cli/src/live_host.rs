@@ -51,7 +51,7 @@ pub fn input_queue(args: &RunArgs) -> Result<(Arc<InputQueue>, Subscriber), Comm
 }
 
 /// The timer for the guest's next timer event.
-pub fn guest_alarm(queue: &Arc<InputQueue>) -> Result<(GuestTimer, Subscriber), CommandError> {
+pub fn guest_timer(queue: &Arc<InputQueue>) -> Result<(GuestTimer, Subscriber), CommandError> {
     let kicked = queue.clone();
     let ticker = Ticker::new(move || kicked.timer_due())?;
     Ok((GuestTimer::new(ticker.timer()), Box::new(ticker)))

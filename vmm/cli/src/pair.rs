@@ -22,11 +22,11 @@ use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{Restore, Transfer, TransferPort};
 
 use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, RoleArg, RunArgs};
+use super::guest_source::GuestSource;
 use super::live_host::{
-    SwitchedOn, check_plan, control, guest_alarm, input_delays, input_queue, stop_on_signals,
+    SwitchedOn, check_plan, control, guest_timer, input_delays, input_queue, stop_on_signals,
     switch_on,
 };
-use super::origin::GuestSource;
 use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
 use super::run::{Conclusion, HostSide, Run, RunRole};
@@ -124,10 +124,10 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.clone();
-    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Gated)?;
-    let config = origin.config.clone();
+    let (source, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Gated)?;
+    let config = source.config.clone();
     let guest = Guest::assemble(&config)?;
-    origin.check(&guest)?;
+    source.check(&guest)?;
 
     let peer = make_peer(args, &guest, &config, tap, disk.clone(), queue.clone())?;
     if let Some(disk) = disk {
@@ -146,7 +146,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         ..HostSide::default()
     };
     let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
-    let (alarm, ticker) = guest_alarm(&queue)?;
+    let (timer, ticker) = guest_timer(&queue)?;
     let mut events: Vec<Subscriber> = vec![
         Box::new(connect_or_listen(args, &peer)?),
         input_timer,
@@ -168,8 +168,8 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Err(reason) => return stopped_by(&reason),
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
-    let parts = PairRun { half, host, queue, alarm };
-    let run = parts.switch_on(args, origin, guest, &config)?;
+    let parts = PairRun { half, host, queue, timer };
+    let run = parts.switch_on(args, source, guest, &config)?;
     run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
 }
 
@@ -304,21 +304,21 @@ struct PairRun {
     half: Half,
     host: HostSide,
     queue: Arc<InputQueue>,
-    alarm: GuestTimer,
+    timer: GuestTimer,
 }
 
 impl PairRun {
     fn switch_on(
         self,
         args: &RunArgs,
-        origin: GuestSource,
+        source: GuestSource,
         guest: Guest,
         config: &GuestConfig,
     ) -> Result<Run<Machine, Half>, CommandError> {
-        let Self { mut host, half, queue, alarm } = self;
+        let Self { mut host, half, queue, timer } = self;
         let (peer, clock) = (half.peer.clone(), half.peer.clock());
         let SwitchedOn { machine, header, recording } =
-            switch_on(args, guest, config, origin.start(), &queue)?;
+            switch_on(args, guest, config, source.start(), &queue)?;
         host.memory_mib = config.memory_mib;
         let transfer =
             |copy| Arc::new(Transfer::new(copy, peer.disk(), queue.clone(), clock, header));
@@ -326,8 +326,8 @@ impl PairRun {
         if let Some(transfer) = &host.transfer {
             peer.transfer_with(transfer.clone());
         }
-        let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
-        if origin.start().is_some() {
+        let mut live = LiveInputs::new(queue, clock, timer, input_delays(args));
+        if source.start().is_some() {
             live.renew_identity();
         }
         let log = PeerLog::new(peer.clone());
@@ -336,7 +336,7 @@ impl PairRun {
             .recorded(Some(recorder))
             .transferable(host.transfer.clone().map(TransferPort::new))
             .paired(PairPort::new(peer.clone()))
-            .restored(origin.into_parts().map(|parts| Restore::new(parts, peer.disk())));
+            .restored(source.into_parts().map(|parts| Restore::new(parts, peer.disk())));
         Ok(Run::new(machine, half, inputs, host, clock))
     }
 }

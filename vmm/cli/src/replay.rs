@@ -20,10 +20,10 @@ use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::Restore;
 
 use super::args::ReplayArgs;
-use super::beginning::ReplayStart;
 use super::from_header::{PathOverrides, config_from_header};
 use super::outcome::end_at;
 use super::recording::{create_log, open_log};
+use super::replay_start::ReplayStart;
 use super::run::{Conclusion, HostSide, Run, RunRole};
 use super::{CommandError, check_report};
 use crate::guest::{Guest, GuestConfig, Machine};

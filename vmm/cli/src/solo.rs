@@ -15,11 +15,11 @@ use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{ProgressCell, Restore, Transfer, TransferPort};
 
 use super::args::RunArgs;
+use super::guest_source::GuestSource;
 use super::live_host::{
-    HELD_LONGEST, SwitchedOn, check_plan, control, guest_alarm, input_delays, input_queue,
+    HELD_LONGEST, SwitchedOn, check_plan, control, guest_timer, input_delays, input_queue,
     stop_on_signals, switch_on, watch_processor,
 };
-use super::origin::GuestSource;
 use super::outcome::end_at;
 use super::progress_bar::TransferBar;
 use super::run::{Conclusion, HostSide, Run, RunRole};
@@ -64,9 +64,9 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let stop_limit = stop_on_signals(&queue, args, move || stopped.shut_down())?;
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
-    let (origin, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
-    let guest = Guest::assemble(&origin.config)?;
-    origin.check(&guest)?;
+    let (source, disk) = GuestSource::of(args, host_unix_seconds(), CompletionPolicy::Immediate)?;
+    let guest = Guest::assemble(&source.config)?;
+    source.check(&guest)?;
     if let Some(disk) = &disk {
         let answered = queue.clone();
         queue.take_from_disk(disk.clone());
@@ -85,8 +85,8 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         transfer: transfer_cell.clone(),
         progress: ProgressCell::new(clock, Box::new(TransferBar::hidden())),
     })?;
-    let mut events = events(args, &origin, tap, &queue)?;
-    let (alarm, ticker) = guest_alarm(&queue)?;
+    let mut events = events(args, &source, tap, &queue)?;
+    let (timer, ticker) = guest_timer(&queue)?;
     events.extend([input_timer, ticker, watch_processor(queue.clone(), clock, HELD_LONGEST)?]);
     let host = HostSide {
         queue: Some(queue.clone()),
@@ -95,8 +95,8 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         control,
         ..HostSide::default()
     };
-    let parts = Parts { host, queue, disk, clock, alarm, transfer_cell };
-    parts.switch_on(args, origin, guest, outputs)?.go("solo", args.report.as_deref(), |host| {
+    let parts = Parts { host, queue, disk, clock, timer, transfer_cell };
+    parts.switch_on(args, source, guest, outputs)?.go("solo", args.report.as_deref(), |host| {
         host.wait_for(events)?;
         host.enter_terminal()
     })
@@ -105,13 +105,13 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
 /// What a guest alone waits for besides its timers.
 fn events(
     args: &RunArgs,
-    origin: &GuestSource,
+    source: &GuestSource,
     tap: Option<Tap>,
     queue: &Arc<InputQueue>,
 ) -> Result<Vec<Subscriber>, CommandError> {
     let Some(tap) = tap else { return Ok(Vec::new()) };
     let mut events: Vec<Subscriber> = Vec::new();
-    if let (Some(net), Some(_)) = (&origin.config.net, origin.start()) {
+    if let (Some(net), Some(_)) = (&source.config.net, source.start()) {
         events.push(Box::new(announce_restored(tap.clone(), net.mac, queue.clone())?));
     }
     let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());
@@ -127,7 +127,7 @@ struct Parts {
     queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
     clock: HostClock,
-    alarm: GuestTimer,
+    timer: GuestTimer,
     transfer_cell: Arc<OnceLock<Arc<Transfer>>>,
 }
 
@@ -135,15 +135,15 @@ impl Parts {
     fn switch_on(
         self,
         args: &RunArgs,
-        origin: GuestSource,
+        source: GuestSource,
         guest: Guest,
         outputs: HostOutputs,
     ) -> Result<Run<Machine, Solo>, CommandError> {
-        let Self { mut host, queue, disk, clock, alarm, transfer_cell } = self;
+        let Self { mut host, queue, disk, clock, timer, transfer_cell } = self;
         // Files were read and hashed meanwhile.
-        let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..origin.config.clone() };
+        let config = GuestConfig { rtc_epoch_s: host_unix_seconds(), ..source.config.clone() };
         let SwitchedOn { machine, header, recording } =
-            switch_on(args, guest, &config, origin.start(), &queue)?;
+            switch_on(args, guest, &config, source.start(), &queue)?;
         queue.set_unrecorded(recording.is_none());
         host.memory_mib = config.memory_mib;
         let copy = machine.memory_copy().filter(|_| args.control.is_some());
@@ -153,15 +153,15 @@ impl Parts {
         if let Some(transfer) = &host.transfer {
             let _ = transfer_cell.set(transfer.clone());
         }
-        let mut live = LiveInputs::new(queue, clock, alarm, input_delays(args));
-        if origin.start().is_some() {
+        let mut live = LiveInputs::new(queue, clock, timer, input_delays(args));
+        if source.start().is_some() {
             live.renew_identity();
         }
         let record = |recording| Recorder::new(Some(recording), None, check_plan(args));
         let inputs = Inputs::new(Source::Live(Box::new(live)))
             .recorded(recording.map(record))
             .transferable(host.transfer.clone().map(TransferPort::new))
-            .restored(origin.into_parts().map(|parts| Restore::new(parts, disk)));
+            .restored(source.into_parts().map(|parts| Restore::new(parts, disk)));
         Ok(Run::new(machine, Solo { outputs }, inputs, host, clock))
     }
 }

@@ -68,8 +68,13 @@ impl CpuError {
 }
 
 /// The one virtual CPU. Every method fails when what executes it does.
+///
+/// # Safety
+/// The processor touches the guest's [`Memory`] only inside a method called on it, on the thread
+/// that calls it. Whoever holds a slice of guest memory calls no method of the processor meanwhile;
+/// that is how the digest of memory and the page tracker may read it without a copy.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]
-pub trait Cpu {
+pub unsafe trait Cpu {
     /// Lets the guest run until it stops. With `want_window` it also stops as soon as it can take
     /// an interrupt. Any reason to stop that is not an [`Exit`] is fatal and named.
     fn run(&mut self, want_window: bool) -> Result<Exit, CpuError>;

@@ -63,9 +63,9 @@ impl Backup {
     }
 
     pub(super) fn on_restored(&mut self, cx: &mut Context<'_>, restored_bytes: u64) {
-        if let Phase::Joining { restored_bytes: taken, .. } = &mut self.phase {
-            *taken = restored_bytes;
-            cx.send(Message::StateTaken { term: self.term, restored_bytes });
+        if let Phase::Joining { restored_bytes: restored, .. } = &mut self.phase {
+            *restored = restored_bytes;
+            cx.send(Message::StateRestored { term: self.term, restored_bytes });
         }
     }
 

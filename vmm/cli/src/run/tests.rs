@@ -112,9 +112,9 @@ fn ran(
     let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), lasts));
     queue.push_console(b"x");
     let clock = HostClock::host_start();
-    let alarm = GuestTimer::new(resting_timer().unwrap());
+    let timer = GuestTimer::new(resting_timer().unwrap());
     let delays = InputDelays::default();
-    let live = LiveInputs::new(queue.clone(), clock, alarm, delays);
+    let live = LiveInputs::new(queue.clone(), clock, timer, delays);
     let (from, memory) = (Ordinal(1), MemoryCheckMode::None);
     let plan = CheckPlan { every_exits: 0, memory_every_exits: 0, from, memory };
     let recorder = Recorder::new(Some(log), None, plan);

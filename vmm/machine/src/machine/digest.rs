@@ -41,8 +41,9 @@ fn memory_digest(memory: &Memory) -> [u8; 16] {
         for start in (0..bytes).step_by(DIGEST_CHUNK_BYTES) {
             let length = DIGEST_CHUNK_BYTES.min(bytes - start);
             // SAFETY: the range lies inside the region's mapping, which lives as long as `memory`.
-            // Guest and memory are on this thread alone (see Memory), and nothing here writes while
-            // the slice lives.
+            // Memory is on this thread alone (see Memory), the guest writes to it only inside a
+            // method of its processor (see Cpu), and while the slice lives nothing is called but
+            // the hash.
             let chunk = unsafe { std::slice::from_raw_parts(region.as_ptr().add(start), length) };
             digests.extend(xxh3_128(chunk).to_le_bytes());
         }

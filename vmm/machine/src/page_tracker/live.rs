@@ -22,9 +22,10 @@ impl LiveMemory {
         let region = self.region(slot);
         assert!((index + 1) * PAGE_BYTES <= region.size(), "the page lies in its region");
         // SAFETY: the range lies inside the region's mapping, which `self` keeps. Memory is on this
-        // thread alone (see Memory), and so is the guest, which stands still while this thread is
-        // here. `self` is borrowed for as long as the slice lives, is private to its tracker, and
-        // the tracker does nothing else with memory meanwhile.
+        // thread alone (see Memory), and the guest writes to it only inside a method of its
+        // processor (see Cpu), which the tracker does not have. `self` is borrowed for as long as
+        // the slice lives, is private to its tracker, and the tracker does nothing else with memory
+        // meanwhile.
         unsafe {
             let start = region.as_ptr().add(index * PAGE_BYTES);
             std::slice::from_raw_parts_mut(start, PAGE_BYTES)

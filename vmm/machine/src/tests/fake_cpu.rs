@@ -103,7 +103,8 @@ fn failed(call: &'static str, kind: ErrorKind) -> CpuError {
     CpuError::Call { call, cause: Error::from(kind) }
 }
 
-impl Cpu for FakeCpu {
+// SAFETY: it starts no thread, and memory is written only where a test has a method write it.
+unsafe impl Cpu for FakeCpu {
     fn run(&mut self, want_window: bool) -> Result<Exit, CpuError> {
         self.call("run")?;
         self.note(Did::Run { want_window });

@@ -15,7 +15,7 @@
 //! What a function starts with belongs to others: ENDBR64 to the CPU, the call or NOP behind it to
 //! ftrace, which checks its bytes. Both are left alone.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -80,23 +80,12 @@ impl Hook {
             let original = code.get(start + at..)?.first_chunk()?;
             Some(Place { address: address + (start + at) as u64, original: *original })
         };
-        for (number, first) in instructions.iter().enumerate() {
-            if !is_straight(first) {
-                return None;
-            }
-            let from = first.ip() as usize;
-            let behind =
-                instructions[number..].iter().find(|i| i.ip() as usize >= from + HOOK.len());
-            let behind = behind?.ip() as usize;
-            let between = instructions[number..].iter().take_while(|i| (i.ip() as usize) < behind);
-            if between.clone().all(is_straight) {
-                return Some(Self { first: place(from)?, second: place(behind)?, halfway: false });
-            }
-            if changes_arguments(first) {
-                return None;
-            }
+        let behind = instructions.iter().position(|i| i.ip() as usize >= HOOK.len())?;
+        if !instructions[..behind].iter().all(is_straight) {
+            return None;
         }
-        None
+        let second = place(instructions[behind].ip() as usize)?;
+        Some(Self { first: place(0)?, second, halfway: false })
     }
 
     /// Address of the instruction that is replaced while no call of the function is in progress.
@@ -170,11 +159,6 @@ fn is_straight(instruction: &Instruction) -> bool {
     instruction.flow_control() == FlowControl::Next
         && harmless.contains(&instruction.mnemonic())
         && !touches_control
-}
-
-fn changes_arguments(instruction: &Instruction) -> bool {
-    let target = instruction.op0_register();
-    target.is_gpr() && matches!(target.full_register(), Register::RDI | Register::RSI)
 }
 
 #[cfg(test)]

@@ -32,17 +32,17 @@ pub(super) struct Setting {
     pub(super) after: Option<Duration>,
 }
 
-/// Decides when the alarm fires. Touches no timer: [`Self::take_setting`] tells the caller to.
+/// Decides when the timer fires. The caller sets it as [`Self::take_setting`] says.
 #[derive(Debug, Default)]
-pub(super) struct AlarmPlan {
+pub(super) struct TimerPlan {
     set_for: Option<GuestNs>,
     /// When the guest has had its time to switch itself off; fires then at the latest.
     grace_until: Option<GuestNs>,
     setting: Option<Setting>,
 }
 
-impl AlarmPlan {
-    /// Fires at `at`, and when the guest's grace is over. An alarm that is set for a time to come
+impl TimerPlan {
+    /// Fires at `at`, and when the guest's grace is over. A timer that is set for a time to come
     /// is left alone.
     pub(super) fn set(&mut self, at: Option<GuestNs>, now: GuestNs) {
         let grace = self.grace_until.filter(|until| *until > now);
@@ -73,14 +73,14 @@ mod tests {
 
     const US: u64 = 1000;
 
-    fn setting_of(plan: &mut AlarmPlan, at_ns: Option<u64>, now_ns: u64) -> Option<Option<u64>> {
+    fn setting_of(plan: &mut TimerPlan, at_ns: Option<u64>, now_ns: u64) -> Option<Option<u64>> {
         plan.set(at_ns.map(GuestNs), GuestNs(now_ns));
         plan.take_setting().map(|setting| setting.after.map(|after| after.as_nanos() as u64))
     }
 
     #[test]
     fn the_timer_is_touched_only_when_something_changes() {
-        let mut plan = AlarmPlan::default();
+        let mut plan = TimerPlan::default();
         assert_eq!(setting_of(&mut plan, None, 0), None);
         assert_eq!(setting_of(&mut plan, Some(5 * US), US), Some(Some(4 * US)));
         assert_eq!(setting_of(&mut plan, Some(5 * US), 2 * US), None, "to come");
@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn it_fires_where_a_sample_shows_the_time() {
-        let mut plan = AlarmPlan::default();
+        let mut plan = TimerPlan::default();
         assert_eq!(setting_of(&mut plan, Some(4 * US + 1), 0), Some(Some(5 * US)));
     }
 
     #[test]
     fn it_fires_at_the_end_of_the_grace_at_the_latest() {
-        let mut plan = AlarmPlan::default();
+        let mut plan = TimerPlan::default();
         plan.give_grace(Some(GuestNs(7 * US)));
         assert_eq!(setting_of(&mut plan, None, 0), Some(Some(7 * US)));
         assert_eq!(setting_of(&mut plan, Some(9 * US), 0), None);

@@ -380,7 +380,7 @@ impl InputQueue {
         lock(&self.pending)
     }
 
-    /// Sleeps until something arrives or an alarm goes off, at most for `longest`.
+    /// Sleeps until something arrives or a timer fires, at most for `longest`.
     pub(super) fn sleep<'a>(
         &self,
         mut pending: MutexGuard<'a, Pending>,

@@ -29,7 +29,7 @@ use crate::step::Step;
 pub struct LiveInputs {
     queue: Arc<InputQueue>,
     clock: HostClock,
-    alarm: GuestTimer,
+    timer: GuestTimer,
     core: LiveCore,
 }
 
@@ -38,12 +38,12 @@ impl LiveInputs {
     pub fn new(
         queue: Arc<InputQueue>,
         clock: HostClock,
-        alarm: GuestTimer,
+        timer: GuestTimer,
         delays: InputDelays,
     ) -> Self {
         let at_power_on = GuestNs(0);
         let guest = GuestClock::anchored(clock.host_now(), at_power_on);
-        Self { queue, clock, alarm, core: LiveCore::new(guest, at_power_on, delays) }
+        Self { queue, clock, timer, core: LiveCore::new(guest, at_power_on, delays) }
     }
 
     /// The guest was restored from a snapshot, perhaps not the only one. Its first input gives it a
@@ -59,8 +59,8 @@ impl LiveInputs {
     }
 
     fn set_alarm(&mut self) {
-        if let Some(setting) = self.core.take_alarm() {
-            self.alarm.set(setting);
+        if let Some(setting) = self.core.take_setting() {
+            self.timer.set(setting);
         }
     }
 }

@@ -25,7 +25,7 @@ pub enum RoleChange {
 impl Peer {
     /// Carries out a change of roles if one is due; `None` when nothing has changed.
     pub(super) fn change_role(self: &Arc<Self>) -> Option<RoleChange> {
-        if !self.turn.swap(false, MemoryOrdering::AcqRel) {
+        if !self.roles_changed.swap(false, MemoryOrdering::AcqRel) {
             return None;
         }
         let since_ns = self.clock.host_now_ns();

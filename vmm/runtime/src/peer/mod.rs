@@ -115,7 +115,7 @@ pub struct Peer {
     unsent: Unsent,
     /// Roles have changed or are to change: the vCPU thread reads the core before it asks for
     /// inputs.
-    turn: AtomicBool,
+    roles_changed: AtomicBool,
     clock: HostClock,
     queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
@@ -217,7 +217,7 @@ impl Peer {
             changed: Condvar::new(),
             outbox: Mutex::default(),
             unsent: Unsent::default(),
-            turn: AtomicBool::new(false),
+            roles_changed: AtomicBool::new(false),
             clock,
             queue,
             disk: config.disk,
@@ -309,7 +309,7 @@ impl Peer {
     fn let_go(self: &Arc<Self>, mut core: MutexGuard<'_, Core>) {
         let roles = core.roles();
         if std::mem::replace(&mut core.roles, roles) != roles {
-            self.turn.store(true, Ordering::Release);
+            self.roles_changed.store(true, Ordering::Release);
         }
         self.queue.set_unrecorded(core.is_unrecorded());
         let accepts_backup = core.session().accepts_backup();

@@ -171,7 +171,7 @@ impl Peer {
                 }
             }
             Effect::InterruptGuest => self.queue.kick_vcpu(),
-            Effect::AttendGuest => self.queue.request_attention(),
+            Effect::RequestAttention => self.queue.request_attention(),
             Effect::StopGuest => self.queue.stop(StopCause::Protocol, Urgency::Now),
             Effect::CompleteFlushes { through } => self.complete_flushes(through),
             Effect::CompleteDisk { id } => self.complete_disk(id),

@@ -67,7 +67,7 @@ fn who_holds_the_outbox_does_what_others_decide_meanwhile() {
     let peer = backup(None);
     let outbox = peer.outbox.lock().unwrap();
     peer.tell(|core, _| core.want_switch());
-    assert_eq!(peer.lock().take_effects(), [Effect::AttendGuest], "left to the holder");
+    assert_eq!(peer.lock().take_effects(), [Effect::RequestAttention], "left to the holder");
     peer.tell(|core, _| core.want_switch());
     drop(outbox);
     peer.perform_effects();

@@ -30,9 +30,9 @@ fn queue() -> Arc<InputQueue> {
 
 fn live(queue: &Arc<InputQueue>) -> Source {
     let clock = HostClock::host_start();
-    let alarm = GuestTimer::new(resting_timer().unwrap());
+    let timer = GuestTimer::new(resting_timer().unwrap());
     let delays = InputDelays::default();
-    Source::Live(Box::new(LiveInputs::new(queue.clone(), clock, alarm, delays)))
+    Source::Live(Box::new(LiveInputs::new(queue.clone(), clock, timer, delays)))
 }
 
 fn recording(horizon: u64, records: Vec<(u64, Event)>) -> Source {

@@ -8,7 +8,7 @@ use ftvmm_replication::{GuestClock, GuestNs, HostNs, Ordinal};
 
 use super::shutdown::{grace_until, mind_grace, mind_shutdown};
 use super::slices::{SlicePolicy, Stopped};
-use crate::input::guest_timer::{AlarmPlan, Setting};
+use crate::input::guest_timer::{Setting, TimerPlan};
 use crate::input::input_queue::{Pending, Shutdown, Urgency};
 use crate::input::sampling::Sampler;
 use crate::input::slice_pacing::InputDelays;
@@ -47,7 +47,7 @@ pub(super) struct Host<'a> {
 pub(super) struct LiveCore {
     sampler: Sampler,
     slices: SlicePolicy,
-    alarm: AlarmPlan,
+    timer: TimerPlan,
     /// The guest was restored and must get a new identity.
     identity_wanted: bool,
     sampled_at: Option<Ordinal>,
@@ -60,7 +60,7 @@ impl LiveCore {
         Self {
             sampler: Sampler::new(clock, last),
             slices: SlicePolicy::new(delays),
-            alarm: AlarmPlan::default(),
+            timer: TimerPlan::default(),
             identity_wanted: false,
             sampled_at: None,
             entropy_at: None,
@@ -75,13 +75,13 @@ impl LiveCore {
     pub(super) fn resume(&mut self, clock: GuestClock, last: GuestNs) {
         self.sampler.resume(clock, last);
         self.slices.resume();
-        self.alarm.give_grace(None);
-        self.alarm.set(None, GuestNs(0));
+        self.timer.give_grace(None);
+        self.timer.set(None, GuestNs(0));
     }
 
     /// How the caller has to set the timer, after each call of another method.
-    pub(super) fn take_alarm(&mut self) -> Option<Setting> {
-        self.alarm.take_setting()
+    pub(super) fn take_setting(&mut self) -> Option<Setting> {
+        self.timer.take_setting()
     }
 
     /// The next thing to do in this situation.
@@ -110,7 +110,7 @@ impl LiveCore {
         now: impl FnOnce() -> HostNs,
     ) -> RunMode {
         let now = || self.sampler.now(now());
-        self.slices.leave(interrupt_waits, is_unrecorded, now, &mut self.alarm)
+        self.slices.leave(interrupt_waits, is_unrecorded, now, &mut self.timer)
     }
 
     /// A recorded run was stopped between two exits: what now?
@@ -135,7 +135,7 @@ impl LiveCore {
             takes_interrupt: situation.takes_interrupt,
             tick: self.tick(situation),
         };
-        match self.slices.begins_slice(stopped, &mut self.alarm) {
+        match self.slices.begins_slice(stopped, &mut self.timer) {
             true => Step::Capture,
             false => Step::Proceed,
         }
@@ -148,7 +148,7 @@ impl LiveCore {
             return Next::NewIdentity;
         }
         let times = (now, self.sampler.now(now));
-        mind_shutdown(pending, situation.hears_power_button, &mut self.alarm, times);
+        mind_shutdown(pending, situation.hears_power_button, &mut self.timer, times);
         if let Some((cause, _)) = pending.stop {
             return Next::Step(Step::Stop(cause));
         }
@@ -176,12 +176,12 @@ impl LiveCore {
             return self.sample(reading.now, situation, now);
         }
         if !situation.halted {
-            let alarm_at = match reading.is_held {
+            let timer_at = match reading.is_held {
                 true => Some(reading.clock.saturating_add_ns(self.slices.inputs_ns())),
                 false if is_unrecorded => self.tick(situation),
-                false => self.slices.alarm_at(self.tick(situation), reading.clock),
+                false => self.slices.timer_at(self.tick(situation), reading.clock),
             };
-            self.alarm.set(alarm_at, reading.clock);
+            self.timer.set(timer_at, reading.clock);
             return Next::Leave { now: self.sampler.host_at(reading.clock) };
         }
         if std::mem::take(&mut pending.attention) {

@@ -4,7 +4,7 @@ use ftvmm_devices::Input;
 use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::{GuestNs, HostNs};
 
-use crate::input::guest_timer::AlarmPlan;
+use crate::input::guest_timer::TimerPlan;
 use crate::input::input_queue::{Pending, Shutdown, Urgency};
 
 /// Presses the power button when the run is to end, and ends it when nobody listens or the guest
@@ -12,7 +12,7 @@ use crate::input::input_queue::{Pending, Shutdown, Urgency};
 pub(super) fn mind_shutdown(
     pending: &mut Pending,
     heard: bool,
-    alarm: &mut AlarmPlan,
+    timer: &mut TimerPlan,
     (host, guest): (HostNs, GuestNs),
 ) {
     match pending.shutdown {
@@ -21,7 +21,7 @@ pub(super) fn mind_shutdown(
             let grace_ns = u64::try_from(pending.grace.as_nanos()).unwrap_or(u64::MAX);
             pending.shutdown = Shutdown::Grace { until: host.saturating_add_ns(grace_ns) };
             // Not before it is over by the host's clock.
-            alarm.give_grace(Some(guest.saturating_add_ns(grace_ns)));
+            timer.give_grace(Some(guest.saturating_add_ns(grace_ns)));
             pending.signals.push_back(Input::PowerButton);
             tracing::info!(
                 seconds = grace_ns / 1_000_000_000,

@@ -3,7 +3,7 @@
 use ftvmm_machine::situation::{RunMode, RunSituation};
 use ftvmm_replication::GuestNs;
 
-use crate::input::guest_timer::AlarmPlan;
+use crate::input::guest_timer::TimerPlan;
 use crate::input::slice_pacing::{InputDelays, Requester, SlicePacing};
 
 /// What the policy waits for.
@@ -99,16 +99,16 @@ impl SlicePolicy {
     }
 
     /// A recorded guest was stopped between two exits: whether that point becomes a slice.
-    pub(super) fn begins_slice(&mut self, stopped: Stopped, alarm: &mut AlarmPlan) -> bool {
+    pub(super) fn begins_slice(&mut self, stopped: Stopped, timer: &mut TimerPlan) -> bool {
         let Stopped { now, arrived, ends, takes_interrupt, tick } = stopped;
         let rested = arrived.then(|| self.pacing.no_slice_before(Requester::Input));
         let first = self.waits_end(tick).chain(rested).min();
         if first.is_none_or(|at| at > now) {
-            alarm.set(first, now);
+            timer.set(first, now);
             return false;
         }
         // The guest cannot take an interrupt here; run to the interrupt window first.
-        if !takes_interrupt && !ends && !self.is_blocked_for_long(arrived, now, alarm) {
+        if !takes_interrupt && !ends && !self.is_blocked_for_long(arrived, now, timer) {
             return false;
         }
         self.phase = Phase::InSlice { began: now };
@@ -118,7 +118,7 @@ impl SlicePolicy {
     /// The guest cannot take an interrupt: whether it has had its time to, with something from
     /// outside waiting. It may be polling guest memory for exactly this frame, with interrupts
     /// disabled.
-    fn is_blocked_for_long(&mut self, arrived: bool, now: GuestNs, alarm: &mut AlarmPlan) -> bool {
+    fn is_blocked_for_long(&mut self, arrived: bool, now: GuestNs, timer: &mut TimerPlan) -> bool {
         let before = match self.phase {
             Phase::WaitingForWindow { blocked_since } => blocked_since,
             Phase::Running | Phase::InSlice { .. } => None,
@@ -130,7 +130,7 @@ impl SlicePolicy {
         let since = before.unwrap_or(now);
         self.phase = Phase::WaitingForWindow { blocked_since: Some(since) };
         let until = since.saturating_add_ns(self.pacing.inputs_ns() / 2);
-        alarm.set(Some(until), now);
+        timer.set(Some(until), now);
         until <= now
     }
 
@@ -147,7 +147,7 @@ impl SlicePolicy {
 
     /// When a guest that goes on at `now` is to be interrupted although it makes no exit. For an
     /// interrupt that has waited its time it is stopped at its window.
-    pub(super) fn alarm_at(&self, tick: Option<GuestNs>, now: GuestNs) -> Option<GuestNs> {
+    pub(super) fn timer_at(&self, tick: Option<GuestNs>, now: GuestNs) -> Option<GuestNs> {
         self.waits_end(tick).filter(|at| *at > now).min()
     }
 
@@ -158,7 +158,7 @@ impl SlicePolicy {
         interrupt_waits: bool,
         is_unrecorded: bool,
         now: impl FnOnce() -> GuestNs,
-        alarm: &mut AlarmPlan,
+        timer: &mut TimerPlan,
     ) -> RunMode {
         if is_unrecorded || !interrupt_waits {
             // Otherwise a timer for an input from before, while the run was recorded, would fire
@@ -178,7 +178,7 @@ impl SlicePolicy {
                 self.pacing.slice_ends(began, now);
             }
             if is_delayed {
-                self.interrupt_waits(left.is_some(), now, alarm);
+                self.interrupt_waits(left.is_some(), now, timer);
             }
         }
         match self.phase {
@@ -189,7 +189,7 @@ impl SlicePolicy {
     }
 
     /// The guest goes on at `now` without having taken an interrupt.
-    fn interrupt_waits(&mut self, leaves_slice: bool, now: GuestNs, alarm: &mut AlarmPlan) {
+    fn interrupt_waits(&mut self, leaves_slice: bool, now: GuestNs, timer: &mut TimerPlan) {
         if self.gave_input {
             // What a slice was made for has waited already.
             let waited_ns = if leaves_slice { self.pacing.inputs_ns() } else { 0 };
@@ -200,7 +200,7 @@ impl SlicePolicy {
         }
         self.interrupt_since.get_or_insert((now, Requester::Tick));
         match self.waits_end(None).min() {
-            Some(ends) if ends > now => alarm.set(Some(ends), now),
+            Some(ends) if ends > now => timer.set(Some(ends), now),
             _ if matches!(self.phase, Phase::WaitingForWindow { .. }) => {}
             _ => self.phase = Phase::WaitingForWindow { blocked_since: None },
         }
@@ -217,19 +217,19 @@ mod tests {
         GuestNs(ms * MS)
     }
 
-    /// The policy and the alarm for a guest that is up.
-    fn policy() -> (SlicePolicy, AlarmPlan) {
+    /// The policy and the timer for a guest that is up.
+    fn policy() -> (SlicePolicy, TimerPlan) {
         let mut policy = SlicePolicy::new(InputDelays::default());
         policy.see(&RunSituation::default());
-        (policy, AlarmPlan::default())
+        (policy, TimerPlan::default())
     }
 
     fn at(now: GuestNs) -> Stopped {
         Stopped { now, arrived: false, ends: false, takes_interrupt: true, tick: None }
     }
 
-    fn after_us(alarm: &mut AlarmPlan) -> Option<u128> {
-        alarm.take_setting().and_then(|setting| setting.after).map(|after| after.as_micros())
+    fn after_us(timer: &mut TimerPlan) -> Option<u128> {
+        timer.take_setting().and_then(|setting| setting.after).map(|after| after.as_micros())
     }
 
     #[test]
@@ -250,61 +250,61 @@ mod tests {
             (Stopped { ends: true, ..computes(input) }, true, None),
         ];
         for (stopped, expected, again_us) in table {
-            let (mut policy, mut alarm) = policy();
-            assert_eq!(policy.begins_slice(stopped, &mut alarm), expected, "{stopped:?}");
-            assert_eq!(after_us(&mut alarm), again_us, "{stopped:?}");
+            let (mut policy, mut timer) = policy();
+            assert_eq!(policy.begins_slice(stopped, &mut timer), expected, "{stopped:?}");
+            assert_eq!(after_us(&mut timer), again_us, "{stopped:?}");
             assert_eq!(policy.is_in_slice(), expected, "{stopped:?}");
         }
     }
 
     #[test]
     fn a_tick_of_a_guest_that_boots_waits_longer() {
-        let (mut policy, mut alarm) =
-            (SlicePolicy::new(InputDelays::default()), AlarmPlan::default());
+        let (mut policy, mut timer) =
+            (SlicePolicy::new(InputDelays::default()), TimerPlan::default());
         let overdue = Stopped { tick: Some(ms(901)), ..at(ms(1000)) };
         policy.see(&RunSituation { booting: true, owes_ticks: true, ..RunSituation::default() });
-        assert!(!policy.begins_slice(overdue, &mut alarm));
-        assert_eq!(after_us(&mut alarm), Some(1_000));
+        assert!(!policy.begins_slice(overdue, &mut timer));
+        assert_eq!(after_us(&mut timer), Some(1_000));
         policy.see(&RunSituation::default());
-        assert!(policy.begins_slice(overdue, &mut alarm));
+        assert!(policy.begins_slice(overdue, &mut timer));
         // It does not boot again.
         policy.see(&RunSituation { booting: true, ..RunSituation::default() });
-        assert!(policy.begins_slice(overdue, &mut alarm));
+        assert!(policy.begins_slice(overdue, &mut timer));
     }
 
     #[test]
     fn a_guest_that_never_takes_interrupts_is_stopped_for_an_input_all_the_same() {
-        let (mut policy, mut alarm) = policy();
+        let (mut policy, mut timer) = policy();
         let blocked = |us: u64| Stopped {
             arrived: true,
             takes_interrupt: false,
             ..at(GuestNs(MS * 1000 + us * 1000))
         };
         let never = || panic!("needs no time");
-        assert!(!policy.begins_slice(blocked(0), &mut alarm));
-        assert_eq!(policy.leave(false, false, never, &mut alarm), RunMode::UntilInterruptible);
-        assert!(!policy.begins_slice(blocked(2_499), &mut alarm));
-        assert!(policy.begins_slice(blocked(2_500), &mut alarm));
+        assert!(!policy.begins_slice(blocked(0), &mut timer));
+        assert_eq!(policy.leave(false, false, never, &mut timer), RunMode::UntilInterruptible);
+        assert!(!policy.begins_slice(blocked(2_499), &mut timer));
+        assert!(policy.begins_slice(blocked(2_500), &mut timer));
         // An exit ends the wait.
-        let (mut policy, mut alarm) = self::policy();
-        assert!(!policy.begins_slice(blocked(0), &mut alarm));
+        let (mut policy, mut timer) = self::policy();
+        assert!(!policy.begins_slice(blocked(0), &mut timer));
         policy.reach_exit();
-        assert_eq!(policy.leave(false, false, never, &mut alarm), RunMode::Free);
-        assert!(!policy.begins_slice(blocked(2_500), &mut alarm));
+        assert_eq!(policy.leave(false, false, never, &mut timer), RunMode::Free);
+        assert!(!policy.begins_slice(blocked(2_500), &mut timer));
     }
 
     #[test]
     fn a_guest_is_left_alone_after_a_slice() {
-        let (mut policy, mut alarm) = policy();
-        assert!(policy.begins_slice(Stopped { arrived: true, ..at(ms(1000)) }, &mut alarm));
+        let (mut policy, mut timer) = policy();
+        assert!(policy.begins_slice(Stopped { arrived: true, ..at(ms(1000)) }, &mut timer));
         policy.reach_exit();
         assert!(policy.is_in_slice());
-        assert_eq!(policy.leave(false, false, || ms(1001), &mut alarm), RunMode::Free);
+        assert_eq!(policy.leave(false, false, || ms(1001), &mut timer), RunMode::Free);
         assert!(!policy.is_in_slice());
         let input = |now| Stopped { arrived: true, ..at(ms(now)) };
-        assert!(!policy.begins_slice(input(1002), &mut alarm));
-        assert_eq!(after_us(&mut alarm), Some(1_000));
-        assert!(policy.begins_slice(input(1003), &mut alarm));
+        assert!(!policy.begins_slice(input(1002), &mut timer));
+        assert_eq!(after_us(&mut timer), Some(1_000));
+        assert!(policy.begins_slice(input(1003), &mut timer));
     }
 
     #[test]
@@ -313,33 +313,33 @@ mod tests {
         let table = [(false, false, 5), (true, false, 5), (true, true, 2), (false, true, 40)];
         for case in table {
             let (after_input, at_slice, patience_ms) = case;
-            let (mut policy, mut alarm) = policy();
+            let (mut policy, mut timer) = policy();
             if at_slice {
-                assert!(policy.begins_slice(Stopped { arrived: true, ..at(ms(999)) }, &mut alarm));
+                assert!(policy.begins_slice(Stopped { arrived: true, ..at(ms(999)) }, &mut timer));
             }
             if after_input {
                 policy.gives_input();
             }
-            let mode = policy.leave(true, false, || ms(1000), &mut alarm);
+            let mode = policy.leave(true, false, || ms(1000), &mut timer);
             assert_eq!(mode, RunMode::Free, "{case:?}");
-            assert_eq!(after_us(&mut alarm), Some(u128::from(patience_ms * 1000)), "{case:?}");
+            assert_eq!(after_us(&mut timer), Some(u128::from(patience_ms * 1000)), "{case:?}");
             policy.reach_exit();
-            let mode = policy.leave(true, false, || ms(1000 + patience_ms), &mut alarm);
+            let mode = policy.leave(true, false, || ms(1000 + patience_ms), &mut timer);
             assert_eq!(mode, RunMode::UntilInterruptible, "{case:?}");
             policy.reach_exit();
             let never = || panic!("needs no time");
-            assert_eq!(policy.leave(false, false, never, &mut alarm), RunMode::Free, "{case:?}");
+            assert_eq!(policy.leave(false, false, never, &mut timer), RunMode::Free, "{case:?}");
         }
     }
 
     #[test]
     fn nobody_is_waited_for_where_nothing_is_recorded() {
-        let (mut policy, mut alarm) = policy();
+        let (mut policy, mut timer) = policy();
         let never = || panic!("needs no time");
-        assert_eq!(policy.leave(true, true, never, &mut alarm), RunMode::Unrecorded);
-        assert_eq!(alarm.take_setting(), None);
-        assert!(policy.begins_slice(Stopped { arrived: true, ..at(ms(1)) }, &mut alarm));
-        assert_eq!(policy.leave(true, true, || ms(2), &mut alarm), RunMode::Unrecorded);
+        assert_eq!(policy.leave(true, true, never, &mut timer), RunMode::Unrecorded);
+        assert_eq!(timer.take_setting(), None);
+        assert!(policy.begins_slice(Stopped { arrived: true, ..at(ms(1)) }, &mut timer));
+        assert_eq!(policy.leave(true, true, || ms(2), &mut timer), RunMode::Unrecorded);
         assert!(!policy.is_in_slice(), "a survivor's slice ends too");
     }
 }

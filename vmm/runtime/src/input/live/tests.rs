@@ -80,7 +80,7 @@ impl Live {
     }
 
     fn alarm_after(&mut self) -> Option<Duration> {
-        self.core.take_alarm().and_then(|setting| setting.after)
+        self.core.take_setting().and_then(|setting| setting.after)
     }
 }
 
@@ -243,7 +243,7 @@ fn another_clock_goes_on_where_the_guest_is_and_forgets_the_times_of_the_one_bef
     live.pass_ns(9 * MS);
     let now = live.now;
     live.core.resume(GuestClock::anchored(now, GuestNs(STOOD_AT_NS)), GuestNs(STOOD_AT_NS));
-    assert_eq!(live.core.take_alarm().map(|setting| setting.after), Some(None));
+    assert_eq!(live.core.take_setting().map(|setting| setting.after), Some(None));
     assert_eq!(live.told_ns(RunSituation { reads_clock: true, ..exit(7) }), Some(STOOD_AT_NS));
 }
 
@@ -324,7 +324,7 @@ fn the_alarm_of_a_guest_that_is_behind_is_not_late() {
     assert_eq!(live.alarm_after(), Some(Duration::from_millis(1005)));
 }
 
-/// The alarm may go off where the guest cannot take an interrupt.
+/// The timer may go off where the guest cannot take an interrupt.
 #[test]
 fn every_exit_at_which_a_tick_is_held_sets_the_alarm() {
     let mut live = Live::new(STOOD_AT_NS, STOOD_AT_NS);
@@ -393,8 +393,8 @@ fn who_listens_to_the_power_button_has_its_grace_and_who_does_not_has_none() {
 #[test]
 fn a_restored_guest_first_learns_that_it_is_another() {
     let queue = Arc::new(InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1)));
-    let alarm = GuestTimer::new(resting_timer().unwrap());
-    let mut live = LiveInputs::new(queue, HostClock::host_start(), alarm, InputDelays::default());
+    let timer = GuestTimer::new(resting_timer().unwrap());
+    let mut live = LiveInputs::new(queue, HostClock::host_start(), timer, InputDelays::default());
     live.renew_identity();
     let Ok(Step::Apply(Input::NewIdentity { generation_id, unix_s })) = live.next(&exit(3)) else {
         panic!("no identity")

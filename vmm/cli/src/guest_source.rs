@@ -171,14 +171,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = snapshot_without_disk(folder.path());
         let line = format!("--restore {} --kernel new", path.display());
-        let (origin, disk) =
+        let (source, disk) =
             GuestSource::of(&run_args(&line), 99, CompletionPolicy::Immediate).unwrap();
         assert!(disk.is_none());
-        assert_eq!(origin.config.kernel, Path::new("new"));
+        assert_eq!(source.config.kernel, Path::new("new"));
         // Not those of the command line.
-        assert_eq!((origin.config.memory_mib, origin.config.rtc_epoch_s), (64, 0));
-        assert_eq!(origin.start().unwrap().at.0, 7);
-        assert!(origin.into_parts().is_some());
+        assert_eq!((source.config.memory_mib, source.config.rtc_epoch_s), (64, 0));
+        assert_eq!(source.start().unwrap().at.0, 7);
+        assert!(source.into_parts().is_some());
         assert!(
             GuestSource::of(&run_args("--kernel k"), 99, CompletionPolicy::Immediate)
                 .unwrap()
