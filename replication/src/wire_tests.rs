@@ -161,7 +161,10 @@ fn another_version_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(b"FTVMM\0\x02\x01");
     let error = decoder.next_message().unwrap_err();
-    assert_eq!(error.to_string(), "wire version differs: ours is 4, theirs is 258");
+    assert_eq!(
+        error.to_string(),
+        format!("wire version differs: ours is {WIRE_VERSION}, theirs is 258")
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ftvmm_guest_images::GuestKernel;
+use ftvmm_tests::clock;
 use ftvmm_tests::guest_run::{GuestLab, GuestRun, READY, cmdline};
 use ftvmm_tests::lab::Ended;
 use ftvmm_tests::replayed::Replayed;
@@ -104,13 +105,15 @@ const LISTEN: &str = "modprobe -a button evdev; mkdir -p /etc/acpi/PWRF; \
      chmod +x /etc/acpi/PWRF/00000080; acpid -l /tmp/acpid.log; \
      until ls -l /proc/$(pidof acpid)/fd | grep -q event; do usleep 100000; done; echo LIST''ENS\n";
 
-/// A host that stands still while its guest computes: the guest catches up, and all its threads get
-/// their turn.
-fn stands_still(run: &GuestRun) {
+/// A host that stands still while its guest computes, and while something else happens: the guest
+/// catches up, and all its threads get their turn.
+fn stands_still(run: &GuestRun, meanwhile: impl FnOnce()) {
     run.type_text("(while :; do :; done) & echo COM''PUTES\n");
     run.wait_for("COMPUTES").unwrap();
     run.process().signal(SIGSTOP);
-    thread::sleep(STALL);
+    let stopped = clock::now();
+    meanwhile();
+    thread::sleep(STALL.saturating_sub(stopped.elapsed()));
     run.process().signal(SIGCONT);
     // In the guest's time, of which it has missed more.
     run.type_text("usleep 25000000; kill $!; echo CAUGHT''UP\n");
@@ -139,7 +142,7 @@ fn is_interrupted(site: &GuestLab) -> String {
          until grep -q '8: *[1-9].*rtc0' /proc/interrupts; do usleep 100000; done; echo RANG\n",
     );
     run.wait_for("\nRANG").unwrap();
-    stands_still(&run);
+    stands_still(&run, || panics_on_its_console(site));
     run.type_text(LISTEN);
     run.wait_for("LISTENS").unwrap();
     run.process().signal(SIGTERM);
@@ -177,7 +180,6 @@ fn is_restored(site: &GuestLab) {
 fn a_machine_that_is_switched_on_and_off_is_the_same_in_its_replay() {
     let site = GuestLab::start(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("power"), 1).unwrap();
     resets(&site);
-    panics_on_its_console(&site);
     let snapshot = is_interrupted(&site);
     panics_with_a_driver(&site, &snapshot);
     is_restored(&site);

@@ -38,9 +38,9 @@ pub enum Command {
     /// Look into recordings
     #[command(subcommand)]
     Log(LogCommand),
-    /// Probe this machine's KVM and say what holds
+    /// Test this machine's KVM and print what works
     Doctor(DoctorArgs),
-    /// Ask a running ftvmm how it is
+    /// Print the state of a running ftvmm
     Status(StatusArgs),
     /// Have a running ftvmm accept a backup
     Attach(AttachArgs),
@@ -88,7 +88,7 @@ pub struct RunArgs {
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap prints this text as it is")]
     #[arg(long, value_name = "tap=NAME[,mac=M][,mtu=N][,uplink=NAME]")]
     pub net: Option<NetArg>,
-    /// Disk: a raw image file of this host's own, equal on both hosts
+    /// Disk: a raw image file; each host has its own copy, with the same content at the start
     #[arg(long, value_name = "path=FILE")]
     pub disk: Option<DiskArg>,
     /// What a failure of this host's disk leads to while another host runs the guest too
@@ -105,8 +105,8 @@ pub struct RunArgs {
     /// power-on, or nothing
     #[arg(long, value_enum, default_value_t = PanicPolicy::End)]
     pub on_panic: PanicPolicy,
-    /// Seconds a guest that listens to its power button has to switch itself off when the run is
-    /// to end; 0: none
+    /// Seconds that a guest which listens to its power button has to switch itself off after an
+    /// order to stop; 0 for none
     #[arg(
         long,
         value_name = "SECONDS",
@@ -114,7 +114,7 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u64).range(..=86_400),
     )]
     pub stop_grace: u64,
-    /// Part this host plays
+    /// Role of this host at the start
     #[arg(long, value_enum, default_value_t = RoleArg::Solo)]
     pub role: RoleArg,
     /// Address where a backup may connect: to a primary, or to a backup that has taken over (its
@@ -127,7 +127,7 @@ pub struct RunArgs {
     /// Start the guest without waiting for a backup, which may attach later (primary)
     #[arg(long, conflicts_with = "connect")]
     pub start_alone: bool,
-    /// What decides who may be live: file:PATH on storage both hosts share
+    /// Witness, which decides which host may be active: file:PATH on storage both hosts share
     #[arg(
         long,
         value_name = "file:PATH",
@@ -177,10 +177,10 @@ pub struct RunArgs {
     /// Write a recording, into a new file; the guest then needs twice its memory
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// What a recording that cannot be written on leads to
+    /// What happens when the recording cannot be written any more
     #[arg(long, value_enum, default_value_t = RecordError::Continue, requires = "record")]
     pub record_error: RecordError,
-    /// Write a report at the end
+    /// Write a report of the run at its end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
     /// Replace the files of --record and --report if they are there
@@ -234,7 +234,7 @@ pub struct ReplayArgs {
     /// The first exit that may have such a check
     #[arg(long, value_name = "EXIT", default_value_t = 1, requires = "record")]
     pub check_from: u64,
-    /// Write a report at the end
+    /// Write a report of the run at its end
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
     /// Replace the files of --record and --report if they are there

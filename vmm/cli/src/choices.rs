@@ -4,10 +4,10 @@ use clap::ValueEnum;
 use ftvmm_replication::{OnPanic, OnReset, TscMode};
 use ftvmm_runtime::input::OnRecordError;
 
-/// The part a host plays at start.
+/// The role of a host at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RoleArg {
-    /// Unprotected
+    /// Without a backup
     Solo,
     /// Runs the guest and streams its log
     Primary,
@@ -110,7 +110,7 @@ pub enum Believe {
     Backup,
 }
 
-/// What a recording that cannot be written on leads to.
+/// What happens when a recording cannot be written any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RecordError {
     /// The guest goes on, unrecorded; the run ends with status 1

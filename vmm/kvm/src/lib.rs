@@ -216,9 +216,9 @@ fn forget_memory(memory: &Memory) -> Result<(), CpuError> {
     for region in memory.iter() {
         let bytes = region.len() as usize;
         // SAFETY: the range is a mapping of anonymous private memory that lives as long as
-        // `memory`. It is on this thread alone (see Memory), so the guest stands still. This is part
-        // of a method of the processor, and whoever holds a slice of memory calls none (see Cpu).
-        // The next access finds zeroes (madvise(2), MADV_DONTNEED).
+        // `memory`. It is on this thread alone (see Memory), so the guest stands still. This is
+        // part of a method of the processor, and whoever holds a slice of memory calls none (see
+        // Cpu). The next access finds zeroes (madvise(2), MADV_DONTNEED).
         let answer = unsafe { libc::madvise(region.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
         if answer != 0 {
             let cause = std::io::Error::last_os_error();
