@@ -30,7 +30,7 @@ use ftvmm_tests::replayed::{Replayed, keep};
 use ftvmm_tests::{clients, clock};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const PAIRS: usize = 12;
+const PAIRS: usize = 8;
 /// Labs at work side by side.
 const LABS: usize = 2;
 

@@ -16,7 +16,7 @@ use ftvmm_tests::stress::bare::Features;
 use ftvmm_tests::stress::{Kind, Settings, run};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const CASES: u64 = 20;
+const CASES: u64 = 12;
 /// Flips a bit of the guest's running hash while its entry programs the devices.
 const FAULT: [&str; 2] = ["--inject-fault", "mem:0x400000:0@5"];
 

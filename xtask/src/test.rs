@@ -3,8 +3,7 @@
 //! Runs one step after the other with its output in view. A step installs the packages it needs
 //! when it needs them; the checks that need no guest need none, and no root. Steps that start
 //! guests run two at a time, each line with the step's name before it. A step is a command; the
-//! result lines of its tests are counted, and a step without tests counts as one. Each file in
-//! `tests/tests` is a step, so a new one needs no entry here.
+//! result lines of its tests are counted, and a step without tests counts as one.
 //!
 //! Builds and tests are always of the whole workspace: a package alone has other features of the
 //! libraries than all together, and would have them compiled once more.
@@ -68,9 +67,9 @@ const DENY: &str = "deny";
 const UNIT: &str = "unit";
 const MIRI: &str = "miri";
 const GUEST: &str = "guest";
-/// Where the end-to-end tests lie, one program in each file.
+/// Where the end-to-end tests lie. Each file is a step, so a new one needs no entry here.
 const END_TO_END: &str = "tests/tests";
-/// Tests of the lab itself, which no change of the product can break.
+/// No change of the product can break them.
 const OF_THE_MACHINERY: &[&str] = &["lab"];
 /// Tests of one guest at a time, seldom on two hosts, the longest first. Two of them fit on two
 /// cores, and so does one beside a test of pairs, whose hosts wait for each other a quarter of the
@@ -267,7 +266,7 @@ impl Session {
                 let shown = &mut io::stdout();
                 self.summary.push(run_command(MIRI, command, &self.settings, shown)?);
             }
-            Err(why) => println!("\n=== {MIRI}: skipped: {why}"),
+            Err(why) => self.not_run.push(format!("{MIRI} ({why})")),
         }
         Ok(())
     }

@@ -198,8 +198,9 @@ impl Vcpu {
     }
 }
 
-// SAFETY: KVM touches guest memory only inside KVM_RUN, and only methods of this processor call it,
-// on their caller's thread. Besides KVM, `power_on_again` writes memory, `code_at_rip` reads it.
+// SAFETY: KVM touches guest memory only inside ioctls on this processor's descriptor (KVM_RUN and
+// KVM_TRANSLATE), and only methods of this type make them, on their caller's thread. Besides KVM,
+// `power_on_again` writes memory and `code_at_rip` reads it.
 unsafe impl Cpu for Vcpu {
     fn run(&mut self, want_window: bool) -> Result<Exit, CpuError> {
         let exit = match self.next_exit.take() {
