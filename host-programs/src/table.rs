@@ -139,6 +139,8 @@ pub enum Program {
     GrubMkrescue,
     /// Makes networks, and starts other programs in them.
     Ip,
+    /// Tells which libraries a program is linked with.
+    Ldd,
     /// Builds the guest kernel.
     Make,
     /// Makes the file system of a guest's disk.
@@ -157,6 +159,8 @@ pub enum Program {
     Strip,
     /// Unpacks the kernel's source.
     Tar,
+    /// Makes a network lose, delay and spoil frames.
+    Tc,
     /// Starts a program in namespaces of its own.
     Unshare,
     /// Serves a folder to emulated hosts.
@@ -185,6 +189,7 @@ impl Program {
         Self::Git,
         Self::GrubMkrescue,
         Self::Ip,
+        Self::Ldd,
         Self::Make,
         Self::MkfsExt4,
         Self::Ping,
@@ -194,6 +199,7 @@ impl Program {
         Self::Sh,
         Self::Strip,
         Self::Tar,
+        Self::Tc,
         Self::Unshare,
         Self::Virtiofsd,
     ];
@@ -222,6 +228,7 @@ impl Program {
             Self::Git => ("git", From(GIT), &[]),
             Self::GrubMkrescue => ("grub-mkrescue", From(GRUB), GRUB_PARTS),
             Self::Ip => ("ip", From(IPROUTE), &[]),
+            Self::Ldd => ("ldd", Base("libc-bin"), &[]),
             Self::Make => ("make", From(MAKE), KERNEL_BUILD),
             Self::MkfsExt4 => ("mkfs.ext4", From(E2FSPROGS), &[]),
             Self::Ping => ("ping", From(PING), &[]),
@@ -231,6 +238,7 @@ impl Program {
             Self::Sh => ("sh", Base("dash"), &[]),
             Self::Strip => ("strip", From(BINUTILS), &[]),
             Self::Tar => ("tar", Base("tar"), &[XZ]),
+            Self::Tc => ("tc", From(IPROUTE), &[]),
             Self::Unshare => ("unshare", Base("util-linux"), &[]),
             Self::Virtiofsd => ("virtiofsd", From(VIRTIOFSD), &[]),
         }

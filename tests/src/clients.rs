@@ -28,7 +28,15 @@ const CURL_NOT_CONNECTED: i32 = 7;
 /// # Errors
 /// What the system said.
 pub fn enter_network(lab: &Lab) -> io::Result<()> {
-    let namespace = File::open(Path::new("/run/netns").join(lab.namespace()))?;
+    enter_namespace(lab.namespace())
+}
+
+/// As [`enter_network`], by the namespace's name.
+///
+/// # Errors
+/// What the system said.
+pub fn enter_namespace(name: &str) -> io::Result<()> {
+    let namespace = File::open(Path::new("/run/netns").join(name))?;
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 

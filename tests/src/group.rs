@@ -101,6 +101,17 @@ impl<'a> Group<'a> {
         Ok(Self { lab, files, options, names: PairNames::new(lab)? })
     }
 
+    /// Has the witness lie in this folder of the shared directory, which is made.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn keep_witness_in(&mut self, folder: &str) -> Result<(), LabError> {
+        let path = self.lab.share().join(folder);
+        std::fs::create_dir_all(&path).map_err(at(&path))?;
+        self.names.witness = format!("{folder}/term");
+        Ok(())
+    }
+
     /// Folder of incident reports in the shared directory.
     pub fn incidents(&self) -> &str {
         &self.names.incidents
@@ -176,6 +187,14 @@ impl Member<'_> {
     /// As [`crate::lab::Host::spawn`]; that the member refuses is none.
     pub fn ask(&self, words: &[&str]) -> Result<Output, LabError> {
         self.lab.host(self.host).run(&self.argv(words))
+    }
+
+    /// Asks as [`Self::ask`], and does not wait for the answer.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn order(&self, words: &[&str]) -> Result<LabProcess, LabError> {
+        self.lab.host(self.host).spawn(&self.argv(words))
     }
 
     /// How it is; `None` when it does not answer.

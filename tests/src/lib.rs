@@ -5,6 +5,7 @@
 //! a program that is carried into a host and run there: [`guest_run`]. [`clients`] talk to its
 //! guest.
 
+pub mod chaos;
 pub mod clients;
 pub mod clock;
 pub mod download;

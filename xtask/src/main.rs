@@ -5,6 +5,7 @@
 
 mod bench;
 mod cargo;
+mod chaos;
 mod coverage;
 mod demo;
 mod deny;
@@ -33,6 +34,8 @@ struct Arguments {
 enum Task {
     /// Measure what lockstep costs, against the same guest alone
     Bench(bench::BenchArguments),
+    /// Strike a pair with faults of all kinds while clients look on
+    Chaos(chaos::ChaosArguments),
     /// Tell which lines of the product the tests reach that need no guest
     Coverage(coverage::CoverageArguments),
     /// Kill a guest's host under a download that does not stop
@@ -56,6 +59,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome: Result<ExitCode, Box<dyn Error>> = match Arguments::parse().command {
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Chaos(arguments) => chaos::run(&arguments),
         Task::Coverage(arguments) => coverage::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Deny => deny::run(),

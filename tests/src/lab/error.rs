@@ -55,6 +55,12 @@ pub enum LabError {
         /// Last lines of every log of the lab.
         tails: String,
     },
+    /// What only an emulated host can do.
+    #[error("host {host} is this machine, which cannot be paused")]
+    NotEmulated {
+        /// Name of the host.
+        host: String,
+    },
     /// Nothing was heard from any host for too long.
     #[error("the lab fell silent for {silence:?} while {doing}\n{tails}")]
     Silent {

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::sys::signal::Signal;
+
 use super::LabConfig;
 use super::choice::Backend;
 use super::error::LabError;
@@ -48,7 +50,7 @@ pub struct Host {
 
 /// Dropping it is the hard stop.
 enum Machine {
-    Qemu { _host: QemuHost },
+    Qemu { host: QemuHost },
     Local { _host: LocalHost },
 }
 
@@ -180,6 +182,64 @@ impl Host {
         self.set_port(Nic::Outer, up)
     }
 
+    /// Whether what the others send on the link between the hosts reaches this one. What it sends
+    /// reaches them either way.
+    ///
+    /// # Errors
+    /// What `ip` answered.
+    pub fn set_link_deaf(&self, deaf: bool) -> Result<(), LabError> {
+        let port = Nic::Link.port(self.letter);
+        let hears = if deaf { "off" } else { "on" };
+        let mut words = vec!["link", "set", "dev", &port, "type", "bridge_slave", "fdb_flush"];
+        for kind in ["learning", "flood", "mcast_flood", "bcast_flood"] {
+            words.extend([kind, hears]);
+        }
+        self.shared.outer.ip(&words)
+    }
+
+    /// Spoils what this host sends on the link between the hosts, in the words of netem(8); mends
+    /// it without any.
+    ///
+    /// # Errors
+    /// What `tc` answered.
+    pub fn spoil_link(&self, netem: &[&str]) -> Result<(), LabError> {
+        let device = Nic::Link.inside();
+        let words = match netem {
+            [] => format!("qdisc del dev {device} root"),
+            words => format!("qdisc replace dev {device} root netem {}", words.join(" ")),
+        };
+        let tools = self.share().join("bin/iproute2");
+        let script = format!(
+            "cd {tools} && exec ./ld.so --library-path . ./tc {words}",
+            tools = tools.display()
+        );
+        self.shell("spoiling the link", &script, &[])
+    }
+
+    /// Stops the host as a hypervisor pauses a virtual machine: nothing of it runs, its clocks
+    /// stand still.
+    ///
+    /// # Errors
+    /// [`LabError::NotEmulated`] for a host on this machine, whose clocks go on.
+    pub fn pause(&self) -> Result<(), LabError> {
+        self.signal_machine(Signal::SIGSTOP)
+    }
+
+    /// Has a paused host go on.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn resume(&self) -> Result<(), LabError> {
+        self.signal_machine(Signal::SIGCONT)
+    }
+
+    fn signal_machine(&self, signal: Signal) -> Result<(), LabError> {
+        match &*self.running() {
+            Some(Machine::Qemu { host }) => host.signal(signal),
+            _ => Err(LabError::NotEmulated { host: self.letter.to_owned() }),
+        }
+    }
+
     fn set_port(&self, nic: Nic, up: bool) -> Result<(), LabError> {
         let state = if up { "up" } else { "down" };
         self.shared.outer.ip(&["link", "set", "dev", &nic.port(self.letter), state])
@@ -217,7 +277,7 @@ fn power_on(
             let memory_mib = *memory_mib;
             let plan = Plan { letter, number, memory_mib, image, folder, share, outer };
             let (host, stream) = QemuHost::start(&plan)?;
-            (Machine::Qemu { _host: host }, stream)
+            (Machine::Qemu { host }, stream)
         }
         None => {
             let own = std::env::var_os("PATH").unwrap_or_default();

@@ -27,6 +27,7 @@ const MODULES: &[&str] = &[
     "tun",
     "veth",
     "kvm-amd",
+    "sch_netem",
 ];
 
 /// A kernel and an initramfs, ready for `-kernel` and `-initrd`.

@@ -49,6 +49,8 @@ use host::Shared;
 use net::Namespace;
 use watch::Watch;
 
+/// What starts a program with its libraries, on every x86-64 Linux with glibc.
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 /// Most hosts of one lab.
 pub const HOSTS_MAX: usize = 2;
 
@@ -181,6 +183,26 @@ impl Lab {
         let name = program.file_name().unwrap_or_default();
         let place = self.share().join("bin").join(name);
         fs::copy(program, &place).map(|_| ()).map_err(at(program))
+    }
+
+    /// Copies a program of this machine and the libraries it is linked with, for
+    /// [`Host::spoil_link`]: a host has no libraries of its own.
+    ///
+    /// # Errors
+    /// What the file system or the program's loader answered.
+    pub fn install_tc(&self) -> Result<(), LabError> {
+        let folder = self.share().join("bin/iproute2");
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+        let program = Program::Tc.path()?;
+        fs::copy(&program, folder.join("tc")).map_err(at(&program))?;
+        let listed = Program::Ldd.command()?.arg(&program).output().map_err(at("ldd"))?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let libraries = listed.lines().filter_map(|line| line.split_whitespace().nth(2));
+        for library in libraries.map(Path::new).filter(|path| path.is_absolute()) {
+            let name = library.file_name().unwrap_or_default();
+            fs::copy(library, folder.join(name)).map_err(at(library))?;
+        }
+        fs::copy(LOADER, folder.join("ld.so")).map(|_| ()).map_err(at(LOADER))
     }
 
     /// Name of the network namespace with the clients, for `ip netns exec` by hand.

@@ -10,6 +10,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::error::{LabError, at};
 use super::image::Image;
 use super::net::{Namespace, Nic};
@@ -89,6 +92,14 @@ impl QemuHost {
                 Err(error)
             }
         }
+    }
+}
+
+impl QemuHost {
+    /// Sends a signal to the emulator.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), LabError> {
+        let pid = Pid::from_raw(self.qemu.id().cast_signed());
+        kill(pid, signal).map_err(|e| at("qemu-system-x86_64")(e.into()))
     }
 }
 

@@ -1,0 +1,337 @@
+//! Chaos: a pair of hosts in all kinds of trouble, while clients that number every byte look on.
+//!
+//! A round begins with a protected guest and ends with one: whatever ended is started again as the
+//! survivor's backup, as a supervisor would. In between a [`Fault`] strikes. After it: no byte was
+//! lost, changed or repeated; never were two machines live, by what the hosts say and by a
+//! [`Capture`] of what the network heard; the guest is unharmed; and the pair is a pair again.
+
+mod capture;
+mod echo;
+mod fault;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use libtest_mimic::Failed;
+
+use crate::clock;
+use crate::group::{Group, Member};
+use crate::pair::{GUEST_ADDRESS, RunOptions};
+use crate::site::{Site, Stage, require, running, said};
+
+pub use capture::{Capture, Span};
+pub use echo::{Client, Seen};
+pub use fault::{Fault, KINDS, Kind, Netem, Victim};
+
+/// The guest's address, so that the capture knows it.
+const MAC: [u8; 6] = [2, 0, 0, 0, 0x99, 1];
+/// Where the guest answers (RFC 862).
+const ECHO_PORT: u16 = 7;
+/// The folder of the witness, which some faults take away.
+const WITNESS: &str = "chaos-witness";
+/// What the guest does all the while: wrong when a page or a register is.
+const WORK: &str = "while :; do selfcheck 1 || echo SELFCHECK BROKEN; usleep 20000; done";
+/// The failure timeout: a busy machine must not look like a dead peer.
+const FAILURE_TIMEOUT: Duration = Duration::from_millis(3000);
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// What has not come right again after so long does not.
+const LONGEST: Duration = Duration::from_secs(240);
+/// Bytes and datagrams that come back before a fault strikes, and after all is well again.
+const SIGN_OF_LIFE: u64 = 5;
+
+/// A host's part and the words that gave it.
+struct Part<'a> {
+    member: Member<'a>,
+    role: Vec<String>,
+}
+
+/// A guest that is under way, and who runs it.
+pub struct Chaos<'a> {
+    site: &'a Site,
+    group: Group<'a>,
+    parts: Vec<Part<'a>>,
+    capture: Capture,
+    /// Take-overs of the members that are running, as they said last.
+    takeovers: u64,
+}
+
+/// How a round went.
+#[derive(Debug)]
+pub struct Round {
+    /// What happened.
+    pub fault: Fault,
+    /// Take-overs.
+    pub takeovers: u64,
+    /// The longest silence of the stream.
+    pub silence: Duration,
+    /// From the end of the fault to a protected guest.
+    pub recovery: Duration,
+    /// Bytes of the stream, all right.
+    pub bytes: u64,
+    /// Datagrams answered, lost, and answered again.
+    pub datagrams: [u64; 3],
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fault, takeovers, silence, recovery, bytes, datagrams } = self;
+        write!(
+            f,
+            "{fault}: {takeovers} take-overs, stream silent for {silence:.2?}, protected after \
+             {recovery:.2?}; {bytes} bytes right, datagrams answered, lost and repeated: \
+             {datagrams:?}"
+        )
+    }
+}
+
+impl<'a> Chaos<'a> {
+    /// A guest on the first host, and its backup on the second.
+    ///
+    /// # Errors
+    /// What the lab said.
+    pub fn start(site: &'a Site) -> Result<Self, Failed> {
+        site.lab.install_tc()?;
+        let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
+        let options = RunOptions { mac: Some(mac), ..running(WORK) };
+        let mut group = Group::new(&site.lab, &site.files, options)?;
+        group.keep_witness_in(WITNESS)?;
+        let capture = Capture::start(&site.lab, MAC)?;
+        let mut chaos = Self { site, group, parts: Vec::new(), capture, takeovers: 0 };
+        let own = chaos.group.address(0);
+        chaos.launch(0, &["--role", "primary", "--start-alone", "--listen", &own])?;
+        site.answers(&chaos.parts[0].member.process)?;
+        chaos.settle()?;
+        Ok(chaos)
+    }
+
+    fn launch(&mut self, host: usize, role: &[&str]) -> Result<(), Failed> {
+        let member = self.group.launch(host, role)?;
+        let role = role.iter().map(|&word| word.to_owned()).collect();
+        self.parts.push(Part { member, role });
+        Ok(())
+    }
+
+    /// One fault, and what came of it.
+    ///
+    /// # Errors
+    /// What was wrong afterwards, or what the lab said.
+    pub fn round(&mut self, fault: Fault) -> Result<Round, Failed> {
+        drop(self.capture.take());
+        let server = SocketAddr::new(GUEST_ADDRESS.parse()?, ECHO_PORT);
+        let stream = Client::stream(&self.site.lab, server);
+        let datagrams = Client::datagrams(&self.site.lab, server);
+        wait_for_life([&stream, &datagrams])?;
+        thread::sleep(fault.after);
+        let taken_before = self.takeovers;
+        self.strike(&fault)?;
+        let mended = clock::now();
+        self.settle()?;
+        let recovery = mended.elapsed();
+        wait_for_life([&stream, &datagrams])?;
+        let (stream, datagrams) = (stream.finish(), datagrams.finish());
+        let takeovers = self.takeovers - taken_before;
+        self.verdict(&stream, &datagrams, takeovers)?;
+        // Without a take-over nothing is sent again.
+        let repeated = datagrams.repeated;
+        require(repeated == 0 || takeovers > 0, self.told(&format!("{repeated} second answers")))?;
+        Ok(Round {
+            fault,
+            takeovers,
+            silence: stream.longest_silence,
+            recovery,
+            bytes: stream.right,
+            datagrams: [datagrams.right, datagrams.lost, datagrams.repeated],
+        })
+    }
+
+    fn strike(&mut self, fault: &Fault) -> Result<(), Failed> {
+        let active = self.active()?;
+        if fault.kind == Kind::KillWhileAttaching {
+            let standby = self.parts.remove(1 - active);
+            let primary = &self.parts[0].member;
+            primary.ask(&["detach"])?;
+            standby.member.process.wait()?;
+            primary.wait_alone()?;
+            let theirs = self.group.address(primary.host);
+            self.launch(standby.member.host, &["--role", "backup", "--connect", &theirs])?;
+        }
+        let active = if fault.kind == Kind::KillWhileAttaching { 0 } else { active };
+        // A guest that is not protected yet dies with its host; so the one that joins is killed.
+        let victim = match fault.victim {
+            Victim::Active if fault.kind != Kind::KillWhileAttaching => active,
+            _ => 1 - active,
+        };
+        let [victim_part, other] = [&self.parts[victim], &self.parts[1 - victim]];
+        fault.inject(&self.site.lab, WITNESS, &victim_part.member, &other.member)?;
+        if fault.kind == Kind::RestartOldCommand {
+            let part = self.parts.remove(victim);
+            let role: Vec<&str> = part.role.iter().map(String::as_str).collect();
+            self.launch(part.member.host, &role)?;
+        }
+        Ok(())
+    }
+
+    /// Index of the member that is active, while both run.
+    fn active(&self) -> Result<usize, Failed> {
+        for (index, part) in self.parts.iter().enumerate() {
+            if part.member.status()?.is_some_and(|status| status.role == "primary") {
+                return Ok(index);
+            }
+        }
+        Err(self.told("nobody is active").into())
+    }
+
+    /// Starts what has ended until one member is active and the other protects it.
+    fn settle(&mut self) -> Result<(), Failed> {
+        let began = clock::now();
+        loop {
+            self.site.mend()?;
+            if self.look()? {
+                return Ok(());
+            }
+            require(began.elapsed() < LONGEST, self.told("the guest is not protected again"))?;
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Whether the guest is protected; starts what is missing for it.
+    fn look(&mut self) -> Result<bool, Failed> {
+        let gone = |part: &Part<'_>| part.member.process.ended().is_some();
+        let ended: Vec<String> =
+            self.parts.iter().filter(|part| gone(part)).map(describe).collect();
+        self.parts.retain(|part| !gone(part));
+        let mut active = Vec::new();
+        let mut takeovers = 0;
+        for part in &self.parts {
+            let Some(status) = part.member.status()? else { return Ok(false) };
+            takeovers += status.takeovers;
+            if status.role == "primary" && status.state != "ClaimingTerm" {
+                active.push((part.member.host, status));
+            }
+        }
+        if self.parts.is_empty() {
+            return Err(format!("nobody is left:\n{}", ended.join("\n")).into());
+        }
+        require(active.len() < 2, self.told("two hosts are active"))?;
+        self.takeovers = self.takeovers.max(takeovers);
+        let Some((host, status)) = active.first() else { return Ok(false) };
+        match self.parts.len() {
+            1 => {
+                let theirs = self.group.address(*host);
+                self.launch(1 - host, &["--role", "backup", "--connect", &theirs])?;
+                Ok(false)
+            }
+            _ => Ok(status.protected),
+        }
+    }
+
+    fn verdict(&self, stream: &Seen, datagrams: &Seen, takeovers: u64) -> Result<(), Failed> {
+        for (client, seen) in [("stream", stream), ("datagrams", datagrams)] {
+            if let Some(wrong) = &seen.wrong {
+                return Err(self.told(&format!("{client}: {wrong}")).into());
+            }
+        }
+        let spans = self.capture.take();
+        let changes = spans.len().saturating_sub(1) as u64;
+        require(
+            changes <= takeovers,
+            self.told(&format!("{takeovers} take-overs, but the guest was heard from {spans:?}")),
+        )?;
+        for part in &self.parts {
+            let console = String::from_utf8_lossy(&part.member.process.stdout()).into_owned();
+            require(!console.contains("SELFCHECK BROKEN"), self.told("the guest is damaged"))?;
+            let divergences = part.member.status()?.unwrap_or_default().divergences;
+            require(divergences == 0, self.told("the hosts differ"))?;
+        }
+        Ok(())
+    }
+
+    /// A fault of the product, with what its hosts have said.
+    fn told(&self, what: &str) -> String {
+        let parts: Vec<String> = self.parts.iter().map(describe).collect();
+        format!("{what}\n{}", parts.join("\n"))
+    }
+}
+
+fn describe(part: &Part<'_>) -> String {
+    let Part { member, role } = part;
+    let ended = member.process.ended();
+    format!("host {} ({}), {ended:?}:\n{}", member.host, role.join(" "), said(&member.process))
+}
+
+fn wait_for_life(clients: [&Client; 2]) -> Result<(), Failed> {
+    let wanted = clients.map(|client| client.right() + SIGN_OF_LIFE);
+    let began: Instant = clock::now();
+    while clients.iter().zip(wanted).any(|(client, wanted)| client.right() < wanted) {
+        if clients.iter().any(|client| client.is_over()) {
+            return Ok(()); // Its end says why.
+        }
+        require(began.elapsed() < LONGEST, "the guest answers its clients no more")?;
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// The faults of a run, and what became of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How many rounds.
+    pub rounds: u64,
+    /// What decides every fault.
+    pub seed: u64,
+    /// The number of the first round.
+    pub first: u64,
+}
+
+/// Runs the rounds; tells each to `say`. A guest that was harmed is given up, and the next round
+/// has a new one.
+///
+/// # Errors
+/// When the lab fails. What the product did wrong is in the answer: the rounds it was in.
+pub fn run(site: &Site, settings: Settings, mut say: impl FnMut(&str)) -> Result<Vec<u64>, Failed> {
+    let mut wrong = Vec::new();
+    let mut chaos = None;
+    for number in settings.first..settings.first + settings.rounds {
+        let mut rng = Rng::with_seed(settings.seed.wrapping_add(number));
+        let fault = Fault::of_round(number, &mut rng, FAILURE_TIMEOUT);
+        let running = match &mut chaos {
+            Some(running) => running,
+            none => {
+                site.mend()?;
+                none.insert(Chaos::start(site)?)
+            }
+        };
+        match running.round(fault) {
+            Ok(round) => say(&format!("round {number}: {round}")),
+            Err(failed) => {
+                let why = failed.message().unwrap_or("no reason given");
+                say(&format!("round {number}: {fault}: WRONG: {why}"));
+                wrong.push(number);
+                // Dropped, so that its processes end before the next guest has its address.
+                if let Some(broken) = chaos.take() {
+                    broken.end();
+                }
+            }
+        }
+    }
+    if let Some(chaos) = chaos {
+        chaos.end();
+    }
+    Ok(wrong)
+}
+
+impl Chaos<'_> {
+    /// Ends the guest, whatever state it is in.
+    fn end(self) {
+        for part in &self.parts {
+            part.member.process.kill();
+        }
+        for part in &self.parts {
+            let _ = part.member.process.wait();
+        }
+        let _ = std::fs::remove_dir_all(self.site.lab.share().join(WITNESS));
+    }
+}
