@@ -37,7 +37,7 @@ pub use serial::BACKLOG_BYTES_MAX;
 pub use state::InvalidState;
 pub use virtio::blk::DiskCounters;
 pub use virtio::net::{
-    DEFAULT_MTU, NET_SOURCES_MAX, NetCounters, NetSource, NetSources, RX_BACKLOG_FRAMES_MAX,
-    VLAN_TAGS_MAX, VlanKind, VlanTag, rx_frame_bytes_max,
+    DEFAULT_MTU, FRAME_BYTES_MAX, NET_SOURCES_MAX, NetCounters, NetSource, NetSources,
+    RX_BACKLOG_FRAMES_MAX, VLAN_TAGS_MAX, VlanKind, VlanTag, rx_frame_bytes_max,
 };
 pub use virtio::{VIRTIO_BLK_SLOT, VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, VirtioSlot, virtio_slots};

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
+
 /// The general registers a [`CpuCheck`] holds, in its order.
 pub const REGISTER_NAMES: [&str; 18] = [
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
@@ -16,6 +18,8 @@ pub const REGISTER_NAMES: [&str; 18] = [
 ];
 /// Position of the instruction pointer in [`CpuCheck::registers`].
 pub const RIP: usize = 16;
+/// Most pages that a check names. Its digest is of all memory.
+pub const CHANGED_PAGES_MAX: usize = 1 << 16;
 /// Names at most so many pages in a sentence.
 const PAGES_NAMED: usize = 8;
 
@@ -48,6 +52,7 @@ pub struct MemoryCheck {
     /// Digest of all of it.
     pub digest: u64,
     /// The pages that differ from the copy the recorder had taken before, in order.
+    #[serde(deserialize_with = "bounded::list::<_, _, CHANGED_PAGES_MAX>")]
     pub changed: Vec<PageHash>,
     /// The copy was renewed here, and the next slice says what differs from the new one.
     pub renews_copy: bool,

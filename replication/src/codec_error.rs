@@ -7,6 +7,8 @@ use crate::record::Ordinal;
 /// Largest length field and largest decompressed body. A recorder finishes a group long before
 /// this; the bound is there so that a damaged length cannot ask for all memory.
 pub const GROUP_BYTES_MAX: u32 = 16 << 20;
+/// Most records in a group. One takes two bytes in the log or fewer, and sixty in memory.
+pub const RECORDS_MAX: u64 = 1 << 16;
 
 /// Why bytes are not a group.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -30,6 +32,12 @@ pub enum CodecError {
     Length {
         /// The value read.
         length_bytes: u64,
+    },
+    /// The group claims more records than one has.
+    #[error("group claims {record_count} records, the limit is {}", RECORDS_MAX)]
+    RecordCount {
+        /// The value read.
+        record_count: u64,
     },
     /// The checksum does not hold.
     #[error("group checksum is {got:08x}, expected {expected:08x}")]
@@ -87,7 +95,7 @@ pub enum CodecError {
         /// Position of the record in the group; the record count when the body is too long.
         index: u64,
     },
-    /// A check, a slice or a snapshot's mark is none.
+    /// A check, a slice or a snapshot's mark is none, or a frame is longer than any.
     #[error("record {index} cannot be decoded")]
     RecordBody {
         /// Position of the record in the group.

@@ -8,6 +8,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
 use crate::record::Hex;
 
 /// Version of the meaning of log records: raised whenever the same log would lead to another
@@ -16,6 +17,11 @@ use crate::record::Hex;
 /// [`crate::wire::WIRE_VERSION`], [`crate::log::LOG_VERSION`] and
 /// [`crate::snapshot::SNAPSHOT_VERSION`].
 pub const PROTOCOL_VERSION: u32 = 5;
+
+/// Longest command line and name of a template, in bytes. Linux takes 2,047 of a command line.
+const FACT_BYTES_MAX: usize = 4096;
+/// Longest printed fact, in bytes.
+const PRINTED_BYTES_MAX: usize = 64 << 10;
 
 /// The facts execution depends on besides the logged inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +37,10 @@ pub struct Fingerprint {
     /// SHA-256 of the disk image at power-on, if one is given.
     pub disk_sha256: Option<[u8; 32]>,
     /// Kernel command line.
+    #[serde(deserialize_with = "bounded::text::<_, FACT_BYTES_MAX>")]
     pub cmdline: String,
     /// Name of the CPU template.
+    #[serde(deserialize_with = "bounded::text::<_, FACT_BYTES_MAX>")]
     pub cpu_template: String,
     /// Digest of everything the template sets: CPUID, MSR list, control registers.
     pub cpu_template_sha256: [u8; 32],
@@ -167,8 +175,10 @@ pub struct Difference {
     /// The fact.
     pub fact: Fact,
     /// Its value here, printed.
+    #[serde(deserialize_with = "bounded::text::<_, PRINTED_BYTES_MAX>")]
     pub ours: String,
     /// Its value there, printed.
+    #[serde(deserialize_with = "bounded::text::<_, PRINTED_BYTES_MAX>")]
     pub theirs: String,
 }
 

@@ -15,7 +15,7 @@ use crate::record::{Ordinal, OutputOrdinal};
 
 /// Digests the backup may be ahead by. It stands at most an exit past the log it has, and an exit
 /// transmits at most a queue of frames; more is a peer that does not follow the protocol.
-const EARLY_DIGESTS_MAX: usize = 4096;
+pub(crate) const EARLY_DIGESTS_MAX: usize = 4096;
 /// Released outputs the backup keeps for an incident report.
 const EVIDENCE_OUTPUTS: usize = 8;
 
@@ -185,6 +185,11 @@ impl OutputGate {
                 transmit(output.frame.clone());
             }
         }
+        self.drop_done();
+    }
+
+    /// Drops what has left and is compared.
+    pub(crate) fn drop_done(&mut self) {
         let compared_through = if self.open { u64::MAX } else { self.matched_through };
         while self.dropped_through < self.released_through.min(compared_through) {
             let dropped = self.held.pop_front();
@@ -193,7 +198,8 @@ impl OutputGate {
         }
     }
 
-    fn may_release_next(&self) -> bool {
+    /// Whether [`Self::release`] would hand out a frame.
+    pub(crate) fn may_release_next(&self) -> bool {
         let next = (self.released_through - self.dropped_through) as usize;
         self.held.get(next).is_some_and(|output| {
             self.open
@@ -290,13 +296,15 @@ impl RetainedOutputs {
         number
     }
 
-    /// The primary reports which outputs have left. `false` when it reports less than before.
-    #[must_use]
-    pub(crate) fn on_released(&mut self, released_through: OutputOrdinal) -> bool {
-        let grows = released_through.0 >= self.released_through;
+    /// The primary reports which outputs have left.
+    pub(crate) fn on_released(&mut self, released_through: OutputOrdinal) {
         self.released_through = self.released_through.max(released_through.0);
         self.trim();
-        grows
+    }
+
+    /// Outputs that have left the primary, as it last reported.
+    pub(crate) fn released_through(&self) -> OutputOrdinal {
+        OutputOrdinal(self.released_through)
     }
 
     /// A few released ones stay, because a comparison may still ask for them.
@@ -311,11 +319,12 @@ impl RetainedOutputs {
         self.live
     }
 
-    /// Hands over what is not known to have left, and what came before.
+    /// Hands over what is not known to have left, and what came before: no more than there was,
+    /// whatever the primary said.
     pub(crate) fn into_unreleased(mut self) -> (OutputOrdinal, Vec<Output>) {
-        let released = (self.released_through - self.dropped_through) as usize;
-        let unreleased = self.kept.drain(released.min(self.kept.len())..).collect();
-        (OutputOrdinal(self.released_through), unreleased)
+        let through = OutputOrdinal(self.released_through).min(self.produced_through());
+        let released = through.0.saturating_sub(self.dropped_through) as usize;
+        (through, self.kept.drain(released..).collect())
     }
 
     /// Goes live: from now on [`Self::drain`] hands out every frame the primary has not released.

@@ -150,7 +150,7 @@ fn drained(outputs: &mut RetainedOutputs) -> Vec<u8> {
 fn the_backup_sends_what_may_not_have_left_and_only_once_live() {
     let mut outputs = RetainedOutputs::default();
     (1..=20).for_each(|number| keep(&mut outputs, number));
-    assert!(outputs.on_released(OutputOrdinal(17)));
+    outputs.on_released(OutputOrdinal(17));
     assert_eq!(drained(&mut outputs), []);
     outputs.go_live();
     assert_eq!(drained(&mut outputs), [18, 19, 20]);
@@ -162,7 +162,7 @@ fn the_backup_sends_what_may_not_have_left_and_only_once_live() {
 fn a_backup_behind_the_releases_drops_what_has_left() {
     let mut outputs = RetainedOutputs::default();
     keep(&mut outputs, 1);
-    assert!(outputs.on_released(OutputOrdinal(3)));
+    outputs.on_released(OutputOrdinal(3));
     outputs.go_live();
     assert_eq!(drained(&mut outputs), []);
     (2..=4).for_each(|number| keep(&mut outputs, number));
@@ -170,13 +170,28 @@ fn a_backup_behind_the_releases_drops_what_has_left() {
 }
 
 #[test]
+fn what_a_backup_hands_over_ends_where_its_outputs_end() {
+    let mut outputs = RetainedOutputs::default();
+    (1..=3).for_each(|number| keep(&mut outputs, number));
+    outputs.on_released(OutputOrdinal(2));
+    let (through, unreleased) = outputs.into_unreleased();
+    assert_eq!((through, unreleased.len()), (OutputOrdinal(2), 1));
+    let mut outputs = RetainedOutputs::default();
+    (1..=3).for_each(|number| keep(&mut outputs, number));
+    outputs.on_released(OutputOrdinal(9));
+    let (through, unreleased) = outputs.into_unreleased();
+    assert_eq!((through, unreleased.len()), (OutputOrdinal(3), 0), "the numbers go on from there");
+}
+
+#[test]
 fn released_outputs_stay_a_while_for_an_incident() {
     let mut outputs = RetainedOutputs::default();
     (1..=20).for_each(|number| keep(&mut outputs, number));
-    assert!(outputs.on_released(OutputOrdinal(20)));
+    outputs.on_released(OutputOrdinal(20));
     assert_eq!(outputs.evidence(OutputOrdinal(12)), None);
     assert_eq!(outputs.evidence(OutputOrdinal(13)).unwrap().frame, [13]);
-    assert!(!outputs.on_released(OutputOrdinal(19)), "a release cannot be taken back");
+    outputs.on_released(OutputOrdinal(19));
+    assert_eq!(outputs.released_through(), OutputOrdinal(20), "a release cannot be taken back");
 }
 
 proptest! {

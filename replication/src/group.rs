@@ -21,24 +21,26 @@
 
 use ftvmm_devices::{DiskOutcome, Input};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
-pub use crate::codec_error::{CodecError, GROUP_BYTES_MAX};
+pub use crate::codec_error::{CodecError, GROUP_BYTES_MAX, RECORDS_MAX};
 use crate::disk::DiskAnswer;
 use crate::encoding;
-use crate::record::{End, EndReason, Event, Ordinal, Record};
+use crate::record::{COUNTER_MAX, End, Event, Ordinal, Record};
+use crate::record_reader::{DELTA_INLINE_MAX, RecordReader, number, number_error};
 use crate::tag::{Kind, Tag};
 use crate::varint::{self, VarintError};
 
 /// A group that holds this much does not wait for the guest to leave its exit.
 pub const SLICE_GROUP_BYTES: u64 = 1 << 20;
+/// A group that holds so many records does not wait for the guest to leave its exit either.
+const RECORDS_FULL: u64 = RECORDS_MAX / 4;
+/// An lz4 block is at most so many times as long when it is decompressed: a byte of it adds at most
+/// 255 bytes to a match.
+pub(crate) const LZ4_RATIO_MAX: usize = 255;
 /// Bodies shorter than this are never compressed: the gain could not pay for the attempt.
 const LZ4_BODY_BYTES_MIN: usize = 512;
-/// Room for so many records is made before they are read, whatever the group says of their number.
-/// More is made as they come.
+/// Room for so many records is made before they are read. More is made as they come.
 const RECORDS_RESERVED_MAX: u64 = 4096;
-/// Largest ordinal delta that fits the record's first byte.
-const DELTA_INLINE_MAX: u64 = 14;
 
 /// How a body is stored. Part of the log format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +105,12 @@ impl GroupEncoder {
         self.body.len() as u64
     }
 
+    /// Whether the group is to be finished although the guest has not left its exit.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.body_bytes() >= SLICE_GROUP_BYTES || self.record_count >= RECORDS_FULL
+    }
+
     /// Appends a record.
     ///
     /// # Panics
@@ -159,7 +167,8 @@ impl GroupEncoder {
         }
         self.last_at = record.at;
         self.record_count += 1;
-        assert!(self.body.len() < GROUP_BYTES_MAX as usize - 64, "group was not finished in time");
+        let has_room = self.body.len() < GROUP_BYTES_MAX as usize - 64;
+        assert!(has_room && self.record_count < RECORDS_MAX, "group was not finished in time");
     }
 
     fn push_head(&mut self, tag: Tag, delta: u64) {
@@ -211,7 +220,7 @@ impl GroupEncoder {
     /// When the horizon falls, or a record lies more than one exit past it.
     pub fn finish(&mut self, horizon: Ordinal) -> Vec<u8> {
         assert!(horizon >= self.horizon_last, "horizon {horizon} after {}", self.horizon_last);
-        assert!(horizon.0 < u64::MAX, "horizon is exhausted");
+        assert!(horizon.0 <= COUNTER_MAX, "horizon is exhausted");
         assert!(self.record_count == 0 || self.last_at <= horizon.next(), "horizon is too early");
         let compressed = (self.body.len() >= LZ4_BODY_BYTES_MIN)
             .then(|| lz4_flex::block::compress(&self.body))
@@ -274,17 +283,6 @@ struct Opened<'a> {
     rest: &'a [u8],
 }
 
-fn number_error(error: VarintError, field: &'static str) -> CodecError {
-    match error {
-        VarintError::Short | VarintError::Overflow => CodecError::Number { field },
-        VarintError::Overlong => CodecError::Overlong { field },
-    }
-}
-
-fn number(input: &mut &[u8], field: &'static str) -> Result<u64, CodecError> {
-    varint::take(input).map_err(|error| number_error(error, field))
-}
-
 fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
     let got_bytes = bytes.len() as u64;
     let length = group_length(bytes)?
@@ -310,11 +308,13 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
         2 => Codec::Lz4,
         codec => return Err(CodecError::Codec { codec: codec as u8 }),
     };
-    let horizon = Ordinal(number(&mut rest, "horizon")?);
-    if horizon.0 == u64::MAX {
-        return Err(CodecError::Number { field: "horizon" });
+    let horizon = Ordinal::from_outside(number(&mut rest, "horizon")?)
+        .ok_or(CodecError::Number { field: "horizon" })?;
+    let record_count = head >> 2;
+    if record_count > RECORDS_MAX {
+        return Err(CodecError::RecordCount { record_count });
     }
-    Ok(Opened { head: GroupHead { horizon, record_count: head >> 2 }, codec, rest })
+    Ok(Opened { head: GroupHead { horizon, record_count }, codec, rest })
 }
 
 /// Checks length and checksum of exactly one group and reads its horizon, without decoding records.
@@ -348,15 +348,17 @@ pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
         if expected_bytes > u64::from(GROUP_BYTES_MAX) {
             return Err(CodecError::Length { length_bytes: expected_bytes });
         }
-        decompressed = lz4_flex::block::decompress(rest, expected_bytes as usize)
-            .ok()
+        // Room is made for what can be there.
+        decompressed = (expected_bytes <= (rest.len() * LZ4_RATIO_MAX) as u64)
+            .then(|| lz4_flex::block::decompress(rest, expected_bytes as usize).ok())
+            .flatten()
             .filter(|body| body.len() as u64 == expected_bytes)
             .ok_or(CodecError::Decompress { expected_bytes })?;
         rest = &decompressed;
     }
 
     records.reserve(record_count.min(RECORDS_RESERVED_MAX) as usize);
-    let mut reader = RecordReader { rest, at: first_at, time_ns: 0 };
+    let mut reader = RecordReader::new(rest, first_at);
     for index in 0..record_count {
         let record = reader.next(index)?.ok_or(out_of_reach(index))?;
         if record.at.0 > horizon.0 + 1 {
@@ -364,125 +366,9 @@ pub fn decode_group(bytes: &[u8]) -> Result<Group, CodecError> {
         }
         records.push(record);
     }
-    if !reader.rest.is_empty() {
-        return Err(CodecError::RecordBounds { index: record_count });
-    }
-    Ok(Group { horizon, records })
-}
-
-struct RecordReader<'a> {
-    rest: &'a [u8],
-    at: u64,
-    time_ns: u64,
-}
-
-impl RecordReader<'_> {
-    /// The next record; `None` when a counter overflows.
-    fn next(&mut self, index: u64) -> Result<Option<Record>, CodecError> {
-        let first = self.bytes(1, index)?[0];
-        let mut delta = u64::from(first >> 4);
-        if delta > DELTA_INLINE_MAX {
-            let more = number(&mut self.rest, "ordinal delta")?;
-            let Some(sum) = delta.checked_add(more) else {
-                return Ok(None);
-            };
-            delta = sum;
-        }
-        let Some(at) = self.at.checked_add(delta) else {
-            return Ok(None);
-        };
-        self.at = at;
-        let tag = first & 0x0f;
-        let unknown = CodecError::RecordTag { tag };
-        let event = match Tag::ALL.into_iter().find(|known| *known as u8 == tag).ok_or(unknown)? {
-            tag @ (Tag::TimeNs | Tag::TimeUs) => {
-                let unit_ns = if tag == Tag::TimeUs { 1000 } else { 1 };
-                let step_ns = number(&mut self.rest, "time delta")?.checked_mul(unit_ns);
-                let now_ns = step_ns.and_then(|step_ns| self.time_ns.checked_add(step_ns));
-                let Some(now_ns) = now_ns else {
-                    return Ok(None);
-                };
-                self.time_ns = now_ns;
-                Event::Input(Input::Time { now_ns })
-            }
-            Tag::NetRx => Event::Input(Input::NetRx { frame: self.sized_bytes(index)? }),
-            Tag::ConsoleRx => Event::Input(Input::ConsoleRx { bytes: self.sized_bytes(index)? }),
-            Tag::Entropy => Event::Input(Input::Entropy { bytes: self.sized_bytes(index)? }),
-            Tag::Check => Event::Check(Box::new(self.encoded(index)?)),
-            Tag::Slice => Event::Slice(self.encoded(index)?),
-            Tag::DiskDone => {
-                let id = number(&mut self.rest, "disk request")?;
-                let outcome = DiskOutcome::Done { data: self.sized_bytes(index)? };
-                Event::Input(Input::DiskDone { id, outcome })
-            }
-            Tag::DiskFailed => {
-                let id = number(&mut self.rest, "disk request")?;
-                Event::Input(Input::DiskDone { id, outcome: DiskOutcome::Failed })
-            }
-            Tag::DiskAnswer => {
-                let id = number(&mut self.rest, "disk request")?;
-                let data_xxh3 = Some(u64::from_le_bytes(self.array(index)?));
-                Event::DiskAnswer(DiskAnswer { id, data_xxh3 })
-            }
-            Tag::DiskFailedAnswer => {
-                let id = number(&mut self.rest, "disk request")?;
-                Event::DiskAnswer(DiskAnswer { id, data_xxh3: None })
-            }
-            Tag::Snapshot => Event::Snapshot(self.encoded(index)?),
-            Tag::Extended => Event::Input(self.extended(index)?),
-            Tag::End => {
-                let [number] = self.array(index)?;
-                let reason = EndReason::from_number(number)
-                    .ok_or(CodecError::EndReasonNumber { reason: number })?;
-                let state_digest = self.array(index)?;
-                let chain = u64::from_le_bytes(self.array(index)?);
-                let outputs = u64::from_le_bytes(self.array(index)?);
-                Event::End(End { state_digest, chain, outputs, reason })
-            }
-        };
-        Ok(Some(Record { at: Ordinal(at), event }))
-    }
-
-    fn extended(&mut self, index: u64) -> Result<Input, CodecError> {
-        let [number_read] = self.array(index)?;
-        let kind =
-            Kind::from_number(number_read).ok_or(CodecError::RecordKind { kind: number_read })?;
-        Ok(match kind {
-            Kind::PowerButton => Input::PowerButton,
-            Kind::Nmi => Input::Nmi,
-            Kind::ConsoleBreak => Input::ConsoleBreak,
-            Kind::NetAnnounce => Input::NetAnnounce,
-            Kind::NewIdentity => Input::NewIdentity {
-                generation_id: self.array(index)?,
-                unix_s: number(&mut self.rest, "time of day")?,
-            },
-        })
-    }
-
-    fn bytes(&mut self, length_bytes: u64, index: u64) -> Result<&[u8], CodecError> {
-        if length_bytes > self.rest.len() as u64 {
-            return Err(CodecError::RecordBounds { index });
-        }
-        let (taken, rest) = self.rest.split_at(length_bytes as usize);
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn sized_bytes(&mut self, index: u64) -> Result<Vec<u8>, CodecError> {
-        let length_bytes = number(&mut self.rest, "payload length")?;
-        self.bytes(length_bytes, index).map(<[u8]>::to_vec)
-    }
-
-    fn encoded<T: Serialize + DeserializeOwned>(&mut self, index: u64) -> Result<T, CodecError> {
-        let length_bytes = number(&mut self.rest, "payload length")?;
-        let bytes = self.bytes(length_bytes, index)?;
-        encoding::decode(bytes).map_err(|_| CodecError::RecordBody { index })
-    }
-
-    fn array<const N: usize>(&mut self, index: u64) -> Result<[u8; N], CodecError> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.bytes(N as u64, index)?);
-        Ok(array)
+    match reader.is_done() {
+        true => Ok(Group { horizon, records }),
+        false => Err(CodecError::RecordBounds { index: record_count }),
     }
 }
 

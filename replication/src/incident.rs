@@ -7,9 +7,17 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
 use crate::digest::OutputDigest;
 use crate::policy::Role;
 use crate::record::{Hex, Ordinal, OutputOrdinal, Term};
+
+/// Records that a side quotes.
+pub(crate) const RECORDS_QUOTED: usize = 32;
+/// Longest line of a quoted record, in bytes.
+pub(crate) const LINE_BYTES_MAX: usize = 1024;
+/// Longest description of a fault, in bytes.
+pub(crate) const FAULT_BYTES_MAX: usize = 16 << 10;
 
 /// In what the two sides differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +30,7 @@ pub enum DivergenceCause {
     /// The backup cannot follow the log.
     ReplayFault {
         /// What the backup's run loop says.
+        #[serde(deserialize_with = "bounded::text::<_, FAULT_BYTES_MAX>")]
         description: String,
     },
     /// In the state in which the guest ended.
@@ -48,6 +57,7 @@ pub struct OutputEvidence {
     /// Its digest.
     pub digest: OutputDigest,
     /// The frame.
+    #[serde(deserialize_with = "bounded::frame")]
     pub frame: Vec<u8>,
 }
 
@@ -63,8 +73,11 @@ pub struct Evidence {
     /// Digest of the state in which the guest ended, if it did.
     pub state_digest: Option<[u8; 32]>,
     /// What went wrong, if the run loop said so.
+    #[serde(deserialize_with = "bounded::optional_text::<_, FAULT_BYTES_MAX>")]
     pub fault: Option<String>,
-    /// The last records up to the place in question, as `ftvmm log dump` prints them.
+    /// The last records up to the place in question, as `ftvmm log dump` prints them; a long line
+    /// is cut.
+    #[serde(deserialize_with = "bounded::texts::<_, RECORDS_QUOTED, LINE_BYTES_MAX>")]
     pub last_records: Vec<String>,
 }
 

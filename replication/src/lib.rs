@@ -11,7 +11,7 @@
 //! | [`log_stat`], [`log_diff`] | statistics and differences of log files |
 //! | [`fingerprint`] | the facts two machines must share |
 //! | [`build_id`] | which program it is |
-//! | [`encoding`] | plain data as bytes |
+//! | [`encoding`], `bounded` | plain data as bytes, and how much of it is taken from outside |
 //! | [`check`] | what is compared of two executions |
 //! | `disk` | what the log says of the guest's disk |
 //! | [`mod@slice`] | the state of the guest where no exit names the point |
@@ -26,6 +26,7 @@
 //! | [`witness`] | who may be active in a term |
 #![forbid(unsafe_code)]
 
+mod bounded;
 pub mod build_id;
 pub mod check;
 mod codec_error;
@@ -45,6 +46,7 @@ pub mod message;
 pub mod peer;
 pub mod policy;
 pub mod record;
+mod record_reader;
 pub mod replay;
 pub mod session;
 pub mod slice;

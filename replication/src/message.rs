@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::bounded;
 use crate::build_id::BuildId;
 use crate::digest::OutputDigest;
 use crate::encoding;
@@ -16,6 +17,13 @@ use crate::incident::{DivergenceCause, Evidence};
 use crate::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::state::StatePart;
+
+/// Most frames in one [`Message::Strays`].
+pub const STRAYS_MAX: usize = bounded::FRAMES_MAX;
+
+/// Frames that one message carries: at most [`STRAYS_MAX`], none longer than a frame can be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frames(#[serde(deserialize_with = "bounded::frames")] pub Vec<Vec<u8>>);
 
 /// Why a side says goodbye.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,7 +266,7 @@ messages! {
         /// The primary's term.
         term: Term,
         /// The frames, in order.
-        frames: Vec<Vec<u8>>,
+        frames: Frames,
     }
     /// An output from before the end of the state that has not left yet: it will when the backup
     /// has the state, and the backup sends it should it take over. In order, right before
@@ -278,6 +286,23 @@ messages! {
     24 ClientLink {
         /// It is.
         up: bool,
+    }
+    /// The primary wants a lease: it releases nothing without one.
+    30 LeaseRequest {
+        /// The primary's term.
+        term: Term,
+        /// The request; no two of a term have the same.
+        number: u64,
+    }
+    /// Answer to [`Message::LeaseRequest`], of a backup that follows: it does not take over before
+    /// the lease is over, unless the primary asks for it or has closed the connection.
+    31 LeaseGrant {
+        /// The primary's term.
+        term: Term,
+        /// The request.
+        number: u64,
+        /// From the moment at which the backup read the request, in nanoseconds.
+        lease_ns: u64,
     }
 }
 
@@ -313,7 +338,9 @@ impl Message {
             | Self::Yield { term, .. }
             | Self::DiskFlushed { term, .. }
             | Self::Strays { term, .. }
-            | Self::Held { term, .. } => Some(*term),
+            | Self::Held { term, .. }
+            | Self::LeaseRequest { term, .. }
+            | Self::LeaseGrant { term, .. } => Some(*term),
         }
     }
 }

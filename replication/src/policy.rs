@@ -171,6 +171,12 @@ impl SessionConfig {
         2 * self.failure_ns
     }
 
+    /// The lease this host grants as a backup, and the longest it uses as a primary. A backup takes
+    /// a silent primary for lost much later, so that only a broken connection has it wait.
+    pub(super) fn lease_ns(&self) -> u64 {
+        self.failure_ns / 4
+    }
+
     /// Silence after which a side gives up while a state is under way.
     pub(super) fn attach_ns(&self) -> u64 {
         2 * self.handshake_ns.max(self.failure_ns)

@@ -10,9 +10,11 @@ use core::fmt;
 use std::borrow::Cow;
 
 use ftvmm_devices::{DiskOutcome, Input};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use crate::bounded::COUNTER_MAX;
 use crate::check::Check;
 use crate::disk::DiskAnswer;
 use crate::slice::Slice;
@@ -21,20 +23,33 @@ macro_rules! counter {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(
-            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
-            Serialize, Deserialize,
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize,
         )]
         pub struct $name(pub u64);
 
         impl $name {
+            /// The counter with a number that comes from outside; `None` for one above
+            /// [`COUNTER_MAX`].
+            #[must_use]
+            pub fn from_outside(number: u64) -> Option<Self> {
+                (number <= COUNTER_MAX).then_some(Self(number))
+            }
+
             /// The one after this.
             ///
             /// # Panics
-            /// At the end of the 64-bit range, which no run reaches.
+            /// At the end of the 64-bit range, which no run reaches: see [`COUNTER_MAX`].
             #[must_use]
             pub fn next(self) -> Self {
                 assert!(self.0 < u64::MAX, "counter is exhausted");
                 Self(self.0 + 1)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let number = u64::deserialize(deserializer)?;
+                Self::from_outside(number).ok_or_else(|| D::Error::custom("no counter is so high"))
             }
         }
 
@@ -334,6 +349,23 @@ mod tests {
             let difference = other.difference(&end).unwrap();
             assert!(difference.contains(wanted), "{difference}");
         }
+    }
+
+    #[test]
+    fn a_number_that_no_counter_reaches_is_refused_from_outside() {
+        fn refused<T: Serialize + serde::de::DeserializeOwned>(made: fn(u64) -> T) {
+            let decoded =
+                |number| crate::encoding::decode::<T>(&crate::encoding::encode(&made(number)));
+            assert!(decoded(COUNTER_MAX).is_ok());
+            for number in [COUNTER_MAX + 1, u64::MAX - 1, u64::MAX] {
+                assert!(decoded(number).is_err(), "{number}");
+            }
+        }
+        refused(Ordinal);
+        refused(OutputOrdinal);
+        refused(Term);
+        let three = [COUNTER_MAX; 3].into_iter().try_fold(0, u64::checked_add);
+        assert!(three.is_some(), "the sum of any three is a number");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use core::ops::Range;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::bounded::COUNTER_MAX;
 use crate::varint::{self, VarintError};
 
 /// Bytes of a page.
@@ -60,6 +61,12 @@ pub enum SliceError {
     /// A run goes past the end of its page.
     #[error("a slice writes past the end of page {page:#x}")]
     PastPage {
+        /// The page.
+        page: u64,
+    },
+    /// A page lies where no guest has memory.
+    #[error("a slice names page {page:#x}, which no guest has")]
+    NoPage {
         /// The page.
         page: u64,
     },
@@ -135,6 +142,9 @@ pub fn for_each_run(
     let mut page = 0u64;
     while !bytes.is_empty() {
         page = page.checked_add(number(&mut bytes)?).ok_or(SliceError::Cut)?;
+        if page > COUNTER_MAX / PAGE_BYTES as u64 {
+            return Err(SliceError::NoPage { page });
+        }
         let mut word = 0u64;
         for _ in 0..number(&mut bytes)? {
             let past = SliceError::PastPage { page };
@@ -251,6 +261,17 @@ mod tests {
         let bytes = [3, 1, 0xff, 3, 2, 0, 0, 0, 0, 0, 0, 0, 0];
         let answer = for_each_run(&bytes, |_, _, _| {});
         assert_eq!(answer, Err(SliceError::PastPage { page: 3 }));
+    }
+
+    #[test]
+    fn a_page_that_no_guest_has_is_named() {
+        for page in [COUNTER_MAX / PAGE_BYTES as u64 + 1, u64::MAX] {
+            let mut bytes = Vec::new();
+            varint::put(&mut bytes, page);
+            bytes.push(0);
+            let answer = for_each_run(&bytes, |_, _, _| {});
+            assert_eq!(answer, Err(SliceError::NoPage { page }));
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::bounded::COUNTER_MAX;
+use crate::group::LZ4_RATIO_MAX;
 use crate::slice::PAGE_BYTES;
 
 /// Most pages in a part.
@@ -72,6 +74,12 @@ pub enum StateError {
         /// Decompressed.
         bytes: usize,
     },
+    /// A number names a place that no memory or disk has.
+    #[error("a part of the state names page or block {number}, which no guest has")]
+    Number {
+        /// The number.
+        number: u64,
+    },
 }
 
 /// Makes a part's content of numbered items of one size.
@@ -112,15 +120,24 @@ fn unpack(
     if claimed > (NUMBER_BYTES + item_bytes) * items_max {
         return Err(StateError::Length { bytes: claimed });
     }
+    // Room is made for what can be there.
+    if claimed > stored.len() * LZ4_RATIO_MAX {
+        return Err(StateError::Damaged);
+    }
     let bytes = lz4_flex::block::decompress(stored, claimed).map_err(|_| StateError::Damaged)?;
     if !bytes.len().is_multiple_of(NUMBER_BYTES + item_bytes) {
         return Err(StateError::Length { bytes: bytes.len() });
     }
-    for item in bytes.chunks_exact(NUMBER_BYTES + item_bytes) {
-        if let Some((number, content)) = item.split_first_chunk() {
-            take(u64::from_le_bytes(*number), content);
-        }
+    let items = bytes.chunks_exact(NUMBER_BYTES + item_bytes);
+    let items = items.filter_map(|item| item.split_first_chunk());
+    let items = items.map(|(number, content)| (u64::from_le_bytes(*number), content));
+    // Whoever takes an item multiplies its number by its size.
+    let beyond =
+        |number: &u64| number.checked_mul(item_bytes as u64).is_none_or(|at| at > COUNTER_MAX);
+    if let Some(number) = items.clone().map(|(number, _)| number).find(beyond) {
+        return Err(StateError::Number { number });
     }
+    items.for_each(|(number, content)| take(number, content));
     Ok(())
 }
 
@@ -143,5 +160,25 @@ mod tests {
         assert_eq!(unpack_pages(&odd, none), Err(StateError::Length { bytes: 100 }));
         let huge = [u32::MAX.to_le_bytes().as_slice(), &[0; 20]].concat();
         assert!(matches!(unpack_pages(&huge, none), Err(StateError::Length { .. })));
+        let large = [1_000_000u32.to_le_bytes().as_slice(), &[0; 20]].concat();
+        assert_eq!(unpack_pages(&large, none), Err(StateError::Damaged), "before there is room");
+    }
+
+    /// Whoever takes a page or block may multiply its number by its size.
+    #[test]
+    fn a_place_that_no_guest_has_is_refused_before_anything_is_handed_out() {
+        let place =
+            |number| pack([(3, &[7; PAGE_BYTES][..]), (number, &[8; PAGE_BYTES])].into_iter());
+        let mut got = Vec::new();
+        let last = COUNTER_MAX / PAGE_BYTES as u64;
+        unpack_pages(&place(last), |page, _| got.push(page)).unwrap();
+        assert_eq!(got, [3, last]);
+        for number in [last + 1, 1 << 52, u64::MAX] {
+            let refused = unpack_pages(&place(number), |_, _| panic!("nothing is handed out"));
+            assert_eq!(refused, Err(StateError::Number { number }));
+        }
+        let blocks = pack([(1 << 48, &[7; BLOCK_BYTES][..])].into_iter());
+        let refused = unpack_blocks(&blocks, |_, _| panic!("nothing is handed out"));
+        assert_eq!(refused, Err(StateError::Number { number: 1 << 48 }));
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::bounded;
 use crate::group::GROUP_BYTES_MAX;
 
 /// Largest body: a full log group and the fields around it.
@@ -15,6 +16,7 @@ pub enum WireError {
     #[error("peer does not speak ftvmm: it began with \"{}\"", first_bytes.escape_ascii())]
     NotFtvmm {
         /// Its first bytes, at most eight.
+        #[serde(deserialize_with = "bounded::list::<_, _, 8>")]
         first_bytes: Vec<u8>,
     },
     /// The peer is an ftvmm of another version.

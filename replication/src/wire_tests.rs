@@ -6,7 +6,7 @@ use super::*;
 use crate::digest::OutputDigest;
 use crate::fingerprint::tests::example;
 use crate::incident::{DivergenceCause, Evidence, OutputEvidence};
-use crate::message::ByeReason;
+use crate::message::{ByeReason, Frames};
 use crate::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::state::StatePart;
@@ -73,9 +73,11 @@ fn samples() -> Vec<Message> {
         Message::Yield { term, through: Ordinal(77), released_through, follows: true },
         Message::Promoted { term: Term(4) },
         Message::DiskFlushed { term, id: 1 << 40 },
-        Message::Strays { term, frames: vec![vec![1; 60], vec![2; 90]] },
+        Message::Strays { term, frames: Frames(vec![vec![1; 60], vec![2; 90]]) },
         Message::Held { term, at: Ordinal(76), digest, frame: vec![3; 60] },
         Message::ClientLink { up: false },
+        Message::LeaseRequest { term, number: 1 << 33 },
+        Message::LeaseGrant { term, number: 1 << 33, lease_ns: 125_000_000 },
     ]
 }
 
@@ -120,6 +122,8 @@ fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
         (22, "Strays"),
         (23, "Held"),
         (24, "ClientLink"),
+        (30, "LeaseRequest"),
+        (31, "LeaseGrant"),
     ];
     assert_eq!(Message::TAGS, expected);
     let used: Vec<(u8, &str)> = samples().iter().map(|m| (m.tag(), m.name())).collect();

@@ -80,6 +80,27 @@ pub fn judge(current: Option<&WitnessEntry>, term: Term, holder: &str) -> Claim 
     }
 }
 
+/// A number that no host can have won as a term: terms are claimed one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("no term is so high")]
+pub struct TermTooHigh;
+
+/// The term that a witness stored in decimal digits; `None` when the text is no number as a term is
+/// written.
+///
+/// # Errors
+/// [`TermTooHigh`] for a number that is no term's.
+pub fn stored_term(digits: &str) -> Result<Option<Term>, TermTooHigh> {
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit())
+        && !digits.is_empty()
+        && (digits == "0" || !digits.starts_with('0'));
+    if !is_number {
+        return Ok(None);
+    }
+    let term = digits.parse().ok().and_then(Term::from_outside);
+    term.map(Some).ok_or(TermTooHigh)
+}
+
 impl WitnessEntry {
     /// The entry as the witness stores it.
     #[must_use]
@@ -91,7 +112,7 @@ impl WitnessEntry {
     #[must_use]
     pub fn from_line(line: &str) -> Option<Self> {
         let (term, holder) = line.strip_suffix('\n')?.split_once(' ')?;
-        let entry = Self { term: Term(term.parse().ok()?), holder: holder.to_owned() };
+        let entry = Self { term: stored_term(term).ok()??, holder: holder.to_owned() };
         (entry.to_line() == line && !holder.is_empty() && !holder.contains('\n')).then_some(entry)
     }
 }
@@ -99,6 +120,7 @@ impl WitnessEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::COUNTER_MAX;
 
     fn entry(term: u64, holder: &str) -> WitnessEntry {
         WitnessEntry { term: Term(term), holder: holder.into() }
@@ -125,6 +147,20 @@ mod tests {
         assert_eq!(WitnessEntry::from_line(&stored.to_line()), Some(stored));
         for line in ["", "\n", "12\n", "12 \n", "x a\n", "12 a", "012 a\n", "-1 a\n", "1 a\nb\n"] {
             assert_eq!(WitnessEntry::from_line(line), None, "{line:?}");
+        }
+        assert_eq!(WitnessEntry::from_line(&format!("{} a\n", u64::MAX)), None);
+    }
+
+    #[test]
+    fn a_stored_number_is_a_term_or_is_said_to_be_none() {
+        assert_eq!(stored_term("0"), Ok(Some(Term(0))));
+        assert_eq!(stored_term("12"), Ok(Some(Term(12))));
+        for text in ["", "x", "+7", "-7", "007", "7.bak", " 7"] {
+            assert_eq!(stored_term(text), Ok(None), "{text:?}");
+        }
+        let high = COUNTER_MAX + 1;
+        for text in [high.to_string(), u64::MAX.to_string(), "9".repeat(23)] {
+            assert_eq!(stored_term(&text), Err(TermTooHigh), "{text}");
         }
     }
 }

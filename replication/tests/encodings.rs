@@ -8,6 +8,7 @@ use std::path::Path;
 use ftvmm_devices::{DiskOutcome, Input};
 use ftvmm_replication::fingerprint::Fact;
 use ftvmm_replication::log::LOG_VERSION;
+use ftvmm_replication::message::Frames;
 use ftvmm_replication::slice::find_runs;
 use ftvmm_replication::snapshot::SNAPSHOT_VERSION;
 use ftvmm_replication::wire::{self, PREAMBLE, WIRE_VERSION};
@@ -231,9 +232,15 @@ fn messages() -> Vec<Message> {
         },
         Message::Promoted { .. } => Message::Promoted { term },
         Message::DiskFlushed { .. } => Message::DiskFlushed { term, id: 1 << 40 },
-        Message::Strays { .. } => Message::Strays { term, frames: vec![vec![1, 2], vec![3]] },
+        Message::Strays { .. } => {
+            Message::Strays { term, frames: Frames(vec![vec![1, 2], vec![3]]) }
+        },
         Message::Held { .. } => Message::Held { term, at, digest, frame: vec![3, 4] },
         Message::ClientLink { .. } => Message::ClientLink { up: true },
+        Message::LeaseRequest { .. } => Message::LeaseRequest { term, number: 1 << 33 },
+        Message::LeaseGrant { .. } => {
+            Message::LeaseGrant { term, number: 1 << 33, lease_ns: 125_000_000 }
+        },
     })
 }
 

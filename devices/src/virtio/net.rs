@@ -63,9 +63,9 @@ use crate::state::InvalidState;
 pub const DEFAULT_MTU: u16 = 1500;
 /// Most received frames that wait for the guest's buffers.
 pub const RX_BACKLOG_FRAMES_MAX: usize = 256;
-/// Longest frame from the guest, with its header: an IPv4 packet of the greatest length, Ethernet
-/// header, VLAN tag.
-const TX_FRAME_BYTES_MAX: usize = HEADER_BYTES + ETHERNET_HEADER_BYTES + 4 + 65_535;
+/// Longest frame to or from the guest, with its header: an IPv4 packet of the greatest length,
+/// Ethernet header, VLAN tag.
+pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + ETHERNET_HEADER_BYTES + 4 + 65_535;
 
 const RX_QUEUE: u16 = 0;
 const TX_QUEUE: u16 = 1;
@@ -233,7 +233,7 @@ impl VirtioNet {
             announce: false,
             sources: NetSources::default(),
             counters: NetCounters::default(),
-            gathered: vec![0; TX_FRAME_BYTES_MAX].into_boxed_slice(),
+            gathered: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
         }
     }
 

@@ -30,6 +30,7 @@ pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
 pub use transfer::Transfer;
 
+use crate::message::STRAYS_MAX;
 use crate::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
 use crate::record::{End, Event, Ordinal, Record};
 use crate::session::{DisconnectReason, Session, SessionEvent};
@@ -39,8 +40,6 @@ use crate::wire::{self, Decoder};
 /// How long after a switch of roles the network may send the guest's frames to its old place, in
 /// nanoseconds.
 const STRAYS_NS: u64 = 1_000_000_000;
-/// Most frames in one message; with the longest frames it has 4 MiB.
-const STRAYS_AT_ONCE: usize = 64;
 
 /// What the session decided at the guest's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,9 +189,7 @@ impl PeerCore {
         if self.session.next_deadline_ns().is_some_and(|deadline_ns| deadline_ns <= now_ns) {
             self.step(now_ns, SessionEvent::Tick);
         }
-        if self.announcer.is_due(now_ns) {
-            self.effects.push(Effect::Announce);
-        }
+        self.announce(now_ns);
     }
 
     // The guest's log.
@@ -339,6 +336,14 @@ impl PeerCore {
         }
     }
 
+    /// A frame from the guest's own address came from the network: another host sends as the guest,
+    /// and the switches look for the guest there now.
+    pub fn guest_is_elsewhere(&mut self, now_ns: u64) {
+        if !self.follows() {
+            self.announcer.again(now_ns);
+        }
+    }
+
     /// Whether a frame that came here may be one for the guest's old place.
     #[must_use]
     pub fn takes_strays(&self, now_ns: u64) -> bool {
@@ -350,7 +355,7 @@ impl PeerCore {
         // Few enough for one message, whatever their length.
         let mut frames = frames.into_iter().peekable();
         while frames.peek().is_some() {
-            let some = frames.by_ref().take(STRAYS_AT_ONCE).collect();
+            let some = frames.by_ref().take(STRAYS_MAX).collect();
             self.step(now_ns, SessionEvent::Strays(some));
         }
     }

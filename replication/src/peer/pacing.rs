@@ -7,7 +7,7 @@
 
 use ftvmm_devices::Input;
 
-use crate::group::{GroupEncoder, SLICE_GROUP_BYTES};
+use crate::group::GroupEncoder;
 use crate::record::{Event, Ordinal, Record};
 
 /// Sending uses at most 1/`SEND_SHARE` of the guest's time, except where [`LONGEST_NS`] forces it.
@@ -105,7 +105,7 @@ impl LogPacer {
         self.client_waits |=
             matches!(record.event, Event::Input(Input::NetRx { .. } | Input::ConsoleRx { .. }));
         // A big slice fills several groups while the guest stands still.
-        match self.group.body_bytes() >= SLICE_GROUP_BYTES {
+        match self.group.is_full() {
             true => Pace::Send,
             false => Pace::Wait,
         }

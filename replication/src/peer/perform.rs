@@ -5,6 +5,7 @@ use crate::group::decode_group;
 use crate::message::Message;
 use crate::policy::{ReleasePolicy, Role};
 use crate::record::{Ordinal, Term};
+use crate::session::decision::Decision;
 use crate::session::{Action, SessionEvent};
 use crate::wire;
 
@@ -76,7 +77,12 @@ impl PeerCore {
                 self.decoder = None;
                 self.effects.push(Effect::HangUp);
             }
-            Action::Decided { row, detail } => self.notice(Notice::Decided { row, detail }),
+            Action::Decided { row, detail } => {
+                if row.decision == Decision::ClaimAfterLease {
+                    self.counters.lost_peer(self.now_ns);
+                }
+                self.notice(Notice::Decided { row, detail });
+            }
             Action::Stop(reason) => {
                 self.notice(Notice::Over { reason: reason.clone() });
                 self.stop = Some(reason);
@@ -126,9 +132,27 @@ impl PeerCore {
         self.drop_backup();
         self.effects.push(Effect::InterruptGuest);
         self.announcer.start(self.now_ns);
-        if self.announcer.is_due(self.now_ns) {
+        self.announce(self.now_ns);
+    }
+
+    /// Announces the guest if that is due and this host may be heard.
+    pub(super) fn announce(&mut self, now_ns: u64) {
+        if self.session.may_speak(now_ns) && self.announcer.is_due(now_ns) {
             self.effects.push(Effect::Announce);
         }
+    }
+
+    /// Appends what may be released now, and takes back an announcement that may not be made any
+    /// more. `now_ns` is read after everything that has come was handed over, right before the
+    /// effects are performed: this host may have stood still since they were decided.
+    pub fn release(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+        if self.announcer.take_given() && !self.session.may_speak(self.now_ns) {
+            self.effects.retain(|effect| !matches!(effect, Effect::Announce));
+        }
+        let mut actions = Vec::new();
+        self.session.release(self.now_ns, &mut actions);
+        actions.drain(..).for_each(|action| self.perform(action));
     }
 
     fn drop_backup(&mut self) {
@@ -138,6 +162,7 @@ impl PeerCore {
 
     fn join(&mut self, release: ReleasePolicy) {
         self.mode = Mode::Following;
+        self.announcer.stop();
         self.follower.join();
         self.begin.get_or_insert(Begin { rtc_epoch_s: 0, release });
         let orders = [Effect::CloseInputs, Effect::InterruptGuest, Effect::RequestAttention];
@@ -148,6 +173,7 @@ impl PeerCore {
         self.notice(Notice::Follows { term });
         self.counters.switches += 1;
         self.mode = Mode::Following;
+        self.announcer.stop();
         self.follower.follow(through);
         self.strays_until_ns = self.now_ns + STRAYS_NS;
         self.effects.push(Effect::CloseInputs);

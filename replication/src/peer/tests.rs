@@ -242,8 +242,40 @@ fn a_guest_that_left_the_logs_path_consumes_nothing_of_it_when_it_goes_live() {
 #[test]
 fn strays_go_in_messages_of_a_bounded_number() {
     let mut core = following();
-    core.strays(2 * MS, vec![vec![0; 60]; STRAYS_AT_ONCE + 1]);
+    core.strays(2 * MS, vec![vec![0; 60]; STRAYS_MAX + 1]);
     // A follower that was never live hands nothing on.
     assert!(messages(&core.take_effects()).len() <= 2);
     assert!(!core.takes_strays(2 * MS));
+}
+
+#[test]
+fn an_announcement_is_taken_back_when_the_lease_ends_before_it_is_made() {
+    for (late_ns, is_made) in [(0, true), (200 * MS, false)] {
+        let mut core = protected();
+        core.tick(2 * MS);
+        assert!(!core.has_effects(), "nobody has granted a lease");
+        let grant = Message::LeaseGrant { term: Term(1), number: 1, lease_ns: u64::MAX };
+        core.receive(2 * MS, &bytes(&[grant]));
+        core.tick(3 * MS);
+        assert!(core.has_release());
+        core.release(3 * MS + late_ns);
+        assert_eq!(core.take_effects().contains(&Effect::Announce), is_made);
+        assert!(!core.has_effects());
+    }
+}
+
+#[test]
+fn a_guest_that_is_heard_elsewhere_is_announced_by_the_host_that_has_it() {
+    let mut follower = following();
+    follower.guest_is_elsewhere(2 * MS);
+    follower.tick(3 * MS);
+    assert!(!follower.take_effects().contains(&Effect::Announce));
+    follower.disconnect(4 * MS, DisconnectReason::Closed);
+    follower.step(5 * MS, SessionEvent::TermClaimed { term: Term(2), granted: true });
+    // Until the rounds are over.
+    (5..30_000).for_each(|ms| follower.tick(ms * MS));
+    let _ = follower.take_effects();
+    follower.guest_is_elsewhere(30_000 * MS);
+    follower.tick(30_001 * MS);
+    assert!(follower.take_effects().contains(&Effect::Announce));
 }

@@ -113,7 +113,8 @@ impl PeerCore {
         self.counters.attach_stopped_ns = self.counters.attach_stopped_ns.max(Some(stopped_ns));
     }
 
-    /// What is to be done, in this order. Empty at the next call.
+    /// What is to be done, in this order. Empty at the next call. Where [`Self::has_release`],
+    /// [`Self::release`] comes first.
     #[must_use]
     pub fn take_effects(&mut self) -> Vec<Effect> {
         core::mem::take(&mut self.effects)
@@ -122,6 +123,13 @@ impl PeerCore {
     /// Whether there is anything to be done.
     #[must_use]
     pub fn has_effects(&self) -> bool {
-        !self.effects.is_empty()
+        !self.effects.is_empty() || self.session.has_release()
+    }
+
+    /// Whether something may leave only if no other host is active now: [`Self::release`] asks
+    /// that.
+    #[must_use]
+    pub fn has_release(&self) -> bool {
+        self.announcer.is_given() || self.session.has_release()
     }
 }

@@ -2,6 +2,8 @@
 
 mod diverge;
 mod join;
+mod numbers;
+mod take_over;
 
 use super::decision::{Decision, Situation, Trouble};
 use super::flush_gate::FlushGate;
@@ -10,9 +12,8 @@ use super::primary::Primary;
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, leave, stop_on_request};
 use crate::digest::OutputDigest;
 use crate::gate::{Output, RetainedOutputs};
-use crate::group::peek_group;
 use crate::incident::{DivergenceCause, Evidence};
-use crate::message::{ByeReason, Message};
+use crate::message::{ByeReason, Frames, Message};
 use crate::policy::{
     DivergencePolicy, REPORT_EXITS, Refusal, ReleasePolicy, Role, SessionConfig, StopReason,
 };
@@ -39,8 +40,8 @@ enum Phase {
         /// The incident report is out.
         reported: bool,
     },
-    /// For the witness.
-    ClaimingTerm { term: Term },
+    /// For the witness, which is not asked before `from_ns`: the lease runs until then.
+    ClaimingTerm { term: Term, from_ns: Option<u64> },
     /// The guest is ours, the rest of the log is being executed.
     Live,
 }
@@ -62,7 +63,6 @@ pub(super) struct Backup {
     outputs: RetainedOutputs,
     flushes: FlushGate,
     window: LogWindow,
-    received_through: Ordinal,
     /// Log bytes executed since the last acknowledgement.
     unreported_bytes: u64,
     /// The last exit reported as executed.
@@ -88,7 +88,6 @@ impl Backup {
             outputs: RetainedOutputs::default(),
             flushes: FlushGate::default(),
             window: LogWindow::default(),
-            received_through: Ordinal(0),
             unreported_bytes: 0,
             reported_through: Ordinal(0),
             release: config.release,
@@ -103,6 +102,9 @@ impl Backup {
     pub(super) fn step(&mut self, cx: &mut Context<'_>, event: SessionEvent) {
         match event {
             SessionEvent::Connected => self.on_connected(cx),
+            SessionEvent::Received(Message::LeaseRequest { term, number }) => {
+                self.on_lease_request(cx, term, number);
+            }
             SessionEvent::Received(message) => self.on_message(cx, message),
             SessionEvent::Disconnected { reason } => self.on_disconnected(cx, reason),
             SessionEvent::Tick => self.on_tick(cx),
@@ -111,6 +113,7 @@ impl Backup {
             SessionEvent::TermClaimed { term, granted } => self.on_term_claimed(cx, term, granted),
             SessionEvent::ReplayFault { description } => self.on_replay_fault(cx, description),
             SessionEvent::GuestEnded { state_digest } => self.on_guest_ended(cx, state_digest),
+            SessionEvent::FlushAsked { id } => self.flushes.on_asked(id),
             SessionEvent::DiskFlushed { id } => self.on_disk_flushed(cx, id),
             SessionEvent::DiskFailed { id, description } => match self.phase {
                 Phase::Following | Phase::AwaitingVerdict { .. } => {
@@ -124,7 +127,7 @@ impl Backup {
             SessionEvent::StateRestored { restored_bytes } => self.on_restored(cx, restored_bytes),
             SessionEvent::TookOver { through } => self.on_took_over(cx, through),
             SessionEvent::Strays(frames) if matches!(self.phase, Phase::Following) => {
-                cx.send(Message::Strays { term: self.term, frames });
+                cx.send(Message::Strays { term: self.term, frames: Frames(frames) });
             }
             // A backup that records its own log keeps it to itself.
             SessionEvent::Group { .. }
@@ -155,6 +158,11 @@ impl Backup {
             (Phase::AwaitingWelcome, DisconnectReason::Wire(error)) => {
                 cx.stop(StopReason::BadConfiguration(Refusal::Wire(error)));
             }
+            // It is dead, or has hung up and releases nothing more: the lease is over.
+            (_, reason @ DisconnectReason::Closed) => {
+                cx.link.promised_until_ns = 0;
+                self.lose_peer(cx, &reason.to_string());
+            }
             (_, reason) => self.lose_peer(cx, &reason.to_string()),
         }
     }
@@ -174,6 +182,7 @@ impl Backup {
         }
         if waits.deadline_ns.is_some_and(|deadline_ns| cx.now_ns >= deadline_ns) {
             self.report_incident(cx, None);
+            self.claim_after_lease(cx);
         }
     }
 
@@ -189,8 +198,8 @@ impl Backup {
         if term < self.term {
             return;
         }
-        if term > self.term {
-            return self.lose_peer(cx, &format!("{} of unknown term {term}", message.name()));
+        if let Some(what) = self.breach(&cx.config.limits, &message) {
+            return self.lose_peer(cx, &what);
         }
         match (&mut self.phase, message) {
             (Phase::AwaitingWelcome, hello @ Message::Hello { .. }) => {
@@ -234,8 +243,8 @@ impl Backup {
             (Phase::Joining { .. }, Message::Heartbeat { .. }) => {}
             (
                 Phase::Following | Phase::AwaitingVerdict { .. },
-                Message::Yield { through, released_through, follows, .. },
-            ) => self.on_yield(cx, through, released_through, follows),
+                Message::Yield { released_through, follows, .. },
+            ) => self.on_yield(cx, released_through, follows),
             (Phase::ClaimingTerm { .. }, Message::Heartbeat { .. }) => {}
             (Phase::Joining { .. }, Message::StandDown { .. }) => {
                 self.carry_out(cx, Trouble::StoodDown, "the primary goes on without us");
@@ -246,7 +255,7 @@ impl Backup {
             (
                 Phase::Following | Phase::AwaitingVerdict { .. },
                 Message::Heartbeat { released_through, .. },
-            ) => self.on_released(cx, released_through),
+            ) => self.outputs.on_released(released_through),
             (Phase::Following, Message::Challenge { cause, evidence, .. }) => {
                 self.on_challenge(cx, cause, evidence);
             }
@@ -292,28 +301,16 @@ impl Backup {
     }
 
     fn on_log(&mut self, cx: &mut Context<'_>, released_through: OutputOrdinal, group: Vec<u8>) {
-        let head = match peek_group(&group) {
-            Ok(head) if head.horizon >= self.received_through => head,
-            Ok(head) => {
-                let through = self.received_through;
-                let detail = format!("log falls back from {through} to {}", head.horizon);
-                return self.lose_peer(cx, &detail);
-            }
-            Err(error) => return self.lose_peer(cx, &error.to_string()),
+        let head = match self.checked_head(&cx.config.limits, &group) {
+            Ok(head) => head,
+            Err(detail) => return self.lose_peer(cx, &detail),
         };
-        self.received_through = head.horizon;
         self.window.push(head, group.clone());
+        self.outputs.on_released(released_through);
         cx.act(Action::DeliverGroup(group));
         // Under `compare` the digests tell the primary what it needs.
         if self.release == ReleasePolicy::Ack {
             self.acknowledge(cx);
-        }
-        self.on_released(cx, released_through);
-    }
-
-    fn on_released(&mut self, cx: &mut Context<'_>, released_through: OutputOrdinal) {
-        if !self.outputs.on_released(released_through) {
-            self.lose_peer(cx, "primary takes back released outputs");
         }
     }
 
@@ -321,7 +318,7 @@ impl Backup {
         self.unreported_bytes = 0;
         let executed_through = self.window.executed_through();
         self.reported_through = executed_through;
-        let received_through = self.received_through;
+        let received_through = self.window.logged_through();
         cx.send(Message::Ack { term: self.term, received_through, executed_through });
     }
 
@@ -380,12 +377,13 @@ impl Backup {
     fn lose_peer(&mut self, cx: &mut Context<'_>, detail: &str) {
         cx.hang_up();
         if !matches!(self.phase, Phase::Live | Phase::ClaimingTerm { .. }) {
-            self.carry_out(cx, Trouble::PeerLost, detail);
+            let trouble = self.loss(cx);
+            self.carry_out(cx, trouble, detail);
         }
     }
 
     fn on_term_claimed(&mut self, cx: &mut Context<'_>, answered: Term, granted: bool) {
-        if matches!(self.phase, Phase::ClaimingTerm { term } if term == answered) {
+        if matches!(self.phase, Phase::ClaimingTerm { term, .. } if term == answered) {
             let trouble = if granted { Trouble::Granted } else { Trouble::Denied };
             self.carry_out(cx, trouble, &format!("claim of term {answered}"));
         }
@@ -396,8 +394,12 @@ impl Backup {
             Decision::KeepWaiting => self.greeted = false,
             Decision::ClaimNextTerm => {
                 let term = self.term.next();
-                self.phase = Phase::ClaimingTerm { term };
+                self.phase = Phase::ClaimingTerm { term, from_ns: None };
                 cx.act(Action::ClaimTerm(term));
+            }
+            Decision::ClaimAfterLease => {
+                let from_ns = Some(cx.link.promised_until_ns);
+                self.phase = Phase::ClaimingTerm { term: self.term.next(), from_ns };
             }
             Decision::GoLive => self.go_live(cx),
             Decision::StopLostWitness => {
@@ -408,31 +410,6 @@ impl Backup {
             Decision::StopIncomplete => cx.stop(StopReason::Incomplete),
             decision => panic!("cannot {decision:?} in {}", self.state_name()),
         }
-    }
-
-    fn go_live(&mut self, cx: &mut Context<'_>) {
-        self.term = self.term.next();
-        self.phase = Phase::Live;
-        cx.act(Action::GoLive { term: self.term });
-        // A backup that follows may still find a difference in these frames.
-        if !self.is_followed() {
-            self.speak(cx);
-        }
-        self.tell_flushes(cx);
-        if self.ended.is_some() {
-            cx.stop(StopReason::Clean);
-        }
-    }
-
-    /// Sends all frames that this side has produced.
-    fn speak(&mut self, cx: &mut Context<'_>) {
-        self.outputs.go_live();
-        self.outputs.drain(|frame| cx.actions.push(Action::Transmit(frame)));
-    }
-
-    /// The primary will follow this side from where it stands.
-    pub(super) fn is_followed(&self) -> bool {
-        matches!(self.yielded, Some(Yielded { follows: true }))
     }
 
     fn situation(&self) -> Situation {
@@ -472,6 +449,7 @@ impl Backup {
         );
         let deadline_ns = match self.phase {
             Phase::AwaitingVerdict { deadline_ns, reported: false, .. } => Some(deadline_ns),
+            Phase::ClaimingTerm { from_ns, .. } => from_ns,
             _ => None,
         };
         let silence_limit_ns = match self.phase {
@@ -479,7 +457,7 @@ impl Backup {
             _ if heartbeats => config.failure_ns,
             _ => config.handshake_ns,
         };
-        Waits { silence_limit_ns, heartbeats, deadline_ns }
+        Waits { silence_limit_ns, heartbeats, deadline_ns, renews_ns: None }
     }
 
     pub(super) fn invariants(&self, connected: bool) {

@@ -77,6 +77,9 @@ pub enum Trouble {
     /// This host's way to the clients is broken, the backup's is whole, and the operator wants a
     /// switch then.
     LinkDown,
+    /// The connection broke, or its end broke the protocol, within the lease: the primary may be
+    /// alive and release what the backup has let go.
+    BrokeInLease,
 }
 
 /// What to do.
@@ -116,6 +119,8 @@ pub enum Decision {
     HandOver,
     /// Change roles with the backup, as on the operator's order.
     SwitchRoles,
+    /// Ask the witness for the next term when the lease is over.
+    ClaimAfterLease,
 }
 
 /// One row of the table.
@@ -243,6 +248,9 @@ pub const DECISIONS: &[Row] = rows! {
          continue"
     "AS" Protected LinkDown => SwitchRoles:
         "the guest runs, but its clients reach it only on the other host, which has the same state"
+    "AT" Following BrokeInLease => ClaimAfterLease:
+        "the primary may be alive and still release frames; after the lease it does not, without \
+         the witness"
 };
 
 /// The row for what happened.
@@ -279,6 +287,7 @@ mod tests {
             include_str!("tests/divergence.rs"),
             include_str!("tests/attach.rs"),
             include_str!("tests/links.rs"),
+            include_str!("tests/lease.rs"),
         ]
         .concat();
         for row in DECISIONS {

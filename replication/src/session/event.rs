@@ -85,6 +85,11 @@ pub enum SessionEvent {
         /// Digest of registers, memory and device state.
         state_digest: [u8; 32],
     },
+    /// The guest asked its disk for a flush. The same on both sides.
+    FlushAsked {
+        /// The guest's request.
+        id: u64,
+    },
     /// This host's disk has everything up to this flush of the guest's.
     DiskFlushed {
         /// The guest's request.
@@ -156,7 +161,8 @@ pub enum SessionEvent {
 pub enum Action {
     /// Send this to the peer.
     Send(Message),
-    /// Put this frame on the network now.
+    /// Put this frame on the network now. A frame from the gate comes of
+    /// [`Session::release`](super::Session::release) only.
     Transmit(Vec<u8>),
     /// Ask the witness for this term and report [`SessionEvent::TermClaimed`]. When the witness
     /// gives no answer, ask again.

@@ -6,11 +6,10 @@
 
 use std::collections::VecDeque;
 
+use crate::bounded::clip;
 use crate::group::{GroupHead, decode_group};
+use crate::incident::{LINE_BYTES_MAX, RECORDS_QUOTED};
 use crate::record::Ordinal;
-
-/// Records an incident quotes.
-const RECORDS_QUOTED: usize = 32;
 
 #[derive(Debug)]
 struct Entry {
@@ -25,6 +24,8 @@ pub(super) struct LogWindow {
     /// How many groups at the front have been executed.
     executed_groups: usize,
     executed_through: Ordinal,
+    /// Horizon of the last group.
+    logged_through: Ordinal,
     executed_records: u64,
     unexecuted_bytes: u64,
 }
@@ -32,7 +33,12 @@ pub(super) struct LogWindow {
 impl LogWindow {
     /// A window for a backup that has left exit `through`.
     pub(super) fn starting_at(through: Ordinal) -> Self {
-        Self { executed_through: through, ..Self::default() }
+        Self { executed_through: through, logged_through: through, ..Self::default() }
+    }
+
+    /// How far the log is complete: the primary has sent it, the backup has received it.
+    pub(super) fn logged_through(&self) -> Ordinal {
+        self.logged_through
     }
 
     pub(super) fn executed_through(&self) -> Ordinal {
@@ -45,12 +51,12 @@ impl LogWindow {
 
     /// Exits the backup is behind what it was sent.
     pub(super) fn unexecuted_exits(&self) -> u64 {
-        let last = self.groups.back().map_or(Ordinal(0), |entry| entry.head.horizon);
-        last.0.saturating_sub(self.executed_through.0)
+        self.logged_through.0.saturating_sub(self.executed_through.0)
     }
 
     pub(super) fn push(&mut self, head: GroupHead, bytes: Vec<u8>) {
         self.unexecuted_bytes += bytes.len() as u64;
+        self.logged_through = self.logged_through.max(head.horizon);
         self.groups.push_back(Entry { head, bytes });
         self.advance();
     }
@@ -86,7 +92,7 @@ impl LogWindow {
         let mut lines = VecDeque::with_capacity(RECORDS_QUOTED + 1);
         let groups = self.groups.iter().filter_map(|entry| decode_group(&entry.bytes).ok());
         for record in groups.flat_map(|group| group.records).filter(|record| record.at <= at) {
-            lines.push_back(record.to_string());
+            lines.push_back(clip(record.to_string(), LINE_BYTES_MAX));
             if lines.len() > RECORDS_QUOTED {
                 lines.pop_front();
             }

@@ -18,12 +18,16 @@
 //! Invariants, asserted after every step: frames leave in order and each once; none leaves before
 //! its release rule holds, unless this side won a term of its own; a side that releases on its own
 //! is not connected to a peer that follows or leads it.
+//!
+//! What the gate holds leaves in [`Session::release`] alone, and only within the backup's lease:
+//! this host may have stood still since the last step, and another may be active.
 
 mod backup;
 mod client_links;
 pub mod decision;
 mod event;
 mod flush_gate;
+mod lease;
 mod log_window;
 mod primary;
 
@@ -44,6 +48,8 @@ struct Link {
     connected: bool,
     last_sent_ns: u64,
     last_heard_ns: u64,
+    /// Until then a primary may release what this side, its backup, has let go.
+    promised_until_ns: u64,
 }
 
 /// What a state waits for in time.
@@ -54,6 +60,8 @@ struct Waits {
     heartbeats: bool,
     /// Deadline of the state itself.
     deadline_ns: Option<u64>,
+    /// When a lease is to be asked for.
+    renews_ns: Option<u64>,
 }
 
 /// What a handler may read and do.
@@ -72,7 +80,10 @@ impl Context<'_> {
 
     fn send(&mut self, message: Message) {
         assert!(self.link.connected, "{} has nowhere to go", message.name());
-        self.link.last_sent_ns = self.now_ns;
+        // Heartbeat and Ack say more than that the sender is alive: a lease does not replace them.
+        if !matches!(message, Message::LeaseRequest { .. } | Message::LeaseGrant { .. }) {
+            self.link.last_sent_ns = self.now_ns;
+        }
         self.act(Action::Send(message));
     }
 
@@ -178,6 +189,8 @@ pub struct Session {
     link: Link,
     client_links: ClientLinks,
     state: RoleState,
+    /// [`Self::release`] has something to do, if the lease allows it.
+    release_due: bool,
 }
 
 impl Session {
@@ -192,10 +205,11 @@ impl Session {
             Role::Backup => RoleState::Backup(Box::new(Backup::new(&config))),
         };
         let (link, client_links) = (Link::default(), ClientLinks::default());
-        Ok(Self { config, now_ns: 0, link, client_links, state })
+        Ok(Self { config, now_ns: 0, link, client_links, state, release_due: false })
     }
 
-    /// Takes an event and appends what to do. `now_ns` is the host's monotonic clock.
+    /// Takes an event and appends what to do. `now_ns` is the host's clock, which never goes back
+    /// and counts while the host is suspended.
     ///
     /// # Panics
     /// When an invariant does not hold: the process must die rather than release a frame.
@@ -212,8 +226,12 @@ impl Session {
             SessionEvent::Connected => {
                 assert!(!cx.link.connected, "a second connection");
                 self.client_links.forget_peer();
-                *cx.link =
-                    Link { connected: true, last_sent_ns: cx.now_ns, last_heard_ns: cx.now_ns };
+                *cx.link = Link {
+                    connected: true,
+                    last_sent_ns: cx.now_ns,
+                    last_heard_ns: cx.now_ns,
+                    ..Link::default()
+                };
             }
             SessionEvent::Received(_) | SessionEvent::Disconnected { .. } if !cx.link.connected => {
                 return;
@@ -256,7 +274,53 @@ impl Session {
             }
             RoleState::Stopped => {}
         }
+        self.release_due =
+            matches!(&self.state, RoleState::Primary(primary) if primary.has_release());
         self.invariants();
+    }
+
+    /// Whether frames or completed flushes wait that may be released, if the lease allows it: then
+    /// [`Self::release`] is to be called.
+    #[must_use]
+    pub fn has_release(&self) -> bool {
+        self.release_due
+    }
+
+    /// Appends what a primary that is followed may release now: frames, completed flushes, and what
+    /// waited until all frames have left. `now_ns` is read right before the actions are carried out
+    /// and after everything that has come was passed to [`Self::step`]; the host's clock counts
+    /// while the host is suspended.
+    ///
+    /// # Panics
+    /// As [`Self::step`].
+    pub fn release(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+        if !core::mem::take(&mut self.release_due) {
+            return;
+        }
+        self.pass_time(now_ns);
+        let RoleState::Primary(primary) = &mut self.state else { return };
+        let mut cx = Context {
+            config: &self.config,
+            now_ns: self.now_ns,
+            link: &mut self.link,
+            actions,
+            stopped: false,
+        };
+        primary.release_gated(&mut cx);
+        if cx.stopped {
+            self.state = RoleState::Stopped;
+        }
+        self.invariants();
+    }
+
+    /// Whether the network may hear of this host at `now_ns`: no other host is active then.
+    #[must_use]
+    pub fn may_speak(&self, now_ns: u64) -> bool {
+        match &self.state {
+            RoleState::Primary(primary) => primary.may_speak(now_ns),
+            RoleState::Backup(backup) => backup.is_live(),
+            RoleState::Stopped => false,
+        }
     }
 
     /// Whether the guest's clients reach this host, and the other as far as it has said while it
@@ -333,11 +397,12 @@ impl Session {
             RoleState::Stopped => return None,
         };
         let switch = self.client_links.deadline_ns(&self.config).filter(|_| self.may_yield());
-        let Link { connected, last_sent_ns, last_heard_ns } = self.link;
+        let Link { connected, last_sent_ns, last_heard_ns, .. } = self.link;
         let silence = connected.then_some(last_heard_ns + waits.silence_limit_ns);
         let heartbeat =
             (connected && waits.heartbeats).then_some(last_sent_ns + self.config.heartbeat_ns);
-        [silence, heartbeat, waits.deadline_ns, switch].into_iter().flatten().min()
+        let renewal = waits.renews_ns.filter(|_| connected);
+        [silence, heartbeat, waits.deadline_ns, renewal, switch].into_iter().flatten().min()
     }
 
     /// Exits the backup was sent and has not executed, as far as the primary knows; 0 elsewhere.

@@ -6,20 +6,23 @@ mod diverge;
 mod flow;
 mod hand_over;
 mod handshake;
+mod numbers;
 
 use super::backup::Backup;
 use super::decision::{Decision, Situation, Trouble};
 use super::flush_gate::FlushGate;
+use super::lease::Lease;
 use super::log_window::LogWindow;
 use super::{Action, Context, DisconnectReason, SessionEvent, Waits, stop_on_request};
 use crate::digest::OutputDigest;
-use crate::gate::{Compared, OutputGate};
+use crate::gate::OutputGate;
 use crate::group::peek_group;
 use crate::incident::{DivergenceCause, Evidence};
-use crate::message::{ByeReason, Message};
+use crate::message::Message;
 use crate::policy::{Refusal, SessionConfig, StopReason};
 use crate::record::{Ordinal, Term};
 use crate::wire::WireError;
+use numbers::Reported;
 
 /// What the primary waits for, or that it no longer waits.
 #[derive(Debug)]
@@ -66,6 +69,7 @@ pub(super) struct Primary {
     /// The highest term known; ours from [`Phase::AwaitingReady`] on.
     term: Term,
     gate: OutputGate,
+    lease: Lease,
     flushes: FlushGate,
     window: LogWindow,
     congested: bool,
@@ -79,6 +83,8 @@ pub(super) struct Primary {
     /// Set between StateEnd and the backup's Ready: the last disk request that is part of the
     /// state.
     joining: Option<u64>,
+    /// What the backup has reported of itself.
+    reported: Reported,
     /// What this side is from now on: the backup of its backup.
     successor: Option<Box<Backup>>,
 }
@@ -89,6 +95,7 @@ impl Primary {
             phase: Phase::AwaitingBackup { held: None },
             term: config.highest_term,
             gate: OutputGate::new(config.release),
+            lease: Lease::default(),
             flushes: FlushGate::default(),
             window: LogWindow::default(),
             congested: false,
@@ -97,6 +104,7 @@ impl Primary {
             ended: None,
             backup_ended: None,
             joining: None,
+            reported: Reported::default(),
             successor: None,
         }
     }
@@ -104,6 +112,9 @@ impl Primary {
     pub(super) fn step(&mut self, cx: &mut Context<'_>, event: SessionEvent) {
         match event {
             SessionEvent::Connected => self.on_connected(cx),
+            SessionEvent::Received(Message::LeaseGrant { term, number, lease_ns }) => {
+                self.on_lease_grant(cx, term, number, lease_ns);
+            }
             SessionEvent::Received(message) => self.on_message(cx, message),
             SessionEvent::Disconnected { reason } => self.on_disconnected(cx, reason),
             SessionEvent::Tick => self.on_tick(cx),
@@ -116,6 +127,7 @@ impl Primary {
             }
             SessionEvent::VcpuStuck { unseen_ns } => self.on_vcpu_stuck(cx, unseen_ns),
             SessionEvent::HostStop => stop_on_request(cx, self.term),
+            SessionEvent::FlushAsked { id } => self.flushes.on_asked(id),
             SessionEvent::DiskFlushed { id } => self.flushes.on_own(id),
             SessionEvent::DiskFailed { id, description } => {
                 self.on_disk_failed(cx, id, description);
@@ -138,7 +150,8 @@ impl Primary {
         }
         if !cx.stopped {
             self.watch_progress(cx);
-            self.release(cx);
+            self.release_own(cx);
+            self.renew_lease(cx);
             self.ask_to_take_over(cx);
             self.update_congestion(cx);
         }
@@ -201,6 +214,7 @@ impl Primary {
         if term > self.term {
             return self.lose_peer(cx, &format!("{} of unknown term {term}", message.name()));
         }
+        let Some(message) = self.checked(cx, message) else { return };
         match (&self.phase, message) {
             (
                 Phase::AwaitingBackup { .. } | Phase::ClaimingFirstTerm { .. },
@@ -220,14 +234,7 @@ impl Primary {
                 self.lose_peer(cx, &format!("backup refuses: {}", refusal.swapped()));
             }
             (_, Message::Strays { frames, .. }) if self.is_followed() => {
-                cx.act(Action::Receive(frames));
-            }
-            // Sent before the backup had the last part.
-            (_, Message::StateRestored { .. }) if self.is_followed() => {}
-            (_, Message::Ready { .. }) if self.is_followed() && self.joining.is_some() => {
-                let disk_through = self.joining.take().unwrap_or_default();
-                self.flushes.on_peer(disk_through);
-                self.gate.on_joined();
+                cx.act(Action::Receive(frames.0));
             }
             (_, Message::Ack { received_through, executed_through, .. }) if self.is_followed() => {
                 self.gate.on_ack(received_through);
@@ -243,7 +250,7 @@ impl Primary {
                 self.finish_if_ended(cx);
             }
             (_, Message::DiskFlushed { id, .. }) if self.takes_flushes() => {
-                self.flushes.on_peer(id)
+                self.flushes.on_peer(id, self.window.logged_through());
             }
             (Phase::Protected, Message::Fault { evidence, .. }) => self.on_fault(cx, evidence),
             (
@@ -282,6 +289,9 @@ impl Primary {
             return;
         }
         let Ok(head) = peek_group(&bytes) else { panic!("the recorder made a damaged group") };
+        if !self.flushes.early_was_asked(head.horizon) {
+            return self.lose_peer(cx, "backup reports a flush that the guest did not ask for");
+        }
         self.window.push(head, bytes.clone());
         let released_through = self.gate.released_through();
         cx.send(Message::Log { term: self.term, released_through, group: bytes.into() });
@@ -297,39 +307,6 @@ impl Primary {
         let compared = self.gate.push(at, digest, frame);
         if self.is_followed() {
             self.on_compared(cx, compared);
-        }
-    }
-
-    fn on_compared(&mut self, cx: &mut Context<'_>, compared: Compared) {
-        match compared {
-            Compared::Agreed => {}
-            Compared::Differ(output) => self.diverge(cx, DivergenceCause::Output { output }),
-            Compared::OutOfOrder => self.lose_peer(cx, "digests are out of order"),
-        }
-    }
-
-    /// Both guests ended: in the same state, with the same outputs?
-    fn finish_if_ended(&mut self, cx: &mut Context<'_>) {
-        match (&self.phase, self.ended, self.backup_ended) {
-            (Phase::Alone | Phase::Attaching { gated: false }, Some(_), _) => self.stop_clean(cx),
-            // Held frames may leave only when the backup cannot send any more.
-            (Phase::Attaching { gated: true }, Some(_), _) => {
-                self.lose_peer(cx, "the guest ended while its state was under way");
-            }
-            (Phase::Protected, Some(own), Some(theirs)) => {
-                if let Some(output) = self.gate.first_unmatched() {
-                    return self.diverge(cx, DivergenceCause::Output { output });
-                }
-                if own != theirs {
-                    return self.diverge(cx, DivergenceCause::FinalState);
-                }
-                // The backup executed everything, so it had received everything.
-                self.gate.on_ack(Ordinal(u64::MAX));
-                self.release(cx);
-                cx.send(Message::Bye { term: self.term, reason: ByeReason::Ended });
-                cx.stop(StopReason::Clean);
-            }
-            _ => {}
         }
     }
 
@@ -410,7 +387,7 @@ impl Primary {
         self.phase = Phase::Alone;
         self.gate.open();
         cx.act(Action::GoAlone { term });
-        self.release(cx);
+        self.release_own(cx);
         self.finish_if_ended(cx);
     }
 
@@ -473,7 +450,8 @@ impl Primary {
             _ if heartbeats => config.failure_ns,
             _ => config.handshake_ns,
         };
-        Waits { silence_limit_ns, heartbeats, deadline_ns }
+        let renews_ns = self.lease_is_wanted().then(|| self.lease.due_ns(config.lease_ns()));
+        Waits { silence_limit_ns, heartbeats, deadline_ns, renews_ns }
     }
 
     pub(super) fn invariants(&self, connected: bool) {

@@ -7,6 +7,7 @@ use ftvmm_replication::ReleasePolicy;
 
 use crate::disk::Disk;
 use crate::guest::{CELLS, Guest, number};
+use crate::world::PRIMARY;
 
 /// Right to speak, as the witness gave it.
 pub enum Right {
@@ -24,17 +25,36 @@ pub enum Right {
     },
 }
 
+/// A host in one of its lives.
+type HostLife = (usize, u64);
+
+/// A frame as the client got it.
+struct Got {
+    frame: Vec<u8>,
+    /// In which turn it came last.
+    turn: u64,
+}
+
 /// Sees every frame that reaches the client and every term that is won.
+///
+/// The hosts speak in turns, and a turn ends when another host takes over. Once a host has, no
+/// other may be heard, by a frame or an announcement: what it says is an output for the second
+/// time, or out of order. Within a turn no frame is sent twice. The host that takes over may begin
+/// with frames that the client has: the host before may have died between a frame and the message
+/// that it has left, so one of the two had to say it (decision 0011).
 #[derive(Default)]
 pub struct Checker {
     /// What the client knows: frame by number.
-    client: BTreeMap<u64, Vec<u8>>,
+    client: BTreeMap<u64, Got>,
+    /// Who speaks, since the first time that the witness gave a host a term of its own.
+    speaker: Option<HostLife>,
+    turn: u64,
     /// Last frame each host sent.
     last_of_host: [u64; 2],
     /// Who holds a term: a host and which of its lives.
-    terms: BTreeMap<u64, (usize, u64)>,
+    terms: BTreeMap<u64, HostLife>,
     /// The last flush that the disk of a host has, in each of its lives.
-    flushed: BTreeMap<(usize, u64), u64>,
+    flushed: BTreeMap<HostLife, u64>,
 }
 
 impl Checker {
@@ -45,10 +65,18 @@ impl Checker {
     }
 
     /// `host` says that it is active in `term`.
-    pub fn on_speaks(&self, host: usize, life: u64, term: u64) {
+    pub fn on_speaks(&mut self, host: usize, life: u64, term: u64) {
         assert_eq!(self.terms.get(&term), Some(&(host, life)), "host {host} speaks in term {term}");
         let last = self.terms.keys().last();
         assert_eq!(last, Some(&term), "host {host} speaks in an old term");
+        let before = self.speaker.replace((host, life)).unwrap_or((PRIMARY, 0));
+        self.turn += u64::from(before != (host, life));
+    }
+
+    /// A host tells the network that the guest is there.
+    pub fn on_announced(&self, sender: HostLife) {
+        let speaker = self.speaker.unwrap_or((PRIMARY, 0));
+        assert_eq!(sender, speaker, "a host announces the guest, which another one has");
     }
 
     /// `host` speaks no more: what it says next follows what others said.
@@ -63,7 +91,9 @@ impl Checker {
 
     /// A guest may be told of its flushes up to `id`: its own disk has them, and that of a host
     /// which follows.
-    pub fn on_flush_told(&self, id: u64, own: (usize, u64), peer: Option<(usize, u64)>) {
+    pub fn on_flush_told(&self, id: u64, own: HostLife, peer: Option<HostLife>) {
+        let speaker = self.speaker.unwrap_or((PRIMARY, 0));
+        assert_eq!(own, speaker, "a guest that another host has is told of flush {id}");
         for disk in [Some(own), peer].into_iter().flatten() {
             let has = self.flushed.get(&disk).copied().unwrap_or_default();
             assert!(has >= id, "flush {id} is told, the disk of {disk:?} has {has}");
@@ -75,8 +105,7 @@ impl Checker {
         self.client = guest
             .sent
             .iter()
-            .map(|sent| number(&sent.frame))
-            .zip(guest.sent.iter().map(|sent| sent.frame.clone()))
+            .map(|sent| (number(&sent.frame), Got { frame: sent.frame.clone(), turn: self.turn }))
             .collect();
     }
 
@@ -95,7 +124,7 @@ impl Checker {
             }
         }
         assert_eq!(disk.blocks, blocks, "the disk is not what the guest wrote");
-        for (k, frame) in &self.client {
+        for (k, Got { frame, .. }) in &self.client {
             let Some(sent) = guest.sent.get(*k as usize - 1).filter(|sent| sent.frame == *frame)
             else {
                 continue;
@@ -107,7 +136,7 @@ impl Checker {
     }
 
     /// Who holds the last term.
-    pub fn holder(&self) -> Option<(usize, u64)> {
+    pub fn holder(&self) -> Option<HostLife> {
         self.terms.values().last().copied()
     }
 
@@ -116,18 +145,22 @@ impl Checker {
         self.client.len() as u64
     }
 
-    /// `host` puts `frame` on the network. `trusted` says that the backup's bits were left alone,
-    /// or that releases compare them.
+    /// A host puts `frame` on the network; whether the client had it, which is right only of the
+    /// host that took over last. `trusted` says that the backup's bits were left alone, or that
+    /// releases compare them.
     pub fn on_frame(
         &mut self,
-        host: usize,
+        sender: HostLife,
         frame: &[u8],
         right: &Right,
         release: ReleasePolicy,
         guests: [&Guest; 2],
         trusted: bool,
-    ) {
+    ) -> bool {
+        let (host, _) = sender;
         let k = number(frame);
+        let speaker = self.speaker.unwrap_or((PRIMARY, 0));
+        assert_eq!(sender, speaker, "frame {k} is of a host that another has taken over from");
         let index = k as usize - 1;
         assert_eq!(guests[host].sent[index].frame, frame, "frame {k} is not what the guest sent");
         match right {
@@ -154,14 +187,17 @@ impl Checker {
         }
         self.last_of_host[host] = k;
         assert!(k <= self.seen() + 1, "the client misses a frame before {k}");
-        let known = self.client.entry(k).or_insert_with(|| frame.to_vec());
-        assert!(known == frame || !trusted, "the client saw another frame {k}");
+        let got = Got { frame: frame.to_vec(), turn: self.turn };
+        let Some(known) = self.client.insert(k, got) else { return false };
+        assert!(known.frame == frame || !trusted, "the client saw another frame {k}");
+        assert!(known.turn < self.turn, "frame {k} is sent twice");
+        true
     }
 
     /// At the end: the guest that goes on explains everything the client saw, and the client has
     /// got everything it sent.
     pub fn on_survivor(&self, guest: &Guest, trusted: bool) {
-        for (k, frame) in &self.client {
+        for (k, Got { frame, .. }) in &self.client {
             let sent = guest.sent.get(*k as usize - 1);
             let explained = sent.is_some_and(|sent| sent.frame == *frame);
             assert!(explained || !trusted, "the survivor cannot explain frame {k}");

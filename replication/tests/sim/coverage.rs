@@ -66,9 +66,13 @@ pub enum Mark {
     LeftWithDisk,
     /// Frames came to the guest by way of its old place.
     StraysGiven,
+    /// A host that had stood still read what had arrived meanwhile.
+    ReadLate,
+    /// The client got a frame again from the host that took over, as it may.
+    Repeated,
 }
 
-const MARKS: [Mark; 14] = [
+const MARKS: [Mark; 16] = [
     Mark::PerformedLate,
     Mark::Congested,
     Mark::CheckCompared,
@@ -83,6 +87,8 @@ const MARKS: [Mark; 14] = [
     Mark::DiskFailureTold,
     Mark::LeftWithDisk,
     Mark::StraysGiven,
+    Mark::ReadLate,
+    Mark::Repeated,
 ];
 
 /// See the module documentation.

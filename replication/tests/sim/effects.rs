@@ -12,15 +12,12 @@ use crate::world::{Due, FAULTS_END_NS, MS, OnHost, US, World};
 impl World {
     /// After a call of a host's core.
     pub fn pump(&mut self, host: usize) {
-        let effects = self.hosts[host].core.take_effects();
-        effects.iter().for_each(|effect| self.observe(host, effect));
-        self.hosts[host].pump.outbox.extend(effects);
         self.note_state(host);
         self.see_phase(host);
         self.start_guest(host);
         self.plan_tick(host);
         let own = &self.hosts[host];
-        if own.pump.performs || own.pump.performs_late || own.pump.outbox.is_empty() {
+        if own.pump.performs || own.pump.performs_late || !own.has_effects() {
             return;
         }
         match self.random.one_in(4) {
@@ -76,7 +73,7 @@ impl World {
         }
     }
 
-    /// What must hold when it is decided.
+    /// What must hold when it is done.
     fn observe(&mut self, host: usize, effect: &Effect) {
         let life = self.hosts[host].life;
         match effect {
@@ -90,7 +87,11 @@ impl World {
             }
             Effect::CompleteFlushes { through } if !self.faults.flipped => {
                 let own = &self.hosts[host];
-                let peer = own.core.records_log().then_some((1 - host, own.wire.peer_life));
+                // A state that is on its way holds what was done before it was taken.
+                let offered = self.hosts[1 - host].state.offered;
+                let is_in_state = offered.is_some_and(|(_, disk)| disk >= *through);
+                let is_followed = own.core.records_log() && !is_in_state;
+                let peer = is_followed.then_some((1 - host, own.wire.peer_life));
                 if peer.is_some() {
                     self.coverage.mark(Mark::FlushOnBoth);
                 }
@@ -114,8 +115,17 @@ impl World {
         if std::mem::replace(&mut self.hosts[host].pump.performs, true) {
             return;
         }
-        while let Some(effect) = self.hosts[host].pump.outbox.pop_front() {
-            self.perform(host, effect);
+        while self.hosts[host].has_effects() {
+            let own = &mut self.hosts[host];
+            if own.core.has_release() {
+                own.core.release(self.now_ns);
+            }
+            let effects = own.core.take_effects();
+            effects.iter().for_each(|effect| self.observe(host, effect));
+            self.hosts[host].pump.outbox.extend(effects);
+            while let Some(effect) = self.hosts[host].pump.outbox.pop_front() {
+                self.perform(host, effect);
+            }
         }
         self.hosts[host].pump.performs = false;
     }
@@ -164,7 +174,8 @@ impl World {
                 Notice::TakesOver { term: Term(term) } | Notice::GoesAlone { term: Term(term) },
             ) => own.seen.own_term = Some(term),
             Effect::Tell(Notice::Protected { .. }) => own.seen.own_term = None,
-            Effect::Tell(_) | Effect::KeepIncident(_) | Effect::Announce => {}
+            Effect::Announce => self.checker.on_announced((host, own.life)),
+            Effect::Tell(_) | Effect::KeepIncident(_) => {}
         }
     }
 
@@ -200,7 +211,12 @@ impl World {
         let trusted = self.is_trusted();
         let [first, second] = &self.hosts;
         let guests = [&first.thread.guest, &second.thread.guest];
-        self.checker.on_frame(host, frame, &right, self.options.release, guests, trusted);
+        let sender = (host, self.hosts[host].life);
+        let repeats =
+            self.checker.on_frame(sender, frame, &right, self.options.release, guests, trusted);
+        if repeats {
+            self.coverage.mark(Mark::Repeated);
+        }
         if self.now_ns > FAULTS_END_NS + 200 * MS {
             self.hosts[host].seen.frames_after_faults += 1;
         }

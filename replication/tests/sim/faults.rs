@@ -10,7 +10,7 @@ use crate::world::{Due, FAILURE_NS, FAULTS_END_NS, MS, OnHost, US, World};
 impl World {
     pub fn fault(&mut self) {
         let victim = self.random.between(0, 2) as usize;
-        let kind = self.random.between(0, 9);
+        let kind = self.random.between(0, 10);
         self.trace(&format!("fault {kind} at host {victim}"));
         match kind {
             0 | 1 => self.crash(victim),
@@ -24,11 +24,13 @@ impl World {
             4 => self.cut = true,
             5 | 6 => self.stick(victim),
             // Clients do not reach the host for a while.
+            7 if self.is_paused(victim) => {}
             7 => {
                 self.step(victim, SessionEvent::ClientLink { up: false });
                 let down_ns = self.random.between(MS, 300 * MS);
                 self.after_on(down_ns, victim, OnHost::LinkUp);
             }
+            // The host stands still: shorter than the other waits for it, or longer.
             _ => {
                 let pause_ns = self.random.between(MS, 150 * MS);
                 self.hosts[victim].held.paused_until_ns = self.now_ns + pause_ns;
@@ -80,6 +82,10 @@ impl World {
     pub fn strike(&mut self, host: usize) {
         let Some((_, strike)) = self.options.ambush else { return };
         self.trace(&format!("{strike:?} at host {host}"));
+        let reached = if strike == Strike::StopOther { 1 - host } else { host };
+        if self.is_paused(reached) {
+            return self.after_on(MS, host, OnHost::Strike);
+        }
         match strike {
             Strike::Cut => self.cut_loudly(host),
             Strike::CutInSilence => self.cut = true,
@@ -101,6 +107,11 @@ impl World {
             Strike::FlipAndCut => self.flip_and_cut(host),
             Strike::Forge => self.forge(host),
             Strike::BadDisk => self.hosts[host].disk.is_bad = true,
+            Strike::Pause => {
+                // A digest may be on its way.
+                let pause_ns = self.random.between(FAILURE_NS, 3 * FAILURE_NS);
+                self.hosts[host].held.paused_until_ns = self.now_ns + pause_ns;
+            }
             Strike::Stuck => {
                 self.hosts[host].held.stuck_until_ns = self.now_ns + 150 * MS;
                 self.after_on(FAILURE_NS, host, OnHost::Watch);
@@ -137,7 +148,7 @@ impl World {
         let host = self.random.between(0, 2) as usize;
         let kind = if self.options.only_switches { 0 } else { self.random.between(0, 12) };
         self.trace(&format!("order {kind} to host {host}"));
-        if self.hosts[host].is_gone() {
+        if self.hosts[host].is_gone() || self.is_paused(host) {
             return;
         }
         match kind {

@@ -19,6 +19,8 @@ pub const GATED_FRAMES_MAX: u64 = 12;
 pub enum Parcel {
     Bytes(Vec<u8>),
     Closed,
+    /// The connection broke; the other host may be alive.
+    Broken,
 }
 
 /// Where the guest's thread is.
@@ -54,12 +56,14 @@ pub struct Wire {
     pub peer_life: u64,
     /// On their way to this host, in order.
     pub pipe: VecDeque<Parcel>,
+    /// Arrived while the host stood still: its kernel has them, whatever becomes of the connection.
+    pub socket: VecDeque<Parcel>,
 }
 
 /// What the core has decided.
 #[derive(Default)]
 pub struct Pump {
-    /// Nobody has done it yet; in order.
+    /// Being done, in order.
     pub outbox: VecDeque<Effect>,
     pub performs: bool,
     pub performs_late: bool,
@@ -103,7 +107,7 @@ pub struct States {
 /// Until when something stands still.
 #[derive(Default)]
 pub struct Held {
-    /// The whole host.
+    /// The whole host. Its clock runs on.
     pub paused_until_ns: u64,
     /// Its host does not let go of the guest's processor until then.
     pub stuck_until_ns: u64,
@@ -207,6 +211,11 @@ impl Host {
         fresh.seen.received_through = self.seen.received_through;
         fresh.state.state_through = self.state.state_through;
         *self = fresh;
+    }
+
+    /// Something is decided and not done.
+    pub fn has_effects(&self) -> bool {
+        !self.pump.outbox.is_empty() || self.core.has_effects()
     }
 
     pub fn has_stopped(&self) -> bool {

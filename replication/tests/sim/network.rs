@@ -2,8 +2,9 @@
 
 use ftvmm_replication::DisconnectReason;
 
+use crate::coverage::Mark;
 use crate::host::{Host, Parcel};
-use crate::world::{BACKUP, Due, MS, PRIMARY, US, World};
+use crate::world::{BACKUP, Due, MS, OnHost, PRIMARY, US, World};
 
 use ftvmm_replication::Role;
 
@@ -27,6 +28,7 @@ impl World {
         for (host, peer_life) in self.hosts.iter_mut().zip(lives) {
             (host.wire.connection, host.wire.peer_life) = (self.connections, peer_life);
             host.wire.pipe.clear();
+            host.wire.socket.clear();
         }
         self.trace("connect");
         self.core(PRIMARY, |core, now_ns| core.connect(now_ns));
@@ -60,24 +62,55 @@ impl World {
         if self.hosts[host].wire.connection != connection || self.cut {
             return;
         }
-        match self.hosts[host].wire.pipe.pop_front() {
-            Some(Parcel::Bytes(bytes)) => {
-                self.core(host, |core, now_ns| core.receive(now_ns, &bytes));
-            }
-            Some(Parcel::Closed) => self.disconnect(host),
-            None => {}
+        if let Some(parcel) = self.hosts[host].wire.pipe.pop_front() {
+            self.take_in(host, parcel);
         }
     }
 
+    /// The connection breaks for this host.
     pub fn disconnect(&mut self, host: usize) {
-        if !self.hosts[host].crashed {
-            let reason = DisconnectReason::Closed;
-            self.core(host, |core, now_ns| core.disconnect(now_ns, reason));
+        if self.hosts[host].wire.connection > 0 {
+            self.take_in(host, Parcel::Broken);
         }
+    }
+
+    /// The host's kernel has it. A host that stands still reads it afterwards.
+    fn take_in(&mut self, host: usize, parcel: Parcel) {
+        let own = &mut self.hosts[host];
+        if own.crashed {
+            return;
+        }
+        own.wire.socket.push_back(parcel);
+        let waits_ns = own.held.paused_until_ns.saturating_sub(self.now_ns);
+        match waits_ns {
+            0 => self.read(host),
+            _ if own.wire.socket.len() == 1 => self.after_on(waits_ns, host, OnHost::Read),
+            _ => {}
+        }
+    }
+
+    /// The host reads all there is, and then does what follows from it.
+    pub fn read(&mut self, host: usize) {
+        if self.hosts[host].wire.socket.len() > 1 {
+            self.coverage.mark(Mark::ReadLate);
+        }
+        while let Some(parcel) = self.hosts[host].wire.socket.pop_front() {
+            let (core, now_ns) = (&mut self.hosts[host].core, self.now_ns);
+            match parcel {
+                Parcel::Bytes(bytes) => core.receive(now_ns, &bytes),
+                Parcel::Closed => core.disconnect(now_ns, DisconnectReason::Closed),
+                Parcel::Broken => {
+                    let description = "connection reset".into();
+                    core.disconnect(now_ns, DisconnectReason::Transport { description });
+                }
+            }
+        }
+        self.pump(host);
     }
 
     pub fn close(&mut self, host: usize) {
         self.post(host, Parcel::Closed);
         self.hosts[host].wire.connection = 0;
+        self.hosts[host].wire.socket.clear();
     }
 }

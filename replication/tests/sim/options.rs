@@ -31,6 +31,8 @@ pub enum Strike {
     BadDisk,
     /// The guest's processor does not come back.
     Stuck,
+    /// The host stands still for longer than the other waits.
+    Pause,
 }
 
 /// Phases in which a fault has a row of its own, and what strikes there. What seldom leads to its
@@ -62,6 +64,8 @@ const AMBUSHES: &[(&str, Strike)] = &[
     ("Following", Strike::Stop),
     ("Protected", Strike::Detach),
     ("Protected", Strike::Stuck),
+    ("Protected", Strike::Pause),
+    ("Protected", Strike::Pause),
 ];
 
 /// See the module documentation.

@@ -117,7 +117,7 @@ impl World {
     fn record(&mut self, host: usize) -> bool {
         let own = &self.hosts[host];
         let at = own.thread.guest.at;
-        assert!(own.thread.inputs_open || !own.pump.outbox.is_empty(), "the guest hears nothing");
+        assert!(own.thread.inputs_open || own.has_effects(), "the guest hears nothing");
         if self.random.one_in(3) {
             self.core(host, |core, now_ns| core.idle(now_ns));
         }
@@ -250,7 +250,10 @@ impl World {
 
     fn submit(&mut self, host: usize, request: DiskRequest) {
         if request.op == DiskOp::Flush {
-            self.core(host, |core, now_ns| core.flush_log(now_ns));
+            self.core(host, |core, now_ns| {
+                core.step(now_ns, SessionEvent::FlushAsked { id: request.id });
+                core.flush_log(now_ns);
+            });
         }
         self.hosts[host].disk.submit(request);
         let delay_ns = self.random.between(20 * US, 5 * MS);

@@ -56,6 +56,8 @@ pub enum OnHost {
     Send,
     /// The watchdog looks at the guest's processor.
     Watch,
+    /// It reads what arrived while it stood still.
+    Read,
     /// The way to the clients is whole again.
     LinkUp,
     /// The witness has answered.
@@ -257,7 +259,9 @@ impl World {
             if own.crashed {
                 return;
             }
-            if self.now_ns < own.held.paused_until_ns {
+            // What arrives reaches the host's kernel.
+            let is_own = matches!(due, Due::OnHost { .. });
+            if is_own && self.now_ns < own.held.paused_until_ns {
                 return self.after(own.held.paused_until_ns - self.now_ns, due);
             }
         }
@@ -285,6 +289,7 @@ impl World {
                 self.perform_all(host);
             }
             OnHost::Disk => self.carry_out(host),
+            OnHost::Read => self.read(host),
             OnHost::Send => self.send_on(host),
             OnHost::Watch => self.watch(host),
             OnHost::LinkUp => self.step(host, SessionEvent::ClientLink { up: true }),
@@ -313,6 +318,11 @@ impl World {
         }
     }
 
+    /// Whether the host stands still.
+    pub fn is_paused(&self, host: usize) -> bool {
+        self.now_ns < self.hosts[host].held.paused_until_ns
+    }
+
     /// The ambush, if the host comes into its phase.
     pub fn see_phase(&mut self, host: usize) {
         let session = self.hosts[host].core.session();
@@ -328,7 +338,7 @@ impl World {
         {
             self.faults.strikes -= 1;
             let delay_ns = match self.options.ambush {
-                Some((_, Strike::FlipAndCut | Strike::Detach | Strike::Stuck)) => {
+                Some((_, Strike::FlipAndCut | Strike::Detach | Strike::Stuck | Strike::Pause)) => {
                     self.random.between(10 * MS, 30 * MS)
                 }
                 _ => self.random.between(0, 2 * MS),

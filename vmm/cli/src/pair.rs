@@ -177,9 +177,12 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
 /// host that has it.
 fn read_tap(args: &RunArgs, tap: Tap, queue: &Arc<InputQueue>, peer: &Arc<Peer>) -> TapReader {
     let (to_guest, strayed, linked) = (queue.clone(), peer.clone(), peer.clone());
-    let on_frame = Box::new(move |frame| {
-        if let Some(stray) = to_guest.push_frame(frame) {
-            strayed.stray(stray);
+    let on_frame = Box::new(move |frame: Vec<u8>| {
+        let from_guest = strayed.is_from_the_guest(&frame);
+        match to_guest.push_frame(frame) {
+            Some(stray) => strayed.stray(stray),
+            None if from_guest => strayed.guest_is_elsewhere(),
+            None => {}
         }
     });
     let uplink = args.net.as_ref().and_then(|net| net.uplink.clone());

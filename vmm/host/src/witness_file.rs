@@ -13,7 +13,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
 use ftvmm_replication::Term;
-use ftvmm_replication::witness::{Claim, Witness, WitnessEntry, WitnessError, judge};
+use ftvmm_replication::witness::{Claim, Witness, WitnessEntry, WitnessError, judge, stored_term};
 
 use crate::user_file;
 
@@ -45,17 +45,23 @@ impl FileWitness {
         }
     }
 
-    fn highest_term(&self) -> io::Result<Term> {
+    fn highest_term(&self) -> Result<Term, WitnessError> {
         let folder = match self.path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
             _ => PathBuf::from("."),
         };
         let prefix = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned() + ".";
         let mut highest = Term(0);
-        for entry in fs::read_dir(folder)? {
-            let name = entry?.file_name();
-            let term = name.to_string_lossy().strip_prefix(&prefix).and_then(|n| n.parse().ok());
-            highest = highest.max(Term(term.unwrap_or(0)));
+        for entry in fs::read_dir(folder).map_err(|e| self.unreachable(e))? {
+            let name = entry.map_err(|e| self.unreachable(e))?.file_name();
+            let name = name.to_string_lossy();
+            let Some(number) = name.strip_prefix(&prefix) else { continue };
+            // Nobody won such a term. To leave it out would be to guess which one is the highest.
+            let term = stored_term(number).map_err(|_| WitnessError::Malformed {
+                place: self.path.display().to_string(),
+                found: name.clone().into_owned(),
+            })?;
+            highest = highest.max(term.unwrap_or_default());
         }
         Ok(highest)
     }
@@ -106,7 +112,7 @@ impl Witness for FileWitness {
     }
 
     fn highest(&mut self) -> Result<Term, WitnessError> {
-        self.highest_term().map_err(|e| self.unreachable(e))
+        self.highest_term()
     }
 }
 
@@ -163,6 +169,29 @@ mod tests {
         std::fs::write(folder.path().join("witness.3"), "hello").unwrap();
         let answer = FileWitness::new(path).claim(Term(4), "a");
         assert!(matches!(answer, Err(WitnessError::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_file_of_a_term_that_nobody_can_have_won_is_named() {
+        for number in [u64::MAX.to_string(), "9".repeat(23), (1u64 << 62).to_string()] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut witness = FileWitness::new(folder.path().join("w"));
+            witness.claim(Term(1), "a").unwrap();
+            fs::write(folder.path().join(format!("w.{number}")), "").unwrap();
+            for refused in
+                [witness.highest().unwrap_err(), witness.claim(Term(2), "a").unwrap_err()]
+            {
+                let refused = refused.to_string();
+                assert!(refused.contains(&format!("\"w.{number}\"")), "{refused}");
+            }
+        }
+        // No term's number, so not ours.
+        let folder = tempfile::tempdir().unwrap();
+        let mut witness = FileWitness::new(folder.path().join("w"));
+        for name in ["w.007", "w.+7", "w.7.bak", "w.", "v.9"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(witness.highest().unwrap(), Term(0));
     }
 
     #[test]

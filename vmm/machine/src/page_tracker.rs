@@ -22,6 +22,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ftvmm_replication::check::CHANGED_PAGES_MAX;
 use ftvmm_replication::slice::{WORD_BYTES, find_runs, for_each_run, words};
 use ftvmm_replication::{
     MemoryCheck, MemoryCheckMode, PAGE_BYTES, PageDeltas, PageHash, SliceError,
@@ -41,7 +42,7 @@ const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 const PART_BYTES: usize = 1 << 20;
 /// A check names so many changed pages at most; its digest is of all of memory. A guest that is
 /// started again has changed all it used, and a check is one record of the log.
-const CHANGED_MAX: usize = 65_536;
+const CHANGED_MAX: usize = CHANGED_PAGES_MAX;
 
 /// Words of a page.
 const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;

@@ -1,7 +1,8 @@
 //! What the backup does when the two differ.
 
 use super::{Backup, Phase};
-use crate::incident::{DivergenceCause, Evidence, IncidentReport};
+use crate::bounded::clip;
+use crate::incident::{DivergenceCause, Evidence, FAULT_BYTES_MAX, IncidentReport};
 use crate::message::Message;
 use crate::policy::{Role, StopReason};
 use crate::session::decision::{Decision, Trouble};
@@ -14,6 +15,7 @@ impl Backup {
             Phase::Joining { .. } => return self.carry_out(cx, Trouble::ReplayFault, &description),
             _ => {}
         }
+        let description = clip(description, FAULT_BYTES_MAX);
         let cause = DivergenceCause::ReplayFault { description };
         let evidence = self.evidence(&cause);
         let detail = cause.to_string();

@@ -28,7 +28,6 @@ impl Backup {
             flushes,
             outputs: RetainedOutputs::starting_at(outputs, Vec::new()),
             window: LogWindow::starting_at(through),
-            received_through: through,
             reported_through: through,
             ..Self::new(config)
         }
@@ -95,14 +94,10 @@ impl Backup {
     pub(super) fn on_yield(
         &mut self,
         cx: &mut Context<'_>,
-        through: Ordinal,
         released_through: OutputOrdinal,
         follows: bool,
     ) {
-        let in_order = through <= self.received_through || !follows;
-        if !in_order || !self.outputs.on_released(released_through) {
-            return self.lose_peer(cx, "primary yields at an exit it has not logged");
-        }
+        self.outputs.on_released(released_through);
         self.report_incident(cx, None);
         self.yielded = Some(Yielded { follows });
         self.carry_out(cx, Trouble::Yielded, "the primary asked us to take over");

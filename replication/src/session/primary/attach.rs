@@ -1,6 +1,7 @@
 //! The primary and its next backup: a guest that runs alone, a joining backup that is given its
 //! state, and a backup that is asked to take over.
 
+use super::numbers::Reported;
 use super::{Phase, Primary, Yielding};
 use crate::gate::{Output, OutputGate, RetainedOutputs};
 use crate::message::{ByeReason, Message};
@@ -41,9 +42,16 @@ impl Primary {
         for Output { at, digest, frame } in unreleased {
             gate.push(at, digest, frame);
         }
-        let window = LogWindow::starting_at(through);
-        let phase = Phase::Protected;
-        Self { phase, term, gate, flushes, window, progress_ns: now_ns, ..Self::new(config) }
+        Self {
+            phase: Phase::Protected,
+            term,
+            gate,
+            flushes,
+            window: LogWindow::starting_at(through),
+            reported: Reported::starting_at(through),
+            progress_ns: now_ns,
+            ..Self::new(config)
+        }
     }
 
     pub(in crate::session) fn term(&self) -> Term {
@@ -100,12 +108,14 @@ impl Primary {
         let SessionConfig { release, on_divergence, believe, .. } = *cx.config;
         cx.send(Message::Attach { term: self.term, release, on_divergence, believe });
         self.window = LogWindow::default();
+        self.reported = Reported::default();
         self.phase = Phase::Attaching { gated };
         cx.act(Action::SendState);
     }
 
     pub(super) fn on_state(&mut self, cx: &mut Context<'_>, part: StatePart) {
         if let Phase::Attaching { .. } = self.phase {
+            self.reported.on_sent(part.len_bytes());
             cx.send(Message::State { term: self.term, part });
         }
     }
@@ -122,9 +132,12 @@ impl Primary {
         let outputs_through = self.gate.close();
         let through = at.previous();
         self.window = LogWindow::starting_at(through);
+        self.reported.stand_at(through);
         self.phase = Phase::Protected;
         self.progress_ns = cx.now_ns;
         self.joining = Some(disk_through);
+        self.lease.forget();
+        self.backup_ended = None;
         self.flushes.forget_peer();
         let term = self.term;
         for Output { at, digest, frame } in self.gate.unreleased().cloned() {
@@ -173,8 +186,8 @@ impl Primary {
         }
         self.successor = Some(Box::new(if follows {
             cx.act(Action::Follow { term, through });
-            if self.flushes.own_through() > 0 {
-                cx.send(Message::DiskFlushed { term, id: self.flushes.own_through() });
+            if let Some(id) = self.flushes.own_report() {
+                cx.send(Message::DiskFlushed { term, id });
             }
             let outputs = self.gate.produced_through();
             Backup::following(cx.config, term, outputs, self.flushes, through)

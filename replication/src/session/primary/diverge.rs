@@ -1,6 +1,7 @@
 //! What the primary does when the two differ.
 
 use super::{Phase, Primary};
+use crate::gate::Compared;
 use crate::incident::{DivergenceCause, Evidence, IncidentReport};
 use crate::message::Message;
 use crate::policy::{DivergencePolicy, Role};
@@ -8,6 +9,14 @@ use crate::session::decision::Trouble;
 use crate::session::{Action, Context};
 
 impl Primary {
+    pub(super) fn on_compared(&mut self, cx: &mut Context<'_>, compared: Compared) {
+        match compared {
+            Compared::Agreed => {}
+            Compared::Differ(output) => self.diverge(cx, DivergenceCause::Output { output }),
+            Compared::OutOfOrder => self.lose_peer(cx, "digests are out of order"),
+        }
+    }
+
     pub(super) fn on_fault(&mut self, cx: &mut Context<'_>, evidence: Evidence) {
         let description = evidence.fault.clone().unwrap_or_default();
         self.diverge(cx, DivergenceCause::ReplayFault { description });

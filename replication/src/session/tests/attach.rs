@@ -18,12 +18,17 @@ fn alone(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
     pair
 }
 
+/// The guest stands at this exit, and its state is whole.
+pub(super) fn state_end(at: u64) -> SessionEvent {
+    SessionEvent::StateEnd { at: Ordinal(at), machine: vec![], disk_through: 0 }
+}
+
 fn part() -> StatePart {
     StatePart::Pages(vec![1, 2, 3])
 }
 
 /// The same, the backup connected and half of the state sent.
-fn attaching(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
+pub(super) fn attaching(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
     let mut pair = alone(tweak);
     pair.connect();
     pair.pump();
@@ -35,7 +40,7 @@ fn attaching(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
 }
 
 /// The same, the backup following from exit 25 on, after output 2 has left.
-fn attached(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
+pub(super) fn attached(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
     let mut pair = attaching(tweak);
     pair.primary.output(1);
     pair.primary.output(2);
@@ -270,7 +275,7 @@ fn yielding() -> Pair {
 }
 
 /// The backup stands where the primary stands and claims the next term.
-fn asked_to_take_over() -> Pair {
+pub(super) fn asked_to_take_over() -> Pair {
     let mut pair = attached(|_| {});
     pair.primary.step(SessionEvent::Yield { through: Ordinal(24) });
     pair.pump();
@@ -287,6 +292,7 @@ fn what_only_the_new_speaker_has_produced_waits_to_be_compared() {
     pair.pump();
     assert_eq!(pair.backup.transmitted(), [0u8; 0]);
     let mut swapped = Pair { primary: pair.backup, backup: pair.primary };
+    swapped.primary.horizon(30);
     swapped.backup.output(3);
     swapped.pump();
     assert_eq!(swapped.primary.transmitted(), [3]);
@@ -340,7 +346,7 @@ fn a_backup_that_does_not_answer_is_lost() {
 }
 
 /// Primary and backup differ in output 3, which the primary holds.
-fn resyncing(believe: Role) -> Pair {
+pub(super) fn resyncing(believe: Role) -> Pair {
     let mut pair = attached(|config| {
         config.on_divergence = DivergencePolicy::Resync;
         config.believe = believe;

@@ -9,6 +9,8 @@ fn diverged(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
     pair.output(1);
     pair.primary.take_done();
     pair.primary.output(2);
+    pair.primary.horizon(20);
+    pair.pump();
     pair.backup.output_with(2, 7);
     pair.pump();
     pair
@@ -18,6 +20,7 @@ fn diverged(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
 fn challenged(tweak: impl FnOnce(&mut SessionConfig)) -> Pair {
     let mut pair = Pair::following(tweak);
     pair.primary.output(1);
+    pair.primary.horizon(10);
     pair.backup.output_with(1, 7);
     let digest = pair.backup.take_outbox();
     pair.primary.receive(digest);
@@ -130,6 +133,8 @@ fn an_ack_release_compares_too_and_still_has_both_frames() {
 #[test]
 fn an_early_digest_that_differs_is_found_when_the_own_output_comes() {
     let mut pair = Pair::following(halt);
+    pair.primary.horizon(10);
+    pair.pump();
     pair.backup.output_with(1, 7);
     pair.pump();
     assert_eq!(pair.primary.done, []);
@@ -158,6 +163,8 @@ fn unequal_final_states_are_a_divergence() {
 fn an_output_only_one_side_produced_is_a_divergence_at_the_end() {
     for only_primary in [true, false] {
         let mut pair = Pair::following(halt);
+        pair.primary.horizon(10);
+        pair.pump();
         let host = if only_primary { &mut pair.primary } else { &mut pair.backup };
         host.output(1);
         pair.primary.step(SessionEvent::GuestEnded { state_digest: [1; 32] });

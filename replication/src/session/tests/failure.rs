@@ -137,6 +137,7 @@ fn row_g_a_backup_that_says_goodbye_is_lost_at_once() {
 fn row_k_a_connection_lost_during_the_claim_changes_nothing() {
     let mut pair = Pair::following(|_| {});
     pair.primary.output(1);
+    pair.primary.horizon(10);
     pair.backup.output_with(1, 7);
     pair.pump();
     assert_eq!(pair.primary.take_rows(), "I");

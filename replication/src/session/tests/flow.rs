@@ -91,6 +91,7 @@ fn messages_of_an_older_term_are_ignored() {
     pair.primary.answer(5, true);
     pair.pump();
     pair.primary.output(1);
+    pair.primary.horizon(10);
     pair.primary.take_done();
     let digest = OutputDigest::of(Ordinal(10), 0, &[1]);
     let output = OutputOrdinal(1);
@@ -140,7 +141,7 @@ fn a_newer_term_or_a_broken_protocol_is_a_lost_peer() {
     for messages in wrong {
         let mut pair = Pair::following(|_| {});
         pair.backup.receive(messages);
-        assert_eq!(pair.backup.take_rows(), "O");
+        assert_eq!(pair.backup.take_rows(), "AT");
         assert!(pair.backup.done.contains(&Action::HangUp));
     }
 }
@@ -185,6 +186,7 @@ fn the_guest_waits_while_too_many_frames_are_gated() {
     assert_eq!(congestion(&mut pair.primary), []);
     pair.primary.output(4);
     assert_eq!(congestion(&mut pair.primary), [true]);
+    pair.primary.horizon(40);
     (1..=2).for_each(|number| pair.backup.output(number));
     pair.pump();
     assert_eq!(congestion(&mut pair.primary), [], "half of the limit is the low mark");
@@ -230,6 +232,8 @@ fn a_guest_that_ends_alike_ends_both_in_either_order() {
         for release in [ReleasePolicy::Compare, ReleasePolicy::Ack] {
             let mut pair = Pair::following(|config| config.release = release);
             pair.primary.output(1);
+            pair.primary.horizon(10);
+            pair.pump();
             pair.backup.output(1);
             let ended = SessionEvent::GuestEnded { state_digest: [1; 32] };
             if primary_first {

@@ -6,7 +6,10 @@ mod divergence;
 mod failure;
 mod flow;
 mod handshake;
+mod hostile;
+mod lease;
 mod links;
+mod numbers;
 
 use super::*;
 use crate::build_id::{self, BuildId};
@@ -25,6 +28,9 @@ const MS: u64 = 1_000_000;
 pub(super) struct Host {
     pub(super) session: Session,
     now_ns: u64,
+    /// What is on its way to the other host, in order.
+    wire: Vec<Message>,
+    /// The same, without what is said about leases.
     outbox: Vec<Message>,
     done: Vec<Action>,
     rows: String,
@@ -36,6 +42,7 @@ impl Host {
         Self {
             session: Session::new(config).unwrap(),
             now_ns: 0,
+            wire: Vec::new(),
             outbox: Vec::new(),
             done: Vec::new(),
             rows: String::new(),
@@ -46,9 +53,15 @@ impl Host {
     fn step(&mut self, event: SessionEvent) {
         let mut actions = Vec::new();
         self.session.step(self.now_ns, event, &mut actions);
+        self.session.release(self.now_ns, &mut actions);
         for action in actions {
             match action {
-                Action::Send(message) => self.outbox.push(message),
+                Action::Send(message) => {
+                    self.wire.push(message.clone());
+                    if !is_of_lease(&message) {
+                        self.outbox.push(message);
+                    }
+                }
                 Action::Decided { row, .. } => self.rows.push_str(row.letter),
                 other => self.done.push(other),
             }
@@ -100,12 +113,24 @@ impl Host {
         self.step(SessionEvent::Group { bytes });
     }
 
+    /// The recorder finishes a group that says only how far it is.
+    fn horizon(&mut self, horizon: u64) {
+        let bytes = self.encoder.finish(Ordinal(horizon));
+        self.step(SessionEvent::Group { bytes });
+    }
+
     fn take_done(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.done)
     }
 
     fn take_outbox(&mut self) -> Vec<Message> {
+        self.wire.clear();
         std::mem::take(&mut self.outbox)
+    }
+
+    fn take_wire(&mut self) -> Vec<Message> {
+        self.outbox.clear();
+        std::mem::take(&mut self.wire)
     }
 
     fn take_rows(&mut self) -> String {
@@ -139,6 +164,10 @@ impl Host {
     }
 }
 
+fn is_of_lease(message: &Message) -> bool {
+    matches!(message, Message::LeaseRequest { .. } | Message::LeaseGrant { .. })
+}
+
 pub(super) struct Pair {
     pub(super) primary: Host,
     pub(super) backup: Host,
@@ -160,10 +189,10 @@ impl Pair {
 
     /// Moves messages until both are quiet.
     pub(super) fn pump(&mut self) {
-        while !(self.primary.outbox.is_empty() && self.backup.outbox.is_empty()) {
-            let messages = self.primary.take_outbox();
+        while !(self.primary.wire.is_empty() && self.backup.wire.is_empty()) {
+            let messages = self.primary.take_wire();
             self.backup.receive(messages);
-            let messages = self.backup.take_outbox();
+            let messages = self.backup.take_wire();
             self.primary.receive(messages);
         }
     }

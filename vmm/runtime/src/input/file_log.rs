@@ -8,7 +8,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ftvmm_devices::Input;
-use ftvmm_replication::group::SLICE_GROUP_BYTES;
 use ftvmm_replication::{End, Event, GroupEncoder, LogError, LogWriter, Ordinal, Record};
 
 use super::log_sink::LogSink;
@@ -160,7 +159,7 @@ impl<W: Write> LogSink for FileLog<W> {
             self.now_ns = now_ns;
         }
         // A big slice fills several groups while the guest stands still.
-        if self.group.body_bytes() >= SLICE_GROUP_BYTES {
+        if self.group.is_full() {
             self.close_group()?;
         }
         Ok(())

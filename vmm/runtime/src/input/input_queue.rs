@@ -323,6 +323,12 @@ impl InputQueue {
         self.input_arrived(pending, true);
     }
 
+    /// Whether the guest has been told to switch itself off, or the run to end.
+    pub fn is_ending(&self) -> bool {
+        let pending = self.lock();
+        pending.shutdown != Shutdown::No || pending.stop.is_some()
+    }
+
     /// Whether the run has been told to end.
     pub fn is_stopped(&self) -> bool {
         self.lock().stop.is_some()

@@ -170,32 +170,37 @@ impl Peer {
     /// Hands arrived bytes to the core, about [`TURN_BYTES`] at most. Returns whether there may be
     /// more. Without the limit, a peer that sends faster than this host reads would keep timers and
     /// answers waiting.
+    ///
+    /// What follows from them is done when all are read: behind the last digests of a backup that
+    /// has taken over is the end of its connection.
     fn receive(self: &Arc<Self>, reader: &mut ChannelReader) -> bool {
-        let mut restored_bytes = 0;
-        while restored_bytes < TURN_BYTES {
+        let (mut has_effects, mut may_be_more, mut received_bytes) = (false, true, 0);
+        while may_be_more && received_bytes < TURN_BYTES {
+            let mut ended = None;
             match reader.receive() {
-                Ok(Received::Nothing) => return false,
-                Ok(Received::Closed) => {
-                    self.disconnect(DisconnectReason::Closed);
-                    return false;
-                }
                 Ok(Received::Bytes(bytes)) => {
-                    restored_bytes += bytes.len();
-                    self.tell(|core, now_ns| core.receive(now_ns, bytes));
+                    received_bytes += bytes.len();
+                    has_effects |= self.tell_only(|core, now_ns| core.receive(now_ns, bytes)).1;
+                    continue;
                 }
-                Err(e) => {
-                    let description = e.to_string();
-                    self.disconnect(DisconnectReason::Transport { description });
-                    return false;
-                }
+                Ok(Received::Nothing) => {}
+                Ok(Received::Closed) => ended = Some(DisconnectReason::Closed),
+                Err(e) => ended = Some(DisconnectReason::Transport { description: e.to_string() }),
+            }
+            may_be_more = false;
+            if let Some(reason) = ended {
+                has_effects |= self.tell_only(|core, now_ns| core.disconnect(now_ns, reason)).1;
             }
         }
-        true
+        if has_effects {
+            self.perform_effects();
+        }
+        may_be_more
     }
 
     /// Lets time pass; how long until it should again.
     fn tick(self: &Arc<Self>, watch: &mut PulseWatch) -> Duration {
-        let now_ns = self.clock.host_now_ns();
+        let now_ns = self.clocks.session.host_now_ns();
         let look = watch.look(now_ns, self.queue.pulse());
         if look == VcpuHealth::Interrupt {
             self.queue.kick_vcpu();
@@ -236,12 +241,23 @@ impl Peer {
 
     /// A frame for the guest came here although the other host is active.
     pub fn stray(self: &Arc<Self>, frame: Vec<u8>) {
-        let is_late = self.lock().takes_strays(self.clock.host_now_ns());
+        let is_late = self.lock().takes_strays(self.clocks.session.host_now_ns());
         if is_late && self.is_for_the_guest(&frame) {
             self.tell(|core, now_ns| core.strays(now_ns, vec![frame]));
         } else {
             self.queue.network().follower_dropped();
         }
+    }
+
+    /// Whether another host sent this frame as the guest's card, whose own frames do not come back.
+    pub fn is_from_the_guest(&self, frame: &[u8]) -> bool {
+        let source = frame.get(VNET_HEADER_BYTES + 6..VNET_HEADER_BYTES + 12);
+        source.is_some_and(|source| self.network.mac.is_some_and(|mac| mac == *source))
+    }
+
+    /// Another host sends as the guest, while this one is active.
+    pub fn guest_is_elsewhere(self: &Arc<Self>) {
+        self.tell(|core, now_ns| core.guest_is_elsewhere(now_ns));
     }
 
     /// Broadcast frames have reached the guest's new host too, so they are no strays.
@@ -255,14 +271,19 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::net::TcpStream;
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
 
     use ftvmm_devices::{NetCounters, NetSource, NetSources};
-    use ftvmm_replication::wire;
+    use ftvmm_host::Tap;
+    use ftvmm_replication::policy::Role;
+    use ftvmm_replication::{Message, Ordinal as Exit, OutputDigest, OutputOrdinal, Term, wire};
 
     use super::*;
-    use crate::peer::tests::backup;
+    use crate::peer::tests::{backup, primary_with};
 
     #[test]
     fn a_frame_for_any_address_of_the_guest_is_a_stray() {
@@ -273,6 +294,9 @@ mod tests {
         let to = |mac: [u8; 6]| [&[0; VNET_HEADER_BYTES][..], &mac, &[0; 60]].concat();
         assert!(peer.is_for_the_guest(&to(own)) && peer.is_for_the_guest(&to(other)));
         assert!(!peer.is_for_the_guest(&to([0xff; 6])) && !peer.is_for_the_guest(&[]));
+        let from = |mac: [u8; 6]| [&[0; VNET_HEADER_BYTES + 6][..], &mac, &[0; 48]].concat();
+        assert!(peer.is_from_the_guest(&from(own)) && !peer.is_from_the_guest(&from(other)));
+        assert!(!peer.is_from_the_guest(&to(own)) && !peer.is_from_the_guest(&[]));
     }
 
     /// A reader of a connection, and the other end.
@@ -321,6 +345,66 @@ mod tests {
             }
             assert!(!peer.is_connected(), "{rubbish:?}");
             assert!(peer.outbox.lock().unwrap().writer.is_none(), "{rubbish:?}");
+        }
+    }
+    fn encoded(messages: &[Message]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        messages.iter().for_each(|message| wire::encode(message, &mut bytes));
+        bytes
+    }
+
+    /// Waits until the host says a thing of this name.
+    fn hear(stream: &mut TcpStream, decoder: &mut wire::Decoder, name: &str) {
+        let mut buffer = [0; 4096];
+        loop {
+            while let Some(message) = decoder.next_message().unwrap() {
+                if message.name() == name {
+                    return;
+                }
+            }
+            let count = stream.read(&mut buffer).unwrap();
+            assert!(count > 0, "the connection ends before {name}");
+            decoder.push(&buffer[..count]);
+        }
+    }
+
+    #[test]
+    fn a_digest_with_the_end_of_the_connection_behind_it_releases_nothing() {
+        for hangs_up in [false, true] {
+            let (network, socket) = UnixDatagram::pair().unwrap();
+            network.set_nonblocking(true).unwrap();
+            let peer = primary_with(Tap::over("lo", File::from(OwnedFd::from(socket))));
+            let (mut reader, mut stream) = connected(&peer);
+            let mut decoder = wire::Decoder::new();
+            let (role, build) = (Role::Backup, crate::build::own());
+            let fingerprint = crate::testing::header().fingerprint;
+            let hello =
+                Message::Hello { role, build, fingerprint, highest_term: Term(0), runs: false };
+            stream.write_all(&wire::PREAMBLE).unwrap();
+            stream.write_all(&encoded(&[hello])).unwrap();
+            peer.receive(&mut reader);
+            hear(&mut stream, &mut decoder, "Welcome");
+            let term = Term(1);
+            stream.write_all(&encoded(&[Message::Ready { term }])).unwrap();
+            peer.receive(&mut reader);
+            hear(&mut stream, &mut decoder, "LeaseRequest");
+            let (at, frame) = (Exit(1), vec![7; 60]);
+            let digest = OutputDigest::of(at, 0, &frame);
+            peer.tell(|core, now_ns| {
+                core.exit_complete(now_ns, at);
+                core.flush_log(now_ns);
+                core.step(now_ns, SessionEvent::Output { at, digest, frame });
+            });
+            let grant = Message::LeaseGrant { term, number: 1, lease_ns: u64::MAX };
+            let report = Message::Digest { term, output: OutputOrdinal(1), at, digest };
+            stream.write_all(&encoded(&[grant, report])).unwrap();
+            if hangs_up {
+                stream.shutdown(Shutdown::Write).unwrap();
+            }
+            peer.receive(&mut reader);
+            let mut frame = [0; 100];
+            let left = network.recv(&mut frame).ok();
+            assert_eq!(left, (!hangs_up).then_some(60));
         }
     }
 }

@@ -28,13 +28,13 @@ impl Peer {
         if !self.roles_changed.swap(false, MemoryOrdering::AcqRel) {
             return None;
         }
-        let since_ns = self.clock.host_now_ns();
+        let since_ns = self.clocks.session.host_now_ns();
         if self.lock().wants_yield() && self.tell(|core, now_ns| core.change_role(now_ns)) {
             self.wait_as_guest(|core, _| {
                 let is_over = !core.session().is_yielding() || core.stop().is_some();
                 is_over.then_some(())
             });
-            let stood_ms = (self.clock.host_now_ns() - since_ns) as f64 / 1e6;
+            let stood_ms = (self.clocks.session.host_now_ns() - since_ns) as f64 / 1e6;
             tracing::info!(stood_ms, "the guest stood still for a change of roles");
         }
         let mut core = self.lock();

@@ -31,7 +31,7 @@ pub struct PairPort {
 impl PairPort {
     /// Inputs as `peer`'s session says.
     pub fn new(peer: Arc<Peer>) -> Self {
-        let clock = GuestClock::anchored(peer.clock.host_now(), GuestNs(0));
+        let clock = GuestClock::anchored(peer.clocks.guest.host_now(), GuestNs(0));
         let follows = peer.lock().follower().is_active();
         let log = Replay::new(PeerFeed { peer: peer.clone() });
         Self { peer, log, follows, clock, last: GuestNs(0) }
@@ -76,7 +76,7 @@ impl PairPort {
     /// The guest was told this guest time.
     pub fn keep_time(&mut self, last: GuestNs) {
         self.last = last;
-        self.clock = GuestClock::anchored(self.peer.clock.host_now(), last);
+        self.clock = GuestClock::anchored(self.peer.clocks.guest.host_now(), last);
     }
 
     /// The execution of a follower was measured.

@@ -116,7 +116,7 @@ pub struct Peer {
     /// Roles have changed or are to change: the vCPU thread reads the core before it asks for
     /// inputs.
     roles_changed: AtomicBool,
-    clock: HostClock,
+    clocks: Clocks,
     queue: Arc<InputQueue>,
     disk: Option<Arc<Disk>>,
     limits: Limits,
@@ -127,6 +127,14 @@ pub struct Peer {
     port: Port,
     sending: Sending,
     incidents: Incidents,
+}
+
+/// Both begin with the peer.
+struct Clocks {
+    /// The session's, which counts while this host is suspended, as the other host does.
+    session: HostClock,
+    /// The guest's and its transfers'.
+    guest: HostClock,
 }
 
 /// Settings of the command line.
@@ -211,14 +219,16 @@ impl Peer {
         };
         let core = PeerCore::new(session, horizon_ns, unrecorded_when_alone)?;
         queue.set_closed(role == Role::Backup);
-        let clock = HostClock::host_start();
+        let session_clock = HostClock::host_start_with_suspension();
+        let clocks = Clocks { session: session_clock, guest: HostClock::host_start() };
+        let progress = ProgressCell::new(clocks.guest, config.progress);
         Ok(Arc::new(Self {
             core: Mutex::new(Core { core, waiters: 0, roles: Roles::default() }),
             changed: Condvar::new(),
             outbox: Mutex::default(),
             unsent: Unsent::default(),
             roles_changed: AtomicBool::new(false),
-            clock,
+            clocks,
             queue,
             disk: config.disk,
             limits,
@@ -233,7 +243,7 @@ impl Peer {
             sending: Sending {
                 transfer: OnceLock::new(),
                 one_at_a_time: Mutex::default(),
-                progress: ProgressCell::new(clock, config.progress),
+                progress,
                 last: Mutex::default(),
             },
             incidents: Incidents {
@@ -249,18 +259,26 @@ impl Peer {
         self.disk.clone()
     }
 
-    /// The clock all of the session's times are on.
+    /// The clock of the guest and of its transfers.
     pub fn clock(&self) -> HostClock {
-        self.clock
+        self.clocks.guest
     }
 
     /// Reports an event to the core, releases the core, and performs the effects.
     pub(crate) fn tell<R>(self: &Arc<Self>, what: impl FnOnce(&mut PeerCore, u64) -> R) -> R {
-        let mut core = self.lock();
-        let now_ns = self.clock.host_now_ns();
-        let answer = what(&mut core, now_ns);
-        self.let_go(core);
+        let (answer, has_effects) = self.tell_only(what);
+        if has_effects {
+            self.perform_effects();
+        }
         answer
+    }
+
+    /// As [`Self::tell`], without performing the effects; whether there are any.
+    fn tell_only<R>(&self, what: impl FnOnce(&mut PeerCore, u64) -> R) -> (R, bool) {
+        let mut core = self.lock();
+        let now_ns = self.clocks.session.host_now_ns();
+        let answer = what(&mut core, now_ns);
+        (answer, self.publish(core))
     }
 
     /// As [`Self::tell`], of the session.
@@ -272,7 +290,7 @@ impl Peer {
     fn wait_for<R>(self: &Arc<Self>, mut answer: impl FnMut(&mut PeerCore, u64) -> Option<R>) -> R {
         let mut core = self.lock();
         loop {
-            if let Some(answer) = answer(&mut core, self.clock.host_now_ns()) {
+            if let Some(answer) = answer(&mut core, self.clocks.session.host_now_ns()) {
                 let is_over = core.stop().is_some();
                 self.let_go(core);
                 if is_over {
@@ -304,9 +322,16 @@ impl Peer {
         core
     }
 
+    /// Publishes what has changed and performs the effects.
+    fn let_go(self: &Arc<Self>, core: MutexGuard<'_, Core>) {
+        if self.publish(core) {
+            self.perform_effects();
+        }
+    }
+
     /// Publishes what the vCPU thread must know before it releases the lock, then wakes waiting
-    /// threads and performs the effects.
-    fn let_go(self: &Arc<Self>, mut core: MutexGuard<'_, Core>) {
+    /// threads. Returns whether there are effects.
+    fn publish(&self, mut core: MutexGuard<'_, Core>) -> bool {
         let roles = core.roles();
         if std::mem::replace(&mut core.roles, roles) != roles {
             self.roles_changed.store(true, Ordering::Release);
@@ -324,9 +349,7 @@ impl Peer {
         {
             let _ = port.joining.write(1);
         }
-        if has_effects {
-            self.perform_effects();
-        }
+        has_effects
     }
 
     /// Wakes the waiting threads, because something outside the core changed.
@@ -376,8 +399,12 @@ impl Peer {
     /// The user asked this host to stop: an active host ends it, one that follows
     /// leaves.
     pub fn stop_requested(self: &Arc<Self>) {
+        // An active guest that has not come to the end of the other host's log sees neither its
+        // power button nor an end. Asked again, the host does not wait for that.
+        let was_asked = self.queue.is_ending();
         let speaks = self.tell(|core, now_ns| {
-            let speaks = core.begin().is_some() && !core.follows();
+            let hangs = was_asked && core.follower().is_active();
+            let speaks = core.begin().is_some() && !core.follows() && !hangs;
             if !speaks {
                 core.step(now_ns, SessionEvent::HostStop);
             }

@@ -56,7 +56,7 @@ impl Operator for PeerOperator {
             link: tap.map(link),
             peer_link_up: session.client_links().1.filter(|_| tap.is_some()),
             console_dropped_bytes: self.console.dropped_bytes(),
-            uptime_ms: self.peer.clock.host_now_ns() / 1_000_000,
+            uptime_ms: self.peer.clocks.guest.host_now_ns() / 1_000_000,
             listen,
             attach: core.is_transferring().then(|| self.progress()),
             last_attach: last_attach.map(|summary| AttachSummary {

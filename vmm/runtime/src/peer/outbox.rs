@@ -1,5 +1,6 @@
 //! Performs the core's effects: in order, one thread at a time, without the core's lock.
 
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, TryLockError};
 use std::time::Duration;
@@ -103,7 +104,7 @@ impl Peer {
 
     fn empty(self: &Arc<Self>, outbox: &mut Outbox) {
         loop {
-            let effects = self.lock().take_effects();
+            let effects = self.take_effects();
             if effects.is_empty() && !self.unsent.take_wanted() {
                 return;
             }
@@ -113,6 +114,16 @@ impl Peer {
             }
             self.flush(outbox, holds_log);
         }
+    }
+
+    /// What is to be done. Where something may leave only while this host is the active one, the
+    /// clock is read here: after the last read of the channel, before the first write.
+    fn take_effects(&self) -> Vec<Effect> {
+        let mut core = self.lock();
+        if core.has_release() {
+            core.release(self.clocks.session.host_now_ns());
+        }
+        core.take_effects()
     }
 
     /// The socket may take bytes again.
@@ -130,13 +141,17 @@ impl Peer {
         self.unsent.begin_flush();
         match writer.flush() {
             Ok(is_empty) => self.unsent.end_flush(is_empty),
+            // Only after the other host's kernel has said that there will be no more.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                return self.disconnect(DisconnectReason::Closed);
+            }
             Err(error) => {
                 let description = error.to_string();
                 return self.disconnect(DisconnectReason::Transport { description });
             }
         }
         if holds_log {
-            self.lock().log_sent(self.clock.host_now_ns());
+            self.lock().log_sent(self.clocks.session.host_now_ns());
         }
     }
 

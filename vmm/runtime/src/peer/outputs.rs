@@ -42,7 +42,10 @@ impl OutputSink for PeerOutputs {
                 // The flush also waits for the backup's disk, so the backup must get the request at
                 // once.
                 if request.op == DiskOp::Flush {
-                    self.peer.tell(|core, now_ns| core.flush_log(now_ns));
+                    self.peer.tell(|core, now_ns| {
+                        core.step(now_ns, SessionEvent::FlushAsked { id: request.id });
+                        core.flush_log(now_ns);
+                    });
                 }
                 if let Some(disk) = &self.peer.disk {
                     disk.submit(request);

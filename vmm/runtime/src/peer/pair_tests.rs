@@ -13,8 +13,8 @@ use ftvmm_machine::page_tracker::testing::copy;
 use ftvmm_machine::situation::{RunSituation, StopCause};
 use ftvmm_replication::policy::Refusal;
 use ftvmm_replication::{
-    Check, End, EndReason, Event, MemoryCheck, Ordinal as Exit, OutputDigest, Record, StatePart,
-    Term,
+    Check, DisconnectReason, End, EndReason, Event, MemoryCheck, Ordinal as Exit, OutputDigest,
+    Record, StatePart, Term,
 };
 
 use super::tests::Kind;
@@ -349,6 +349,18 @@ fn who_speaks_for_the_guest_ends_it_and_who_follows_leaves() {
     assert_eq!(primary.peer.stop_now(), StopReason::HostRequest);
     let mut port = PairPort::new(primary.peer.clone());
     assert!(matches!(port.change_roles(), Some(Step::Stop(StopCause::Protocol))));
+}
+
+/// The end of the old log may be far away, and its guest may not get there.
+#[test]
+fn who_takes_over_and_does_not_get_to_the_end_of_the_log_ends_when_asked_twice() {
+    let (_primary, backup) = pair();
+    backup.peer.disconnect(DisconnectReason::Closed);
+    backup.until(|core| core.session().state_name() == "Live");
+    backup.peer.stop_requested();
+    assert_eq!(backup.peer.stopped(), None, "the guest is asked first");
+    backup.peer.stop_requested();
+    assert_eq!(backup.peer.stopped(), Some(StopReason::HostRequest));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A peer without a connection: effects and the threads that meet at them.
 
-use ftvmm_replication::witness::{Claim, WitnessError};
+use ftvmm_replication::witness::{Claim, WitnessEntry, WitnessError};
 use ftvmm_replication::{Effect, Term};
 
 use super::*;
@@ -19,6 +19,20 @@ impl Witness for Kind {
     }
 }
 
+/// Grants the first term; the others are another host's.
+struct FirstOnly;
+
+impl Witness for FirstOnly {
+    fn claim(&mut self, term: Term, _: &str) -> Result<Claim, WitnessError> {
+        let current = WitnessEntry { term, holder: "another".into() };
+        Ok(if term == Term(1) { Claim::Granted } else { Claim::Denied { current } })
+    }
+
+    fn highest(&mut self) -> Result<Term, WitnessError> {
+        Ok(Term(0))
+    }
+}
+
 /// A backup that is not connected, whose card has this address.
 pub fn backup(net_mac: Option<[u8; 6]>) -> Arc<Peer> {
     let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
@@ -27,12 +41,28 @@ pub fn backup(net_mac: Option<[u8; 6]>) -> Arc<Peer> {
 
 /// As [`backup`], with this queue.
 pub fn backup_at(queue: Arc<InputQueue>, net_mac: Option<[u8; 6]>) -> Arc<Peer> {
+    made(Role::Backup, Box::new(Kind), queue, net_mac, None)
+}
+
+/// A primary that is not connected, with this tap, and wins no term but the first.
+pub fn primary_with(tap: Tap) -> Arc<Peer> {
+    let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
+    made(Role::Primary, Box::new(FirstOnly), Arc::new(queue), None, Some(tap))
+}
+
+fn made(
+    role: Role,
+    witness: Box<dyn Witness + Send>,
+    queue: Arc<InputQueue>,
+    net_mac: Option<[u8; 6]>,
+    tap: Option<Tap>,
+) -> Arc<Peer> {
     let fingerprint = crate::testing::header().fingerprint;
     Peer::new(PeerConfig {
-        session: SessionConfig::new(Role::Backup, crate::build::own(), fingerprint, Term(0), 0),
-        witness: Box::new(Kind),
+        session: SessionConfig::new(role, crate::build::own(), fingerprint, Term(0), 0),
+        witness,
         holder: "test".into(),
-        tap: None,
+        tap,
         net_mac,
         queue,
         disk: None,
