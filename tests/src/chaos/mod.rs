@@ -46,6 +46,8 @@ const SIGN_OF_LIFE: u64 = 5;
 struct Part<'a> {
     member: Member<'a>,
     role: Vec<String>,
+    /// Its take-overs, as it said last.
+    takeovers: u64,
 }
 
 /// A guest that is under way, and who runs it.
@@ -54,7 +56,7 @@ pub struct Chaos<'a> {
     group: Group<'a>,
     parts: Vec<Part<'a>>,
     capture: Capture,
-    /// Take-overs of the members that are running, as they said last.
+    /// Take-overs of all members so far.
     takeovers: u64,
 }
 
@@ -110,7 +112,7 @@ impl<'a> Chaos<'a> {
     fn launch(&mut self, host: usize, role: &[&str]) -> Result<(), Failed> {
         let member = self.group.launch(host, role)?;
         let role = role.iter().map(|&word| word.to_owned()).collect();
-        self.parts.push(Part { member, role });
+        self.parts.push(Part { member, role, takeovers: 0 });
         Ok(())
     }
 
@@ -204,10 +206,10 @@ impl<'a> Chaos<'a> {
             self.parts.iter().filter(|part| gone(part)).map(describe).collect();
         self.parts.retain(|part| !gone(part));
         let mut active = Vec::new();
-        let mut takeovers = 0;
-        for part in &self.parts {
+        for part in &mut self.parts {
             let Some(status) = part.member.status()? else { return Ok(false) };
-            takeovers += status.takeovers;
+            self.takeovers += status.takeovers.saturating_sub(part.takeovers);
+            part.takeovers = status.takeovers;
             if status.role == "primary" && status.state != "ClaimingTerm" {
                 active.push((part.member.host, status));
             }
@@ -216,7 +218,6 @@ impl<'a> Chaos<'a> {
             return Err(format!("nobody is left:\n{}", ended.join("\n")).into());
         }
         require(active.len() < 2, self.told("two hosts are active"))?;
-        self.takeovers = self.takeovers.max(takeovers);
         let Some((host, status)) = active.first() else { return Ok(false) };
         match self.parts.len() {
             1 => {
@@ -257,7 +258,7 @@ impl<'a> Chaos<'a> {
 }
 
 fn describe(part: &Part<'_>) -> String {
-    let Part { member, role } = part;
+    let Part { member, role, .. } = part;
     let ended = member.process.ended();
     format!("host {} ({}), {ended:?}:\n{}", member.host, role.join(" "), said(&member.process))
 }
