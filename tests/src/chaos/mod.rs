@@ -168,6 +168,10 @@ impl<'a> Chaos<'a> {
         };
         let [victim_part, other] = [&self.parts[victim], &self.parts[1 - victim]];
         fault.inject(&self.site.lab, WITNESS, &victim_part.member, &other.member)?;
+        if fault.kind == Kind::KillHost {
+            // Nobody is left who would say that it has ended.
+            self.parts.remove(victim);
+        }
         if fault.kind == Kind::RestartOldCommand {
             let part = self.parts.remove(victim);
             let role: Vec<&str> = part.role.iter().map(String::as_str).collect();
