@@ -18,7 +18,8 @@ pub const REGISTER_NAMES: [&str; 18] = [
 ];
 /// Position of the instruction pointer in [`CpuCheck::registers`].
 pub const RIP: usize = 16;
-/// Most pages that a check names. Its digest is of all memory.
+/// Most pages that a check names; its digest is of all memory. A guest that is started again has
+/// changed all it used, and a check is one record of the log.
 pub const CHANGED_PAGES_MAX: usize = 1 << 16;
 /// Names at most so many pages in a sentence.
 const PAGES_NAMED: usize = 8;

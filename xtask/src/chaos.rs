@@ -9,6 +9,7 @@ use ftvmm_tests::clock;
 use ftvmm_tests::progress::Step;
 use ftvmm_tests::site::{Site, Stage};
 
+use crate::hosts::log_folder;
 use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask chaos`.
@@ -34,12 +35,8 @@ pub fn run(arguments: &ChaosArguments) -> Result<ExitCode, Box<dyn Error>> {
     guest::ensure()?;
     cargo::build("ftvmm-tests", "lab-agent")?;
     cargo::build("ftvmm", "ftvmm")?;
-    let now = clock::since_epoch();
-    let folder = arguments
-        .log_dir
-        .clone()
-        .unwrap_or_else(|| format!("out/chaos/{}-{}", now.as_secs(), std::process::id()).into());
-    let seed = arguments.seed.unwrap_or(now.as_millis() as u64);
+    let folder = log_folder("chaos", arguments.log_dir.as_deref());
+    let seed = arguments.seed.unwrap_or_else(|| clock::since_epoch().as_millis() as u64);
     let settings = Settings { rounds: arguments.rounds, seed, first: arguments.first };
     println!("chaos: --seed {seed} --first {}", arguments.first);
     let step = Step::start("starting the hosts");

@@ -27,6 +27,15 @@ pub struct Hosts {
     pub files: GuestFiles,
 }
 
+/// The folder for the logs of a `command`: the one that was chosen, or a new one below `out/`.
+pub fn log_folder(command: &str, chosen: Option<&Path>) -> PathBuf {
+    let new = || {
+        let seconds = clock::since_epoch().as_secs();
+        format!("out/{command}/{seconds}-{}", std::process::id()).into()
+    };
+    chosen.map_or_else(new, Path::to_owned)
+}
+
 impl Hosts {
     /// Builds what is missing, starts the hosts and carries `ftvmm`, the guest with `kernel` and
     /// `more` in. Logs go to `folder`, by default one below `out/` with the name of the
@@ -45,13 +54,7 @@ impl Hosts {
         let ftvmm = cargo::build("ftvmm", "ftvmm")?;
         let (backend, reason) = choose_backend(&ftvmm)?;
         println!("hosts: {backend:?} ({reason})");
-        let folder = folder.map_or_else(
-            || {
-                let seconds = clock::since_epoch().as_secs();
-                format!("out/{command}/{seconds}-{}", std::process::id()).into()
-            },
-            Path::to_owned,
-        );
+        let folder = log_folder(command, folder);
         let _step = Step::start("starting two hosts");
         let lab = Lab::start(LabConfig {
             backend,

@@ -9,10 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use ftvmm_guest_images::GuestKernel;
-use ftvmm_tests::clock;
 use ftvmm_tests::lab::{Backend, IntelConfig, IntelHost, Lab, LabConfig, LabProcess};
 use ftvmm_tests::progress::Step;
 
+use crate::hosts::log_folder;
 use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask lab`.
@@ -62,10 +62,7 @@ pub fn run(arguments: &LabArguments) -> Result<ExitCode, Box<dyn Error>> {
     if !arguments.no_ftvmm {
         programs.push(cargo::build("ftvmm", "ftvmm")?);
     }
-    let folder = match &arguments.log_dir {
-        Some(folder) => folder.clone(),
-        None => default_folder(),
-    };
+    let folder = log_folder("lab", arguments.log_dir.as_deref());
     if arguments.host == Maker::Intel {
         return run_on_intel(arguments, agent, programs, folder);
     }
@@ -129,9 +126,4 @@ fn feed_from_own_stdin(process: &LabProcess) {
         process.write_stdin(&buffer[..count]);
     }
     process.close_stdin();
-}
-
-fn default_folder() -> PathBuf {
-    let seconds = clock::since_epoch().as_secs();
-    PathBuf::from(format!("out/lab/{seconds}-{}", std::process::id()))
 }

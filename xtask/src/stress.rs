@@ -11,6 +11,7 @@ use ftvmm_tests::progress::Step;
 use ftvmm_tests::stress::bare::Features;
 use ftvmm_tests::stress::{Kind, Settings, run as run_cases};
 
+use crate::hosts::log_folder;
 use crate::{cargo, guest};
 
 /// Arguments of `cargo xtask stress`.
@@ -65,14 +66,10 @@ pub fn run(arguments: &StressArguments) -> Result<ExitCode, Box<dyn Error>> {
     guest::ensure()?;
     cargo::build("ftvmm-tests", "lab-agent")?;
     cargo::build("ftvmm", "ftvmm")?;
-    let now = clock::since_epoch();
-    let folder = arguments
-        .log_dir
-        .clone()
-        .unwrap_or_else(|| format!("out/stress/{}-{}", now.as_secs(), std::process::id()).into());
+    let folder = log_folder("stress", arguments.log_dir.as_deref());
     let fault = arguments.inject_fault.iter();
     let settings = Settings {
-        seed: arguments.seed.unwrap_or(now.as_millis() as u64),
+        seed: arguments.seed.unwrap_or_else(|| clock::since_epoch().as_millis() as u64),
         case: arguments.case,
         cases: arguments.cases.unwrap_or(if arguments.case.is_some() { 1 } else { 100 }),
         only: arguments.only.map(|only| match only {

@@ -73,7 +73,16 @@ struct Context<'a> {
     stopped: bool,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    fn new(
+        config: &'a SessionConfig,
+        now_ns: u64,
+        link: &'a mut Link,
+        actions: &'a mut Vec<Action>,
+    ) -> Self {
+        Self { config, now_ns, link, actions, stopped: false }
+    }
+
     fn act(&mut self, action: Action) {
         self.actions.push(action);
     }
@@ -215,13 +224,7 @@ impl Session {
     /// When an invariant does not hold: the process must die rather than release a frame.
     pub fn step(&mut self, now_ns: u64, event: SessionEvent, actions: &mut Vec<Action>) {
         self.pass_time(now_ns);
-        let mut cx = Context {
-            config: &self.config,
-            now_ns: self.now_ns,
-            link: &mut self.link,
-            actions,
-            stopped: false,
-        };
+        let mut cx = Context::new(&self.config, self.now_ns, &mut self.link, actions);
         match &event {
             SessionEvent::Connected => {
                 assert!(!cx.link.connected, "a second connection");
@@ -299,13 +302,7 @@ impl Session {
         }
         self.pass_time(now_ns);
         let RoleState::Primary(primary) = &mut self.state else { return };
-        let mut cx = Context {
-            config: &self.config,
-            now_ns: self.now_ns,
-            link: &mut self.link,
-            actions,
-            stopped: false,
-        };
+        let mut cx = Context::new(&self.config, self.now_ns, &mut self.link, actions);
         primary.release_gated(&mut cx);
         if cx.stopped {
             self.state = RoleState::Stopped;

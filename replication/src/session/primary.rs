@@ -450,7 +450,7 @@ impl Primary {
             _ if heartbeats => config.failure_ns,
             _ => config.handshake_ns,
         };
-        let renews_ns = self.lease_is_wanted().then(|| self.lease.due_ns(config.lease_ns()));
+        let renews_ns = self.releases_gated().then(|| self.lease.due_ns(config.lease_ns()));
         Waits { silence_limit_ns, heartbeats, deadline_ns, renews_ns }
     }
 

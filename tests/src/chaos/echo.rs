@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ftvmm_guest_programs::stream::{DEFAULT_SEED, fill};
 
@@ -42,6 +42,17 @@ pub struct Seen {
 struct Desk {
     stop: AtomicBool,
     right: AtomicU64,
+}
+
+impl Desk {
+    /// `more` has come back right; the answer before came at `last`.
+    fn note(&self, seen: &mut Seen, more: u64, last: &mut Instant) {
+        seen.right += more;
+        self.right.store(seen.right, Ordering::Relaxed);
+        let now = clock::now();
+        seen.longest_silence = seen.longest_silence.max(now - *last);
+        *last = now;
+    }
 }
 
 /// A client at work.
@@ -119,11 +130,7 @@ fn stream(desk: &Desk, server: SocketAddr) -> io::Result<Seen> {
                         format!("{count} bytes at {at} of the stream are not what was sent");
                     return Ok(Seen { wrong: Some(wrong), ..seen });
                 }
-                seen.right += count as u64;
-                desk.right.store(seen.right, Ordering::Relaxed);
-                let now = clock::now();
-                seen.longest_silence = seen.longest_silence.max(now - last);
-                last = now;
+                desk.note(&mut seen, count as u64, &mut last);
                 thread::sleep(EVERY);
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -144,7 +151,7 @@ fn datagrams(desk: &Desk, server: SocketAddr) -> io::Result<Seen> {
     socket.set_read_timeout(Some(EVERY))?;
     let (mut answered, mut seen) = (Vec::new(), Seen::default());
     let (mut last, mut stopped) = (clock::now(), None);
-    while stopped.is_none_or(|at: std::time::Instant| at.elapsed() < LAST_ANSWERS) {
+    while stopped.is_none_or(|at: Instant| at.elapsed() < LAST_ANSWERS) {
         if stopped.is_none() {
             // Nothing may listen at this moment; that is a datagram lost.
             let _ = socket.send(&(answered.len() as u64).to_le_bytes());
@@ -165,11 +172,7 @@ fn datagrams(desk: &Desk, server: SocketAddr) -> io::Result<Seen> {
                 Some(true) => seen.repeated += 1,
                 Some(open) => *open = true,
             }
-            seen.right += 1;
-            desk.right.store(seen.right, Ordering::Relaxed);
-            let now = clock::now();
-            seen.longest_silence = seen.longest_silence.max(now - last);
-            last = now;
+            desk.note(&mut seen, 1, &mut last);
         }
     }
     seen.lost = answered.iter().filter(|answered| !**answered).count() as u64;

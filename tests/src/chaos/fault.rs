@@ -5,12 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
+use nix::libc::{SIGCONT, SIGSTOP};
 
 use crate::group::Member;
 use crate::lab::{Lab, LabError};
-
-const SIGSTOP: i32 = 19;
-const SIGCONT: i32 = 18;
 
 /// Whose part in the pair the victim has when the fault begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,19 +121,6 @@ impl Fault {
         // From a hiccup to well above the time after which the peer counts as dead.
         let lasts = failure_timeout.mul_f64(0.2 + 2.8 * rng.f64());
         Self { kind, victim, after, lasts }
-    }
-
-    /// Whether the victim's process surely ends.
-    pub fn kills(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::KillProcess
-                | Kind::KillHost
-                | Kind::WitnessGoneAndKill
-                | Kind::KillWhileSwitching
-                | Kind::KillWhileAttaching
-                | Kind::RestartOldCommand
-        )
     }
 
     /// Does it, and takes back what can be taken back. `victim` and `other` have their roles of

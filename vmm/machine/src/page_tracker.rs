@@ -40,9 +40,6 @@ const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// Pages of a slice go into records of about this size.
 const PART_BYTES: usize = 1 << 20;
-/// A check names so many changed pages at most; its digest is of all of memory. A guest that is
-/// started again has changed all it used, and a check is one record of the log.
-const CHANGED_MAX: usize = CHANGED_PAGES_MAX;
 
 /// Words of a page.
 const WORDS: u64 = (PAGE_BYTES / WORD_BYTES) as u64;
@@ -139,15 +136,15 @@ impl PageTracker {
         &self.copy
     }
 
-    /// The digest of memory and the first [`CHANGED_MAX`] pages that differ from the copy, which is
-    /// renewed if `mode` says so.
+    /// The digest of memory and the first [`CHANGED_PAGES_MAX`] pages that differ from the copy,
+    /// which is renewed if `mode` says so.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn check(&mut self, mode: MemoryCheckMode) -> Result<Option<MemoryCheck>, CpuError> {
         let mut changed = Vec::new();
         let visit = |page: u64, new: &[u8], _: &[Range<usize>]| {
-            if changed.len() < CHANGED_MAX {
+            if changed.len() < CHANGED_PAGES_MAX {
                 changed.push(PageHash { page, hash: xxh3_64(new) as u32 });
             }
         };

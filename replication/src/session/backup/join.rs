@@ -62,8 +62,8 @@ impl Backup {
     }
 
     pub(super) fn on_restored(&mut self, cx: &mut Context<'_>, restored_bytes: u64) {
-        if let Phase::Joining { restored_bytes: restored, .. } = &mut self.phase {
-            *restored = restored_bytes;
+        if let Phase::Joining { restored_bytes: known, .. } = &mut self.phase {
+            *known = restored_bytes;
             cx.send(Message::StateRestored { term: self.term, restored_bytes });
         }
     }

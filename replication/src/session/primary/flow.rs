@@ -49,7 +49,8 @@ impl Primary {
         matches!(self.phase, Phase::Alone | Phase::Attaching { gated: false })
     }
 
-    fn releases_gated(&self) -> bool {
+    /// A backup that follows is there, without whose lease nothing may leave.
+    pub(super) fn releases_gated(&self) -> bool {
         matches!(
             self.phase,
             Phase::Protected | Phase::Yielding(Yielding { follows: true, asked: false, .. })
@@ -58,15 +59,10 @@ impl Primary {
 
     /// Asks for a lease before the last one is over, and at once when this host was away.
     pub(super) fn renew_lease(&mut self, cx: &mut Context<'_>) {
-        if self.lease_is_wanted() && cx.now_ns >= self.lease.due_ns(cx.config.lease_ns()) {
+        if self.releases_gated() && cx.now_ns >= self.lease.due_ns(cx.config.lease_ns()) {
             let number = self.lease.ask(cx.now_ns);
             cx.send(Message::LeaseRequest { term: self.term, number });
         }
-    }
-
-    /// A backup that follows is there.
-    pub(super) fn lease_is_wanted(&self) -> bool {
-        self.releases_gated()
     }
 
     pub(super) fn on_lease_grant(
