@@ -4,9 +4,17 @@
 //! cable. Both then ask for the same next term, and a compare-and-swap on a third place gives it to
 //! one of them. The I/O lives in `ftvmm-host`; the rule lives here, once, as [`judge`].
 
+pub mod claim;
+mod entry;
+mod nonce;
+
 use std::error::Error;
 
 use thiserror::Error;
+
+pub use claim::Purpose;
+pub use entry::{Doing, ENTRY_BYTES_MAX, Entry, GuestId, Holder, moment};
+pub use nonce::Nonce;
 
 use crate::record::Term;
 
@@ -51,6 +59,75 @@ pub enum WitnessError {
         /// Its content.
         found: String,
     },
+    /// It gave no answer.
+    #[error("witness {place} cannot be used: {reason}; {remedy}")]
+    Unusable {
+        /// Its address or path.
+        place: String,
+        /// What the access said, with the file or member that said it.
+        reason: String,
+        /// What a person can do about it.
+        remedy: String,
+    },
+    /// It does not hold the term before the one that is claimed.
+    #[error(
+        "witness {place} holds {}, but term {} was given away: it is another one, or was emptied; \
+         nothing is granted before it is put back",
+        if *held == Term(0) { "no term".to_owned() } else { format!("term {held}") },
+        wanted.0 - 1
+    )]
+    Forgotten {
+        /// Its address or path.
+        place: String,
+        /// The term claimed.
+        wanted: Term,
+        /// The term it holds; 0 for none.
+        held: Term,
+    },
+}
+
+/// What came of [`WitnessStore::replace`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// The new entry is stored, and safe from a loss of power.
+    Stored,
+    /// The store held this instead of what was expected, and holds it still.
+    Conflict(Option<Entry>),
+}
+
+/// A place that survives either host, holds one [`Entry`], and compares and swaps.
+///
+/// It decides nothing: [`claim::claim`] does. Its methods may wait for seconds, so they are called
+/// on a thread of their own; they must return in the end.
+pub trait WitnessStore {
+    /// Where it is, as the user named it.
+    fn place(&self) -> String;
+
+    /// The entry as of now: one that a finished `replace` stored, on whichever host, is seen.
+    ///
+    /// # Errors
+    /// [`WitnessError`] when there is no answer, or what is held is no entry.
+    fn read(&mut self) -> Result<Option<Entry>, WitnessError>;
+
+    /// Puts `new` in the place of exactly `expected`, in one step; `None` for a store that was
+    /// never used.
+    ///
+    /// # Errors
+    /// [`WitnessError`] when there is no answer. `new` may be stored all the same.
+    fn replace(&mut self, expected: Option<&Entry>, new: &Entry) -> Result<Replaced, WitnessError>;
+
+    /// Writes `nonce` for the other host to see. It takes the place of the last one this process
+    /// wrote.
+    ///
+    /// # Errors
+    /// [`WitnessError`] when it may not be written.
+    fn prove(&mut self, nonce: Nonce) -> Result<(), WitnessError>;
+
+    /// Whether a host has written `nonce` here.
+    ///
+    /// # Errors
+    /// [`WitnessError`] when there is no answer.
+    fn sees(&mut self, nonce: Nonce) -> Result<bool, WitnessError>;
 }
 
 /// A place that survives either host and compares and swaps.
