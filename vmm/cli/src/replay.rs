@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ftvmm_host::clock::{HostClock, sleep_ms};
-use ftvmm_host::user_file::Named;
+use ftvmm_host::user_file::{self, Named};
 use ftvmm_kvm::install_kick_handler;
 use ftvmm_machine::net_watch::NetWatch;
 use ftvmm_replication::{LogHeader, LogReader, MemoryCheckMode, Ordinal};
@@ -122,6 +122,8 @@ impl Replayed {
 /// When the recording or its guest cannot be had, and when the replay diverges.
 pub fn replay(args: &ReplayArgs) -> Result<(), CommandError> {
     install_kick_handler()?;
+    // Nobody writes it while it is replayed.
+    let _unwritten = user_file::open_shared("recording", &args.file)?;
     let reader = open_log(&args.file)?;
     let other_build = build::difference(&reader.header().build);
     if let Some(difference) = &other_build {

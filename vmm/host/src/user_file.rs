@@ -6,7 +6,7 @@
 //! guest's memory, and is no file that another option names ([`Named`]).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,22 @@ impl Write for Written {
 
     fn flush(&mut self) -> io::Result<()> {
         (&*self.0).flush()
+    }
+}
+
+/// A file that is read, and that nobody writes until it is closed.
+#[derive(Debug)]
+pub struct Shared(Flock<File>);
+
+impl Read for Shared {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(bytes)
+    }
+}
+
+impl Seek for Shared {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        (&*self.0).seek(to)
     }
 }
 
@@ -138,6 +154,18 @@ pub fn open(what: &'static str, path: &Path) -> Result<File, FileError> {
     Ok(file)
 }
 
+/// Opens a file that ftvmm writes for reading, beside other readers but not while it is written.
+///
+/// # Errors
+/// [`FileError`]; [`FileError::InUse`] while another process writes it.
+pub fn open_shared(what: &'static str, path: &Path) -> Result<Shared, FileError> {
+    let file = open(what, path)?;
+    Flock::lock(file, FlockArg::LockSharedNonblock).map(Shared).map_err(|(_, e)| match e {
+        Errno::EWOULDBLOCK => FileError::InUse { what, path: path.into() },
+        e => host(what, path)(e.into()),
+    })
+}
+
 /// Reads a regular file of at most `most_bytes`; `limit` says in words why not more.
 ///
 /// # Errors
@@ -228,10 +256,21 @@ pub fn replace(what: &'static str, path: &Path, content: &[u8]) -> Result<(), Fi
     let mut name = place.as_os_str().to_owned();
     name.push(format!(".{}{UNFINISHED}", std::process::id()));
     let whole = || {
-        fs::File::create_new(&name)?.write_all(content)?;
+        create_secret(Path::new(&name))?.write_all(content)?;
         fs::rename(&name, &place)
     };
-    whole().map_err(host(what, path))
+    whole().inspect_err(|_| drop(fs::remove_file(&name))).map_err(host(what, path))
+}
+
+/// A new file that only its owner reads and writes, whatever the umask of this process.
+///
+/// # Errors
+/// When there is one already (`AlreadyExists`), or the host refuses.
+pub fn create_secret(path: &Path) -> io::Result<File> {
+    // With this mode from the start: nobody has it open when the umask is made up for.
+    let file = File::options().read(true).write(true).create_new(true).mode(SECRET).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(SECRET))?;
+    Ok(file)
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -362,6 +401,37 @@ mod tests {
         create("recording", &path, true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
         create("recording", &path, false).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_written_has_one_writer_and_readers_have_no_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.log");
+        let writer = create("recording", &path, false).unwrap();
+        let error = open_shared("recording", &path).unwrap_err();
+        assert!(matches!(error, FileError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        drop(writer);
+        let readers = [(); 2].map(|()| open_shared("recording", &path).unwrap());
+        let error = create("recording", &path, true).unwrap_err();
+        assert!(matches!(error, FileError::InUse { .. }), "{error}");
+        drop(readers);
+        create("recording", &path, true).unwrap();
+    }
+
+    #[test]
+    fn what_is_written_in_one_step_is_its_owners_and_never_half_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        for before in [None, Some(0o644)] {
+            if let Some(mode) = before {
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+            replace("report", &path, b"{}").unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, SECRET);
+        }
+        replace("report", folder.path(), b"{}").unwrap_err();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -3,11 +3,10 @@
 //! The file is read to its end before anything else is done with it: a damaged one is refused while
 //! there is no guest yet, and what it holds is known when a recording's header is written.
 
-use std::fs::File;
 use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 
-use ftvmm_host::user_file::{self, FileError};
+use ftvmm_host::user_file::{self, FileError, Shared};
 use ftvmm_machine::machine_state::{MachineState, StateError};
 use ftvmm_replication::{
     FileHeader, Ordinal, SnapshotError, SnapshotMark, SnapshotReader, Start, StatePart,
@@ -15,7 +14,7 @@ use ftvmm_replication::{
 use thiserror::Error;
 
 /// The parts of a snapshot, in order.
-pub type Parts = SnapshotReader<BufReader<File>>;
+pub type Parts = SnapshotReader<BufReader<Shared>>;
 
 /// Why a snapshot cannot be used.
 #[derive(Debug, Error)]
@@ -64,11 +63,11 @@ impl Snapshot {
     }
 
     fn read(path: &Path) -> Result<Self, SnapshotFault> {
-        let mut file = user_file::open("snapshot", path).map_err(|error| match error {
+        let mut file = user_file::open_shared("snapshot", path).map_err(|error| match error {
             FileError::Host { cause, .. } => SnapshotFault::Open(cause),
             error => SnapshotFault::Unreadable(error),
         })?;
-        let mut reader = SnapshotReader::new(BufReader::new(&file))?;
+        let mut reader = SnapshotReader::new(BufReader::new(&mut file))?;
         let mut machine = None;
         while let Some(part) = reader.next_part()? {
             if let StatePart::Machine(bytes) = part {
@@ -128,6 +127,8 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use ftvmm_replication::SnapshotWriter;
 
     use super::*;

@@ -13,6 +13,8 @@ use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::user_file::create_secret;
+
 /// Zeroes written at a time where the file system has no faster way.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 const DIGEST_CHUNK_BYTES: usize = 1 << 20;
@@ -103,8 +105,8 @@ impl DiskFile {
     /// # Errors
     /// When there is such a file, or the host refuses.
     pub fn create(path: &Path, size_bytes: u64) -> Result<Self, DiskError> {
-        let created = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-        let sized = created.and_then(|file| file.set_len(size_bytes).map(|()| file));
+        // It will hold what the guest's disk does.
+        let sized = create_secret(path).and_then(|file| file.set_len(size_bytes).map(|()| file));
         let file = sized.map_err(|cause| match cause.kind() {
             io::ErrorKind::AlreadyExists => DiskError::Exists { path: path.into() },
             _ => DiskError::File { path: path.into(), cause },
@@ -222,6 +224,8 @@ impl DiskFile {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn image(bytes: u64) -> tempfile::NamedTempFile {
@@ -251,6 +255,16 @@ mod tests {
         assert!(error.contains("in use"), "{error}");
         drop(first);
         DiskFile::open(image.path()).unwrap();
+    }
+
+    #[test]
+    fn a_new_disk_is_its_owners_and_never_replaces_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        drop(DiskFile::create(&path, 4096).unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = DiskFile::create(&path, 4096).unwrap_err();
+        assert!(matches!(error, DiskError::Exists { .. }), "{error}");
     }
 
     #[test]

@@ -1,18 +1,26 @@
 //! Creates the socket file (mode 0600), replaces one whose server is dead, refuses any other file,
 //! and removes it at exit.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use ftvmm_host::clock::sleep_ms;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, listen, shutdown, socket,
 };
 use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
+
+/// How often a folder's lock is tried for.
+const LOCK_TRIES: u32 = 100;
+/// Between two tries, in milliseconds.
+const LOCK_PAUSE_MS: u64 = 20;
 
 /// Why there is no socket.
 #[derive(Debug, Error)]
@@ -23,6 +31,9 @@ pub enum SocketError {
     /// It is something else.
     #[error("a file is there that is no socket; choose another path with --control")]
     NoSocket,
+    /// Another process has its folder locked.
+    #[error("its folder stays locked by another process; choose another path with --control")]
+    FolderLocked,
     /// The host refuses.
     #[error(transparent)]
     Host(#[from] io::Error),
@@ -48,6 +59,9 @@ impl Socket {
     /// # Errors
     /// When a live ftvmm does already, or the host refuses.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
+        // Two that start at once would both find the dead one's socket, and the slower remove the
+        // faster's. The lock is given back when this one listens.
+        let _alone = lock_folder_of(path)?;
         remove_stale(path)?;
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         // Before bind: Linux makes the file with the socket's own mode, so it is never open to
@@ -76,6 +90,22 @@ impl Socket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Locks the folder of `path` against another ftvmm that makes a socket there. Does not wait for
+/// long: others may lock a folder like `/tmp` too.
+fn lock_folder_of(path: &Path) -> Result<Flock<File>, SocketError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut folder = File::open(folder.unwrap_or(Path::new(".")))?;
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, Errno::EWOULDBLOCK)) => folder = back,
+            Err((_, error)) => return Err(error.into()),
+        }
+        sleep_ms(LOCK_PAUSE_MS);
+    }
+    Err(SocketError::FolderLocked)
 }
 
 /// Removes a socket nobody listens on.
@@ -115,6 +145,27 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(Socket::listen(&path), Err(SocketError::NoSocket)));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_one_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        for _ in 0..20 {
+            // As a killed ftvmm leaves it.
+            drop(Socket::listen(&path).unwrap().listener);
+            let started: Vec<_> = std::thread::scope(|scope| {
+                let start = || Socket::listen(&path);
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let (serving, refused): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
+            assert_eq!(serving.len(), 1);
+            for refused in refused {
+                assert!(matches!(refused, Err(SocketError::InUse)));
+            }
+            assert!(UnixStream::connect(&path).is_ok());
+        }
     }
 
     #[test]

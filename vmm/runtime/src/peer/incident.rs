@@ -1,13 +1,11 @@
 //! Keeps the report of a divergence as a file.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ftvmm_host::sync::{lock, wait_timeout_while};
-use ftvmm_host::user_file::SECRET;
+use ftvmm_host::user_file::create_secret;
 use ftvmm_replication::incident::IncidentReport;
 
 use super::{Peer, REPORTS_LONGEST};
@@ -68,10 +66,42 @@ fn write_new(folder: &Path, report: &IncidentReport) -> io::Result<PathBuf> {
         let name = format!("ftvmm-incident-{}-term-{}{suffix}.txt", report.reporter, report.term);
         let path = folder.join(name);
         // The report contains frames of the guest, so only the owner may read it.
-        match File::options().write(true).create_new(true).mode(SECRET).open(&path) {
+        match create_secret(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             file => return file?.write_all(report.to_string().as_bytes()).map(|()| path),
         }
     }
     Err(ErrorKind::AlreadyExists.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use ftvmm_host::user_file::SECRET;
+    use ftvmm_replication::Term;
+    use ftvmm_replication::incident::DivergenceCause;
+    use ftvmm_replication::policy::Role;
+
+    use super::*;
+
+    #[test]
+    fn no_incident_is_written_over_an_earlier_one_and_all_are_their_owners() {
+        let folder = tempfile::tempdir().unwrap();
+        let report = |description: &str| IncidentReport {
+            term: Term(3),
+            reporter: Role::Primary,
+            cause: DivergenceCause::ReplayFault { description: description.into() },
+            primary: None,
+            backup: None,
+        };
+        let said = ["first", "second", "third"];
+        let paths = said.map(|said| write_new(folder.path(), &report(said)).unwrap());
+        for (path, said) in paths.iter().zip(said) {
+            assert!(fs::read_to_string(path).unwrap().contains(said), "{path:?}");
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, SECRET);
+        }
+        assert!(paths[1].ends_with("ftvmm-incident-primary-term-3-2.txt"), "{paths:?}");
+    }
 }

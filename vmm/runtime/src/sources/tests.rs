@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ftvmm_host::clock::HostClock;
 use ftvmm_host::resting_timer;
+use ftvmm_host::user_file::open_shared;
 use ftvmm_replication::{
     Event, GroupEncoder, LogReader, LogWriter, MemoryCheckMode, Record, SnapshotReader,
     SnapshotWriter,
@@ -59,7 +60,8 @@ fn snapshot() -> Option<Restore> {
     for part in [StatePart::Outline { total_bytes: 0 }, StatePart::Machine(vec![1])] {
         writer.write_part(&part).unwrap();
     }
-    let reader = SnapshotReader::new(BufReader::new(File::open(&path).unwrap())).unwrap();
+    let reader =
+        SnapshotReader::new(BufReader::new(open_shared("snapshot", &path).unwrap())).unwrap();
     Some(Restore::new(reader, None))
 }
 
