@@ -48,6 +48,10 @@ pub struct Status {
     pub state: String,
     /// Another host follows, or is followed.
     pub protected: bool,
+    /// The guest's frames may leave this host.
+    pub transmits: bool,
+    /// The term in which the host is active, or follows.
+    pub term: Option<u64>,
     /// Ordinal of the last exit.
     pub exit: u64,
     /// For how long the host has held the guest's processor, while it does.

@@ -135,6 +135,10 @@ pub struct Status {
     pub state: String,
     /// True while the death of the active host would cost nothing.
     pub protected: bool,
+    /// True while this host may send the guest's frames: it is alone in its term, or within the
+    /// lease of its backup. False on a primary that was away, until it knows whether it still is one.
+    #[serde(default)]
+    pub transmits: bool,
     /// The term in which this host is active, or follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term: Option<u64>,

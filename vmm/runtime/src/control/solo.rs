@@ -43,6 +43,7 @@ impl Operator for SoloOperator {
         Status {
             role: ControlRole::Solo,
             state: "Running".into(),
+            transmits: true,
             exit: self.queue.last_exit(),
             stuck_ms: self.queue.pulse().stuck_ns().map(|ns| ns / 1_000_000),
             outputs: self.outputs.load(Ordering::Relaxed),

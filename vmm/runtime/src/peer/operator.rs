@@ -42,6 +42,7 @@ impl Operator for PeerOperator {
             role: if core.follows() { ControlRole::Backup } else { ControlRole::Primary },
             state: session.state_name().into(),
             protected: session.is_protected(),
+            transmits: session.may_speak(self.peer.clocks.session.host_now_ns()),
             term: session.term().map(|term| term.0),
             peer: peer.filter(|_| core.is_connected()),
             exit,
