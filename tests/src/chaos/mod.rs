@@ -343,7 +343,7 @@ pub fn run(site: &Site, settings: Settings, mut say: impl FnMut(&str)) -> Result
 
 impl Chaos<'_> {
     /// Ends the guest, whatever state it is in.
-    fn end(self) {
+    pub fn end(self) {
         for part in &self.parts {
             part.member.process.kill();
         }
