@@ -46,7 +46,7 @@ pub(crate) enum Compared {
 }
 
 /// The primary's half. See the module documentation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct OutputGate {
     policy: ReleasePolicy,
     /// Outputs not yet both released and compared; the first is number `dropped_through + 1`.
@@ -263,7 +263,7 @@ impl OutputGate {
 }
 
 /// The backup's half: frames it produced that the primary may not have released.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct RetainedOutputs {
     kept: VecDeque<Output>,
     dropped_through: u64,

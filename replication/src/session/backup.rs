@@ -24,7 +24,7 @@ use crate::record::{Ordinal, OutputOrdinal, Term};
 const REPORT_BYTES: u64 = 64 << 10;
 
 /// What the backup waits for, or that it no longer waits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Phase {
     /// For the primary's hello and welcome.
     AwaitingWelcome,
@@ -53,7 +53,7 @@ struct Yielded {
     follows: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Backup {
     phase: Phase,
     /// The primary's hello was compatible.

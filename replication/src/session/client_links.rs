@@ -7,7 +7,7 @@ use crate::policy::{LinkPolicy, SessionConfig};
 use crate::session::Action;
 
 /// The state of both hosts' links to the clients.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ClientLinks {
     /// Since when this host's link is down.
     down_since_ns: Option<u64>,

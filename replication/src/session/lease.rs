@@ -20,7 +20,7 @@ pub(super) fn promise_ns(lease_ns: u64) -> u64 {
 }
 
 /// The primary's lease of its backup.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Lease {
     /// The last request's number; no two have the same.
     number: u64,

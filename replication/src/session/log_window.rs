@@ -11,14 +11,14 @@ use crate::group::{GroupHead, decode_group};
 use crate::incident::{LINE_BYTES_MAX, RECORDS_QUOTED};
 use crate::record::Ordinal;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     head: GroupHead,
     bytes: Vec<u8>,
 }
 
 /// See the module documentation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct LogWindow {
     groups: VecDeque<Entry>,
     /// How many groups at the front have been executed.

@@ -43,7 +43,7 @@ use crate::message::{ByeReason, Message};
 use crate::record::Term;
 
 /// The connection to the peer, as far as timers need it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Link {
     connected: bool,
     last_sent_ns: u64,
@@ -164,7 +164,7 @@ impl<'a> Context<'a> {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum RoleState {
     Primary(Box<Primary>),
     Backup(Box<Backup>),
@@ -191,7 +191,7 @@ impl RoleState {
 }
 
 /// The role state machine of one host. See the module documentation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Session {
     config: SessionConfig,
     now_ns: u64,
@@ -280,6 +280,13 @@ impl Session {
         self.release_due =
             matches!(&self.state, RoleState::Primary(primary) if primary.has_release());
         self.invariants();
+    }
+
+    /// All that decides what this session does, apart from its configuration, to be printed: two
+    /// sessions of one configuration that print the same do the same.
+    pub fn state(&self) -> impl core::fmt::Debug + '_ {
+        let Self { config: _, now_ns, link, client_links, state, release_due } = self;
+        (now_ns, link, client_links, state, release_due)
     }
 
     /// Whether frames or completed flushes wait that may be released, if the lease allows it: then

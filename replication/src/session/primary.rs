@@ -25,7 +25,7 @@ use crate::wire::WireError;
 use numbers::Reported;
 
 /// What the primary waits for, or that it no longer waits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Phase {
     /// For a compatible backup. `held` is a term that is ours and was not offered to a backup.
     AwaitingBackup { held: Option<Term> },
@@ -53,7 +53,7 @@ enum Phase {
 }
 
 /// How the primary asks its backup to take over.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Yielding {
     through: Ordinal,
     /// The two are in the same state, so that this side can follow at once.
@@ -63,7 +63,7 @@ struct Yielding {
     deadline_ns: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Primary {
     phase: Phase,
     /// The highest term known; ours from [`Phase::AwaitingReady`] on.

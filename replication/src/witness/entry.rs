@@ -164,7 +164,7 @@ impl Entry {
         let doing = field("doing")?;
         let doing = Doing::ALL.into_iter().find(|known| known.name() == doing)?;
         let seen = field("seen")?.to_owned();
-        let is_time = seen.len() <= SEEN_BYTES_MAX && seen.chars().all(|c| may_stand(c));
+        let is_time = seen.len() <= SEEN_BYTES_MAX && seen.chars().all(may_stand);
         let entry = Self { term, guest, holder, doing, seen };
         (is_time && term > Term(0) && entry.to_line() == line).then_some(entry)
     }
@@ -233,7 +233,7 @@ pub(crate) mod tests {
             assert_ne!(wrong, line);
             assert_eq!(Entry::from_line(&wrong), None, "{wrong:?}");
         }
-        for wrong in [String::new(), "hi".into(), "x".repeat(600), format!("12 host\n")] {
+        for wrong in [String::new(), "hi".into(), "x".repeat(600), "12 host\n".into()] {
             assert_eq!(Entry::from_line(&wrong), None, "{wrong:?}");
         }
     }
