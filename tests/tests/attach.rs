@@ -22,6 +22,8 @@ use nix::libc::SIGTERM;
 
 #[path = "attach/commands.rs"]
 mod commands;
+#[path = "attach/contained.rs"]
+mod contained;
 #[path = "attach/cycles.rs"]
 mod cycles;
 #[path = "attach/hang.rs"]
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
     println!("attach: FTVMM_SEED={seed}");
     let cases = [
         commands::cases(),
+        contained::cases(),
         hang::cases(),
         links::cases(),
         live::cases(seed),

@@ -10,6 +10,7 @@ pub use super::choices::{
     Believe, OnDiskError, OnDivergence, OnLinkDown, PanicPolicy, RecordError, Release, ResetPolicy,
     RoleArg, Tsc,
 };
+use super::contain_args::ContainArgs;
 use super::net_arg::NetArg;
 
 /// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or
@@ -190,6 +191,9 @@ pub struct RunArgs {
     /// stop
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// What the run may still do.
+    #[command(flatten)]
+    pub contain: ContainArgs,
     /// Folder for incident reports
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub incident_dir: PathBuf,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use std::{fmt, thread};
 
 use ftvmm_host::clock::HostClock;
+use ftvmm_host::contain::landlock_here;
 use ftvmm_kvm::micro_guest::Findings;
 use ftvmm_kvm::probes::{Host, PROBES, SPEED_NAMES, Weight};
 use serde::Serialize;
@@ -64,13 +65,17 @@ const KICKS_WITHOUT_PROGRESS_MAX: u32 = 2400;
 const KICK_SIGNAL_OFFSET: i32 = 1;
 
 const OPEN: &str = "/dev/kvm";
+const LANDLOCK: &str = "confined files";
 const COMPLETE: &str = "examination complete";
 
 extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// Examines this machine. Takes a few seconds.
 pub fn examine() -> Diagnosis {
-    supervise(KICKS_WITHOUT_PROGRESS_MAX, examine_host)
+    let mut diagnosis = supervise(KICKS_WITHOUT_PROGRESS_MAX, examine_host);
+    let (name, verdict) = (LANDLOCK, Verdict::Info);
+    diagnosis.checks.push(Check { name, verdict, detail: landlock_here().into() });
+    diagnosis
 }
 
 /// Runs `work` on a thread of its own and collects the checks it makes, to the end or until nothing
@@ -311,7 +316,7 @@ mod tests {
     fn an_examination_makes_every_check_it_can() {
         let diagnosis = examine();
         let opened = diagnosis.checks[0].verdict == Verdict::Pass;
-        let expected = if opened { 1 + PROBES.len() } else { 1 };
+        let expected = 1 + if opened { 1 + PROBES.len() } else { 1 };
         assert_eq!(diagnosis.checks.len(), expected, "{diagnosis}");
         let failed =
             |name| diagnosis.checks.iter().any(|c| c.name == name && c.verdict == Verdict::Fail);

@@ -5,6 +5,8 @@
 
 mod args;
 mod choices;
+mod contain;
+mod contain_args;
 mod control;
 mod diff;
 mod disassembly;
@@ -204,6 +206,12 @@ pub fn main() -> ExitCode {
         Err(answer) if answer.use_stderr() => return usage(&answer),
         Err(answer) => return answered(print::print(answer.render())),
     };
+    // Before the first thread: what is taken on now holds for all of them.
+    if cli.command.is_none()
+        && let Err(error) = contain::begin(&cli.run)
+    {
+        return answered(Err(error));
+    }
     start_logging();
     abort_on_panic();
     let result = match cli.command {

@@ -14,6 +14,7 @@ use ftvmm_runtime::sources::Inputs;
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::Transfer;
 
+use super::contain::run_guest;
 use super::outcome::{Reported, verdict};
 use super::recording::complete;
 use super::{CommandError, host, write_report};
@@ -194,7 +195,7 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
         report: Option<&Path>,
         prepare: impl FnOnce(&mut HostSide) -> Result<(), CommandError>,
     ) -> Result<(), CommandError> {
-        let prepared = prepare(&mut self.host);
+        let prepared = prepare(&mut self.host).and_then(|()| run_guest());
         let started_ns = self.clock.host_now_ns();
         let result = prepared.and_then(|()| self.execute());
         let seconds = (self.clock.host_now_ns() - started_ns) as f64 / 1e9;

@@ -12,6 +12,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
 use super::spool::{Spool, Taken};
+use crate::contain::{Thread, enter};
 use crate::sync::{Mutex, lock};
 
 /// Ctrl-A, then x ends the run, b sends a break, as in QEMU.
@@ -39,7 +40,7 @@ impl Console {
     /// When the host has no descriptor or thread left.
     pub fn start() -> io::Result<Arc<Self>> {
         let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        let spool = Spool::start("console-out", out, PRINTED_BYTES_MAX)?;
+        let spool = Spool::start(Thread::ConsoleOut, out, PRINTED_BYTES_MAX)?;
         Ok(Arc::new(Self { spool, warned: AtomicBool::new(false) }))
     }
 
@@ -130,6 +131,7 @@ pub fn read_console(
 ) -> io::Result<()> {
     let escapes = terminal.is_raw;
     std::thread::Builder::new().name("console".into()).spawn(move || {
+        enter(Thread::Console);
         let mut buffer = [0; 4096];
         let mut escaped = false;
         let mut stdin = io::stdin();

@@ -12,6 +12,8 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::contain::{Thread, enter};
+
 /// A failure of the host's event machinery.
 #[derive(Debug, Error)]
 pub enum HostEventsError {
@@ -48,6 +50,7 @@ impl EventLoop {
         manager.add_subscriber(Box::new(Wake(wake.try_clone()?)));
         let seen = Arc::clone(&ended);
         let thread = std::thread::Builder::new().name("host-events".into()).spawn(move || {
+            enter(Thread::HostEvents);
             while !seen.load(Ordering::Acquire) {
                 if let Err(error) = manager.run() {
                     tracing::error!(%error, "waiting for host events failed");

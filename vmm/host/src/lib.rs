@@ -8,6 +8,7 @@
 pub mod channel;
 pub mod clock;
 mod console;
+pub mod contain;
 pub mod disk;
 pub mod entropy;
 mod events;

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::progress_timeout::ProgressTimeout;
+use crate::contain::{Thread, enter};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// Bytes written at a time.
@@ -59,11 +60,11 @@ pub enum Taken {
 pub struct Spool(Arc<Shared>);
 
 impl Spool {
-    /// A buffer of `bytes_max` in front of `out`; `name` is the thread's.
+    /// A buffer of `bytes_max` in front of `out`; `thread` is which one writes.
     ///
     /// # Errors
     /// When the host has no thread left.
-    pub fn start(name: &str, out: File, bytes_max: usize) -> io::Result<Self> {
+    pub fn start(thread: Thread, out: File, bytes_max: usize) -> io::Result<Self> {
         let state = Mutex::default();
         let shared = Arc::new(Shared { bytes_max, state, changed: Condvar::new() });
         let worker = Arc::clone(&shared);
@@ -72,8 +73,11 @@ impl Spool {
         // (tcsetattr(3p), general terminal interface), where `stty tostop` would stop the
         // whole process.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let spawned =
-            std::thread::Builder::new().name(name.into()).spawn(move || worker.write_on(&out));
+        let write = move || {
+            enter(thread);
+            worker.write_on(&out);
+        };
+        let spawned = std::thread::Builder::new().name(thread.name().into()).spawn(write);
         before.thread_set_mask()?;
         spawned?;
         Ok(Self(shared))
@@ -191,7 +195,7 @@ mod tests {
     fn spool(bytes_max: usize) -> (Spool, io::PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
         let out = File::from(OwnedFd::from(writer));
-        (Spool::start("spool-test", out, bytes_max).unwrap(), reader)
+        (Spool::start(Thread::Stderr, out, bytes_max).unwrap(), reader)
     }
 
     #[test]
@@ -219,7 +223,7 @@ mod tests {
         let mut out = File::from(OwnedFd::from(writer));
         while out.write(b".").is_ok() {}
         fcntl(&out, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-        (Spool::start("spool-test", out, bytes_max).unwrap(), reader)
+        (Spool::start(Thread::Stderr, out, bytes_max).unwrap(), reader)
     }
 
     #[test]

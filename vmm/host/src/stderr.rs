@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::spool::Spool;
+use crate::contain::Thread;
 
 /// Far more than a run logs before it is read.
 const BYTES_MAX: usize = 1 << 20;
@@ -23,7 +24,7 @@ static SPOOL: OnceLock<Spool> = OnceLock::new();
 /// When the host has no descriptor or thread left.
 pub fn spool_stderr() -> io::Result<()> {
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-    let spool = Spool::start("stderr", out, BYTES_MAX)?;
+    let spool = Spool::start(Thread::Stderr, out, BYTES_MAX)?;
     let _ = SPOOL.set(spool);
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::progress_timeout::ProgressTimeout;
+use crate::contain::{Thread, enter};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// What waits at most, in bytes.
@@ -80,7 +81,10 @@ impl WriteBehind {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
         let writing = Arc::clone(&shared);
-        std::thread::Builder::new().name("recording".into()).spawn(move || writing.run(file))?;
+        std::thread::Builder::new().name("recording".into()).spawn(move || {
+            enter(Thread::Recording);
+            writing.run(file);
+        })?;
         Ok(Self { shared, bytes_max, timeout })
     }
 

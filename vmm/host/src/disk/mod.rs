@@ -22,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
 
+use crate::contain::{Thread, enter};
 use crate::sync::{Condvar, Mutex, lock, wait};
 use dirty::DirtyBlocks;
 pub use dirty::{BLOCK_BYTES, block_count};
@@ -88,7 +89,10 @@ impl Disk {
             listener: OnceLock::new(),
         });
         let worker = Arc::clone(&disk);
-        std::thread::Builder::new().name("disk".into()).spawn(move || worker.work())?;
+        std::thread::Builder::new().name("disk".into()).spawn(move || {
+            enter(Thread::Disk);
+            worker.work();
+        })?;
         Ok(disk)
     }
 

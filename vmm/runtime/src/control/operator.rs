@@ -136,7 +136,8 @@ pub struct Status {
     /// True while the death of the active host would cost nothing.
     pub protected: bool,
     /// True while this host may send the guest's frames: it is alone in its term, or within the
-    /// lease of its backup. False on a primary that was away, until it knows whether it still is one.
+    /// lease of its backup. False on a primary that was away, until it knows whether it still is
+    /// the primary.
     #[serde(default)]
     pub transmits: bool,
     /// The term in which this host is active, or follows.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ftvmm_host::contain::{Thread, enter};
 use ftvmm_host::sync::{Condvar, Mutex, lock, wait_timeout_while};
 use thiserror::Error;
 
@@ -74,7 +75,10 @@ impl ControlServer {
         let server = Self(shared.clone());
         std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || accept(&shared))
+            .spawn(move || {
+                enter(Thread::Control);
+                accept(&shared);
+            })
             .map_err(ControlError::Thread)?;
         Ok(server)
     }
@@ -115,6 +119,7 @@ fn spawn_client(shared: &Arc<Shared>, stream: UnixStream) {
     }
     let theirs = shared.clone();
     let serve = move || {
+        enter(Thread::ControlClient);
         serve_client(&theirs, stream);
         theirs.count(|clients| clients.connected -= 1);
     };

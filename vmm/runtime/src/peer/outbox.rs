@@ -6,6 +6,7 @@ use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
 use ftvmm_host::channel::ChannelWriter;
+use ftvmm_host::contain::{Thread, enter};
 use ftvmm_host::set_timer;
 use ftvmm_host::sync::lock;
 use ftvmm_machine::situation::StopCause;
@@ -227,6 +228,7 @@ impl Peer {
     fn claim(self: &Arc<Self>, term: Term) {
         let peer = Arc::clone(self);
         let ask = move || {
+            enter(Thread::Witness);
             let desk = &peer.witness;
             loop {
                 let mut witness = lock(&desk.witness);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ftvmm_host::contain::{Thread, enter};
 use ftvmm_host::sync::{MutexGuard, lock};
 use ftvmm_replication::{DisconnectReason, SessionEvent, SnapshotMark, StatePart};
 
@@ -68,6 +69,7 @@ impl Peer {
     pub(super) fn send_state(self: &Arc<Self>, number: u64) {
         let peer = Arc::clone(self);
         let run = move || {
+            enter(Thread::Transfer);
             let _one_at_a_time = lock(&peer.sending.one_at_a_time);
             let transfer = peer.wait_for(|core, _| match peer.sending.transfer.get() {
                 _ if !core.session().is_attaching() => Some(None),

@@ -1,0 +1,107 @@
+//! Containment (decision 0034): each thread has a filter of system calls, and the process reaches
+//! only the files it still needs.
+//!
+//! A thread puts itself under its rules when it starts ([`enter`]), the main thread when set-up is
+//! over. Until [`configure`] says otherwise, nothing is contained: tools and tests are not.
+
+pub mod calls;
+mod filter;
+mod identity;
+mod paths;
+mod violation;
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use landlock::RulesetCreated;
+use thiserror::Error;
+
+pub use calls::Thread;
+pub use identity::{IdentityError, User, change_root, make_devices};
+pub use paths::{Reach, landlock_here};
+
+/// What a refused system call leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The process ends.
+    On,
+    /// The kernel logs it.
+    Log,
+    /// There are no filters.
+    #[default]
+    Off,
+}
+
+/// Why a process cannot be contained.
+#[derive(Debug, Error)]
+pub enum ContainError {
+    /// seccomp refuses.
+    #[error("thread '{thread}' cannot have its seccomp filter: {cause}")]
+    Filter {
+        /// Whose filter.
+        thread: &'static str,
+        /// What the library or the kernel said.
+        cause: seccompiler::Error,
+    },
+    /// Landlock refuses.
+    #[error("Landlock refuses its rules: {0}")]
+    Landlock(#[from] landlock::RulesetError),
+    /// The rules cannot be handed on.
+    #[error("Landlock's rules cannot be handed to a thread: {0}")]
+    Rules(std::io::Error),
+    /// The handler cannot be installed.
+    #[error("SIGSYS cannot be handled: {0}")]
+    Handler(#[from] nix::Error),
+}
+
+struct Contained {
+    mode: Mode,
+    rules: Option<RulesetCreated>,
+}
+
+static CONTAINED: OnceLock<Contained> = OnceLock::new();
+
+/// Says how the threads of this process are contained that call [`enter`] from now on. To be
+/// called once, before the first thread is started.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn configure(mode: Mode, reach: Option<&Reach>) -> Result<(), ContainError> {
+    if mode == Mode::On {
+        violation::report_violations()?;
+    }
+    let rules = reach.map(paths::rules).transpose()?;
+    let _ = CONTAINED.set(Contained { mode, rules });
+    Ok(())
+}
+
+/// Puts the calling thread under the rules of `thread`, for ever.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn try_enter(thread: Thread) -> Result<(), ContainError> {
+    let Some(Contained { mode, rules }) = CONTAINED.get() else { return Ok(()) };
+    if let Some(rules) = rules {
+        let status = rules.try_clone().map_err(ContainError::Rules)?.restrict_self()?;
+        if thread == Thread::Vcpu && !paths::enforced(status.ruleset) {
+            tracing::warn!("this kernel has no Landlock; files are not confined");
+        }
+    }
+    if *mode == Mode::Off {
+        return Ok(());
+    }
+    violation::name_thread(thread.name())?;
+    let failed = |cause| ContainError::Filter { thread: thread.name(), cause };
+    let [allowed, absent] = filter::programs(thread, *mode).map_err(failed)?;
+    // The second needs seccomp(2) again, which not every thread has afterwards.
+    seccompiler::apply_filter(&absent).map_err(failed)?;
+    seccompiler::apply_filter(&allowed).map_err(failed)
+}
+
+/// As [`try_enter`]; a thread that cannot be contained ends the process.
+pub fn enter(thread: Thread) {
+    if let Err(error) = try_enter(thread) {
+        let _ = writeln!(std::io::stderr(), "ftvmm: {error}");
+        std::process::abort();
+    }
+}
