@@ -84,4 +84,4 @@ pub use snapshot::{SnapshotError, SnapshotReader, SnapshotWriter};
 pub use state::StatePart;
 pub use time::{GuestClock, GuestNs, HostNs};
 pub use wire::WireError;
-pub use witness::{Claim, Witness, WitnessEntry, WitnessError};
+pub use witness::{Claim, WitnessError, WitnessStore};

@@ -2,57 +2,28 @@
 //!
 //! Why: when the channel breaks, each side sees only silence and cannot tell a dead peer from a cut
 //! cable. Both then ask for the same next term, and a compare-and-swap on a third place gives it to
-//! one of them. The I/O lives in `ftvmm-host`; the rule lives here, once, as [`judge`].
+//! one of them. The I/O lives in `ftvmm-host`; the rule lives here, once, as [`claim()`].
 
 pub mod claim;
 mod entry;
 mod nonce;
 
-use std::error::Error;
-
 use thiserror::Error;
 
-pub use claim::Purpose;
+pub use claim::{Claim, Purpose, claim};
 pub use entry::{Doing, ENTRY_BYTES_MAX, Entry, GuestId, Holder, moment};
 pub use nonce::Nonce;
 
 use crate::record::Term;
 
-/// What a witness remembers: one line, `<term> <holder>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WitnessEntry {
-    /// The highest term given away.
-    pub term: Term,
-    /// Who got it; unique to a process.
-    pub holder: String,
-}
-
-/// Answer to a claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// The term is the claimant's.
-    Granted,
-    /// The term, or a later one, is another's.
-    Denied {
-        /// The entry that stands in the way.
-        current: WitnessEntry,
-    },
-}
-
 /// Why a witness gave no answer. The claim may or may not have been recorded; asking again is safe
 /// because a term is granted to its holder any number of times.
 #[derive(Debug, Error)]
 pub enum WitnessError {
-    /// It could not be reached.
-    #[error("witness {place} cannot be reached")]
-    Unreachable {
-        /// Its address or path.
-        place: String,
-        /// What the access said.
-        source: Box<dyn Error + Send + Sync>,
-    },
     /// It holds something that is no entry.
-    #[error("witness {place} holds \"{found}\", which is no entry")]
+    #[error(
+        "witness {place} holds {found}, which is no entry; if no guest uses it, remove its files"
+    )]
     Malformed {
         /// Its address or path.
         place: String,
@@ -130,33 +101,6 @@ pub trait WitnessStore {
     fn sees(&mut self, nonce: Nonce) -> Result<bool, WitnessError>;
 }
 
-/// A place that survives either host and compares and swaps.
-pub trait Witness {
-    /// Claims `term` for `holder`, as [`judge`] says, atomically.
-    ///
-    /// # Errors
-    /// [`WitnessError`] when there is no answer. The caller asks again: while a claim is open
-    /// nothing is released.
-    fn claim(&mut self, term: Term, holder: &str) -> Result<Claim, WitnessError>;
-
-    /// The highest term given away; term 0 when none was.
-    ///
-    /// # Errors
-    /// [`WitnessError`] when there is no answer.
-    fn highest(&mut self) -> Result<Term, WitnessError>;
-}
-
-/// Whether `holder` gets `term` when `current` is what the witness holds. A term is granted to the
-/// first holder that claims it, and to the same holder again.
-#[must_use]
-pub fn judge(current: Option<&WitnessEntry>, term: Term, holder: &str) -> Claim {
-    match current {
-        Some(entry) if entry.term == term && entry.holder == holder => Claim::Granted,
-        Some(entry) if entry.term >= term => Claim::Denied { current: entry.clone() },
-        _ => Claim::Granted,
-    }
-}
-
 /// A number that no host can have won as a term: terms are claimed one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("no term is so high")]
@@ -178,55 +122,10 @@ pub fn stored_term(digits: &str) -> Result<Option<Term>, TermTooHigh> {
     term.map(Some).ok_or(TermTooHigh)
 }
 
-impl WitnessEntry {
-    /// The entry as the witness stores it.
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        format!("{} {}\n", self.term, self.holder)
-    }
-
-    /// Reads a stored entry; `None` when it is none.
-    #[must_use]
-    pub fn from_line(line: &str) -> Option<Self> {
-        let (term, holder) = line.strip_suffix('\n')?.split_once(' ')?;
-        let entry = Self { term: stored_term(term).ok()??, holder: holder.to_owned() };
-        (entry.to_line() == line && !holder.is_empty() && !holder.contains('\n')).then_some(entry)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::record::COUNTER_MAX;
-
-    fn entry(term: u64, holder: &str) -> WitnessEntry {
-        WitnessEntry { term: Term(term), holder: holder.into() }
-    }
-
-    #[test]
-    fn a_term_is_granted_once() {
-        let current = entry(4, "a");
-        let denied = Claim::Denied { current: current.clone() };
-        assert_eq!(judge(None, Term(1), "b"), Claim::Granted);
-        assert_eq!(judge(Some(&current), Term(5), "b"), Claim::Granted);
-        assert_eq!(judge(Some(&current), Term(4), "b"), denied);
-        assert_eq!(judge(Some(&current), Term(3), "a"), denied);
-    }
-
-    #[test]
-    fn asking_again_for_ones_own_term_is_granted_again() {
-        assert_eq!(judge(Some(&entry(4, "a")), Term(4), "a"), Claim::Granted);
-    }
-
-    #[test]
-    fn entries_survive_storage_and_others_are_told() {
-        let stored = entry(12, "host-a 4711");
-        assert_eq!(WitnessEntry::from_line(&stored.to_line()), Some(stored));
-        for line in ["", "\n", "12\n", "12 \n", "x a\n", "12 a", "012 a\n", "-1 a\n", "1 a\nb\n"] {
-            assert_eq!(WitnessEntry::from_line(line), None, "{line:?}");
-        }
-        assert_eq!(WitnessEntry::from_line(&format!("{} a\n", u64::MAX)), None);
-    }
 
     #[test]
     fn a_stored_number_is_a_term_or_is_said_to_be_none() {

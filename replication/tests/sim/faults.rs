@@ -182,7 +182,7 @@ impl World {
             return self.plan_replacement(host);
         }
         self.trace(&format!("host {host} is replaced"));
-        let term = self.witness.as_ref().map_or(Term(0), |entry| entry.term);
+        let term = self.witness.term();
         self.hosts[host].replaced(&self.options, term);
         self.checker.on_silent(host);
         self.see_phase(host);

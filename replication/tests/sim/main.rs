@@ -32,6 +32,7 @@ mod network;
 mod options;
 mod run_loop;
 mod transfer;
+mod witness;
 mod world;
 
 use coverage::Coverage;

@@ -3,10 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use ftvmm_replication::witness::judge;
-use ftvmm_replication::{
-    Claim, PeerCore, ReleasePolicy, Role, SessionEvent, StatePart, Term, WitnessEntry,
-};
+use ftvmm_replication::{Claim, PeerCore, ReleasePolicy, Role, SessionEvent, StatePart, Term};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::Random;
@@ -14,6 +11,7 @@ use crate::checker::Checker;
 use crate::coverage::Coverage;
 use crate::host::Host;
 use crate::options::{Options, Strike};
+use crate::witness::Store;
 
 /// A microsecond in nanoseconds.
 pub const US: u64 = 1_000;
@@ -114,7 +112,7 @@ pub struct World {
     pub connections: u64,
     /// The connection delivers nothing any more, and nobody is told.
     pub cut: bool,
-    pub witness: Option<WitnessEntry>,
+    pub witness: Store,
     pub checker: Checker,
     pub coverage: Coverage,
     pub faults: Faults,
@@ -150,7 +148,6 @@ impl World {
         let mut random = Random::new(seed);
         let hosts = [PRIMARY, BACKUP].map(|index| Host::new(ROLES[index], &options, Term(0)));
         let flip_at = options.diverges.then(|| random.between(1, 300));
-        let other = WitnessEntry { term: Term(1), holder: "another".into() };
         let mut world = Self {
             random,
             verbose,
@@ -159,7 +156,7 @@ impl World {
             hosts,
             connections: 0,
             cut: false,
-            witness: options.term_is_taken.then_some(other),
+            witness: Store::new(options.term_is_taken),
             checker: Checker::default(),
             coverage: Coverage::default(),
             faults: Faults {
@@ -348,12 +345,14 @@ impl World {
     }
 
     fn judge_claim(&mut self, host: usize, life: u64, term: u64) {
-        let holder = format!("host-{host}-{life}");
-        let claim = judge(self.witness.as_ref(), Term(term), &holder);
+        let begun = self.hosts[host].core.begin().is_some();
+        let Some(claim) = self.witness.claim(Term(term), host, life, begun) else {
+            self.trace(&format!("host {host} claims term {term}, which the witness cannot judge"));
+            return;
+        };
         let granted = claim == Claim::Granted;
         self.trace(&format!("host {host} claims term {term}: {granted}"));
         if granted {
-            self.witness = Some(WitnessEntry { term: Term(term), holder });
             self.checker.on_granted(host, life, term);
         }
         let delay_ns = self.random.between(100 * US, self.options.witness_ns_max);

@@ -1,8 +1,9 @@
 //! Who may be a peer, and what happens when the two lose each other.
 
 use ftvmm_replication::Term;
-use ftvmm_replication::witness::WitnessEntry;
+use ftvmm_replication::witness::{Doing, Entry, GuestId, Holder, moment};
 use ftvmm_tests::pair::{PORT, PairNames};
+use nix::libc::SIGKILL;
 
 use super::*;
 
@@ -81,7 +82,7 @@ fn other_witness(site: &Site) -> Result<(), Failed> {
     let backup = other.start_backup(&site.lab, &site.files, &options(&[]))?;
     for (who, process) in [("primary", &primary), ("backup", &backup)] {
         ends_with(who, process, BAD_USAGE)?;
-        one_line(who, process, &["term 1 is stale", "term 7"])?;
+        one_line(who, process, &["term 1 is stale", "term 6"])?;
     }
     Ok(())
 }
@@ -133,9 +134,16 @@ fn reached_by_another_client(site: &Site) -> Result<(), Failed> {
     ends_with("backup", &backup, GOOD)
 }
 
+/// Writes an entry as the newest: its file's number is above any that a test gets to.
 fn win_by_hand(site: &Site, witness: &str, term: u64) -> Result<(), Failed> {
-    let entry = WitnessEntry { term: Term(term), holder: "somebody else".into() };
-    Ok(fs::write(site.lab.share().join(format!("{witness}.{term}")), entry.to_line())?)
+    let entry = Entry {
+        term: Term(term),
+        guest: GuestId::from_random([1; 16]),
+        holder: Holder::new("somebody-else", GuestId::from_random([2; 16])),
+        doing: Doing::Live,
+        seen: moment(0),
+    };
+    Ok(fs::write(site.lab.share().join(format!("{witness}.{}", 1000 + term)), entry.to_line())?)
 }
 
 /// The next term is taken: neither side may speak when they lose each other.
@@ -151,6 +159,38 @@ fn lost_witness(site: &Site) -> Result<(), Failed> {
         one_line(who, process, &["another host won term 2"])?;
     }
     Ok(())
+}
+
+/// A second start with the witness of a pair that runs, and of one whose hosts have both died.
+fn start_beside_a_live_guest(site: &Site) -> Result<(), Failed> {
+    let names = PairNames::new(&site.lab)?;
+    let primary = names.start_primary(&site.lab, &site.files, &options(&[]))?;
+    let backup = names.start_backup(&site.lab, &site.files, &options(&[]))?;
+    wait_for(&primary, FIRST_LINE)?;
+    let refused = |who: &str| {
+        let again = names.start_primary(&site.lab, &site.files, &options(&["--start-alone"]))?;
+        ends_with(who, &again, BAD_USAGE)?;
+        one_line(who, &again, &["live", "last sign of life", "--force-new-guest"])
+    };
+    refused("a start beside the pair")?;
+    require(primary.ended().is_none() && backup.ended().is_none(), "the pair is gone")?;
+    primary.signal(SIGKILL);
+    backup.signal(SIGKILL);
+    let _ = (primary.wait()?, backup.wait()?);
+    refused("a start after both have died")
+}
+
+/// A witness that holds something else, and one whose folder is not there.
+fn unusable_witness(site: &Site) -> Result<(), Failed> {
+    let names = PairNames::new(&site.lab)?;
+    fs::write(site.lab.share().join(format!("{}.5", names.witness)), "hi")?;
+    let primary = names.start_primary(&site.lab, &site.files, &options(&[]))?;
+    ends_with("rubbish", &primary, BAD_USAGE)?;
+    one_line("rubbish", &primary, &["hi", "which is no entry"])?;
+    let missing = PairNames { witness: "no-folder/w".into(), ..names };
+    let primary = missing.start_primary(&site.lab, &site.files, &options(&[]))?;
+    ends_with("missing", &primary, BAD_USAGE)?;
+    one_line("missing", &primary, &["No such file", "make the folder, or mount it"])
 }
 
 /// Both live, each thinks the other dead: exactly one goes on, and the client keeps its download.
@@ -181,7 +221,7 @@ fn split_brain(site: &Site, mut rng: Rng) -> Result<(), Failed> {
 
 pub fn cases(seed: u64) -> Vec<(String, Case)> {
     type Plain = fn(&Site) -> Result<(), Failed>;
-    let plain: [(&str, Plain); 12] = [
+    let plain: [(&str, Plain); 14] = [
         ("other_kernel", other_kernel),
         ("other_initramfs", other_initramfs),
         ("other_cmdline", other_cmdline),
@@ -194,6 +234,8 @@ pub fn cases(seed: u64) -> Vec<(String, Case)> {
         ("connected_to_a_silent_service", connected_to_a_silent_service),
         ("reached_by_another_client", reached_by_another_client),
         ("lost_witness", lost_witness),
+        ("start_beside_a_live_guest", start_beside_a_live_guest),
+        ("unusable_witness", unusable_witness),
     ];
     let plain = plain.into_iter().map(|(name, case)| (name.into(), Box::new(case) as Case));
     let split = (0..3).map(|number| {

@@ -120,19 +120,30 @@ pub struct RunArgs {
     pub role: RoleArg,
     /// Address where a backup may connect: to a primary, or to a backup that has taken over (its
     /// default: the primary's port at its own address)
-    #[arg(long, value_name = "ADDR", required_if_eq("role", "primary"))]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        required_if_eq_any([("role", "primary"), ("role", "auto")])
+    )]
     pub listen: Option<SocketAddr>,
     /// Address of the primary
     #[arg(long, value_name = "ADDR", required_if_eq("role", "backup"))]
     pub connect: Option<SocketAddr>,
+    /// Address of the other host, which listens there (auto)
+    #[arg(long, value_name = "ADDR", required_if_eq("role", "auto"))]
+    pub peer: Option<SocketAddr>,
     /// Start the guest without waiting for a backup, which may attach later (primary)
     #[arg(long, conflicts_with = "connect")]
     pub start_alone: bool,
+    /// Start another guest in the place of the one the witness knows, which can go on nowhere
+    /// after that (primary)
+    #[arg(long)]
+    pub force_new_guest: bool,
     /// Witness, which decides which host may be active: file:PATH on storage both hosts share
     #[arg(
         long,
         value_name = "file:PATH",
-        required_if_eq_any([("role", "primary"), ("role", "backup")])
+        required_if_eq_any([("role", "primary"), ("role", "backup"), ("role", "auto")])
     )]
     pub witness: Option<WitnessArg>,
     /// When a frame may leave: after the backup sent the same, or after it has the log

@@ -13,6 +13,8 @@ pub enum RoleArg {
     Primary,
     /// Replays the primary's guest
     Backup,
+    /// What the witness says: joins the host that has the guest, or waits for the other to join
+    Auto,
 }
 
 /// What user mode's RDTSC and RDTSCP do; the kernel's always read guest time.

@@ -30,6 +30,7 @@ mod roles;
 mod run;
 mod solo;
 mod start;
+mod witness;
 
 use std::backtrace::BacktraceStatus;
 use std::io::IsTerminal;

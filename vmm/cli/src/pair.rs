@@ -5,17 +5,16 @@ use std::sync::{Arc, OnceLock};
 use ftvmm_host::channel::{Channel, ChannelError};
 use ftvmm_host::clock::host_unix_seconds;
 use ftvmm_host::disk::{CompletionPolicy, Disk};
-use ftvmm_host::{Console, FileWitness, Subscriber, Tap, TapReader};
+use ftvmm_host::{Console, Subscriber, Tap, TapReader};
 use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::policy::{
     DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
-use ftvmm_replication::witness::Witness;
 use ftvmm_replication::{Fingerprint, SessionEvent, Term};
 use ftvmm_runtime::build;
 use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder, Urgency};
 use ftvmm_runtime::peer::{
-    ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator, PeerOutputs,
+    ChannelEvents, PairPort, Peer, PeerConfig, PeerLog, PeerOperator, PeerOutputs, WitnessAccess,
 };
 use ftvmm_runtime::sources::{Inputs, Source};
 use ftvmm_runtime::step::{Ending, OutputSink};
@@ -30,6 +29,7 @@ use super::live_host::{
 use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
 use super::run::{Conclusion, HostSide, Run, RunRole};
+use super::witness::{self, Beginning};
 use super::{CommandError, host};
 use crate::guest::{Guest, GuestConfig, Machine};
 use crate::report::Report;
@@ -82,6 +82,9 @@ impl RunRole<Machine> for Half {
             (None, Some(end), _) => peer.guest_ended(ending.first_incomplete(), end),
             (None, None, _) => peer.stop_now(),
         };
+        if matches!(reason, StopReason::Clean | StopReason::HostRequest) {
+            peer.tell_witness_of_the_end();
+        }
         Ok(Conclusion { verdict: stopped_by(&reason), ..Conclusion::new(ending, end) })
     }
 
@@ -108,12 +111,7 @@ impl RunRole<Machine> for Half {
 /// # Errors
 /// Anything that ends the run badly.
 pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
-    if args.role == RoleArg::Backup && args.record.is_some() {
-        return Err(CommandError::Configuration(
-            "--record is for the primary or a guest alone: a backup follows the log it is sent"
-                .into(),
-        ));
-    }
+    records_as_primary(args)?;
     let (queue, input_timer) = input_queue(args)?;
     let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
     let (asked, early) = (made.clone(), queue.clone());
@@ -121,6 +119,10 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Some(peer) => peer.stop_requested(),
         None => early.stop(StopCause::Requested, Urgency::NextExit),
     })?;
+    let Some(beginning) = witness::begin(args, || queue.is_stopped())? else { return Ok(()) };
+    let Beginning { role, highest_term, access, channel } = beginning;
+    // `--role auto` is one of the two from here on.
+    let args = &RunArgs { role, ..args.clone() };
     let console = Console::start().map_err(host("thread for the console"))?;
     let tap = args.net.as_ref().map(|net| Tap::open(&net.tap)).transpose()?;
     let reader = tap.clone();
@@ -129,7 +131,8 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let guest = Guest::assemble(&config)?;
     source.check(&guest)?;
 
-    let peer = make_peer(args, &guest, &config, tap, disk.clone(), queue.clone())?;
+    let shared = Shared { tap, disk: disk.clone(), queue: queue.clone() };
+    let peer = make_peer(args, &guest, &config, shared, highest_term, access)?;
     if let Some(disk) = disk {
         queue.take_from_disk(disk);
         peer.watch_disk();
@@ -147,16 +150,8 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     };
     let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
     let (timer, ticker) = guest_timer(&queue)?;
-    let mut events: Vec<Subscriber> = vec![
-        Box::new(connect_or_listen(args, &peer)?),
-        input_timer,
-        Box::new(peer.ticker()?),
-        Box::new(peer.log_ticker()),
-        ticker,
-    ];
-    if let Some(tap) = reader {
-        events.push(Box::new(read_tap(args, tap, &queue, &peer)));
-    }
+    let mut events = subscribers(args, &peer, &queue, channel, reader)?;
+    events.extend([input_timer, ticker]);
     // The guest starts when the other host says so.
     host.wait_for(events)?;
     if args.start_alone {
@@ -165,12 +160,45 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let begin = match peer.wait_for_begin(session_role(args)) {
         Ok(Some(begin)) => begin,
         Ok(None) => return Err(not_welcomed(args)),
-        Err(reason) => return stopped_by(&reason),
+        Err(reason) => {
+            // Nothing ran here in a term that this host may hold.
+            peer.tell_witness_of_the_end();
+            return stopped_by(&reason);
+        }
     };
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
     let parts = PairRun { half, host, queue, timer };
     let run = parts.switch_on(args, source, guest, &config)?;
     run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
+}
+
+fn records_as_primary(args: &RunArgs) -> Result<(), CommandError> {
+    match args.role == RoleArg::Backup && args.record.is_some() {
+        true => Err(CommandError::Configuration(
+            "--record is for the primary or a guest alone: a backup follows the log it is sent"
+                .into(),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The events that this half waits for, from the start on.
+fn subscribers(
+    args: &RunArgs,
+    peer: &Arc<Peer>,
+    queue: &Arc<InputQueue>,
+    made: Option<Channel>,
+    tap: Option<Tap>,
+) -> Result<Vec<Subscriber>, CommandError> {
+    let mut events: Vec<Subscriber> = vec![
+        Box::new(connect_or_listen(args, peer, made)?),
+        Box::new(peer.ticker()?),
+        Box::new(peer.log_ticker()),
+    ];
+    if let Some(tap) = tap {
+        events.push(Box::new(read_tap(args, tap, queue, peer)));
+    }
+    Ok(events)
 }
 
 /// What reads the guest's frames from `tap`: those the queue takes go to the guest, others to the
@@ -190,7 +218,7 @@ fn read_tap(args: &RunArgs, tap: Tap, queue: &Arc<InputQueue>, peer: &Arc<Peer>)
 }
 
 fn not_welcomed(args: &RunArgs) -> CommandError {
-    let address = args.connect.map(|a| a.to_string()).unwrap_or_default();
+    let address = args.connect.or(args.peer).map(|a| a.to_string()).unwrap_or_default();
     CommandError::Configuration(format!(
         "the peer at {address} was lost before it accepted this backup; is an ftvmm primary \
          listening there?"
@@ -199,10 +227,15 @@ fn not_welcomed(args: &RunArgs) -> CommandError {
 
 /// The connection to the primary, and the port where a backup may connect: on a primary at once, on
 /// a backup after it has taken over.
-fn connect_or_listen(args: &RunArgs, peer: &Arc<Peer>) -> Result<ChannelEvents, CommandError> {
+fn connect_or_listen(
+    args: &RunArgs,
+    peer: &Arc<Peer>,
+    made: Option<Channel>,
+) -> Result<ChannelEvents, CommandError> {
     let listener = args.listen.map(Channel::listen).transpose()?;
-    let (listener, connection) = match (args.role, args.connect) {
-        (RoleArg::Backup, Some(address)) => {
+    let (listener, connection) = match (made, args.role, args.connect) {
+        (Some(channel), ..) => (listener, Some(channel)),
+        (None, RoleArg::Backup, Some(address)) => {
             let channel = Channel::connect(address)?;
             let listener = match listener {
                 None => {
@@ -231,32 +264,27 @@ fn session_role(args: &RunArgs) -> SessionRole {
     }
 }
 
+/// What the two threads and the peer have in common.
+struct Shared {
+    tap: Option<Tap>,
+    disk: Option<Arc<Disk>>,
+    queue: Arc<InputQueue>,
+}
+
 fn make_peer(
     args: &RunArgs,
     guest: &Guest,
     config: &GuestConfig,
-    tap: Option<Tap>,
-    disk: Option<Arc<Disk>>,
-    queue: Arc<InputQueue>,
+    shared: Shared,
+    highest_term: Term,
+    witness: WitnessAccess,
 ) -> Result<Arc<Peer>, CommandError> {
-    let witness = args.witness.clone().ok_or_else(|| {
-        CommandError::Configuration("--witness is missing; use --witness file:PATH".into())
-    })?;
-    let mut witness = FileWitness::new(witness.0);
-    let unusable = |e: &dyn std::error::Error| {
-        let cause = e.source().map(|c| format!(": {c}")).unwrap_or_default();
-        CommandError::Configuration(format!("{e}{cause}"))
-    };
-    let highest_term = witness.highest().map_err(|e| unusable(&e))?;
+    let Shared { tap, disk, queue } = shared;
     let fingerprint = guest.fingerprint.clone();
     let session = session_config(args, fingerprint, highest_term, config.rtc_epoch_s);
-    let session_role = session.role;
-    let unique = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
-        .map_err(host("random name for the witness"))?;
     Peer::new(PeerConfig {
         session,
-        witness: Box::new(witness),
-        holder: format!("{session_role} {}", unique.trim()),
+        witness,
         tap,
         net_mac: config.net.map(|net| net.mac),
         queue,

@@ -6,13 +6,17 @@ use clap::{ArgMatches, Error};
 
 use super::args::{OnDivergence, RoleArg, RunArgs};
 
-const PAIR: &[RoleArg] = &[RoleArg::Primary, RoleArg::Backup];
+const PAIR: &[RoleArg] = &[RoleArg::Primary, RoleArg::Backup, RoleArg::Auto];
 
 /// Options that only some roles have, by their names in [`RunArgs`].
 const ONLY: &[(&str, &[RoleArg])] = &[
     ("listen", PAIR),
     ("connect", &[RoleArg::Backup]),
+    ("peer", &[RoleArg::Auto]),
     ("start_alone", &[RoleArg::Primary]),
+    ("force_new_guest", &[RoleArg::Primary]),
+    ("record", &[RoleArg::Solo, RoleArg::Primary, RoleArg::Backup]),
+    ("restore", &[RoleArg::Solo, RoleArg::Primary, RoleArg::Backup]),
     ("witness", PAIR),
     ("release", PAIR),
     ("on_divergence", PAIR),
@@ -63,6 +67,7 @@ fn name(role: RoleArg) -> &'static str {
         RoleArg::Solo => "solo",
         RoleArg::Primary => "primary",
         RoleArg::Backup => "backup",
+        RoleArg::Auto => "auto",
     }
 }
 
@@ -85,7 +90,10 @@ mod tests {
         let primary = "--role primary --listen 1.2.3.4:5 --witness file:/w";
         for (line, says) in [
             ("--listen 1.2.3.4:5".to_owned(), "--listen does nothing in the role solo"),
-            ("--witness file:/w".to_owned(), "it is for --role primary and --role backup"),
+            (
+                "--witness file:/w".to_owned(),
+                "it is for --role primary and --role backup and --role auto",
+            ),
             ("--release ack".to_owned(), "--release"),
             ("--check-every 5".to_owned(), "--check-every does nothing without a log"),
             ("--max-input-delay 5".to_owned(), "--max-input-delay does nothing without a log"),

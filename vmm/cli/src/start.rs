@@ -17,7 +17,7 @@ pub fn start(args: &RunArgs) -> Result<(), CommandError> {
     install_kick_handler()?;
     match args.role {
         RoleArg::Solo => solo(args),
-        RoleArg::Primary | RoleArg::Backup => pair(args),
+        RoleArg::Primary | RoleArg::Backup | RoleArg::Auto => pair(args),
     }
 }
 

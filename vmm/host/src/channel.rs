@@ -93,6 +93,14 @@ impl Channel {
         }
     }
 
+    /// Connects to a host that listens now.
+    ///
+    /// # Errors
+    /// When it does not, within a second.
+    pub fn connect_once(address: SocketAddr) -> std::io::Result<Self> {
+        Self::new(TcpStream::connect_timeout(&address, Duration::from_secs(1))?)
+    }
+
     fn new(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;

@@ -24,7 +24,6 @@ mod tap;
 mod tap_reader;
 pub mod user_file;
 mod witness_file;
-pub mod witness_files;
 mod write_behind;
 
 pub use console::{Console, RawTerminal, Typed, read_console, restore_terminal};

@@ -205,6 +205,7 @@ impl Peer {
         if look == VcpuHealth::Interrupt {
             self.queue.kick_vcpu();
         }
+        self.give_sign_of_life(now_ns);
         // What happens until then may set an earlier deadline.
         let latest_ns = now_ns + self.limits.heartbeat_ns;
         let next_ns = self.tell(|core, now_ns| {

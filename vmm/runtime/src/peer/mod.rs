@@ -23,6 +23,7 @@ mod outputs;
 #[cfg(test)]
 mod pair_tests;
 mod transfer;
+mod witness_desk;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -32,7 +33,6 @@ use std::time::Duration;
 
 use ftvmm_replication::peer::{Begin, PeerCounters, Roles};
 use ftvmm_replication::policy::{Role, SessionConfigError, StopReason};
-use ftvmm_replication::witness::Witness;
 use ftvmm_replication::{PeerCore, SessionConfig, SessionEvent};
 use nix::sys::timerfd::TimerFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -44,6 +44,8 @@ pub use log::PeerLog;
 pub use operator::PeerOperator;
 use outbox::{Outbox, Unsent};
 pub use outputs::PeerOutputs;
+pub use witness_desk::WitnessAccess;
+use witness_desk::WitnessDesk;
 
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::Disk;
@@ -61,9 +63,7 @@ pub struct PeerConfig {
     /// For the session.
     pub session: SessionConfig,
     /// Decides which host is active.
-    pub witness: Box<dyn Witness + Send>,
-    /// This host's name at the witness.
-    pub holder: String,
+    pub witness: WitnessAccess,
     /// The guest's tap, if it has a network card.
     pub tap: Option<Tap>,
     /// The card's address, to be announced after a take-over.
@@ -150,12 +150,6 @@ struct Network {
     mac: Option<[u8; 6]>,
 }
 
-/// Where terms are asked for.
-struct WitnessDesk {
-    witness: Mutex<Box<dyn Witness + Send>>,
-    holder: String,
-}
-
 /// Where backups connect.
 struct Port {
     /// Tells the host's event thread that a joining backup could be served, or that the address
@@ -233,7 +227,7 @@ impl Peer {
             disk: config.disk,
             limits,
             network: Network { tap: config.tap, mac: config.net_mac },
-            witness: WitnessDesk { witness: Mutex::new(config.witness), holder: config.holder },
+            witness: WitnessDesk::new(config.witness),
             log_timer: resting_timer()?,
             port: Port {
                 joining: EventFd::new(EFD_NONBLOCK)?,

@@ -6,19 +6,14 @@ use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
 use ftvmm_host::channel::ChannelWriter;
-use ftvmm_host::contain::{Thread, enter};
 use ftvmm_host::set_timer;
 use ftvmm_host::sync::lock;
 use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::peer::Notice;
-use ftvmm_replication::witness::Claim;
-use ftvmm_replication::{DisconnectReason, Effect, SessionEvent, Term};
+use ftvmm_replication::{DisconnectReason, Effect, SessionEvent};
 
 use super::{Peer, announce};
 use crate::input::Urgency;
-
-/// Pause between two claims to a witness that does not answer.
-const WITNESS_RETRY: Duration = Duration::from_millis(100);
 
 /// Shared by the event thread and the thread that holds the outbox: whether bytes are left that the
 /// socket did not take. Neither waits for the other.
@@ -222,42 +217,6 @@ impl Peer {
                 core.step(now_ns, SessionEvent::HostStop);
             }
         });
-    }
-
-    /// Asks the witness on a thread of its own, until it answers.
-    fn claim(self: &Arc<Self>, term: Term) {
-        let peer = Arc::clone(self);
-        let ask = move || {
-            enter(Thread::Witness);
-            let desk = &peer.witness;
-            loop {
-                let mut witness = lock(&desk.witness);
-                match witness.claim(term, &desk.holder) {
-                    Ok(claim) => {
-                        if let Claim::Denied { current } = &claim {
-                            let holder = &current.holder;
-                            tracing::warn!(
-                                %term,
-                                holder,
-                                "the witness gave the term to another host"
-                            );
-                        }
-                        drop(witness);
-                        let granted = claim == Claim::Granted;
-                        return peer.step(SessionEvent::TermClaimed { term, granted });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "the witness does not answer; asking again");
-                    }
-                }
-                drop(witness);
-                std::thread::sleep(WITNESS_RETRY);
-            }
-        };
-        let started = std::thread::Builder::new().name("witness".into()).spawn(ask);
-        if let Err(error) = started {
-            tracing::error!(%error, "no thread to ask the witness; this host cannot become live");
-        }
     }
 }
 

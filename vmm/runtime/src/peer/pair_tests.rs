@@ -17,7 +17,7 @@ use ftvmm_replication::{
     Record, StatePart, Term,
 };
 
-use super::tests::Kind;
+use super::tests::{Memory, access};
 use super::*;
 use crate::control::{ControlRole, Operator, Refused};
 use crate::input::LogSink;
@@ -29,6 +29,11 @@ const HOUR_NS: u64 = 3_600_000_000_000;
 /// The least a session allows.
 const LAG_EXITS: u64 = 1024;
 const PAGE_BYTES: u64 = ftvmm_replication::PAGE_BYTES as u64;
+
+thread_local! {
+    /// The witness of the pair that this test's thread has started last.
+    static STORE: std::cell::RefCell<Memory> = std::cell::RefCell::default();
+}
 
 struct Host {
     peer: Arc<Peer>,
@@ -53,13 +58,19 @@ impl Host {
         session.handshake_ns = HOUR_NS;
         session.evidence_ns = HOUR_NS;
         change(&mut session);
+        // The primary of a pair is started first.
+        let store = STORE.with_borrow_mut(|store| {
+            if role == Role::Primary {
+                *store = Memory::default();
+            }
+            store.clone()
+        });
         let incidents = tempfile::tempdir().unwrap();
         let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
         let (network, tap) = UnixDatagram::pair().unwrap();
         let peer = Peer::new(PeerConfig {
             session,
-            witness: Box::new(Kind),
-            holder: "test".into(),
+            witness: access(store, &role.to_string()),
             tap: Some(Tap::over("lo", File::from(OwnedFd::from(tap)))),
             net_mac: None,
             queue: Arc::new(queue),
@@ -354,7 +365,9 @@ fn who_speaks_for_the_guest_ends_it_and_who_follows_leaves() {
 /// The end of the old log may be far away, and its guest may not get there.
 #[test]
 fn who_takes_over_and_does_not_get_to_the_end_of_the_log_ends_when_asked_twice() {
-    let (_primary, backup) = pair();
+    let (primary, backup) = pair();
+    // Both claim the next term, and this one does not come to ask.
+    let _asks_nobody = lock(&primary.peer.witness.access);
     backup.peer.disconnect(DisconnectReason::Closed);
     backup.until(|core| core.session().state_name() == "Live");
     backup.peer.stop_requested();

@@ -1,35 +1,67 @@
 //! A peer without a connection: effects and the threads that meet at them.
 
-use ftvmm_replication::witness::{Claim, WitnessEntry, WitnessError};
+use ftvmm_replication::witness::{
+    Doing, Entry, GuestId, Holder, Nonce, Purpose, Replaced, WitnessError, WitnessStore, moment,
+};
 use ftvmm_replication::{Effect, Term};
 
 use super::*;
 use crate::testing::NoDisplay;
 
-/// Grants everything.
-pub(super) struct Kind;
+/// A store in memory, which its clones share.
+#[derive(Clone, Default)]
+pub(super) struct Memory {
+    held: Arc<Mutex<Option<Entry>>>,
+    /// Every replacement is followed by one of another host's.
+    rival: bool,
+}
 
-impl Witness for Kind {
-    fn claim(&mut self, _: Term, _: &str) -> Result<Claim, WitnessError> {
-        Ok(Claim::Granted)
-    }
-
-    fn highest(&mut self) -> Result<Term, WitnessError> {
-        Ok(Term(0))
+impl Memory {
+    pub fn with(entry: Entry) -> Self {
+        Self { held: Arc::new(Mutex::new(Some(entry))), rival: false }
     }
 }
 
-/// Grants the first term; the others are another host's.
-struct FirstOnly;
+/// What a host whose name this is asks for at a store.
+pub(super) fn access(store: Memory, host: &str) -> WitnessAccess {
+    WitnessAccess {
+        store: Box::new(store),
+        holder: Holder::new(host, GuestId::from_random([2; 16])),
+        guest: GuestId::from_random([1; 16]),
+        purpose: Purpose::Start,
+    }
+}
 
-impl Witness for FirstOnly {
-    fn claim(&mut self, term: Term, _: &str) -> Result<Claim, WitnessError> {
-        let current = WitnessEntry { term, holder: "another".into() };
-        Ok(if term == Term(1) { Claim::Granted } else { Claim::Denied { current } })
+pub(super) fn of_another(term: u64) -> Entry {
+    let guest = GuestId::from_random([1; 16]);
+    let holder = Holder::new("another", GuestId::from_random([9; 16]));
+    Entry { term: Term(term), guest, holder, doing: Doing::Live, seen: moment(0) }
+}
+
+impl WitnessStore for Memory {
+    fn place(&self) -> String {
+        "memory".into()
     }
 
-    fn highest(&mut self) -> Result<Term, WitnessError> {
-        Ok(Term(0))
+    fn read(&mut self) -> Result<Option<Entry>, WitnessError> {
+        Ok(lock(&self.held).clone())
+    }
+
+    fn replace(&mut self, expected: Option<&Entry>, new: &Entry) -> Result<Replaced, WitnessError> {
+        let mut held = lock(&self.held);
+        if held.as_ref() != expected {
+            return Ok(Replaced::Conflict(held.clone()));
+        }
+        *held = Some(if self.rival { of_another(new.term.0 + 1) } else { new.clone() });
+        Ok(Replaced::Stored)
+    }
+
+    fn prove(&mut self, _: Nonce) -> Result<(), WitnessError> {
+        Ok(())
+    }
+
+    fn sees(&mut self, _: Nonce) -> Result<bool, WitnessError> {
+        Ok(true)
     }
 }
 
@@ -41,18 +73,24 @@ pub fn backup(net_mac: Option<[u8; 6]>) -> Arc<Peer> {
 
 /// As [`backup`], with this queue.
 pub fn backup_at(queue: Arc<InputQueue>, net_mac: Option<[u8; 6]>) -> Arc<Peer> {
-    made(Role::Backup, Box::new(Kind), queue, net_mac, None)
+    made(Role::Backup, Memory::with(of_another(1)), queue, net_mac, None)
 }
 
 /// A primary that is not connected, with this tap, and wins no term but the first.
 pub fn primary_with(tap: Tap) -> Arc<Peer> {
     let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
-    made(Role::Primary, Box::new(FirstOnly), Arc::new(queue), None, Some(tap))
+    made(
+        Role::Primary,
+        Memory { rival: true, ..Memory::default() },
+        Arc::new(queue),
+        None,
+        Some(tap),
+    )
 }
 
 fn made(
     role: Role,
-    witness: Box<dyn Witness + Send>,
+    store: Memory,
     queue: Arc<InputQueue>,
     net_mac: Option<[u8; 6]>,
     tap: Option<Tap>,
@@ -60,8 +98,7 @@ fn made(
     let fingerprint = crate::testing::header().fingerprint;
     Peer::new(PeerConfig {
         session: SessionConfig::new(role, crate::build::own(), fingerprint, Term(0), 0),
-        witness,
-        holder: "test".into(),
+        witness: access(store, "test"),
         tap,
         net_mac,
         queue,

@@ -1,0 +1,183 @@
+//! Where this host asks for terms: on threads of its own, since a shared folder may not answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use ftvmm_host::clock::host_unix_seconds;
+use ftvmm_host::contain::{Thread, enter};
+use ftvmm_host::sync::{Mutex, lock};
+use ftvmm_replication::witness::{
+    Claim, Doing, Entry, GuestId, Holder, Purpose, WitnessError, WitnessStore, claim, moment,
+};
+use ftvmm_replication::{SessionEvent, Term};
+
+use super::Peer;
+
+/// Pause between two claims to a witness that does not answer.
+const RETRY: Duration = Duration::from_millis(100);
+/// An error that goes on is said once in so many claims: every ten seconds, if each fails at once.
+const SAID_EVERY: u64 = 100;
+/// How often an active host renews its last sign of life, in nanoseconds.
+const SIGN_EVERY_NS: u64 = 10_000_000_000;
+
+/// The witness, and what this host asks it for.
+pub struct WitnessAccess {
+    /// Decides which host is active.
+    pub store: Box<dyn WitnessStore + Send>,
+    /// This process.
+    pub holder: Holder,
+    /// The guest it starts. One that follows another host's takes that guest's identity.
+    pub guest: GuestId,
+    /// Why the first term is claimed.
+    pub purpose: Purpose,
+}
+
+/// [`WitnessAccess`] in use.
+pub struct WitnessDesk {
+    pub(super) access: Mutex<WitnessAccess>,
+    /// A thread gives a sign of life.
+    is_signing: AtomicBool,
+    /// When the last one began, by the session's clock.
+    signed_ns: AtomicU64,
+}
+
+impl WitnessAccess {
+    fn entry(&self, term: Term, guest: GuestId, doing: Doing) -> Entry {
+        let seen = moment(host_unix_seconds());
+        Entry { term, guest, holder: self.holder.clone(), doing, seen }
+    }
+
+    /// Claims `term`, to run the guest in it. With `begun`, the guest runs already, here or on the
+    /// other host.
+    fn claim(&mut self, term: Term, begun: bool) -> Result<Claim, WitnessError> {
+        let purpose = if begun { Purpose::GoOn } else { self.purpose };
+        if begun && let Some(entry) = self.store.read()? {
+            // The term before is the one this host has followed or held: no two have its number.
+            if entry.term.next() == term {
+                self.guest = entry.guest;
+            }
+        }
+        let wanted = self.entry(term, self.guest, Doing::Live);
+        claim(self.store.as_mut(), &wanted, purpose)
+    }
+
+    /// Writes what this host does in the term it holds; nothing when it holds none.
+    fn note(&mut self, doing: Doing) -> Result<(), WitnessError> {
+        let Some(entry) = self.store.read()?.filter(|entry| entry.holder == self.holder) else {
+            return Ok(());
+        };
+        let new = self.entry(entry.term, entry.guest, doing);
+        self.store.replace(Some(&entry), &new).map(|_| ())
+    }
+}
+
+impl WitnessDesk {
+    pub(super) fn new(access: WitnessAccess) -> Self {
+        let (is_signing, signed_ns) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { access: Mutex::new(access), is_signing, signed_ns }
+    }
+}
+
+impl Peer {
+    /// Asks the witness on a thread of its own, until it answers.
+    pub(super) fn claim(self: &Arc<Self>, term: Term) {
+        let peer = Arc::clone(self);
+        let ask = move || {
+            enter(Thread::Witness);
+            let begun = peer.lock().begin().is_some();
+            for attempt in 0.. {
+                match lock(&peer.witness.access).claim(term, begun) {
+                    Ok(claim) => return peer.answered(term, &claim),
+                    Err(error) if attempt % SAID_EVERY == 0 => {
+                        tracing::warn!(%error, %term, "the witness grants nothing; asking again");
+                    }
+                    Err(_) => {}
+                }
+                std::thread::sleep(RETRY);
+            }
+        };
+        let started = std::thread::Builder::new().name("witness".into()).spawn(ask);
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to ask the witness; this host cannot become live");
+        }
+    }
+
+    fn answered(self: &Arc<Self>, term: Term, claim: &Claim) {
+        if let Claim::Denied { current } = claim {
+            let (holder, won, seen) = (&current.holder, current.term, &current.seen);
+            tracing::warn!(%term, %won, %holder, seen, "the witness gave the term to another host");
+        }
+        self.step(SessionEvent::TermClaimed { term, granted: *claim == Claim::Granted });
+    }
+
+    /// Renews the last sign of life when it is old, on a thread of its own, while this host runs
+    /// the guest. Only people read it.
+    pub(super) fn give_sign_of_life(self: &Arc<Self>, now_ns: u64) {
+        let desk = &self.witness;
+        if now_ns.saturating_sub(desk.signed_ns.load(Ordering::Relaxed)) < SIGN_EVERY_NS {
+            return;
+        }
+        desk.signed_ns.store(now_ns, Ordering::Relaxed);
+        let is_active = {
+            let core = self.lock();
+            core.begin().is_some() && !core.follows()
+        };
+        if !is_active || desk.is_signing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let peer = Arc::clone(self);
+        let sign = move || {
+            enter(Thread::Witness);
+            let noted = lock(&peer.witness.access).note(Doing::Live);
+            if let Err(error) = noted {
+                tracing::warn!(%error, "the witness does not take a sign of life");
+            }
+            peer.witness.is_signing.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new().name("witness".into()).spawn(sign).is_err() {
+            desk.is_signing.store(false, Ordering::Release);
+        }
+    }
+
+    /// The guest has ended here and may be started anew. A term that another host holds is left
+    /// alone.
+    pub fn tell_witness_of_the_end(&self) {
+        if let Err(error) = lock(&self.witness.access).note(Doing::Ended) {
+            tracing::warn!(
+                %error,
+                "the witness does not learn that the guest ended; its next start needs \
+                 --force-new-guest"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Memory, access, of_another};
+    use super::*;
+
+    #[test]
+    fn a_start_beside_a_live_guest_is_denied_and_a_take_over_keeps_the_guest() {
+        let other = of_another(1);
+        let mut own = access(Memory::with(other.clone()), "here");
+        let denied = Claim::Denied { current: other.clone() };
+        assert_eq!(own.claim(Term(2), false).unwrap(), denied);
+        assert_eq!(own.claim(Term(2), true).unwrap(), Claim::Granted);
+        let stored = own.store.read().unwrap().unwrap();
+        assert_eq!((stored.guest, stored.doing), (other.guest, Doing::Live));
+        assert_eq!(stored.holder, own.holder);
+    }
+
+    #[test]
+    fn only_the_holder_says_that_the_guest_has_ended() {
+        let other = of_another(1);
+        let mut own = access(Memory::with(other.clone()), "here");
+        own.note(Doing::Ended).unwrap();
+        assert_eq!(own.store.read().unwrap(), Some(other));
+        own.claim(Term(2), true).unwrap();
+        own.note(Doing::Ended).unwrap();
+        assert_eq!(own.store.read().unwrap().unwrap().doing, Doing::Ended);
+    }
+}
