@@ -60,6 +60,8 @@ const GRUB: Package = Package::new("grub-common", "makes the disc an Intel host 
 const BINUTILS: Package = Package::new("binutils", "strip: the programs on that disc");
 const DEBOOTSTRAP: Package = Package::new("debootstrap", "makes a fresh Debian in a folder");
 const GIT: Package = Package::new("git", "names the commit that was measured");
+const ETCD: Package =
+    Package::new("etcd-server", "a cluster that the tests of the etcd witness ask");
 const XZ: Package = Package::new("xz-utils", "unpacks the guest kernel's source");
 const MAKE: Package = Package::new("make", "drives the guest kernel's build");
 
@@ -72,6 +74,13 @@ const KERNEL_BUILD: &[Package] = &[
     Package::new("bc", "part of the guest kernel's build"),
     Package::new("libelf-dev", "objtool of the guest kernel's build"),
     Package::new("lz4", "compresses the guest kernel"),
+];
+
+/// What a build of this workspace starts and reads, beside a linker: etcd's protocol is compiled
+/// from its description.
+const RUST_BUILD: &[Package] = &[
+    Package::new("protobuf-compiler", "protoc: compiles the description of etcd's protocol"),
+    Package::new("libprotobuf-dev", "what that description is written with"),
 ];
 
 /// What Bochs loads beside itself.
@@ -131,6 +140,8 @@ pub enum Program {
     DpkgQuery,
     /// Checks the file system of a guest's disk.
     E2fsck,
+    /// A member of a cluster that holds a witness.
+    Etcd,
     /// Runs a program while a file is locked.
     Flock,
     /// Tells which commit is checked out.
@@ -185,6 +196,7 @@ impl Program {
         Self::DpkgDeb,
         Self::DpkgQuery,
         Self::E2fsck,
+        Self::Etcd,
         Self::Flock,
         Self::Git,
         Self::GrubMkrescue,
@@ -214,7 +226,7 @@ impl Program {
             Self::AptGet => ("apt-get", Base("apt"), &[]),
             Self::Bochs => ("bochs", From(BOCHS), BOCHS_PARTS),
             Self::Busybox => ("busybox", From(BUSYBOX), &[]),
-            Self::Cargo => ("cargo", Toolchain, &[]),
+            Self::Cargo => ("cargo", Toolchain, RUST_BUILD),
             Self::CargoDeny => ("cargo-deny", Crate("cargo-deny"), &[]),
             Self::CargoLlvmCov => ("cargo-llvm-cov", Crate("cargo-llvm-cov"), &[]),
             Self::Curl => ("curl", From(CURL), &[]),
@@ -224,6 +236,7 @@ impl Program {
             Self::DpkgDeb => ("dpkg-deb", Base("dpkg"), &[]),
             Self::DpkgQuery => ("dpkg-query", Base("dpkg"), &[]),
             Self::E2fsck => ("e2fsck", From(E2FSPROGS), &[]),
+            Self::Etcd => ("etcd", From(ETCD), &[]),
             Self::Flock => ("flock", Base("util-linux"), &[]),
             Self::Git => ("git", From(GIT), &[]),
             Self::GrubMkrescue => ("grub-mkrescue", From(GRUB), GRUB_PARTS),

@@ -21,9 +21,7 @@ use crate::record::Term;
 #[derive(Debug, Error)]
 pub enum WitnessError {
     /// It holds something that is no entry.
-    #[error(
-        "witness {place} holds {found}, which is no entry; if no guest uses it, remove its files"
-    )]
+    #[error("witness {place} holds {found}, which is no entry; if no guest uses it, remove that")]
     Malformed {
         /// Its address or path.
         place: String,

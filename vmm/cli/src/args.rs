@@ -12,6 +12,7 @@ pub use super::choices::{
 };
 use super::contain_args::ContainArgs;
 use super::net_arg::NetArg;
+use super::witness_arg::{WitnessArg, WitnessOptions};
 
 /// A deterministic record-replay VMM on stock KVM: runs a guest alone, records and replays it, or
 /// runs it on two hosts in lockstep so that one may die.
@@ -139,13 +140,19 @@ pub struct RunArgs {
     /// after that (primary)
     #[arg(long)]
     pub force_new_guest: bool,
-    /// Witness, which decides which host may be active: file:PATH on storage both hosts share
+    /// Witness, which decides which host may be active: a file's path or a cluster's members.
     #[arg(
         long,
-        value_name = "file:PATH",
+        value_name = "WITNESS",
+        help = "Witness, which decides which host may be active: file:PATH on storage both hosts \
+                share, or etcd:URL[,URL...][/PREFIX], an etcd cluster's members and the guest's \
+                place in it",
         required_if_eq_any([("role", "primary"), ("role", "backup"), ("role", "auto")])
     )]
     pub witness: Option<WitnessArg>,
+    /// How this host and etcd find out who the other is.
+    #[command(flatten)]
+    pub witness_options: WitnessOptions,
     /// When a frame may leave: after the backup sent the same, or after it has the log
     #[arg(long, value_enum, default_value_t = Release::Compare)]
     pub release: Release,
@@ -348,22 +355,6 @@ impl FromStr for DiskArg {
         match text.strip_prefix("path=") {
             Some(path) if !path.is_empty() => Ok(Self(path.into())),
             _ => Err(format!("'{text}' is not path=FILE")),
-        }
-    }
-}
-
-/// `file:PATH`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WitnessArg(pub PathBuf);
-
-impl FromStr for WitnessArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("file", path)) if !path.is_empty() => Ok(Self(path.into())),
-            Some(("etcd", _)) => Err("an etcd witness is not supported yet; use file:PATH".into()),
-            _ => Err(format!("'{text}' is not file:PATH")),
         }
     }
 }

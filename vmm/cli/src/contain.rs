@@ -11,6 +11,7 @@ use ftvmm_host::entropy::host_random_bytes;
 use super::CommandError;
 use super::args::RunArgs;
 use super::contain_args::{Landlock, Seccomp};
+use super::witness_arg::WitnessArg;
 
 /// Files that the resolver and the clocks of the processor's thread are read from.
 const READ: &[&str] = &["/proc", "/sys", "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"];
@@ -72,7 +73,7 @@ fn reach(args: &RunArgs) -> Reach {
         .folder_of(args.record.as_deref())
         .folder_of(args.report.as_deref())
         .folder_of(args.control.as_deref())
-        .folder_of(args.witness.as_ref().map(|witness| witness.0.as_path()))
+        .folder_of(args.witness.as_ref().and_then(WitnessArg::file))
         .folder_of(disk)
 }
 

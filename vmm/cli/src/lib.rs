@@ -31,6 +31,7 @@ mod run;
 mod solo;
 mod start;
 mod witness;
+mod witness_arg;
 
 use std::backtrace::BacktraceStatus;
 use std::io::IsTerminal;

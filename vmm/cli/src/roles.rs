@@ -18,6 +18,8 @@ const ONLY: &[(&str, &[RoleArg])] = &[
     ("record", &[RoleArg::Solo, RoleArg::Primary, RoleArg::Backup]),
     ("restore", &[RoleArg::Solo, RoleArg::Primary, RoleArg::Backup]),
     ("witness", PAIR),
+    ("witness_ca", PAIR),
+    ("witness_user_file", PAIR),
     ("release", PAIR),
     ("on_divergence", PAIR),
     ("believe", PAIR),
@@ -46,6 +48,9 @@ pub fn check(matches: &ArgMatches, args: &RunArgs) -> Result<(), Error> {
     }
     if given("believe") && args.on_divergence != OnDivergence::Resync {
         return refused("believe", "without --on-divergence resync".into());
+    }
+    if let Some((id, why)) = args.witness_options.vain(args.witness.as_ref()) {
+        return refused(id, why.into());
     }
     let is_logged = args.record.is_some() || args.role != RoleArg::Solo;
     if given("on_link_down") && args.net.is_none() {
@@ -103,6 +108,16 @@ mod tests {
                 "--on-link-down does nothing without --net",
             ),
             ("--overwrite".to_owned(), "--overwrite does nothing without --record or --report"),
+            (
+                format!("{primary} --witness-ca c"),
+                "--witness-ca does nothing with --witness file:PATH",
+            ),
+            (format!("{primary} --insecure-witness"), "--insecure-witness does nothing with"),
+            (
+                "--role primary --listen 1.2.3.4:5 --witness etcd:http://[::1] --witness-ca c"
+                    .into(),
+                "--witness-ca does nothing without https",
+            ),
             (format!("{primary} --believe backup"), "without --on-divergence resync"),
             (
                 format!("{primary} --connect 1.2.3.4:5"),

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 
-use ftvmm_host::FileWitness;
 use ftvmm_host::channel::Channel;
 use ftvmm_host::clock::{host_unix_seconds, sleep_ms};
 use ftvmm_host::entropy::host_random_bytes;
@@ -13,8 +12,8 @@ use ftvmm_replication::witness::{
 };
 use ftvmm_runtime::peer::WitnessAccess;
 
-use super::CommandError;
 use super::args::{RoleArg, RunArgs};
+use super::{CommandError, witness_arg};
 
 /// Pause between two looks of `--role auto`, in milliseconds.
 const LOOK_EVERY_MS: u64 = 1000;
@@ -43,13 +42,12 @@ pub fn begin(
     args: &RunArgs,
     is_stopped: impl Fn() -> bool,
 ) -> Result<Option<Beginning>, CommandError> {
-    let witness = args.witness.clone().ok_or_else(|| {
-        CommandError::Configuration("--witness is missing; use --witness file:PATH".into())
+    let witness = args.witness.as_ref().ok_or_else(|| {
+        CommandError::Configuration("--witness is missing; use file:PATH or etcd:URL".into())
     })?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let holder = Holder::new(host.trim(), random_id()?);
-    let mut store: Box<dyn WitnessStore + Send> =
-        Box::new(FileWitness::new(witness.0, holder.as_str()));
+    let mut store = witness_arg::open(witness, &args.witness_options, &holder)?;
     // A witness that takes nothing is found now, and not when a host has died.
     store.prove(Nonce(random_id()?.0)).map_err(unusable)?;
     let known = store.read().map_err(unusable)?;
