@@ -13,6 +13,7 @@ mod fresh;
 mod guest;
 mod hosts;
 mod lab;
+mod mutants;
 mod report;
 mod stress;
 mod test;
@@ -46,6 +47,8 @@ enum Task {
     Fresh(fresh::FreshArguments),
     /// Run a command on a host with a working KVM, emulated where this machine has none
     Lab(lab::LabArguments),
+    /// Break the decision core on purpose, and see whether a test notices
+    Mutants(mutants::MutantsArguments),
     /// Make the guest images: kernels and initramfs
     Guest(guest::GuestArguments),
     /// Record and replay random guests, which must come out equal
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Deny => deny::run(),
         Task::Fresh(arguments) => fresh::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
+        Task::Mutants(arguments) => mutants::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
         Task::Stress(arguments) => stress::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
