@@ -15,6 +15,8 @@ use super::witness_arg::WitnessArg;
 
 /// Files that the resolver and the clocks of the processor's thread are read from.
 const READ: &[&str] = &["/proc", "/sys", "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"];
+/// What a tap is opened through, again when it was deleted and made anew.
+const TUN: &str = "/dev/net/tun";
 
 /// Takes on what counts for the whole process. Before the first thread is started.
 ///
@@ -69,7 +71,8 @@ fn reach(args: &RunArgs) -> Reach {
         folders.push(args.incident_dir.clone());
     }
     folders.extend(args.contain.snapshot_dir.clone());
-    Reach { read, folders }
+    let devices = args.net.iter().map(|_| PathBuf::from(TUN)).collect();
+    Reach { read, devices, folders }
         .folder_of(args.record.as_deref())
         .folder_of(args.report.as_deref())
         .folder_of(args.control.as_deref())
@@ -89,7 +92,8 @@ mod tests {
              --incident-dir /incidents --record /r/log --report report.json --control /c/socket \
              --snapshot-dir /snapshots --disk path=/d/disk",
         );
-        let Reach { read, folders } = reach(&args);
+        let Reach { read, devices, folders } = reach(&args);
+        assert!(devices.is_empty(), "there is no tap");
         let names = |paths: &[PathBuf]| -> Vec<String> {
             paths.iter().map(|path| path.display().to_string()).collect()
         };

@@ -8,11 +8,11 @@ use clap::{Args, ValueEnum};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Seccomp {
     /// The process ends with status 148 and the number of the call
+    #[default]
     On,
     /// The kernel logs it, and the call is made
     Log,
     /// Nothing
-    #[default]
     Off,
 }
 
@@ -20,9 +20,9 @@ pub enum Seccomp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Landlock {
     /// To the folders that the command line names
+    #[default]
     On,
     /// No
-    #[default]
     Off,
 }
 
@@ -30,10 +30,10 @@ pub enum Landlock {
 #[derive(Clone, Debug, Args)]
 pub struct ContainArgs {
     /// What a system call leads to that a thread has no use for
-    #[arg(long, value_enum, default_value_t = Seccomp::Off)]
+    #[arg(long, value_enum, default_value_t = Seccomp::On)]
     pub seccomp: Seccomp,
     /// Confine files to the folders that this command line names
-    #[arg(long, value_enum, default_value_t = Landlock::Off)]
+    #[arg(long, value_enum, default_value_t = Landlock::On)]
     pub landlock: Landlock,
     /// Folder for snapshots under --landlock on [default: the folder of --control]
     #[arg(long, value_name = "DIR", requires = "control")]

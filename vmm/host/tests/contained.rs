@@ -74,7 +74,7 @@ fn child() {
     let [name, deed, folder] = order.split(';').collect::<Vec<_>>().try_into().unwrap();
     let folder = PathBuf::from(folder);
     if name == "landlock only" {
-        let reach = Reach { read: Vec::new(), folders: vec![folder.join("inside")] };
+        let reach = Reach { folders: vec![folder.join("inside")], ..Reach::default() };
         configure(Mode::Off, Some(&reach)).unwrap();
         try_enter(Thread::Recording).unwrap();
     } else {

@@ -223,6 +223,11 @@ const CONNECTION: &Group = &Group {
     ],
 };
 
+/// A tap that was deleted and made again is opened again.
+const TAP: &Group = &Group { name: "tap", calls: calls![SYS_ioctl if Only::Among(1, TUN)] };
+/// TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ (linux/if_tun.h).
+const TUN: &[u32] = &[0x4004_54ca, 0x4004_54d0, 0x4004_54d8];
+
 /// A client of a server by its name.
 const RESOLVE: &Group = &Group {
     name: "names",
@@ -286,12 +291,10 @@ impl Thread {
     pub fn own(self) -> &'static [&'static Group] {
         match self {
             Self::Vcpu => &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA, FILES, SIGNALS, KVM],
-            Self::HostEvents
-            | Self::Disk
-            | Self::Witness
-            | Self::Transfer
-            | Self::Stop
-            | Self::ControlClient => &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA, FILES],
+            Self::HostEvents => &[BASE, READ, SPAWN, WAKE, NETWORK, TAP, FILE_DATA, FILES],
+            Self::Disk | Self::Witness | Self::Transfer | Self::Stop | Self::ControlClient => {
+                &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA, FILES]
+            }
             Self::Console => &[BASE, READ, WAKE],
             Self::ConsoleOut | Self::Stderr | Self::StopLimit => &[BASE],
             Self::Recording => &[BASE, FILE_DATA],

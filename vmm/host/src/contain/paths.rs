@@ -18,6 +18,8 @@ const ABI_USED: ABI = ABI::V5;
 pub struct Reach {
     /// Files and folders that are read.
     pub read: Vec<PathBuf>,
+    /// Devices that are opened again.
+    pub devices: Vec<PathBuf>,
     /// Folders in which files are made, written, renamed and removed.
     pub folders: Vec<PathBuf>,
 }
@@ -56,7 +58,10 @@ pub(super) fn rules(reach: &Reach) -> Result<RulesetCreated, RulesetError> {
         .create()?;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let reads = reach.read.iter().map(|path| (path, read));
-    for (path, rights) in reads.chain(reach.folders.iter().map(|path| (path, folder_rights()))) {
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let devices = reach.devices.iter().map(|path| (path, device));
+    let folders = reach.folders.iter().map(|path| (path, folder_rights()));
+    for (path, rights) in reads.chain(devices).chain(folders) {
         if let Ok(opened) = PathFd::new(path) {
             rules = rules.add_rule(PathBeneath::new(opened, rights))?;
         }
