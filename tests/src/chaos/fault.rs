@@ -73,8 +73,8 @@ pub enum Kind {
     KillWhileSwitching,
     /// The standby is let go and attached again; the victim's process dies at a moment of it.
     KillWhileAttaching,
-    /// The victim's process dies and is started again at once with the command line that it was
-    /// started with, whatever role that names.
+    /// The victim's process dies. A person starts its guest anew beside the survivor, which is
+    /// refused, and a supervisor starts the process again with the command line it had.
     RestartOldCommand,
 }
 

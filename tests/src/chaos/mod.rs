@@ -19,6 +19,7 @@ use libtest_mimic::Failed;
 
 use crate::clock;
 use crate::group::{Group, Member};
+use crate::lab::Ended;
 use crate::pair::{GUEST_ADDRESS, RunOptions};
 use crate::site::{Site, Stage, require, running, said};
 
@@ -42,10 +43,9 @@ const LONGEST: Duration = Duration::from_secs(240);
 /// Bytes and datagrams that come back before a fault strikes, and after all is well again.
 const SIGN_OF_LIFE: u64 = 5;
 
-/// A host's part and the words that gave it.
+/// A member of the pair.
 struct Part<'a> {
     member: Member<'a>,
-    role: Vec<String>,
     /// Its take-overs, as it said last.
     takeovers: u64,
 }
@@ -104,18 +104,37 @@ impl<'a> Chaos<'a> {
         group.keep_witness_in(WITNESS)?;
         let capture = Capture::start(&site.lab, MAC)?;
         let mut chaos = Self { site, group, parts: Vec::new(), capture, takeovers: 0, term: 0 };
-        let own = chaos.group.address(0);
-        chaos.launch(0, &["--role", "primary", "--start-alone", "--listen", &own])?;
+        chaos.launch(0)?;
+        // The second would do as well: so it is known who prints what the guest does.
+        let witness = site.lab.share().join(WITNESS);
+        let began = clock::now();
+        while std::fs::read_dir(&witness)?.next().is_none() {
+            require(began.elapsed() < LONGEST, chaos.told("nobody claims the first term"))?;
+            thread::sleep(LOOK_EVERY);
+        }
+        chaos.launch(1)?;
         site.answers(&chaos.parts[0].member.process)?;
         chaos.settle()?;
         Ok(chaos)
     }
 
-    fn launch(&mut self, host: usize, role: &[&str]) -> Result<(), Failed> {
-        let member = self.group.launch(host, role)?;
-        let role = role.iter().map(|&word| word.to_owned()).collect();
-        self.parts.push(Part { member, role, takeovers: 0 });
+    /// Starts a host's ftvmm, as a supervisor would: with the same command line at every time.
+    fn launch(&mut self, host: usize) -> Result<(), Failed> {
+        let [own, theirs] = [self.group.address(host), self.group.address(1 - host)];
+        let role = ["--role", "auto", "--listen", &own, "--peer", &theirs];
+        let member = self.group.launch(host, &role)?;
+        self.parts.push(Part { member, takeovers: 0 });
         Ok(())
+    }
+
+    /// An operator's mistake: a guest that runs on the other host is started here as well.
+    fn start_beside(&self, host: usize) -> Result<(), Failed> {
+        let own = self.group.address(host);
+        let role = ["--role", "primary", "--start-alone", "--listen", &own];
+        let mistake = self.group.launch(host, &role)?.process;
+        let ended = mistake.wait()?;
+        let refused = ended == Ended::Status(2) && said(&mistake).contains("--force-new-guest");
+        require(refused, format!("a second start: {ended:?}:\n{}", said(&mistake)))
     }
 
     /// One fault, and what came of it.
@@ -160,8 +179,7 @@ impl<'a> Chaos<'a> {
             primary.ask(&["detach"])?;
             standby.member.process.wait()?;
             primary.wait_alone()?;
-            let theirs = self.group.address(primary.host);
-            self.launch(standby.member.host, &["--role", "backup", "--connect", &theirs])?;
+            self.launch(standby.member.host)?;
         }
         let active = if fault.kind == Kind::KillWhileAttaching { 0 } else { active };
         // A guest that is not protected yet dies with its host; so the one that joins is killed.
@@ -177,8 +195,8 @@ impl<'a> Chaos<'a> {
         }
         if fault.kind == Kind::RestartOldCommand {
             let part = self.parts.remove(victim);
-            let role: Vec<&str> = part.role.iter().map(String::as_str).collect();
-            self.launch(part.member.host, &role)?;
+            self.start_beside(part.member.host)?;
+            self.launch(part.member.host)?;
         }
         Ok(())
     }
@@ -237,8 +255,7 @@ impl<'a> Chaos<'a> {
         let Some((host, status)) = active.first() else { return Ok(false) };
         match self.parts.len() {
             1 => {
-                let theirs = self.group.address(*host);
-                self.launch(1 - host, &["--role", "backup", "--connect", &theirs])?;
+                self.launch(1 - host)?;
                 Ok(false)
             }
             _ => Ok(status.protected),
@@ -275,9 +292,8 @@ impl<'a> Chaos<'a> {
 }
 
 fn describe(part: &Part<'_>) -> String {
-    let Part { member, role, .. } = part;
-    let ended = member.process.ended();
-    format!("host {} ({}), {ended:?}:\n{}", member.host, role.join(" "), said(&member.process))
+    let member = &part.member;
+    format!("host {}, {:?}:\n{}", member.host, member.process.ended(), said(&member.process))
 }
 
 fn wait_for_life(clients: [&Client; 2]) -> Result<(), Failed> {
