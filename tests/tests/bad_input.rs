@@ -170,6 +170,18 @@ const MISTAKES: &[Mistake] = &[
         2,
         &["'o' has 1000 bytes", "multiple of 512"],
     ),
+    mistake(
+        "unknown_force",
+        "$GOOD --disk path=d,force=yes",
+        2,
+        &["'force=yes'", "incomplete, outdated, guest"],
+    ),
+    mistake(
+        "damaged_disk_label",
+        "head -c 1048576 /dev/zero > d; echo x > d.ftvmm; $GOOD --disk path=d",
+        2,
+        &["d.ftvmm' is damaged", "remove the label"],
+    ),
     mistake("disk_error_without_disk", "$GOOD --disk-error failover", 2, &["--disk"]),
     mistake("missing_tap", "$GOOD --net tap=nope0", 2, &["no tap 'nope0'", "ip tuntap add"]),
     mistake("impossible_tap", "$GOOD --net tap=../../etc", 2, &["'../../etc'", "interface name"]),

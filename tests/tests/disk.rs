@@ -28,6 +28,8 @@ use serde_json::Value;
 
 #[path = "disk/restored.rs"]
 mod restored;
+#[path = "disk/states.rs"]
+mod states;
 
 const KILLS: u64 = 2;
 /// Room for a journal and some megabytes of files.
@@ -67,6 +69,7 @@ impl Site {
     fn make_disk(&self, name: &str) -> Result<(), Failed> {
         let path = self.lab.outside(name);
         let _ = fs::remove_file(&path);
+        let _ = fs::remove_file(self.lab.outside(format!("{name}.ftvmm")));
         fs::File::create(&path)?.set_len(DISK_BYTES)?;
         tool(Program::MkfsExt4, &["-q", "-F"], &path).map(drop)
     }
@@ -74,7 +77,17 @@ impl Site {
     /// One disk for each host, equal.
     fn make_disks(&self) -> Result<(), Failed> {
         self.make_disk("disk-0.img")?;
-        fs::copy(self.lab.outside("disk-0.img"), self.lab.outside("disk-1.img"))?;
+        self.copy_disk(0, 1)
+    }
+
+    /// Copies a host's disk over the other's, with all that is known of it.
+    fn copy_disk(&self, from: usize, to: usize) -> Result<(), Failed> {
+        let place = |host, suffix| self.lab.outside(format!("disk-{host}.img{suffix}"));
+        fs::copy(place(from, ""), place(to, ""))?;
+        let _ = fs::remove_file(place(to, ".ftvmm"));
+        if place(from, ".ftvmm").exists() {
+            fs::copy(place(from, ".ftvmm"), place(to, ".ftvmm"))?;
+        }
         Ok(())
     }
 
@@ -350,9 +363,7 @@ fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
         let lost = format!("FTVMM_SEED={seed}: a committed transaction is lost");
         require(on_dead >= promised && on_survivor >= committed(survivor), lost)?;
         found = on_survivor;
-        let [from, to] =
-            [1 - victim, victim].map(|host| site.lab.outside(format!("disk-{host}.img")));
-        fs::copy(from, to)?;
+        site.copy_disk(1 - victim, victim)?;
         site.mend()?;
     }
     Ok(())
@@ -411,6 +422,8 @@ fn main() -> ExitCode {
         ("a_replay_needs_no_disk", Box::new(a_replay_needs_no_disk)),
         ("a_file_serves_one_guest", Box::new(a_file_serves_one_guest)),
         ("restored_with_its_disk", Box::new(restored::restored_with_its_disk)),
+        ("a_half_copied_disk_is_refused", Box::new(states::a_half_copied_disk_is_refused)),
+        ("the_dead_hosts_disk_is_refused", Box::new(states::the_dead_hosts_disk_is_refused)),
         ("both_disks_are_equal", Box::new(both_disks_are_equal)),
         ("different_disks_are_refused", Box::new(different_disks_are_refused)),
         ("an_error_is_the_guests_on_both_hosts", Box::new(an_error_is_the_guests_on_both_hosts)),

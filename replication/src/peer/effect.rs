@@ -1,5 +1,6 @@
 //! What a host of a pair wants done.
 
+use crate::disk_label::DiskMark;
 use crate::incident::IncidentReport;
 use crate::policy::{ReleasePolicy, StopReason};
 use crate::record::{Ordinal, Term};
@@ -58,6 +59,8 @@ pub enum Effect {
         /// The request.
         id: u64,
     },
+    /// From now on this host's disk is this: to be noted beside it before the guest's next write.
+    MarkDisk(DiskMark),
     /// Keep this report of a divergence.
     KeepIncident(Box<IncidentReport>),
     /// Tell the operator.

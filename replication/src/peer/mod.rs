@@ -14,6 +14,7 @@
 
 mod announce;
 mod counters;
+mod disk;
 mod effect;
 mod follower;
 mod pacing;
@@ -30,6 +31,7 @@ pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
 pub use transfer::Transfer;
 
+use crate::disk_label::DiskMark;
 use crate::message::STRAYS_MAX;
 use crate::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
 use crate::record::{End, Event, Ordinal, Record};
@@ -96,7 +98,7 @@ pub struct Roles {
     pub is_over: bool,
 }
 
-/// Orders to the vCPU thread.
+/// Orders to the vCPU thread, and what the guest's disk is.
 #[derive(Debug, Default)]
 struct GuestOrders {
     /// It must wait at its exit.
@@ -105,6 +107,8 @@ struct GuestOrders {
     yields: bool,
     /// Alone, it takes inputs between exits too, where no log could name them.
     unrecorded_when_alone: bool,
+    /// Since the guest began here.
+    disk_mark: Option<DiskMark>,
 }
 
 impl PeerCore {
@@ -304,6 +308,9 @@ impl PeerCore {
     /// A part of the state that comes is in place; with the last one it is whole.
     pub fn part_restored(&mut self, now_ns: u64, part_bytes: u64, is_whole: bool) {
         let restored_bytes = self.follower.part_restored(part_bytes, is_whole);
+        if is_whole {
+            self.disk_is_whole();
+        }
         self.step(now_ns, SessionEvent::StateRestored { restored_bytes });
     }
 

@@ -1,6 +1,7 @@
 //! What the session's decisions come to.
 
 use super::{Begin, Effect, Mode, Notice, PeerCore, STRAYS_NS};
+use crate::disk_label::DiskState;
 use crate::group::decode_group;
 use crate::message::Message;
 use crate::policy::{ReleasePolicy, Role};
@@ -43,6 +44,7 @@ impl PeerCore {
             Action::DeliverGroup(bytes) => self.deliver(&bytes),
             Action::GoLive { term } => self.go_live(term),
             Action::GoAlone { term } => {
+                self.mark_disk(DiskState::Active, term);
                 self.notice(Notice::GoesAlone { term });
                 self.drop_backup();
             }
@@ -101,7 +103,10 @@ impl PeerCore {
     fn begin_guest(&mut self, term: Term, begin: Begin) {
         self.notice(Notice::Begins { term, release: begin.release });
         self.begin = Some(begin);
-        if self.session.role() == Role::Primary {
+        let is_primary = self.session.role() == Role::Primary;
+        let state = if is_primary { DiskState::Active } else { DiskState::Following };
+        self.mark_disk(state, term);
+        if is_primary {
             // The switches may know its addresses behind another host.
             self.announcer.start(self.now_ns);
         }
@@ -122,6 +127,7 @@ impl PeerCore {
     }
 
     fn go_live(&mut self, term: Term) {
+        self.mark_disk(DiskState::Active, term);
         self.notice(Notice::TakesOver { term });
         self.guest.congested = false;
         self.follower.go_live();
@@ -161,6 +167,9 @@ impl PeerCore {
     }
 
     fn join(&mut self, release: ReleasePolicy) {
+        // What is on the disk counts no more, from before the first block comes.
+        let term = self.session.term().unwrap_or_default();
+        self.mark_disk(DiskState::Incomplete, term);
         self.mode = Mode::Following;
         self.announcer.stop();
         self.follower.join();
@@ -170,6 +179,7 @@ impl PeerCore {
     }
 
     fn follow(&mut self, term: Term, through: Ordinal) {
+        self.mark_disk(DiskState::Following, term);
         self.notice(Notice::Follows { term });
         self.counters.switches += 1;
         self.mode = Mode::Following;

@@ -55,6 +55,8 @@ pub struct Checker {
     terms: BTreeMap<u64, HostLife>,
     /// The last flush that the disk of a host has, in each of its lives.
     flushed: BTreeMap<HostLife, u64>,
+    /// The last flush that a guest was told of.
+    told: u64,
 }
 
 impl Checker {
@@ -91,13 +93,21 @@ impl Checker {
 
     /// A guest may be told of its flushes up to `id`: its own disk has them, and that of a host
     /// which follows.
-    pub fn on_flush_told(&self, id: u64, own: HostLife, peer: Option<HostLife>) {
+    pub fn on_flush_told(&mut self, id: u64, own: HostLife, peer: Option<HostLife>) {
         let speaker = self.speaker.unwrap_or((PRIMARY, 0));
         assert_eq!(own, speaker, "a guest that another host has is told of flush {id}");
         for disk in [Some(own), peer].into_iter().flatten() {
             let has = self.flushed.get(&disk).copied().unwrap_or_default();
             assert!(has >= id, "flush {id} is told, the disk of {disk:?} has {has}");
         }
+        self.told = self.told.max(id);
+    }
+
+    /// The guest could be started again on `disk`, which is neither half of another nor behind.
+    pub fn on_usable(&self, disk: &Disk) {
+        assert!(!disk.copying, "half a disk may be used");
+        let (told, has) = (self.told, disk.done_through);
+        assert!(has >= told, "a disk may be used that has {has}, flush {told} was told");
     }
 
     /// A guest goes on from a snapshot: the client has seen what it had sent until then.

@@ -70,9 +70,14 @@ pub enum Mark {
     ReadLate,
     /// The client got a frame again from the host that took over, as it may.
     Repeated,
+    /// A disk was half overwritten, was behind the guest, or could have been used, when a host was
+    /// lost.
+    DiskIncomplete,
+    DiskOutdated,
+    DiskUsable,
 }
 
-const MARKS: [Mark; 16] = [
+const MARKS: [Mark; 19] = [
     Mark::PerformedLate,
     Mark::Congested,
     Mark::CheckCompared,
@@ -89,6 +94,9 @@ const MARKS: [Mark; 16] = [
     Mark::StraysGiven,
     Mark::ReadLate,
     Mark::Repeated,
+    Mark::DiskIncomplete,
+    Mark::DiskOutdated,
+    Mark::DiskUsable,
 ];
 
 /// See the module documentation.

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, Input};
+use ftvmm_replication::{DiskLabel, DiskMark, DiskPurpose, DiskState, LastRun, Term, may_use};
 use serde::{Deserialize, Serialize};
 
+use crate::coverage::Mark;
 use crate::guest::CELLS;
+use crate::world::World;
 
 /// How a request ended on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,10 @@ pub struct Disk {
     completions: BTreeMap<u64, Completion>,
     /// The next request, or block put in place, fails.
     pub is_bad: bool,
+    /// What it is when no state is being written over it.
+    pub mark: DiskMark,
+    /// A state is.
+    pub copying: bool,
 }
 
 impl Disk {
@@ -96,6 +103,19 @@ impl Disk {
         self.completions.clear();
     }
 
+    /// What is noted of it.
+    pub fn label(&self) -> DiskLabel {
+        let state = if self.copying { DiskState::Incomplete } else { self.mark.state };
+        let mark = DiskMark { state, ..self.mark };
+        DiskLabel { guest: None, mark, since: String::new() }
+    }
+
+    /// The disk as it lies there when its host is gone.
+    pub fn left(&self) -> Self {
+        let Self { blocks, last_id, done_through, mark, copying, .. } = *self;
+        Self { blocks, last_id, done_through, mark, copying, ..Self::default() }
+    }
+
     /// Resumes after a transfer.
     pub fn resume(&mut self, last_id: u64, completions: Vec<Completion>) {
         (self.last_id, self.done_through) = (last_id, last_id);
@@ -103,5 +123,29 @@ impl Disk {
             .into_iter()
             .map(|completion| (completion.id, Completion { released: true, ..completion }));
         self.completions = released.collect();
+    }
+}
+
+impl World {
+    /// Were every host lost now, a disk on which the guest may be started again would have every
+    /// write that the guest was told is safe. Each may be attached again.
+    pub fn judge_disks(&mut self) {
+        let known = LastRun { guest: None, term: self.witness.term() };
+        for disk in [0, 1].map(|host| self.hosts[host].disk.left()) {
+            let label = disk.label();
+            may_use(Some(&label), DiskPurpose::Follow, known, &[]).expect("a copy goes over it");
+            let refused = may_use(Some(&label), DiskPurpose::Run, known, &[]).is_err();
+            match label.mark.state {
+                DiskState::Incomplete => self.coverage.mark(Mark::DiskIncomplete),
+                _ if refused => self.coverage.mark(Mark::DiskOutdated),
+                // A guest that has not run yet was told nothing.
+                _ if label.mark.term == Term(0) => {}
+                _ => self.coverage.mark(Mark::DiskUsable),
+            }
+            let is_clear = !(self.faults.flipped || self.faults.forged);
+            if !refused && label.mark.term > Term(0) && is_clear {
+                self.checker.on_usable(&disk);
+            }
+        }
     }
 }

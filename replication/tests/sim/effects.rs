@@ -170,6 +170,7 @@ impl World {
             }
             Effect::CompleteFlushes { through } => own.disk.complete_flushes(through),
             Effect::CompleteDisk { id } => own.disk.complete(id),
+            Effect::MarkDisk(mark) => own.disk.mark = mark,
             Effect::Tell(
                 Notice::TakesOver { term: Term(term) } | Notice::GoesAlone { term: Term(term) },
             ) => own.seen.own_term = Some(term),

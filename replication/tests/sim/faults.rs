@@ -45,6 +45,7 @@ impl World {
         } else if self.random.one_in(2) {
             self.cut = true;
         }
+        self.judge_disks();
         let own = &mut self.hosts[victim];
         own.crashed = true;
         if own.thread.has_half_a_slice && own.core.records_log() {
@@ -183,6 +184,7 @@ impl World {
         }
         self.trace(&format!("host {host} is replaced"));
         let term = self.witness.term();
+        self.judge_disks();
         self.hosts[host].replaced(&self.options, term);
         self.checker.on_silent(host);
         self.see_phase(host);

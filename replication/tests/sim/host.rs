@@ -202,10 +202,11 @@ impl Host {
         }
     }
 
-    /// A fresh host in the place of this one, which is gone.
+    /// A fresh host in the place of this one, which is gone, with the old disk.
     pub fn replaced(&mut self, options: &Options, highest_term: Term) {
         let mut fresh = Self::new(Role::Backup, options, highest_term);
         fresh.life = self.life + 1;
+        fresh.disk = self.disk.left();
         // What its predecessor has executed is still on its way to the primary.
         std::mem::swap(&mut fresh.thread.guest, &mut self.thread.guest);
         fresh.seen.received_through = self.seen.received_through;

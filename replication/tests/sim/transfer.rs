@@ -205,6 +205,7 @@ impl World {
         match part {
             StatePart::Outline { .. } => {
                 own.disk.clear();
+                own.disk.copying = true;
                 own.thread.guest.memory = [0; CELLS];
             }
             StatePart::Pages(bytes) => {
@@ -223,6 +224,7 @@ impl World {
                 own.thread.guest.memory = memory;
                 own.thread.guest.renew_copy();
                 own.disk.resume(last_id, answers);
+                own.disk.copying = false;
                 own.thread.stage = Stage::AtExit;
                 let mark = if own.thread.is_live { Mark::Restored } else { Mark::Attached };
                 self.coverage.mark(mark);

@@ -216,6 +216,7 @@ impl World {
                 self.perform_all(host);
             }
         }
+        self.judge_disks();
         let ending = self.judge_ending();
         Outcome { ending, trace_hash: self.trace_hash, coverage: self.coverage }
     }

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -11,6 +10,7 @@ pub use super::choices::{
     RoleArg, Tsc,
 };
 use super::contain_args::ContainArgs;
+use super::disk_arg::DiskArg;
 use super::net_arg::NetArg;
 use super::witness_arg::{WitnessArg, WitnessOptions};
 
@@ -90,8 +90,11 @@ pub struct RunArgs {
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap prints this text as it is")]
     #[arg(long, value_name = "tap=NAME[,mac=M][,mtu=N][,uplink=NAME]")]
     pub net: Option<NetArg>,
-    /// Disk: a raw image file; each host has its own copy, with the same content at the start
-    #[arg(long, value_name = "path=FILE")]
+    /// Disk: a raw image file; each host has its own copy, with the same content at the start.
+    /// path=FILE[,label=FILE][,force=incomplete|outdated|guest]; label is where it is noted what
+    /// the disk is, FILE.ftvmm by itself; force uses a disk that speaks against it
+    #[allow(rustdoc::broken_intra_doc_links, reason = "clap prints this text as it is")]
+    #[arg(long, value_name = "path=FILE[,label=F][,force=WHY]")]
     pub disk: Option<DiskArg>,
     /// What a failure of this host's disk leads to while another host runs the guest too
     #[arg(long, value_enum, default_value_t = OnDiskError::Report, requires = "disk")]
@@ -342,21 +345,6 @@ pub struct SnapshotArgs {
     /// Which one.
     #[command(flatten)]
     pub control: ControlArgs,
-}
-
-/// `path=FILE`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskArg(pub PathBuf);
-
-impl FromStr for DiskArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("path=") {
-            Some(path) if !path.is_empty() => Ok(Self(path.into())),
-            _ => Err(format!("'{text}' is not path=FILE")),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! `--seccomp`, `--landlock`, `--user`, `--chroot`: what a run may still do (decision 0034).
 
-use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use ftvmm_host::contain::{
@@ -11,6 +10,7 @@ use ftvmm_host::entropy::host_random_bytes;
 use super::CommandError;
 use super::args::RunArgs;
 use super::contain_args::{Landlock, Seccomp};
+use super::disk_arg::DiskArg;
 use super::witness_arg::WitnessArg;
 
 /// Files that the resolver and the clocks of the processor's thread are read from.
@@ -61,11 +61,7 @@ pub fn run_guest() -> Result<(), CommandError> {
 /// What is still opened, made, renamed or removed after set-up.
 fn reach(args: &RunArgs) -> Reach {
     let read = READ.iter().map(PathBuf::from).collect();
-    let disk = args.disk.as_ref().map(|disk| disk.0.as_path());
-    // No file is made beside a device.
-    let disk = disk.filter(|path| {
-        !std::fs::metadata(path).is_ok_and(|facts| facts.file_type().is_block_device())
-    });
+    let label = args.disk.as_ref().and_then(DiskArg::label_file);
     let mut folders = Vec::new();
     if args.witness.is_some() {
         folders.push(args.incident_dir.clone());
@@ -77,7 +73,7 @@ fn reach(args: &RunArgs) -> Reach {
         .folder_of(args.report.as_deref())
         .folder_of(args.control.as_deref())
         .folder_of(args.witness.as_ref().and_then(WitnessArg::file))
-        .folder_of(disk)
+        .folder_of(label.as_deref())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod control;
 mod diff;
 mod disassembly;
 mod disk;
+mod disk_arg;
 pub mod doctor;
 mod from_header;
 pub mod guest;

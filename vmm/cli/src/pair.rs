@@ -10,7 +10,7 @@ use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::policy::{
     DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
-use ftvmm_replication::{Fingerprint, SessionEvent, Term};
+use ftvmm_replication::{DiskPurpose, Fingerprint, LastRun, SessionEvent, Term};
 use ftvmm_runtime::build;
 use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder, Urgency};
 use ftvmm_runtime::peer::{
@@ -21,6 +21,7 @@ use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{Restore, Transfer, TransferPort};
 
 use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, RoleArg, RunArgs};
+use super::disk::admit;
 use super::guest_source::GuestSource;
 use super::live_host::{
     SwitchedOn, check_plan, control, guest_timer, input_delays, input_queue, stop_on_signals,
@@ -82,6 +83,7 @@ impl RunRole<Machine> for Half {
             (None, Some(end), _) => peer.guest_ended(ending.first_incomplete(), end),
             (None, None, _) => peer.stop_now(),
         };
+        peer.close_disk();
         if matches!(reason, StopReason::Clean | StopReason::HostRequest) {
             peer.tell_witness_of_the_end();
         }
@@ -120,7 +122,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         None => early.stop(StopCause::Requested, Urgency::NextExit),
     })?;
     let Some(beginning) = witness::begin(args, || queue.is_stopped())? else { return Ok(()) };
-    let Beginning { role, highest_term, access, channel } = beginning;
+    let Beginning { role, highest_term, last_run, access, channel } = beginning;
     // `--role auto` is one of the two from here on.
     let args = &RunArgs { role, ..args.clone() };
     let console = Console::start().map_err(host("thread for the console"))?;
@@ -130,10 +132,13 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let config = source.config.clone();
     let guest = Guest::assemble(&config)?;
     source.check(&guest)?;
+    if let (RoleArg::Primary, Some(disk)) = (role, &disk) {
+        admit(args, disk, DiskPurpose::Run, last_run, Some(access.guest))?;
+    }
 
     let shared = Shared { tap, disk: disk.clone(), queue: queue.clone() };
     let peer = make_peer(args, &guest, &config, shared, highest_term, access)?;
-    if let Some(disk) = disk {
+    if let Some(disk) = disk.clone() {
         queue.take_from_disk(disk);
         peer.watch_disk();
     }
@@ -166,6 +171,11 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
             return stopped_by(&reason);
         }
     };
+    if let (RoleArg::Backup, Some(disk)) = (role, &disk) {
+        // Which guest it is, the witness knows since the primary has claimed its term.
+        let known = LastRun::of(peer.read_witness().as_ref());
+        admit(args, disk, DiskPurpose::Follow, known, known.guest)?;
+    }
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
     let parts = PairRun { half, host, queue, timer };
     let run = parts.switch_on(args, source, guest, &config)?;

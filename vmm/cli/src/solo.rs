@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::{CompletionPolicy, Disk};
 use ftvmm_host::{Console, Subscriber, Tap, TapReader};
+use ftvmm_replication::{DiskMark, DiskPurpose, DiskState, LastRun};
 use ftvmm_runtime::control::SoloOperator;
 use ftvmm_runtime::input::{GuestTimer, InputQueue, LiveInputs, Recorder};
 use ftvmm_runtime::outputs::HostOutputs;
@@ -15,6 +16,7 @@ use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{ProgressCell, Restore, Transfer, TransferPort};
 
 use super::args::RunArgs;
+use super::disk::admit;
 use super::guest_source::GuestSource;
 use super::live_host::{
     HELD_LONGEST, SwitchedOn, check_plan, control, guest_timer, input_delays, input_queue,
@@ -30,6 +32,7 @@ use crate::report::Report;
 /// The role of a guest that runs alone.
 struct Solo {
     outputs: HostOutputs,
+    disk: Option<Arc<Disk>>,
 }
 
 impl RunRole<Machine> for Solo {
@@ -46,6 +49,9 @@ impl RunRole<Machine> for Solo {
         let ending = result?;
         machine.tsc().warn_of_late_sites();
         let end = end_at(machine, &ending)?;
+        if let Some(disk) = &self.disk {
+            disk.close(DiskMark::default());
+        }
         Ok(Conclusion::new(ending, end))
     }
 
@@ -68,6 +74,8 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let guest = Guest::assemble(&source.config)?;
     source.check(&guest)?;
     if let Some(disk) = &disk {
+        admit(args, disk, DiskPurpose::Solo, LastRun::default(), None)?;
+        disk.mark_now(DiskMark { state: DiskState::Active, ..DiskMark::default() })?;
         let answered = queue.clone();
         queue.take_from_disk(disk.clone());
         disk.on_completion(move |_| answered.disk_completed());
@@ -161,7 +169,7 @@ impl Parts {
         let inputs = Inputs::new(Source::Live(Box::new(live)))
             .recorded(recording.map(record))
             .transferable(host.transfer.clone().map(TransferPort::new))
-            .restored(source.into_parts().map(|parts| Restore::new(parts, disk)));
-        Ok(Run::new(machine, Solo { outputs }, inputs, host, clock))
+            .restored(source.into_parts().map(|parts| Restore::new(parts, disk.clone())));
+        Ok(Run::new(machine, Solo { outputs, disk }, inputs, host, clock))
     }
 }

@@ -23,13 +23,15 @@ pub fn start(args: &RunArgs) -> Result<(), CommandError> {
 
 /// Refuses files that would be lost, and reports that could not be written.
 fn check_files(args: &RunArgs) -> Result<(), CommandError> {
-    let disk = args.disk.as_ref().map(|disk| disk.0.as_path());
+    let disk = args.disk.as_ref().map(|disk| disk.path.as_path());
+    let label = args.disk.as_ref().and_then(|disk| disk.label.as_deref());
     let named = Named::default()
         .read("--kernel", args.kernel.as_deref())
         .read("--initrd", args.initrd.as_deref())
         .read("--cpu-template", args.cpu_template.as_deref())
         .read("--restore", args.restore.as_deref())
         .written("--disk", disk)
+        .written("the label of --disk", label)
         .written("--control", args.control.as_deref())
         .written("--record", args.record.as_deref())
         .written("--report", args.report.as_deref());

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use ftvmm_host::channel::Channel;
 use ftvmm_host::clock::{host_unix_seconds, sleep_ms};
 use ftvmm_host::entropy::host_random_bytes;
-use ftvmm_replication::Term;
 use ftvmm_replication::witness::{
     Claim, Doing, Entry, GuestId, Holder, Nonce, Purpose, WitnessError, WitnessStore, claim, moment,
 };
+use ftvmm_replication::{LastRun, Term};
 use ftvmm_runtime::peer::WitnessAccess;
 
 use super::args::{RoleArg, RunArgs};
@@ -28,6 +28,8 @@ pub struct Beginning {
     pub role: RoleArg,
     /// The highest term known.
     pub highest_term: Term,
+    /// What was known of the guest before this host asked for anything.
+    pub last_run: LastRun,
     /// For claims.
     pub access: WitnessAccess,
     /// The connection to the host that has the guest, if it is made already.
@@ -72,7 +74,8 @@ pub fn begin(
         known => known.as_ref().map_or(Term(0), |entry| entry.term),
     };
     let access = WitnessAccess { store, holder, guest, purpose };
-    Ok(Some(Beginning { role: args.role, highest_term, access, channel: None }))
+    let last_run = LastRun::of(known.as_ref());
+    Ok(Some(Beginning { role: args.role, highest_term, last_run, access, channel: None }))
 }
 
 /// What a backup knows when the other host holds `term`, which it may offer.
@@ -144,7 +147,9 @@ impl Auto<'_> {
                 Look::Claim => {
                     let guest = known.as_ref().map_or_else(random_id, |entry| Ok(entry.guest))?;
                     if let Some(highest_term) = self.wait_in(known.as_ref(), guest)? {
-                        return Ok(Some(self.begin(RoleArg::Primary, highest_term, guest, None)));
+                        let last_run = LastRun::of(known.as_ref());
+                        let begun = self.begin(RoleArg::Primary, highest_term, guest, None);
+                        return Ok(Some(Beginning { last_run, ..begun }));
                     }
                     unanswered = 0;
                 }
@@ -204,7 +209,7 @@ impl Auto<'_> {
     ) -> Beginning {
         let Self { store, holder, .. } = self;
         let access = WitnessAccess { store, holder, guest, purpose: Purpose::Start };
-        Beginning { role, highest_term, access, channel }
+        Beginning { role, highest_term, last_run: LastRun::default(), access, channel }
     }
 }
 

@@ -8,12 +8,13 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ftvmm_devices::{DiskOp, SECTOR_BYTES, ZeroRange};
+use ftvmm_replication::{DiskRefusal, DiskState};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::user_file::create_secret;
+use crate::user_file::{FileError, create_secret};
 
 /// Zeroes written at a time where the file system has no faster way.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -55,6 +56,51 @@ pub enum DiskError {
     Exists {
         /// The file.
         path: PathBuf,
+    },
+    /// Its label cannot be read.
+    #[error(transparent)]
+    Label {
+        /// Which, and why.
+        cause: Box<FileError>,
+    },
+    /// Its label is none.
+    #[error(
+        "disk '{path}': its label '{label}' is damaged, or of another version; remove the label if \
+         you know that the disk is whole and up to date", path = path.display(),
+        label = label.display()
+    )]
+    LabelDamaged {
+        /// The disk.
+        path: PathBuf,
+        /// The label.
+        label: PathBuf,
+    },
+    /// Its label cannot be written.
+    #[error(
+        "disk label '{label}' cannot be written, which is to say that the disk is {state}: \
+         {cause}; let ftvmm write there, or name another file with --disk …,label=FILE",
+        label = label.display()
+    )]
+    LabelUnwritable {
+        /// The label.
+        label: PathBuf,
+        /// What it is to say.
+        state: DiskState,
+        /// What the host said.
+        cause: io::Error,
+    },
+    /// What is known of it speaks against its use.
+    #[error(
+        "disk '{path}' is not used: {refusal}, or overrule this with --disk \
+         path={path},force={force}",
+        path = path.display(),
+        force = refusal.force().name()
+    )]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        refusal: DiskRefusal,
     },
     /// Another process holds it.
     #[error("disk '{path}' is in use by another ftvmm; each needs a copy of its \

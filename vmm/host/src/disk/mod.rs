@@ -14,6 +14,8 @@
 
 mod dirty;
 mod file;
+mod label;
+mod marks;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -28,6 +30,8 @@ use dirty::DirtyBlocks;
 pub use dirty::{BLOCK_BYTES, block_count};
 pub use file::{DiskError, DiskFile};
 use ftvmm_machine::disk_completion::Completion;
+pub use label::{LabelFile, label_beside};
+use marks::Marks;
 
 /// When a live guest may have a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,7 @@ pub struct Disk {
     submitted: Condvar,
     done: Condvar,
     listener: OnceLock<Listener>,
+    marks: Marks,
 }
 
 impl Disk {
@@ -87,6 +92,7 @@ impl Disk {
             submitted: Condvar::new(),
             done: Condvar::new(),
             listener: OnceLock::new(),
+            marks: Marks::default(),
         });
         let worker = Arc::clone(&disk);
         std::thread::Builder::new().name("disk".into()).spawn(move || {
@@ -234,6 +240,11 @@ impl Disk {
             let request = loop {
                 match state.queue.pop_front() {
                     Some(request) => break request,
+                    None if self.marks.is_due() => {
+                        drop(state);
+                        self.marks.catch_up();
+                        state = lock(&self.state);
+                    }
                     None => {
                         state = wait(&self.submitted, state);
                     }
@@ -241,6 +252,8 @@ impl Disk {
             };
             state.executing = true;
             drop(state);
+            // Before the first write in a new state.
+            self.marks.catch_up();
             let completion = self.carry_out(&request);
             let completed = self.policy == CompletionPolicy::Immediate;
             let held = Held { completion: completion.clone(), completed };

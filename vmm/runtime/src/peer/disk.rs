@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ftvmm_devices::Input;
 use ftvmm_machine::disk_completion::Completion;
-use ftvmm_replication::{DiskAnswer, DiskComparison, SessionEvent};
+use ftvmm_replication::{DiskAnswer, DiskComparison, DiskMark, SessionEvent};
 
 use super::Peer;
 
@@ -47,6 +47,22 @@ impl Peer {
         let peer = Arc::clone(self);
         if let Some(disk) = &self.disk {
             disk.on_completion(move |completion| peer.disk_completed(completion));
+        }
+    }
+
+    /// From now on this host's disk is this.
+    pub(super) fn mark_disk(&self, mark: DiskMark) {
+        if let Some(disk) = &self.disk {
+            disk.mark(mark);
+        }
+    }
+
+    /// The run is over: everything is on the disk, and its label says whether the guest ended in
+    /// order.
+    pub fn close_disk(&self) {
+        let mark = self.lock().disk_at_end();
+        if let (Some(disk), Some(mark)) = (&self.disk, mark) {
+            disk.close(mark);
         }
     }
 

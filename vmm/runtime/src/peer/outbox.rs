@@ -186,6 +186,7 @@ impl Peer {
             Effect::StopGuest => self.queue.stop(StopCause::Protocol, Urgency::Now),
             Effect::CompleteFlushes { through } => self.complete_flushes(through),
             Effect::CompleteDisk { id } => self.complete_disk(id),
+            Effect::MarkDisk(mark) => self.mark_disk(mark),
             Effect::KeepIncident(report) => self.keep_incident(*report),
             Effect::Tell(notice) => tell_operator(notice),
         }

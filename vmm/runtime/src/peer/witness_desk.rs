@@ -140,6 +140,14 @@ impl Peer {
         }
     }
 
+    /// What the witness holds; `None` also when it does not answer, which is said.
+    pub fn read_witness(&self) -> Option<Entry> {
+        lock(&self.witness.access).store.read().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the witness does not say which guest it is");
+            None
+        })
+    }
+
     /// The guest has ended here and may be started anew. A term that another host holds is left
     /// alone.
     pub fn tell_witness_of_the_end(&self) {

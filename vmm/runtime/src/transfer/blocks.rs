@@ -42,11 +42,15 @@ pub fn all_blocks(disk: &Disk) -> Vec<u64> {
 pub fn put_on_disk(disk: &Disk, part: &StatePart) -> io::Result<()> {
     match part {
         // No request of this host's guest from before may complete later.
-        StatePart::Outline { .. } => drop(disk.drain()),
+        StatePart::Outline { .. } => {
+            drop(disk.drain());
+            disk.begin_copy().map_err(io::Error::other)?;
+        }
         StatePart::Blocks(packed) => put_blocks(disk, packed)?,
         StatePart::Machine(bytes) => {
             let state = MachineState::decode(bytes).map_err(io::Error::other)?;
             disk.sync()?;
+            disk.end_copy().map_err(io::Error::other)?;
             disk.resume_with(state.disk_answers);
         }
         StatePart::Pages(_) => {}
