@@ -177,6 +177,8 @@ impl<'a> Group<'a> {
                 format!("file:{}", share(&self.names.witness)),
                 "--incident-dir".into(),
                 share(&self.names.incidents),
+                "--channel-key".into(),
+                share(&self.names.key),
             ]);
         }
         let process = host.spawn(&argv)?;

@@ -190,6 +190,8 @@ pub fn start_solo(
 /// Names of what the two halves of a pair share, before they run.
 #[derive(Clone, Debug)]
 pub struct PairNames {
+    /// Key file of the channel in the shared directory.
+    pub key: String,
     /// The witness in the shared directory; the file of term N has the suffix `.N`.
     pub witness: String,
     /// Folder of incident reports in the shared directory.
@@ -211,7 +213,10 @@ impl PairNames {
         let incidents = format!("incidents-{run}");
         let folder = lab.share().join(&incidents);
         fs::create_dir_all(&folder).map_err(at(&folder))?;
+        let key = format!("channel-{}-{run}.key", std::process::id());
+        make_key(lab, &key)?;
         Ok(Self {
+            key,
             witness: format!("witness-{run}"),
             incidents,
             primary_report: format!("primary-{run}.json"),
@@ -277,7 +282,25 @@ impl PairNames {
             "--incident-dir".into(),
             share(&self.incidents),
         ]);
+        argv.extend(["--channel-key".into(), share(&self.key)]);
         host.spawn(&argv)
+    }
+}
+
+/// Makes a key with `ftvmm keygen` on host 0, which every host of the lab reads in the shared
+/// directory.
+///
+/// # Errors
+/// What the host answered.
+fn make_key(lab: &Lab, name: &str) -> Result<(), LabError> {
+    let host = lab.host(0);
+    let share = |name: &str| host.share().join(name).display().to_string();
+    let made = host.run(&[share("bin/ftvmm"), "keygen".into(), share(name)])?;
+    match made.ended.success() {
+        true => Ok(()),
+        false => {
+            Err(at(name)(std::io::Error::other(String::from_utf8_lossy(&made.stderr).into_owned())))
+        }
     }
 }
 
@@ -306,7 +329,7 @@ impl Pair {
         let names = PairNames::new(lab)?;
         let primary = names.start_primary(lab, files, options)?;
         let backup = names.start_backup(lab, files, options)?;
-        let PairNames { witness, incidents, primary_report, backup_report } = names;
+        let PairNames { witness, incidents, primary_report, backup_report, .. } = names;
         Ok(Self { primary, backup, primary_report, backup_report, witness, incidents })
     }
 }

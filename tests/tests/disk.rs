@@ -97,7 +97,7 @@ impl Site {
         let options = |host: usize| self.options(script, more, &format!("disk-{host}.img"));
         let primary = names.start_primary(&self.lab.lab, &self.files, &options(0))?;
         let backup = names.start_backup(&self.lab.lab, &self.files, &options(1))?;
-        let PairNames { witness, incidents, primary_report, backup_report } = names;
+        let PairNames { witness, incidents, primary_report, backup_report, .. } = names;
         Ok(Pair { primary, backup, primary_report, backup_report, witness, incidents })
     }
 
@@ -296,7 +296,7 @@ fn with_a_bad_disk(site: &Site, bad: usize, more: &[&str]) -> Result<Pair, Faile
     };
     let primary = names.start_primary(&site.lab.lab, &site.files, &options(0))?;
     let backup = names.start_backup(&site.lab.lab, &site.files, &options(1))?;
-    let PairNames { witness, incidents, primary_report, backup_report } = names;
+    let PairNames { witness, incidents, primary_report, backup_report, .. } = names;
     Ok(Pair { primary, backup, primary_report, backup_report, witness, incidents })
 }
 

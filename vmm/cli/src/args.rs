@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::channel_arg::ChannelArgs;
 pub use super::choices::{
     Believe, OnDiskError, OnDivergence, OnLinkDown, PanicPolicy, RecordError, Release, ResetPolicy,
     RoleArg, Tsc,
@@ -42,6 +43,8 @@ pub enum Command {
     Log(LogCommand),
     /// Test this machine's KVM and print what works
     Doctor(DoctorArgs),
+    /// Make a key file for the channel between two hosts: copy it to both
+    Keygen(KeygenArgs),
     /// Print the state of a running ftvmm
     Status(StatusArgs),
     /// Have a running ftvmm accept a backup
@@ -136,6 +139,9 @@ pub struct RunArgs {
     /// Address of the other host, which listens there (auto)
     #[arg(long, value_name = "ADDR", required_if_eq("role", "auto"))]
     pub peer: Option<SocketAddr>,
+    /// How the two hosts know each other.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
     /// Start the guest without waiting for a backup, which may attach later (primary)
     #[arg(long, conflicts_with = "connect")]
     pub start_alone: bool,
@@ -302,6 +308,13 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `ftvmm keygen`.
+#[derive(Clone, Debug, Args)]
+pub struct KeygenArgs {
+    /// The new file, which only its owner may read
+    pub file: PathBuf,
 }
 
 /// Which running ftvmm is meant.

@@ -4,6 +4,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+mod channel_arg;
 mod choices;
 mod contain;
 mod contain_args;
@@ -40,6 +41,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use ftvmm_host::channel::key_file;
 use ftvmm_host::disk::DiskError;
 use ftvmm_host::user_file::{self, FileError};
 use ftvmm_host::{
@@ -222,6 +224,8 @@ pub fn main() -> ExitCode {
         Some(Command::Replay(args)) => replay::replay(&args),
         Some(Command::Log(command)) => logs::logs(&command),
         Some(Command::Doctor(args)) => doctor(args.json),
+        Some(Command::Keygen(args)) => key_file::make(&args.file)
+            .map_err(|error| CommandError::Configuration(error.to_string())),
         Some(Command::Status(args)) => control::status(&args),
         Some(Command::Attach(args)) => control::attach(&args),
         Some(Command::Detach(args)) => control::bare(&args, "/detach"),

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use ftvmm_host::channel::HandshakeError;
 use ftvmm_host::stderr_dropped_bytes;
 use ftvmm_machine::CpuError;
 use ftvmm_machine::situation::StopCause;
 use ftvmm_machine::virtual_machine::VirtualMachine;
-use ftvmm_replication::End;
 use ftvmm_replication::policy::{Refusal, StopReason};
+use ftvmm_replication::{End, WireError};
 use ftvmm_runtime::step::Ending;
 
 use super::CommandError;
@@ -85,6 +86,13 @@ pub fn verdict(machine: &impl Reported, ending: &Ending) -> Result<(), CommandEr
 pub fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
     match reason {
         StopReason::Clean | StopReason::HostRequest => Ok(()),
+        // An alert or a handshake (RFC 8446 section 5.1).
+        StopReason::BadConfiguration(Refusal::Wire(WireError::NotFtvmm { first_bytes }))
+            if matches!(first_bytes[..], [0x15 | 0x16, 3, ..]) =>
+        {
+            let error = HandshakeError::PeerHasTls;
+            Err(CommandError::Configuration(error.to_string()))
+        }
         StopReason::BadConfiguration(Refusal::Wire(error)) => Err(CommandError::Configuration(
             format!("{error}; is an ftvmm primary listening there?"),
         )),
@@ -101,7 +109,7 @@ pub fn stopped_by(reason: &StopReason) -> Result<(), CommandError> {
 
 #[cfg(test)]
 mod tests {
-    use ftvmm_replication::{Term, WireError};
+    use ftvmm_replication::Term;
 
     use super::*;
 
@@ -126,5 +134,8 @@ mod tests {
             let error = stopped_by(&reason).err();
             assert_eq!(error.map(|error| error.status()), status, "{reason}");
         }
+        let alert = WireError::NotFtvmm { first_bytes: vec![0x15, 3, 3, 0, 2, 2, 10] };
+        let error = stopped_by(&StopReason::BadConfiguration(Refusal::Wire(alert))).unwrap_err();
+        assert!(error.to_string().contains("speaks with TLS"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use ftvmm_host::channel::{Channel, ChannelError};
+use ftvmm_host::channel::{Channel, ChannelError, Security};
 use ftvmm_host::clock::host_unix_seconds;
 use ftvmm_host::disk::{CompletionPolicy, Disk};
 use ftvmm_host::{Console, Subscriber, Tap, TapReader};
@@ -114,6 +114,7 @@ impl RunRole<Machine> for Half {
 /// Anything that ends the run badly.
 pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     records_as_primary(args)?;
+    let security = security(args)?;
     let (queue, input_timer) = input_queue(args)?;
     let made: Arc<OnceLock<Arc<Peer>>> = Arc::default();
     let (asked, early) = (made.clone(), queue.clone());
@@ -121,7 +122,9 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         Some(peer) => peer.stop_requested(),
         None => early.stop(StopCause::Requested, Urgency::NextExit),
     })?;
-    let Some(beginning) = witness::begin(args, || queue.is_stopped())? else { return Ok(()) };
+    let Some(beginning) = witness::begin(args, &security, || queue.is_stopped())? else {
+        return Ok(());
+    };
     let Beginning { role, highest_term, last_run, access, channel } = beginning;
     // `--role auto` is one of the two from here on.
     let args = &RunArgs { role, ..args.clone() };
@@ -136,7 +139,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         admit(args, disk, DiskPurpose::Run, last_run, Some(access.guest))?;
     }
 
-    let shared = Shared { tap, disk: disk.clone(), queue: queue.clone() };
+    let shared = Shared { tap, disk: disk.clone(), queue: queue.clone(), security };
     let peer = make_peer(args, &guest, &config, shared, highest_term, access)?;
     if let Some(disk) = disk.clone() {
         queue.take_from_disk(disk);
@@ -211,6 +214,17 @@ fn subscribers(
     Ok(events)
 }
 
+/// What the other host has to prove; before a guest is made for nothing.
+fn security(args: &RunArgs) -> Result<Security, CommandError> {
+    let security = args.channel.security();
+    let security = security.map_err(|error| CommandError::Configuration(error.to_string()))?;
+    let named = args.listen.into_iter().chain(args.connect).chain(args.peer);
+    match named.into_iter().find(|address| !security.allows(*address)) {
+        Some(address) => Err(ChannelError::Open(address).into()),
+        None => Ok(security),
+    }
+}
+
 /// What reads the guest's frames from `tap`: those the queue takes go to the guest, others to the
 /// host that has it.
 fn read_tap(args: &RunArgs, tap: Tap, queue: &Arc<InputQueue>, peer: &Arc<Peer>) -> TapReader {
@@ -242,16 +256,17 @@ fn connect_or_listen(
     peer: &Arc<Peer>,
     made: Option<Channel>,
 ) -> Result<ChannelEvents, CommandError> {
-    let listener = args.listen.map(Channel::listen).transpose()?;
+    let security = peer.security();
+    let listener = args.listen.map(|address| Channel::listen(address, security)).transpose()?;
     let (listener, connection) = match (made, args.role, args.connect) {
         (Some(channel), ..) => (listener, Some(channel)),
         (None, RoleArg::Backup, Some(address)) => {
-            let channel = Channel::connect(address)?;
+            let channel = Channel::connect(address, security)?;
             let listener = match listener {
                 None => {
                     let mut own = channel.local_address().map_err(host("own address"))?;
                     own.set_port(address.port());
-                    let free = Channel::listen(own);
+                    let free = Channel::listen(own, security);
                     free.inspect_err(|error| tracing::warn!(%error, "no next backup can attach"))
                         .ok()
                 }
@@ -279,6 +294,7 @@ struct Shared {
     tap: Option<Tap>,
     disk: Option<Arc<Disk>>,
     queue: Arc<InputQueue>,
+    security: Security,
 }
 
 fn make_peer(
@@ -289,11 +305,12 @@ fn make_peer(
     highest_term: Term,
     witness: WitnessAccess,
 ) -> Result<Arc<Peer>, CommandError> {
-    let Shared { tap, disk, queue } = shared;
+    let Shared { tap, disk, queue, security } = shared;
     let fingerprint = guest.fingerprint.clone();
     let session = session_config(args, fingerprint, highest_term, config.rtc_epoch_s);
     Peer::new(PeerConfig {
         session,
+        security,
         witness,
         tap,
         net_mac: config.net.map(|net| net.mac),
@@ -385,7 +402,10 @@ impl PairRun {
 impl From<ChannelError> for CommandError {
     fn from(error: ChannelError) -> Self {
         match error {
-            ChannelError::Listen { .. } => Self::Configuration(error.to_string()),
+            ChannelError::Listen { .. }
+            | ChannelError::Open(_)
+            | ChannelError::NoPrimary { .. }
+            | ChannelError::Handshake { .. } => Self::Configuration(error.to_string()),
             ChannelError::Connect { .. } | ChannelError::SetUp(_) => Self::Peer(error.to_string()),
         }
     }

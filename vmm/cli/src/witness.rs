@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use ftvmm_host::channel::Channel;
+use ftvmm_host::channel::{Channel, Security};
 use ftvmm_host::clock::{host_unix_seconds, sleep_ms};
 use ftvmm_host::entropy::host_random_bytes;
 use ftvmm_replication::witness::{
@@ -42,6 +42,7 @@ pub struct Beginning {
 /// When the witness cannot be used, or does not let this host start.
 pub fn begin(
     args: &RunArgs,
+    security: &Security,
     is_stopped: impl Fn() -> bool,
 ) -> Result<Option<Beginning>, CommandError> {
     let witness = args.witness.as_ref().ok_or_else(|| {
@@ -55,7 +56,7 @@ pub fn begin(
     let known = store.read().map_err(unusable)?;
     let peer = args.peer.filter(|_| args.role == RoleArg::Auto);
     if let Some(peer) = peer {
-        return Auto { store, holder, peer, is_stopped: &is_stopped }.decide();
+        return Auto { store, holder, peer, security, is_stopped: &is_stopped }.decide();
     }
     let purpose = match args.force_new_guest {
         true => Purpose::Replace,
@@ -114,6 +115,7 @@ struct Auto<'a> {
     store: Box<dyn WitnessStore + Send>,
     holder: Holder,
     peer: SocketAddr,
+    security: &'a Security,
     is_stopped: &'a dyn Fn() -> bool,
 }
 
@@ -153,7 +155,7 @@ impl Auto<'_> {
                     }
                     unanswered = 0;
                 }
-                Look::Join => match Channel::connect_once(self.peer) {
+                Look::Join => match Channel::connect_once(self.peer, self.security) {
                     Ok(channel) => {
                         let entry = known.as_ref();
                         let (guest, term) = match entry {
@@ -233,7 +235,9 @@ mod tests {
     fn begins(folder: &tempfile::TempDir, doing: Doing, line: &str) -> Result<Beginning, String> {
         let witness = stored(folder, doing);
         let line = format!("--kernel k {line} --witness file:{}", witness.display());
-        begin(&run_args(&line), || false).map(Option::unwrap).map_err(|error| error.to_string())
+        begin(&run_args(&line), &Security::default(), || false)
+            .map(Option::unwrap)
+            .map_err(|error| error.to_string())
     }
 
     const PRIMARY: &str = "--role primary --listen 127.0.0.1:0";
@@ -280,7 +284,7 @@ mod tests {
     #[test]
     fn auto_joins_a_guest_that_is_live_and_never_starts_another() {
         let folder = tempfile::tempdir().unwrap();
-        let there = Channel::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let there = Channel::listen("127.0.0.1:0".parse().unwrap(), &Security::default()).unwrap();
         let line =
             format!("--role auto --listen 127.0.0.1:0 --peer {}", there.local_addr().unwrap());
         let beginning = begins(&folder, Doing::Live, &line).ok().unwrap();
@@ -300,7 +304,7 @@ mod tests {
             assert!(refused.contains("w.5") && refused.contains("\"hi\""), "{refused}");
         }
         let line = format!("--kernel k {PRIMARY} --witness file:/nowhere/at/all/w");
-        let refused = begin(&run_args(&line), || false).err().unwrap();
+        let refused = begin(&run_args(&line), &Security::default(), || false).err().unwrap();
         assert_eq!(refused.status(), 2);
         let refused = refused.to_string();
         assert!(refused.contains("No such file") && refused.contains("mount it"), "{refused}");

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use ftvmm_host::channel::{Channel, ChannelReader, Received};
+use ftvmm_host::channel::{Channel, ChannelReader, Door, Received, Security};
 use ftvmm_host::sync::{MutexGuard, lock};
 use ftvmm_host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
@@ -26,11 +26,10 @@ const CHANNEL_EVENTS: EventSet = EventSet::IN.union(EventSet::OUT).union(EventSe
 /// The channel, and the port where a backup connects.
 pub struct ChannelEvents {
     peer: Arc<Peer>,
-    listener: Option<TcpListener>,
+    /// Where backups connect and show that they are one.
+    door: Option<Door>,
     /// Of the connection that is served. Its descriptor stays ours until epoll has let go of it.
     reader: Option<ChannelReader>,
-    /// A joining backup that cannot be served yet.
-    pending: Option<Channel>,
 }
 
 impl ChannelEvents {
@@ -45,7 +44,8 @@ impl ChannelEvents {
         connection: Option<Channel>,
     ) -> std::io::Result<Self> {
         peer.address().listens_at = listener.as_ref().and_then(|l| l.local_addr().ok());
-        let mut events = Self { peer, listener, reader: None, pending: None };
+        let door = listener.map(|listener| open_door(&peer, listener)).transpose()?;
+        let mut events = Self { peer, door, reader: None };
         if let Some(channel) = connection {
             events.serve(channel)?;
         }
@@ -60,17 +60,6 @@ impl ChannelEvents {
         Ok(())
     }
 
-    fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
-        match Channel::accept(listener) {
-            Ok(_) if self.pending.is_some() => {
-                tracing::warn!("a second backup connected while one is waiting; refused")
-            }
-            Ok(channel) => self.pending = Some(channel),
-            Err(error) => tracing::warn!(%error, "a connection was not accepted"),
-        }
-    }
-
     /// Drops a connection that has ended, then serves the joining backup if the session accepts
     /// one.
     fn serve_joining(&mut self, ops: &mut EventOps<'_>) {
@@ -82,7 +71,7 @@ impl ChannelEvents {
         if self.reader.is_some() || !self.peer.accepts_backup() {
             return;
         }
-        let Some(channel) = self.pending.take() else { return };
+        let Some(channel) = lock(&self.peer.port.pending).take() else { return };
         match self.serve(channel) {
             Ok(()) => self.watch_channel(ops),
             Err(error) => tracing::error!(%error, "a connection cannot be served"),
@@ -102,13 +91,13 @@ impl ChannelEvents {
     }
 
     /// Waits for a backup at the address the operator named.
-    fn listen(&mut self, ops: &mut EventOps<'_>) {
+    fn listen(&mut self) {
         let Some(listener) = self.peer.address().new_listener.take() else { return };
-        if let Some(old) = self.listener.take() {
-            let _ = ops.remove(Events::empty(&old));
+        self.door = None;
+        match open_door(&self.peer, listener) {
+            Ok(door) => self.door = Some(door),
+            Err(error) => tracing::error!(%error, "no backup can connect"),
         }
-        watch(ops, &listener);
-        self.listener = Some(listener);
     }
 
     fn watch_channel(&self, ops: &mut EventOps<'_>) {
@@ -120,26 +109,38 @@ impl ChannelEvents {
     }
 }
 
+/// Whoever shows that it is the other host waits to be served.
+fn open_door(peer: &Arc<Peer>, listener: TcpListener) -> std::io::Result<Door> {
+    let weak = Arc::downgrade(peer);
+    let on_peer = Box::new(move |channel| {
+        let Some(peer) = weak.upgrade() else { return };
+        let mut pending = lock(&peer.port.pending);
+        // Without proof, one that only began well must not keep the real one out.
+        if pending.is_some() && peer.port.security.is_proved() {
+            tracing::warn!("a second backup connected while one is waiting; refused");
+            return;
+        }
+        *pending = Some(channel);
+        drop(pending);
+        let _ = peer.port.joining.write(1);
+    });
+    Door::open(listener, peer.port.security.clone(), on_peer)
+}
+
 impl MutEventSubscriber for ChannelEvents {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let from = |fd: Option<i32>| fd == Some(events.fd());
-        if from(self.listener.as_ref().map(AsRawFd::as_raw_fd)) {
-            self.accept();
-        }
         if from(self.reader.as_ref().map(|reader| reader.stream().as_raw_fd())) {
             self.serve_channel(ops);
         }
         if from(Some(self.peer.port.joining.as_raw_fd())) {
             let _ = self.peer.port.joining.read();
-            self.listen(ops);
+            self.listen();
         }
         self.serve_joining(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(listener) = &self.listener {
-            watch(ops, listener);
-        }
         self.watch_channel(ops);
         watch(ops, &self.peer.port.joining);
     }
@@ -148,6 +149,11 @@ impl MutEventSubscriber for ChannelEvents {
 impl Peer {
     fn is_connected(&self) -> bool {
         self.lock().is_connected()
+    }
+
+    /// What the other host has to prove.
+    pub fn security(&self) -> &Security {
+        &self.port.security
     }
 
     fn accepts_backup(&self) -> bool {
@@ -302,9 +308,11 @@ mod tests {
 
     /// A reader of a connection, and the other end.
     fn connected(peer: &Arc<Peer>) -> (ChannelReader, TcpStream) {
-        let listener = Channel::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (reader, writer) = Channel::accept(&listener).unwrap().split().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let channel = Channel::connect(address, &Security::default()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let (reader, writer) = channel.split().unwrap();
         peer.connect(writer);
         (reader, stream)
     }

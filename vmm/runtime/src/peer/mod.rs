@@ -47,6 +47,7 @@ pub use outputs::PeerOutputs;
 pub use witness_desk::WitnessAccess;
 use witness_desk::WitnessDesk;
 
+use ftvmm_host::channel::{Channel, Security};
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::Disk;
 use ftvmm_host::sync::{Condvar, Mutex, MutexGuard, lock, wait};
@@ -62,6 +63,8 @@ const REPORTS_LONGEST: Duration = Duration::from_secs(5);
 pub struct PeerConfig {
     /// For the session.
     pub session: SessionConfig,
+    /// What the other host has to prove.
+    pub security: Security,
     /// Decides which host is active.
     pub witness: WitnessAccess,
     /// The guest's tap, if it has a network card.
@@ -157,6 +160,9 @@ struct Port {
     joining: EventFd,
     address: Mutex<Address>,
     accepts_backup: AtomicBool,
+    security: Security,
+    /// A joining backup that cannot be served yet.
+    pending: Mutex<Option<Channel>>,
 }
 
 #[derive(Default)]
@@ -233,6 +239,8 @@ impl Peer {
                 joining: EventFd::new(EFD_NONBLOCK)?,
                 address: Mutex::default(),
                 accepts_backup: AtomicBool::new(false),
+                security: config.security,
+                pending: Mutex::default(),
             },
             sending: Sending {
                 transfer: OnceLock::new(),

@@ -75,7 +75,7 @@ impl Operator for PeerOperator {
         if self.peer.address().listens_at == Some(listen) {
             return Ok(());
         }
-        let listener = Channel::listen(listen)
+        let listener = Channel::listen(listen, &self.peer.port.security)
             .map_err(|error| Refused::BadArgument { why: error.to_string() })?;
         self.peer.listen(listener);
         Ok(())

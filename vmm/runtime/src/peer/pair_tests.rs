@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use ftvmm_devices::{Input, Output};
-use ftvmm_host::channel::Channel;
+use ftvmm_host::channel::{Channel, Security};
 use ftvmm_host::{Console, EventLoop};
 use ftvmm_machine::page_tracker::testing::copy;
 use ftvmm_machine::situation::{RunSituation, StopCause};
@@ -69,6 +69,7 @@ impl Host {
         let queue = InputQueue::new(resting_timer().unwrap(), Duration::from_millis(1));
         let (network, tap) = UnixDatagram::pair().unwrap();
         let peer = Peer::new(PeerConfig {
+            security: Security::default(),
             session,
             witness: access(store, &role.to_string()),
             tap: Some(Tap::over("lo", File::from(OwnedFd::from(tap)))),
@@ -90,13 +91,14 @@ impl Host {
     }
 
     fn primary(change: impl FnOnce(&mut SessionConfig)) -> (Self, SocketAddr) {
-        let listener = Channel::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener =
+            Channel::listen("127.0.0.1:0".parse().unwrap(), &Security::default()).unwrap();
         let address = listener.local_addr().unwrap();
         (Self::start(Role::Primary, change, Some(listener), None), address)
     }
 
     fn backup_of(primary: SocketAddr) -> Self {
-        let channel = Channel::connect(primary).unwrap();
+        let channel = Channel::connect(primary, &Security::default()).unwrap();
         Self::start(Role::Backup, |_| {}, None, Some(channel))
     }
 
@@ -395,7 +397,7 @@ fn a_guest_that_is_too_far_ahead_waits_until_the_backup_comes_along() {
 
 #[test]
 fn a_backup_that_is_not_welcomed_is_told_why_or_that_nobody_is_there() {
-    let listener = Channel::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = Channel::listen("127.0.0.1:0".parse().unwrap(), &Security::default()).unwrap();
     let backup = Host::backup_of(listener.local_addr().unwrap());
     drop(listener.accept().unwrap());
     assert_eq!(backup.peer.wait_for_begin(Role::Backup), Ok(None));

@@ -97,6 +97,7 @@ fn made(
 ) -> Arc<Peer> {
     let fingerprint = crate::testing::header().fingerprint;
     Peer::new(PeerConfig {
+        security: ftvmm_host::channel::Security::default(),
         session: SessionConfig::new(role, crate::build::own(), fingerprint, Term(0), 0),
         witness: access(store, "test"),
         tap,
