@@ -2,7 +2,7 @@
 
 use ftvmm_devices::{
     Board, BoardConfig, DiskOutcome, DiskRequest, Input, NetConfig, Output, VIRTIO_BLK_SLOT,
-    VIRTIO_NET_SLOT, VirtioSlot,
+    VIRTIO_ENTROPY_SLOT, VIRTIO_NET_SLOT, VirtioSlot,
 };
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
@@ -91,14 +91,16 @@ pub fn blk_request(bytes: &[u8]) {
     guest.notify(0);
 }
 
-/// Rings and descriptors of the network card and of the disk, and whatever they point to: the bytes
-/// are memory from the first descriptor on.
+/// Rings and descriptors of the network card, the disk and the entropy source, and whatever they
+/// point to: the bytes are memory from the first descriptor on.
 pub fn virtqueue(bytes: &[u8]) {
-    for (slot, queues) in [(VIRTIO_NET_SLOT, 2), (VIRTIO_BLK_SLOT, 1)] {
+    let slots = [(VIRTIO_NET_SLOT, 2), (VIRTIO_BLK_SLOT, 1), (VIRTIO_ENTROPY_SLOT, 1)];
+    for (slot, queues) in slots {
         let mut guest = Guest::up(slot, queues);
         guest.poke(DESCRIPTORS, bytes);
         guest.board.apply(&guest.memory, Input::NetRx { frame: vec![0x55; 76] });
         (0..queues).for_each(|queue| guest.notify(queue));
+        guest.board.apply(&guest.memory, Input::Entropy { bytes: vec![0xaa; 64] });
     }
 }
 

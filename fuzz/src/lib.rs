@@ -1,18 +1,22 @@
 //! What may be fed any bytes: from a peer, a file, a client or a guest.
 //!
 //! Each function here takes bytes and must come back: no panic, no endless loop, no memory beyond
-//! the bounds of the format. `fuzz/tests/never_panic.rs` runs them on random bytes in every `cargo
-//! test`; libFuzzer runs them for as long as it is left, with a nightly toolchain and `cargo
-//! install cargo-fuzz`:
+//! the bounds of the format. In every `cargo test`, `fuzz/tests/never_panic.rs` runs them on random
+//! bytes, and `fuzz/tests/corpus.rs` on each file of `fuzz/corpus`. libFuzzer runs them for as long
+//! as it is left:
 //!
 //! ```sh
-//! cargo +nightly fuzz run --features libfuzzer fuzz_wire
-//! cargo run --package ftvmm-fuzz --bin fuzz_wire -- FILE    # the same bytes again, on stable
+//! cargo xtask fuzz --seconds 600 wire    # all of them without a name
+//! cargo run --package ftvmm-fuzz --bin fuzz_wire -- FILE    # the same bytes again
 //! ```
 //!
 //! Checksums are made to hold, because no fuzzer finds one that does.
 
 mod guest;
+mod machine;
+#[doc(hidden)]
+pub mod seeds;
+mod small;
 mod stream;
 
 use ftvmm_replication::wire::{Decoder, PREAMBLE};
@@ -20,6 +24,8 @@ use ftvmm_replication::{LogReader, SnapshotReader, peek_group};
 use ftvmm_runtime::control::http::Connection;
 
 pub use guest::{blk_request, virtqueue};
+pub use machine::{kernel, machine_state, page_tables, template};
+pub use small::{registers, slice, state_part, witness};
 
 use crate::stream::Client;
 
@@ -31,14 +37,22 @@ const SNAPSHOT: &[u8] = include_bytes!("../../replication/tests/golden/snapshot-
 pub type Target = fn(&[u8]);
 
 /// Every function of this crate, by the name of its target.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("blk_request", blk_request),
     ("decode_group", decode_group),
     ("http", http),
+    ("kernel", kernel),
     ("log", log),
+    ("machine_state", machine_state),
+    ("page_tables", page_tables),
+    ("registers", registers),
+    ("slice", slice),
     ("snapshot", snapshot),
+    ("state_part", state_part),
+    ("template", template),
     ("virtqueue", virtqueue),
     ("wire", wire),
+    ("witness", witness),
 ];
 
 /// Makes a fuzz target of a function of this crate: with the feature `libfuzzer` libFuzzer's,

@@ -10,6 +10,7 @@ mod coverage;
 mod demo;
 mod deny;
 mod fresh;
+mod fuzz;
 mod guest;
 mod hosts;
 mod lab;
@@ -45,6 +46,8 @@ enum Task {
     Deny,
     /// Show that a machine with nothing installed is enough
     Fresh(fresh::FreshArguments),
+    /// Feed bytes to whatever decodes them, as long as it is left
+    Fuzz(fuzz::FuzzArguments),
     /// Run a command on a host with a working KVM, emulated where this machine has none
     Lab(lab::LabArguments),
     /// Break the decision core on purpose, and see whether a test notices
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Deny => deny::run(),
         Task::Fresh(arguments) => fresh::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Mutants(arguments) => mutants::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// Folders that are not part of the checkout, wherever they lie.
-const NOT_OURS: &[&str] = &["target", "out", "corpus", "artifacts"];
+const NOT_OURS: &[&str] = &["target", "out", "artifacts"];
 
 /// A Rust file.
 pub struct Source {

@@ -104,6 +104,16 @@ pub struct Trap {
     pub data: u64,
 }
 
+/// What the searches do with whatever a guest has laid out as page tables, code and handlers,
+/// without a processor: for the fuzz targets.
+#[doc(hidden)]
+pub fn look_at(memory: &Memory, sregs: &kvm_sregs, rip: u64) {
+    let space = AddressSpace::new(memory, sregs);
+    let kernel = late::patch_kernel(&space, memory, rip).unwrap_or_default();
+    late::Seen::default().look(&space, memory, &kernel);
+    Entry::keep(&mut None, true, sregs, memory);
+}
+
 /// The traps of one guest.
 pub struct TscTrap {
     mode: TscMode,
