@@ -17,6 +17,7 @@ use crate::incident::{DivergenceCause, Evidence};
 use crate::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::state::StatePart;
+use crate::witness::{Nonce, Place};
 
 /// Most frames in one [`Message::Strays`].
 pub const STRAYS_MAX: usize = bounded::FRAMES_MAX;
@@ -287,6 +288,20 @@ messages! {
         /// It is.
         up: bool,
     }
+    /// This is in my witness: find it in yours. Nothing else counts before both have.
+    25 Prove {
+        /// The number.
+        nonce: Nonce,
+        /// The sender's witness, for messages.
+        place: Place,
+    }
+    /// Answer to [`Message::Prove`].
+    26 Proved {
+        /// Its number.
+        nonce: Nonce,
+        /// It is in the sender's witness.
+        found: bool,
+    }
     /// The primary wants a lease: it releases nothing without one.
     30 LeaseRequest {
         /// The primary's term.
@@ -320,6 +335,8 @@ impl Message {
             | Self::Refuse { .. }
             | Self::Attach { .. }
             | Self::ClientLink { .. }
+            | Self::Prove { .. }
+            | Self::Proved { .. }
             | Self::Promoted { .. } => None,
             Self::Ready { term }
             | Self::Log { term, .. }

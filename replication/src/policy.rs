@@ -9,6 +9,7 @@ use crate::build_id::BuildId;
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::record::Term;
 use crate::wire_error::WireError;
+use crate::witness::Place;
 
 /// Which of the two a host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,6 +258,17 @@ pub enum Refusal {
     /// The stream is not ours, or of another version.
     #[error("{0}")]
     Wire(WireError),
+    /// One host has written a number into its witness that the other does not find in its own.
+    #[error(
+        "the two hosts do not see the same witness: this one uses {ours}, the other one {theirs}; \
+         is a shared folder not mounted on one of them?"
+    )]
+    OtherWitness {
+        /// The sender's.
+        ours: Place,
+        /// The other one's.
+        theirs: Place,
+    },
 }
 
 impl Refusal {
@@ -266,6 +278,9 @@ impl Refusal {
         match self {
             Self::Build { ours, theirs } => Self::Build { ours: theirs, theirs: ours },
             Self::Fingerprint(difference) => Self::Fingerprint(difference.swapped()),
+            Self::OtherWitness { ours, theirs } => {
+                Self::OtherWitness { ours: theirs, theirs: ours }
+            }
             other => other,
         }
     }

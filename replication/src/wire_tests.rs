@@ -10,6 +10,7 @@ use crate::message::{ByeReason, Frames};
 use crate::policy::{DivergencePolicy, Refusal, ReleasePolicy, Role};
 use crate::record::{Ordinal, OutputOrdinal, Term};
 use crate::state::StatePart;
+use crate::witness::Nonce;
 
 /// One message of every kind, in the order of the tags.
 fn samples() -> Vec<Message> {
@@ -76,6 +77,8 @@ fn samples() -> Vec<Message> {
         Message::Strays { term, frames: Frames(vec![vec![1; 60], vec![2; 90]]) },
         Message::Held { term, at: Ordinal(76), digest, frame: vec![3; 60] },
         Message::ClientLink { up: false },
+        Message::Prove { nonce: Nonce([9; 16]), place: "file:/w".to_owned().into() },
+        Message::Proved { nonce: Nonce([9; 16]), found: true },
         Message::LeaseRequest { term, number: 1 << 33 },
         Message::LeaseGrant { term, number: 1 << 33, lease_ns: 125_000_000 },
     ]
@@ -122,6 +125,8 @@ fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
         (22, "Strays"),
         (23, "Held"),
         (24, "ClientLink"),
+        (25, "Prove"),
+        (26, "Proved"),
         (30, "LeaseRequest"),
         (31, "LeaseGrant"),
     ];

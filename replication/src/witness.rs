@@ -8,12 +8,16 @@ pub mod claim;
 mod entry;
 mod nonce;
 
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use claim::{Claim, Purpose, claim};
 pub use entry::{Doing, ENTRY_BYTES_MAX, Entry, GuestId, Holder, moment};
 pub use nonce::Nonce;
 
+use crate::bounded;
 use crate::record::Term;
 
 /// Why a witness gave no answer. The claim may or may not have been recorded; asking again is safe
@@ -53,6 +57,25 @@ pub enum WitnessError {
         /// The term it holds; 0 for none.
         held: Term,
     },
+}
+
+/// Longest name of a witness that is sent to the other host, in bytes.
+pub const PLACE_BYTES_MAX: usize = 600;
+
+/// Where a host's witness is, as its user named it; at most [`PLACE_BYTES_MAX`] bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place(#[serde(deserialize_with = "bounded::text::<_, PLACE_BYTES_MAX>")] pub String);
+
+impl From<String> for Place {
+    fn from(place: String) -> Self {
+        Self(bounded::clip(place, PLACE_BYTES_MAX))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// What came of [`WitnessStore::replace`].

@@ -12,6 +12,7 @@ use ftvmm_replication::message::Frames;
 use ftvmm_replication::slice::find_runs;
 use ftvmm_replication::snapshot::SNAPSHOT_VERSION;
 use ftvmm_replication::wire::{self, PREAMBLE, WIRE_VERSION};
+use ftvmm_replication::witness::Nonce;
 use ftvmm_replication::{
     BuildId, ByeReason, Check, CpuCheck, Difference, DiskAnswer, DivergenceCause, DivergencePolicy,
     End, EndReason, Event, Evidence, FileHeader, Fingerprint, GroupEncoder, LogWriter, MemoryCheck,
@@ -130,6 +131,10 @@ fn refusals() -> Vec<Refusal> {
         Refusal::Build { .. } => Refusal::Build { ours: build(), theirs: other() },
         Refusal::Fingerprint(_) => Refusal::Fingerprint(difference(Fact::Kernel)),
         Refusal::SameRole { .. } => Refusal::SameRole { role: Role::Backup },
+        Refusal::OtherWitness { .. } => {
+            let [ours, theirs] = ["file:/a", "file:/b"].map(|place| place.to_owned().into());
+            Refusal::OtherWitness { ours, theirs }
+        },
         Refusal::StaleTerm { .. } => Refusal::StaleTerm { offered: Term(3), known: Term(400) },
         Refusal::AlreadyRunning { .. } => Refusal::AlreadyRunning { term: Term(5) },
         Refusal::Wire(_) => Refusal::Wire(WireError::Malformed { tag: 98 }),
@@ -237,6 +242,10 @@ fn messages() -> Vec<Message> {
         },
         Message::Held { .. } => Message::Held { term, at, digest, frame: vec![3, 4] },
         Message::ClientLink { .. } => Message::ClientLink { up: true },
+        Message::Prove { .. } => {
+            Message::Prove { nonce: Nonce([9; 16]), place: "file:/w".to_owned().into() }
+        },
+        Message::Proved { .. } => Message::Proved { nonce: Nonce([9; 16]), found: true },
         Message::LeaseRequest { .. } => Message::LeaseRequest { term, number: 1 << 33 },
         Message::LeaseGrant { .. } => {
             Message::LeaseGrant { term, number: 1 << 33, lease_ns: 125_000_000 }

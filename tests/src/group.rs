@@ -60,6 +60,8 @@ pub struct Status {
     pub link: Option<String>,
     /// Whether the other host's is whole.
     pub peer_link_up: Option<bool>,
+    /// `common` when both hosts see the same witness, or `apart`.
+    pub witness: Option<String>,
     /// Take-overs by this host.
     pub takeovers: u64,
     /// From giving the peer up to the first live exit.

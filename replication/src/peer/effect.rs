@@ -6,6 +6,7 @@ use crate::policy::{ReleasePolicy, StopReason};
 use crate::record::{Ordinal, Term};
 use crate::session::DisconnectReason;
 use crate::session::decision::Row;
+use crate::witness::{Nonce, Place};
 
 /// To be performed in the order in which they come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,20 @@ pub enum Effect {
     },
     /// From now on this host's disk is this: to be noted beside it before the guest's next write.
     MarkDisk(DiskMark),
+    /// Write a new number into the witness and report
+    /// [`super::PeerCore::proof_written`].
+    Prove {
+        /// Of the connection.
+        number: u64,
+    },
+    /// Look for the other host's number in the witness and report
+    /// [`super::PeerCore::proof_looked_for`].
+    LookFor {
+        /// Of the connection.
+        number: u64,
+        /// What to look for.
+        nonce: Nonce,
+    },
     /// Keep this report of a divergence.
     KeepIncident(Box<IncidentReport>),
     /// Tell the operator.
@@ -108,6 +123,16 @@ pub enum Notice {
         row: &'static Row,
         /// What led to it.
         detail: String,
+    },
+    /// A proof of a common witness has failed, or succeeded again. When it fails, the pair does not
+    /// begin, or a backup that follows does not claim.
+    Witness {
+        /// The last proof succeeded.
+        is_common: bool,
+        /// Where this host's is.
+        ours: Place,
+        /// Where the other host's is.
+        theirs: Place,
     },
     /// The session is over.
     Over {

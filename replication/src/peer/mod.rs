@@ -19,6 +19,7 @@ mod effect;
 mod follower;
 mod pacing;
 mod perform;
+mod proof;
 mod transfer;
 mod view;
 
@@ -29,6 +30,8 @@ pub use counters::PeerCounters;
 pub use effect::{Effect, Notice};
 pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
+use proof::Proof;
+pub use proof::{Common, Look};
 pub use transfer::Transfer;
 
 use crate::disk_label::DiskMark;
@@ -75,6 +78,7 @@ pub struct PeerCore {
     transfer: Transfer,
     announcer: Announcer,
     counters: PeerCounters,
+    proof: Proof,
     begin: Option<Begin>,
     stop: Option<StopReason>,
     guest: GuestOrders,
@@ -138,6 +142,7 @@ impl PeerCore {
             transfer: Transfer::default(),
             announcer: Announcer::default(),
             counters: PeerCounters::default(),
+            proof: Proof::default(),
             begin: None,
             stop: None,
             guest: GuestOrders { unrecorded_when_alone, ..GuestOrders::default() },
@@ -155,6 +160,7 @@ impl PeerCore {
         self.unsent().extend_from_slice(&wire::PREAMBLE);
         self.decoder = Some(Decoder::new());
         self.step(now_ns, SessionEvent::Connected);
+        self.begin_proof();
     }
 
     /// The other host sent these bytes.
@@ -165,8 +171,10 @@ impl PeerCore {
         while let Some(decoder) = &mut self.decoder {
             match decoder.next_message() {
                 Ok(Some(message)) => {
-                    self.count(&message);
-                    self.step(now_ns, SessionEvent::Received(message));
+                    if let Some(message) = self.prove_first(now_ns, message) {
+                        self.count(&message);
+                        self.step(now_ns, SessionEvent::Received(message));
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => return self.disconnect(now_ns, DisconnectReason::Wire(error)),
@@ -382,5 +390,7 @@ impl PeerCore {
     }
 }
 
+#[cfg(test)]
+mod proof_tests;
 #[cfg(test)]
 mod tests;

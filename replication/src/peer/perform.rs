@@ -93,7 +93,7 @@ impl PeerCore {
         }
     }
 
-    fn send_message(&mut self, message: &Message) {
+    pub(super) fn send_message(&mut self, message: &Message) {
         self.count(message);
         if self.is_connected() {
             wire::encode(message, self.unsent());

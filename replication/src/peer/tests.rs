@@ -12,7 +12,7 @@ use ftvmm_devices::Input;
 const MS: u64 = 1_000_000;
 const HORIZON_NS: u64 = 200_000;
 
-fn core(role: Role) -> PeerCore {
+pub(super) fn core(role: Role) -> PeerCore {
     let limits = Limits { log_bytes_max: 100_000, ..Limits::default() };
     core_under(role, limits, DivergencePolicy::default())
 }

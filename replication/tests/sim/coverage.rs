@@ -75,9 +75,13 @@ pub enum Mark {
     DiskIncomplete,
     DiskOutdated,
     DiskUsable,
+    /// The witness was asked while it answered nobody.
+    WitnessDown,
+    /// The guest was started with the old command line while it ran elsewhere.
+    SecondStartRefused,
 }
 
-const MARKS: [Mark; 19] = [
+const MARKS: [Mark; 21] = [
     Mark::PerformedLate,
     Mark::Congested,
     Mark::CheckCompared,
@@ -97,6 +101,8 @@ const MARKS: [Mark; 19] = [
     Mark::DiskIncomplete,
     Mark::DiskOutdated,
     Mark::DiskUsable,
+    Mark::WitnessDown,
+    Mark::SecondStartRefused,
 ];
 
 /// See the module documentation.

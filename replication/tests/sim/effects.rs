@@ -138,6 +138,8 @@ impl World {
         let own = &mut self.hosts[host];
         match effect {
             Effect::Send(bytes) => self.send_cut(host, bytes),
+            Effect::Prove { number } => self.plan_proof(host, number),
+            Effect::LookFor { number, nonce } => self.plan_look(host, number, nonce),
             Effect::LogSent => {
                 let took_ns = self.random.between(0, 150 * US);
                 self.hosts[host].core.log_sent(self.now_ns + took_ns);
@@ -146,7 +148,7 @@ impl World {
             Effect::Transmit(frame) => self.transmit(host, &frame),
             Effect::ClaimTerm(Term(term)) => {
                 let life = own.life;
-                let delay_ns = self.random.between(100 * US, self.options.witness_ns_max);
+                let delay_ns = self.random.between(100 * US, self.options.witness.ns_max);
                 self.after(delay_ns, Due::Judge { host, life, term });
             }
             Effect::SendState { number } => self.begin_sending(host, Some(number)),

@@ -147,8 +147,11 @@ impl World {
 
     pub fn order(&mut self) {
         let host = self.random.between(0, 2) as usize;
-        let kind = if self.options.only_switches { 0 } else { self.random.between(0, 12) };
+        let kind = if self.options.only_switches { 0 } else { self.random.between(0, 13) };
         self.trace(&format!("order {kind} to host {host}"));
+        if kind == 12 {
+            return self.start_beside();
+        }
         if self.hosts[host].is_gone() || self.is_paused(host) {
             return;
         }
@@ -183,8 +186,10 @@ impl World {
             return self.plan_replacement(host);
         }
         self.trace(&format!("host {host} is replaced"));
-        let term = self.witness.term();
         self.judge_disks();
+        // As a supervisor does, which knows nothing of roles.
+        self.start_beside();
+        let term = self.witness(host).term();
         self.hosts[host].replaced(&self.options, term);
         self.checker.on_silent(host);
         self.see_phase(host);

@@ -175,9 +175,11 @@ impl Host {
                 1_700_000_000,
             )
         };
+        let mut core = PeerCore::new(config, 200 * US, true).expect("the configuration works");
+        core.require_proof("memory".to_owned().into());
         Self {
             life: 0,
-            core: PeerCore::new(config, 200 * US, true).expect("the configuration works"),
+            core,
             wire: Wire::default(),
             pump: Pump::default(),
             thread: GuestThread {

@@ -37,7 +37,7 @@ mod world;
 
 use coverage::Coverage;
 use ftvmm_replication::{DivergencePolicy, Role};
-use options::Options;
+use options::{Options, WitnessCare};
 use world::{MS, Outcome, World};
 
 /// Enough that every phase and every row is reached, with some to spare.
@@ -106,10 +106,18 @@ fn run(seed: u64, verbose: bool) -> Outcome {
     world(seed, Options::from_seed(seed), verbose).run()
 }
 
+/// A pair that has come together after 50 ms, to which nothing happens.
+fn quiet(seed: u64) -> Options {
+    let witness = WitnessCare { ns_max: MS, outage_ns: None, copied_at_ns: None };
+    Options { faults: 0, orders: 0, witness, replaces: false, ..healthy(seed) }
+}
+
 /// The options of a seed under which nothing goes wrong by itself.
 fn healthy(seed: u64) -> Options {
     let options =
         Options { diverges: false, ambush: None, ends_at: None, ..Options::from_seed(seed) };
+    let witness = WitnessCare { outage_ns: None, ..options.witness };
+    let options = Options { witness, ..options };
     let options = Options { disk_fails: 0, term_is_taken: false, from_snapshot: false, ..options };
     Options { starts_alone: false, ..options }
 }
@@ -176,7 +184,8 @@ fn without_faults_the_roles_change_and_nobody_is_lost() {
     for seed in 0..20 {
         let options = Options { faults: 0, orders: 4, only_switches: true, ..healthy(seed) };
         // Longer than the other host waits, and a switch is a loss.
-        let options = Options { witness_ns_max: 10 * MS, ..options };
+        let witness = WitnessCare { ns_max: 10 * MS, ..options.witness };
+        let options = Options { witness, ..options };
         let Outcome { ending, coverage, .. } = world(seed, options, false).run();
         assert_eq!(ending, "pair", "seed {seed}");
         switches += coverage.row_count("AK");
@@ -194,6 +203,43 @@ fn after_one_flipped_bit_a_resync_makes_a_pair_again() {
         let on_divergence = DivergencePolicy::Resync;
         let options = Options { on_divergence, believe: Role::Primary, ..options };
         assert_eq!(world(seed, options, false).run().ending, "pair", "seed {seed}");
+    }
+}
+
+/// A pair at the moment when the second host sees a copy of the witness: either copy grants the
+/// next term. The hosts prove again before they lose each other.
+#[test]
+fn a_witness_that_is_copied_gives_no_term_to_both() {
+    for seed in 0..40 {
+        let mut options = quiet(seed);
+        options.witness.copied_at_ns = Some(60 * MS);
+        let world = world(seed, options, false).run_apart(120 * MS);
+        assert_eq!(world.claimants(), [Some(2), None], "seed {seed}");
+    }
+}
+
+#[test]
+fn hosts_with_a_witness_each_never_become_a_pair() {
+    for seed in 0..20 {
+        let mut world = world(seed, quiet(seed), false);
+        world.witness.copied = Some(witness::Store::new(false));
+        let world = world.run_apart(120 * MS);
+        assert_eq!(world.claimants(), [None, None], "seed {seed}");
+        assert!(world.hosts.iter().all(|host| host.has_stopped()), "seed {seed}");
+    }
+}
+
+/// Another guest in this one's place, because somebody insists: neither host goes on when they lose
+/// each other.
+#[test]
+fn a_guest_in_whose_place_another_was_started_wins_no_further_term() {
+    for seed in 0..20 {
+        let mut world = world(seed, quiet(seed), false);
+        world.run_until(100 * MS);
+        assert!(!world.witness.store.starts_again(0) && world.witness.store.starts_another());
+        let world = world.run_apart(120 * MS);
+        assert_eq!(world.claimants(), [None, None], "seed {seed}");
+        assert!(world.hosts.iter().all(|host| host.has_stopped()), "seed {seed}");
     }
 }
 

@@ -68,6 +68,17 @@ const AMBUSHES: &[(&str, Strike)] = &[
     ("Protected", Strike::Pause),
 ];
 
+/// How quickly the witness answers, and which one.
+#[derive(Clone, Copy, Debug)]
+pub struct WitnessCare {
+    /// How long a message to or from it takes at most.
+    pub ns_max: u64,
+    /// From when to when it answers nobody.
+    pub outage_ns: Option<(u64, u64)>,
+    /// From when on the second host sees a copy of it in its place.
+    pub copied_at_ns: Option<u64>,
+}
+
 /// See the module documentation.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -83,8 +94,8 @@ pub struct Options {
     pub faults: u64,
     /// How many times the operator wants something.
     pub orders: u64,
-    /// How long a message to or from the witness takes at most.
-    pub witness_ns_max: u64,
+    /// How the witness is.
+    pub witness: WitnessCare,
     /// He wants nothing but the roles to change.
     pub only_switches: bool,
     /// Whether a host that is gone is replaced by a fresh one.
@@ -123,7 +134,7 @@ impl Options {
             on_link_down: [LinkPolicy::Switch, LinkPolicy::Ignore][any(3) / 2],
             faults: any(4) as u64,
             orders: [0, 0, 1, 2, 4][any(5)],
-            witness_ns_max: 30 * MS,
+            witness: WitnessCare { ns_max: 30 * MS, outage_ns: None, copied_at_ns: None },
             only_switches: false,
             replaces: any(2) == 0,
             starts_alone: any(4) == 0,
@@ -136,6 +147,10 @@ impl Options {
             big_state: any(24) == 0,
             ambush: (any(5) < 2).then(|| AMBUSHES[any(AMBUSHES.len() as u64)]),
         };
+        let from_ns = any(300) as u64 * MS;
+        let outage_ns = (any(4) == 0).then(|| (from_ns, from_ns + (1 + any(60) as u64) * MS));
+        let witness = WitnessCare { outage_ns, ..options.witness };
+        let options = Self { witness, ..options };
         options.steered()
     }
 

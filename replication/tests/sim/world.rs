@@ -11,7 +11,7 @@ use crate::checker::Checker;
 use crate::coverage::Coverage;
 use crate::host::Host;
 use crate::options::{Options, Strike};
-use crate::witness::Store;
+use crate::witness::Witness;
 
 /// A microsecond in nanoseconds.
 pub const US: u64 = 1_000;
@@ -67,6 +67,16 @@ pub enum OnHost {
     Strike,
     /// The guest is saved to a file.
     Save,
+    /// The witness is given the number.
+    Prove {
+        number: u64,
+        nonce: u128,
+    },
+    /// The witness is asked for the number.
+    LookFor {
+        number: u64,
+        nonce: u128,
+    },
 }
 
 /// What happens at some time.
@@ -94,6 +104,8 @@ pub enum Due {
     Order,
     /// A fresh host takes the place of one that is gone.
     Replace(usize),
+    /// Both hosts prove their witness.
+    ProveAgain,
 }
 
 /// See the module documentation.
@@ -112,7 +124,7 @@ pub struct World {
     pub connections: u64,
     /// The connection delivers nothing any more, and nobody is told.
     pub cut: bool,
-    pub witness: Store,
+    pub witness: Witness,
     pub checker: Checker,
     pub coverage: Coverage,
     pub faults: Faults,
@@ -156,7 +168,7 @@ impl World {
             hosts,
             connections: 0,
             cut: false,
-            witness: Store::new(options.term_is_taken),
+            witness: Witness::new(options.term_is_taken),
             checker: Checker::default(),
             coverage: Coverage::default(),
             faults: Faults {
@@ -178,6 +190,7 @@ impl World {
             world.step(PRIMARY, SessionEvent::StartAlone);
         }
         world.after(MS, Due::Connect);
+        world.after(20 * MS, Due::ProveAgain);
         for _ in 0..world.options.faults {
             let delay_ns = world.random.between(0, FAULTS_END_NS);
             world.after(delay_ns, Due::Fault);
@@ -231,6 +244,24 @@ impl World {
         self.snapshot.take().expect("the guest was saved")
     }
 
+    /// Runs until `to_ns`.
+    pub fn run_until(&mut self, to_ns: u64) {
+        while self.now_ns < to_ns && self.happen() {}
+    }
+
+    /// Runs to the end; from `cut_at_ns` on the hosts do not hear each other.
+    pub fn run_apart(mut self, cut_at_ns: u64) -> Self {
+        self.run_until(cut_at_ns);
+        self.cut = true;
+        while self.happen() {}
+        self
+    }
+
+    /// The terms after the first that the hosts were granted.
+    pub fn claimants(&self) -> [Option<u64>; 2] {
+        [PRIMARY, BACKUP].map(|host| self.hosts[host].seen.own_term.filter(|term| *term > 1))
+    }
+
     fn happen(&mut self) -> bool {
         match self.schedule.queue.pop() {
             Some(Reverse((at_ns, _, due))) if at_ns < END_NS => {
@@ -271,6 +302,7 @@ impl World {
             Due::Fault => self.fault(),
             Due::Order => self.order(),
             Due::Replace(host) => self.replace(host),
+            Due::ProveAgain => self.prove_again(),
         }
     }
 
@@ -295,6 +327,8 @@ impl World {
                 self.step(host, SessionEvent::TermClaimed { term: Term(term), granted });
             }
             OnHost::Strike => self.strike(host),
+            OnHost::Prove { number, nonce } => self.prove(host, number, nonce),
+            OnHost::LookFor { number, nonce } => self.look_for(host, number, nonce),
             OnHost::Save => {
                 self.begin_sending(host, None);
                 self.after_on(10 * MS, host, OnHost::Save);
@@ -346,8 +380,13 @@ impl World {
     }
 
     fn judge_claim(&mut self, host: usize, life: u64, term: u64) {
+        let down_ns = self.witness_is_down_ns();
+        let may_claim = self.hosts[host].life != life || self.may_claim(host);
+        if down_ns > 0 || !may_claim {
+            return self.after(down_ns.max(MS), Due::Judge { host, life, term });
+        }
         let begun = self.hosts[host].core.begin().is_some();
-        let Some(claim) = self.witness.claim(Term(term), host, life, begun) else {
+        let Some(claim) = self.witness(host).claim(Term(term), host, life, begun) else {
             self.trace(&format!("host {host} claims term {term}, which the witness cannot judge"));
             return;
         };
@@ -356,7 +395,7 @@ impl World {
         if granted {
             self.checker.on_granted(host, life, term);
         }
-        let delay_ns = self.random.between(100 * US, self.options.witness_ns_max);
+        let delay_ns = self.random.between(100 * US, self.options.witness.ns_max);
         let what = OnHost::Answer { term, granted };
         self.after(delay_ns, Due::OnHost { host, life, what });
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ftvmm_runtime::control::{
-    AttachProgress, ClientError, ControlRole, SnapshotSummary, Status, request,
+    AttachProgress, ClientError, ControlRole, ControlWitness, SnapshotSummary, Status, request,
 };
 use serde_json::{Value, json};
 
@@ -118,6 +118,13 @@ fn describe(status: &Status) -> String {
     line("log", format!("{} bytes", status.log_bytes));
     line("take-overs", status.takeovers.to_string());
     line("divergences", status.divergences.to_string());
+    if let Some(witness) = status.witness {
+        let seen = match witness {
+            ControlWitness::Common => "seen by both hosts",
+            ControlWitness::Apart => "not the same on both hosts: a backup takes nothing over",
+        };
+        line("witness", seen.to_owned());
+    }
     if let Some(link) = &status.link {
         let peer = match status.peer_link_up {
             Some(true) => "; the other host's: up",

@@ -74,7 +74,7 @@ pub fn begin(
         Some(entry) if args.role == RoleArg::Backup => below(entry.term),
         known => known.as_ref().map_or(Term(0), |entry| entry.term),
     };
-    let access = WitnessAccess { store, holder, guest, purpose };
+    let access = WitnessAccess { store, holder, guest, purpose, asks_for_proof: true };
     let last_run = LastRun::of(known.as_ref());
     Ok(Some(Beginning { role: args.role, highest_term, last_run, access, channel: None }))
 }
@@ -210,7 +210,8 @@ impl Auto<'_> {
         channel: Option<Channel>,
     ) -> Beginning {
         let Self { store, holder, .. } = self;
-        let access = WitnessAccess { store, holder, guest, purpose: Purpose::Start };
+        let access =
+            WitnessAccess { store, holder, guest, purpose: Purpose::Start, asks_for_proof: true };
         Beginning { role, highest_term, last_run: LastRun::default(), access, channel }
     }
 }

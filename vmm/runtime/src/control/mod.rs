@@ -20,7 +20,8 @@ mod solo;
 
 pub use client::{ClientError, Reply, request};
 pub use operator::{
-    AttachProgress, AttachSummary, ControlRole, Operator, Refused, SnapshotSummary, Status,
+    AttachProgress, AttachSummary, ControlRole, ControlWitness, Operator, Refused, SnapshotSummary,
+    Status,
 };
 pub use routes::{ROUTES, Route};
 pub use server::{ControlError, ControlServer};

@@ -125,6 +125,24 @@ pub enum ControlRole {
     Backup,
 }
 
+/// Whether both hosts see the same witness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ControlWitness {
+    /// Each has found the last number that the other has written there.
+    Common,
+    /// One has not. A backup does not take over then.
+    Apart,
+}
+
+impl ControlWitness {
+    /// What the last proof comes to.
+    #[must_use]
+    pub fn of(is_common: bool) -> Self {
+        if is_common { Self::Common } else { Self::Apart }
+    }
+}
+
 /// How the run is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -177,6 +195,9 @@ pub struct Status {
     /// Whether the other host's is whole, as it says, while it is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_link_up: Option<bool>,
+    /// Whether both hosts see the same witness, from the first proof of the last connection on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<ControlWitness>,
     /// Bytes the guest printed that nobody read in time: this host dropped them and let the guest
     /// go on.
     pub console_dropped_bytes: u64,

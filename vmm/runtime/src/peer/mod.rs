@@ -24,6 +24,7 @@ mod outputs;
 mod pair_tests;
 mod transfer;
 mod witness_desk;
+mod witness_proof;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -217,7 +218,10 @@ impl Peer {
             failure_ns: session.failure_ns,
             disk_failover: config.disk_failover,
         };
-        let core = PeerCore::new(session, horizon_ns, unrecorded_when_alone)?;
+        let mut core = PeerCore::new(session, horizon_ns, unrecorded_when_alone)?;
+        if config.witness.asks_for_proof {
+            core.require_proof(config.witness.store.place().into());
+        }
         queue.set_closed(role == Role::Backup);
         let session_clock = HostClock::host_start_with_suspension();
         let clocks = Clocks { session: session_clock, guest: HostClock::host_start() };

@@ -11,7 +11,8 @@ use ftvmm_replication::SessionEvent;
 
 use super::Peer;
 use crate::control::{
-    AttachProgress, AttachSummary, ControlRole, Operator, Refused, SnapshotSummary, Status, link,
+    AttachProgress, AttachSummary, ControlRole, ControlWitness, Operator, Refused, SnapshotSummary,
+    Status, link,
 };
 use crate::transfer::save;
 
@@ -56,6 +57,7 @@ impl Operator for PeerOperator {
             takeover_us: counters.takeover_ns.map(|ns| ns / 1000),
             link: tap.map(link),
             peer_link_up: session.client_links().1.filter(|_| tap.is_some()),
+            witness: core.witness_is_common().map(ControlWitness::of),
             console_dropped_bytes: self.console.dropped_bytes(),
             uptime_ms: self.peer.clocks.guest.host_now_ns() / 1_000_000,
             listen,

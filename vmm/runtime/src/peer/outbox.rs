@@ -166,6 +166,8 @@ impl Peer {
             Effect::Transmit(frame) => self.transmit(&frame),
             Effect::Announce => self.announce(),
             Effect::ClaimTerm(term) => self.claim(term),
+            Effect::Prove { number } => self.write_proof(number),
+            Effect::LookFor { number, nonce } => self.look_for_proof(number, nonce),
             Effect::SendState { number } => self.send_state(number),
             Effect::LookAtLogIn { ns } => {
                 set_timer(&self.log_timer, Some(Duration::from_nanos(ns)));
@@ -239,6 +241,14 @@ fn tell_operator(notice: Notice) {
             let (row, decision, reason) = (row.letter, row.decision, row.reason);
             tracing::warn!(%row, ?decision, detail, reason);
         }
+        Notice::Witness { is_common: true, .. } => {
+            tracing::info!("both hosts see the same witness again");
+        }
+        Notice::Witness { is_common: false, ours, theirs } => tracing::warn!(
+            %ours, %theirs,
+            "the two hosts do not see the same witness; is a shared folder not mounted on one of \
+             them? A backup takes nothing over until they do"
+        ),
         Notice::Over { reason } => tracing::info!(%reason, "the session is over"),
     }
 }

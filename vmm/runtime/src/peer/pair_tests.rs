@@ -71,7 +71,7 @@ impl Host {
         let peer = Peer::new(PeerConfig {
             security: Security::default(),
             session,
-            witness: access(store, &role.to_string()),
+            witness: WitnessAccess { asks_for_proof: true, ..access(store, &role.to_string()) },
             tap: Some(Tap::over("lo", File::from(OwnedFd::from(tap)))),
             net_mac: None,
             queue: Arc::new(queue),
@@ -401,6 +401,14 @@ fn a_backup_that_is_not_welcomed_is_told_why_or_that_nobody_is_there() {
     let backup = Host::backup_of(listener.local_addr().unwrap());
     drop(listener.accept().unwrap());
     assert_eq!(backup.peer.wait_for_begin(Role::Backup), Ok(None));
+
+    let (primary, address) = Host::primary(|_| {});
+    STORE.set(Memory::default());
+    let backup = Host::backup_of(address);
+    for (host, role) in [(&primary, Role::Primary), (&backup, Role::Backup)] {
+        let reason = host.peer.wait_for_begin(role).unwrap_err();
+        assert!(matches!(reason, StopReason::BadConfiguration(Refusal::OtherWitness { .. })));
+    }
 
     let (primary, address) = Host::primary(|session| session.fingerprint.memory_mib += 1);
     let backup = Host::backup_of(address);

@@ -12,13 +12,14 @@ use crate::testing::NoDisplay;
 #[derive(Clone, Default)]
 pub(super) struct Memory {
     held: Arc<Mutex<Option<Entry>>>,
+    nonces: Arc<Mutex<Vec<Nonce>>>,
     /// Every replacement is followed by one of another host's.
     rival: bool,
 }
 
 impl Memory {
     pub fn with(entry: Entry) -> Self {
-        Self { held: Arc::new(Mutex::new(Some(entry))), rival: false }
+        Self { held: Arc::new(Mutex::new(Some(entry))), ..Self::default() }
     }
 }
 
@@ -29,6 +30,7 @@ pub(super) fn access(store: Memory, host: &str) -> WitnessAccess {
         holder: Holder::new(host, GuestId::from_random([2; 16])),
         guest: GuestId::from_random([1; 16]),
         purpose: Purpose::Start,
+        asks_for_proof: false,
     }
 }
 
@@ -56,12 +58,13 @@ impl WitnessStore for Memory {
         Ok(Replaced::Stored)
     }
 
-    fn prove(&mut self, _: Nonce) -> Result<(), WitnessError> {
+    fn prove(&mut self, nonce: Nonce) -> Result<(), WitnessError> {
+        lock(&self.nonces).push(nonce);
         Ok(())
     }
 
-    fn sees(&mut self, _: Nonce) -> Result<bool, WitnessError> {
-        Ok(true)
+    fn sees(&mut self, nonce: Nonce) -> Result<bool, WitnessError> {
+        Ok(lock(&self.nonces).contains(&nonce))
     }
 }
 

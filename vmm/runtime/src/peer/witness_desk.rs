@@ -1,7 +1,7 @@
 //! Where this host asks for terms: on threads of its own, since a shared folder may not answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ftvmm_host::clock::host_unix_seconds;
@@ -18,7 +18,8 @@ use super::Peer;
 const RETRY: Duration = Duration::from_millis(100);
 /// An error that goes on is said once in so many claims: every ten seconds, if each fails at once.
 const SAID_EVERY: u64 = 100;
-/// How often an active host renews its last sign of life, in nanoseconds.
+/// How often a host proves its witness, and an active one renews its last sign of life, in
+/// nanoseconds.
 const SIGN_EVERY_NS: u64 = 10_000_000_000;
 
 /// The witness, and what this host asks it for.
@@ -31,6 +32,8 @@ pub struct WitnessAccess {
     pub guest: GuestId,
     /// Why the first term is claimed.
     pub purpose: Purpose,
+    /// The other host has to show that it sees the same witness.
+    pub asks_for_proof: bool,
 }
 
 /// [`WitnessAccess`] in use.
@@ -40,6 +43,8 @@ pub struct WitnessDesk {
     is_signing: AtomicBool,
     /// When the last one began, by the session's clock.
     signed_ns: AtomicU64,
+    /// Threads that write or look for a number.
+    pub(super) proofs: AtomicU32,
 }
 
 impl WitnessAccess {
@@ -74,8 +79,12 @@ impl WitnessAccess {
 
 impl WitnessDesk {
     pub(super) fn new(access: WitnessAccess) -> Self {
-        let (is_signing, signed_ns) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { access: Mutex::new(access), is_signing, signed_ns }
+        Self {
+            access: Mutex::new(access),
+            is_signing: AtomicBool::new(false),
+            signed_ns: AtomicU64::new(0),
+            proofs: AtomicU32::new(0),
+        }
     }
 }
 
@@ -87,6 +96,17 @@ impl Peer {
             enter(Thread::Witness);
             let begun = peer.lock().begin().is_some();
             for attempt in 0.. {
+                if !peer.may_claim() {
+                    if attempt % SAID_EVERY == 0 {
+                        tracing::warn!(
+                            %term,
+                            "this backup claims nothing: the last proof that both hosts see the \
+                             same witness failed"
+                        );
+                    }
+                    std::thread::sleep(RETRY);
+                    continue;
+                }
                 match lock(&peer.witness.access).claim(term, begun) {
                     Ok(claim) => return peer.answered(term, &claim),
                     Err(error) if attempt % SAID_EVERY == 0 => {
@@ -111,14 +131,15 @@ impl Peer {
         self.step(SessionEvent::TermClaimed { term, granted: *claim == Claim::Granted });
     }
 
-    /// Renews the last sign of life when it is old, on a thread of its own, while this host runs
-    /// the guest. Only people read it.
+    /// Proves the witness again and renews the last sign of life when they are old, on threads of
+    /// their own; the sign while this host runs the guest. Only people read it.
     pub(super) fn give_sign_of_life(self: &Arc<Self>, now_ns: u64) {
         let desk = &self.witness;
         if now_ns.saturating_sub(desk.signed_ns.load(Ordering::Relaxed)) < SIGN_EVERY_NS {
             return;
         }
         desk.signed_ns.store(now_ns, Ordering::Relaxed);
+        self.tell(|core, _| core.prove_again());
         let is_active = {
             let core = self.lock();
             core.begin().is_some() && !core.follows()
