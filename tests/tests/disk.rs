@@ -93,7 +93,11 @@ impl Site {
 
     /// A pair, each host with its own disk, running `script`.
     fn pair(&self, script: &str, more: &[&str]) -> Result<Pair, Failed> {
-        let names = PairNames::new(&self.lab.lab)?;
+        self.pair_of(PairNames::new(&self.lab.lab)?, script, more)
+    }
+
+    /// As [`Self::pair`], with these names.
+    fn pair_of(&self, names: PairNames, script: &str, more: &[&str]) -> Result<Pair, Failed> {
         let options = |host: usize| self.options(script, more, &format!("disk-{host}.img"));
         let primary = names.start_primary(&self.lab.lab, &self.files, &options(0))?;
         let backup = names.start_backup(&self.lab.lab, &self.files, &options(1))?;
@@ -332,11 +336,14 @@ fn a_backup_with_a_bad_disk_leaves(site: &Site) -> Result<(), Failed> {
 fn kills(site: &Site, seed: u64, kills: u64) -> Result<(), Failed> {
     site.make_disks()?;
     let mut found = 0;
+    // One guest, so one witness: another one's disks are refused.
+    let witness = PairNames::new(&site.lab.lab)?.witness;
     for kill in 0..kills {
         let mut rng = Rng::with_seed(seed.wrapping_add(kill));
         let victim = usize::from(kill % 4 == 3);
         let at = found + rng.u64(2..20);
-        let pair = site.pair(LEDGER, &[])?;
+        let names = PairNames { witness: witness.clone(), ..PairNames::new(&site.lab.lab)? };
+        let pair = site.pair_of(names, LEDGER, &[])?;
         wait_for(&pair.primary, &format!("LEDGER found {found}, integrity ok"))?;
         wait_for(&pair.primary, &format!("LEDGER committed {at}\r\n"))?;
         // Not always right after a line was printed.

@@ -79,7 +79,6 @@ pub struct PeerCore {
     announcer: Announcer,
     counters: PeerCounters,
     proof: Proof,
-    begin: Option<Begin>,
     stop: Option<StopReason>,
     guest: GuestOrders,
     /// Until this time, frames that reach this (old) host are forwarded to the new primary.
@@ -105,6 +104,8 @@ pub struct Roles {
 /// Orders to the vCPU thread, and what the guest's disk is.
 #[derive(Debug, Default)]
 struct GuestOrders {
+    /// It may start.
+    begin: Option<Begin>,
     /// It must wait at its exit.
     congested: bool,
     /// It is to stand still for a switch of roles.
@@ -143,7 +144,6 @@ impl PeerCore {
             announcer: Announcer::default(),
             counters: PeerCounters::default(),
             proof: Proof::default(),
-            begin: None,
             stop: None,
             guest: GuestOrders { unrecorded_when_alone, ..GuestOrders::default() },
             strays_until_ns: 0,

@@ -102,7 +102,7 @@ impl PeerCore {
 
     fn begin_guest(&mut self, term: Term, begin: Begin) {
         self.notice(Notice::Begins { term, release: begin.release });
-        self.begin = Some(begin);
+        self.guest.begin = Some(begin);
         let is_primary = self.session.role() == Role::Primary;
         let state = if is_primary { DiskState::Active } else { DiskState::Following };
         self.mark_disk(state, term);
@@ -173,7 +173,7 @@ impl PeerCore {
         self.mode = Mode::Following;
         self.announcer.stop();
         self.follower.join();
-        self.begin.get_or_insert(Begin { rtc_epoch_s: 0, release });
+        self.guest.begin.get_or_insert(Begin { rtc_epoch_s: 0, release });
         let orders = [Effect::CloseInputs, Effect::InterruptGuest, Effect::RequestAttention];
         self.effects.extend(orders);
     }

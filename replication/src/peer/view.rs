@@ -20,7 +20,7 @@ impl PeerCore {
     /// Set when the guest may start.
     #[must_use]
     pub fn begin(&self) -> Option<Begin> {
-        self.begin
+        self.guest.begin
     }
 
     /// Why the session is over, if it is.

@@ -130,7 +130,7 @@ impl World {
     /// Were every host lost now, a disk on which the guest may be started again would have every
     /// write that the guest was told is safe. Each may be attached again.
     pub fn judge_disks(&mut self) {
-        let known = LastRun { guest: None, term: self.witness.term() };
+        let known = LastRun { guest: None, term: self.witness.store.term() };
         for disk in [0, 1].map(|host| self.hosts[host].disk.left()) {
             let label = disk.label();
             may_use(Some(&label), DiskPurpose::Follow, known, &[]).expect("a copy goes over it");

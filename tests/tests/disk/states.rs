@@ -10,9 +10,18 @@ fn label(site: &Site, disk: &str) -> Result<String, Failed> {
     Ok(fs::read_to_string(site.lab.outside(format!("{disk}.ftvmm")))?)
 }
 
+/// Waits until the label says so: the disk's worker writes it, and may come later than what the
+/// hosts say of themselves.
 fn is_labelled(site: &Site, disk: &str, state: &str) -> Result<(), Failed> {
-    let said = label(site, disk)?;
-    require(said.contains(&format!("state {state}\n")), format!("{disk}, not {state}: {said}"))
+    let begun = ftvmm_tests::clock::now();
+    loop {
+        let said = label(site, disk)?;
+        if said.contains(&format!("state {state}\n")) {
+            return Ok(());
+        }
+        require(begun.elapsed().as_secs() < 60, format!("{disk}, not {state}: {said}"))?;
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 fn options(site: &Site, disk: &str, more: &str) -> [String; 2] {

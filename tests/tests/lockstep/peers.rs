@@ -166,8 +166,10 @@ fn lost_witness(site: &Site) -> Result<(), Failed> {
 /// A second start with the witness of a pair that runs, and of one whose hosts have both died.
 fn start_beside_a_live_guest(site: &Site) -> Result<(), Failed> {
     let names = PairNames::new(&site.lab)?;
-    let primary = names.start_primary(&site.lab, &site.files, &options(&[]))?;
-    let backup = names.start_backup(&site.lab, &site.files, &options(&[]))?;
+    let mut options_of_pair = options(&[]);
+    options_of_pair.cmdline = "loglevel=7".into();
+    let primary = names.start_primary(&site.lab, &site.files, &options_of_pair)?;
+    let backup = names.start_backup(&site.lab, &site.files, &options_of_pair)?;
     wait_for(&primary, FIRST_LINE)?;
     let refused = |who: &str| {
         let again = names.start_primary(&site.lab, &site.files, &options(&["--start-alone"]))?;

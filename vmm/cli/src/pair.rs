@@ -174,15 +174,23 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
             return stopped_by(&reason);
         }
     };
-    if let (RoleArg::Backup, Some(disk)) = (role, &disk) {
-        // Which guest it is, the witness knows since the primary has claimed its term.
-        let known = LastRun::of(peer.read_witness().as_ref());
-        admit(args, disk, DiskPurpose::Follow, known, known.guest)?;
-    }
+    admit_to_follow(args, disk.as_ref(), &peer)?;
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
     let parts = PairRun { half, host, queue, timer };
     let run = parts.switch_on(args, source, guest, &config)?;
     run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
+}
+
+/// Refuses a backup's disk that is another guest's.
+fn admit_to_follow(
+    args: &RunArgs,
+    disk: Option<&Arc<Disk>>,
+    peer: &Peer,
+) -> Result<(), CommandError> {
+    let (RoleArg::Backup, Some(disk)) = (args.role, disk) else { return Ok(()) };
+    // Which guest it is, the witness knows since the primary has claimed its term.
+    let known = LastRun::of(peer.read_witness().as_ref());
+    admit(args, disk, DiskPurpose::Follow, known, known.guest)
 }
 
 fn records_as_primary(args: &RunArgs) -> Result<(), CommandError> {

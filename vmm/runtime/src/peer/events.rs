@@ -281,13 +281,14 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpStream};
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::net::UnixDatagram;
 
     use ftvmm_devices::{NetCounters, NetSource, NetSources};
     use ftvmm_host::Tap;
     use ftvmm_replication::policy::Role;
     use ftvmm_replication::{Message, Ordinal as Exit, OutputDigest, OutputOrdinal, Term, wire};
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
     use crate::peer::tests::{backup, primary_with};
@@ -348,6 +349,7 @@ mod tests {
             let (mut reader, mut stream) = connected(&peer);
             stream.write_all(rubbish).unwrap();
             drop(stream);
+            arrives(&reader, ENDED);
             // What was sent arrives before the end of the connection, in one piece or two.
             for _ in 0..2 {
                 peer.receive(&mut reader);
@@ -360,6 +362,14 @@ mod tests {
         let mut bytes = Vec::new();
         messages.iter().for_each(|message| wire::encode(message, &mut bytes));
         bytes
+    }
+
+    /// The end of what the other side sends.
+    const ENDED: PollFlags = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
+
+    /// Waits until the peer's socket has what was sent to it: it comes some time after write(2).
+    fn arrives(reader: &ChannelReader, what: PollFlags) {
+        poll(&mut [PollFd::new(reader.stream().as_fd(), what)], PollTimeout::NONE).unwrap();
     }
 
     /// Waits until the host says a thing of this name.
@@ -389,12 +399,13 @@ mod tests {
             let fingerprint = crate::testing::header().fingerprint;
             let hello =
                 Message::Hello { role, build, fingerprint, highest_term: Term(0), runs: false };
-            stream.write_all(&wire::PREAMBLE).unwrap();
-            stream.write_all(&encoded(&[hello])).unwrap();
+            stream.write_all(&[&wire::PREAMBLE[..], &encoded(&[hello])].concat()).unwrap();
+            arrives(&reader, PollFlags::POLLIN);
             peer.receive(&mut reader);
             hear(&mut stream, &mut decoder, "Welcome");
             let term = Term(1);
             stream.write_all(&encoded(&[Message::Ready { term }])).unwrap();
+            arrives(&reader, PollFlags::POLLIN);
             peer.receive(&mut reader);
             hear(&mut stream, &mut decoder, "LeaseRequest");
             let (at, frame) = (Exit(1), vec![7; 60]);
@@ -409,6 +420,9 @@ mod tests {
             stream.write_all(&encoded(&[grant, report])).unwrap();
             if hangs_up {
                 stream.shutdown(Shutdown::Write).unwrap();
+                arrives(&reader, ENDED);
+            } else {
+                arrives(&reader, PollFlags::POLLIN);
             }
             peer.receive(&mut reader);
             let mut frame = [0; 100];
