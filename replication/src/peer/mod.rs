@@ -34,7 +34,7 @@ use proof::Proof;
 pub use proof::{Common, Look};
 pub use transfer::Transfer;
 
-use crate::disk_label::DiskMark;
+use crate::disk_label::{DiskMark, DiskState};
 use crate::message::STRAYS_MAX;
 use crate::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, StopReason};
 use crate::record::{End, Event, Ordinal, Record};
@@ -114,6 +114,8 @@ struct GuestOrders {
     unrecorded_when_alone: bool,
     /// Since the guest began here.
     disk_mark: Option<DiskMark>,
+    /// What the disk is once the state that comes is in place.
+    disk_when_whole: DiskState,
 }
 
 impl PeerCore {

@@ -169,7 +169,7 @@ impl PeerCore {
     fn join(&mut self, release: ReleasePolicy) {
         // What is on the disk counts no more, from before the first block comes.
         let term = self.session.term().unwrap_or_default();
-        self.mark_disk(DiskState::Incomplete, term);
+        self.disk_is_overwritten(term);
         self.mode = Mode::Following;
         self.announcer.stop();
         self.follower.join();

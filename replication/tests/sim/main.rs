@@ -41,7 +41,7 @@ use options::{Options, WitnessCare};
 use world::{MS, Outcome, World};
 
 /// Enough that every phase and every row is reached, with some to spare.
-const SEEDS: u64 = 1200;
+const SEEDS: u64 = 5000;
 /// Where they would take minutes.
 const SEEDS_IN_DEBUG: u64 = 200;
 
@@ -55,6 +55,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a guest whose thread had no turn while its host followed and went live skipped the log",
     ),
     (781, "a backup whose disk failed at the end of a state was believed in a divergence"),
+    (2903, "a host that took over before it had put the state in place called its disk active"),
 ];
 
 /// SplitMix64 (Steele, Lea, Flood 2014): one number, one stream.
