@@ -213,6 +213,9 @@ const REMEDIES: &[(&str, &str)] = &[
     ("connection closed", REFUSED_BY_TLS),
     ("Connection reset", REFUSED_BY_TLS),
     ("Broken pipe", REFUSED_BY_TLS),
+    // h2 has words of its own for it.
+    ("broken pipe", REFUSED_BY_TLS),
+    ("connection reset", REFUSED_BY_TLS),
     ("not valid for name", "name the member as its certificate does"),
     ("certificate expired", "renew the certificate, or set this host's clock"),
     ("certificate not valid yet", "renew the certificate, or set this host's clock"),
