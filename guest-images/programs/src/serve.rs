@@ -76,6 +76,7 @@ pub fn serve_clients(
             // Clients go away in the middle of things; there is nobody to tell.
             let _ = with_patience(&client).and_then(|()| serve(client));
         };
+        #[allow(clippy::disallowed_methods, reason = "a thread in the guest, with a small stack")]
         thread::Builder::new()
             .stack_size(STACK_BYTES)
             .spawn(client_thread)

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use ftvmm_host::channel::{Channel, Security};
 use ftvmm_host::clock::{host_unix_seconds, sleep_ms};
-use ftvmm_host::entropy::host_random_bytes;
+use ftvmm_host::entropy::host_random;
 use ftvmm_replication::witness::{
     Claim, Doing, Entry, GuestId, Holder, Nonce, Purpose, WitnessError, WitnessStore, claim, moment,
 };
@@ -85,11 +85,9 @@ fn below(term: Term) -> Term {
 }
 
 fn random_id() -> Result<GuestId, CommandError> {
-    let bytes = host_random_bytes(16).ok().and_then(|bytes| bytes.try_into().ok());
-    let bytes = bytes.ok_or_else(|| {
-        CommandError::Configuration("the host has no random bytes (getrandom)".into())
-    })?;
-    Ok(GuestId::from_random(bytes))
+    host_random()
+        .map(GuestId::from_random)
+        .map_err(|_| CommandError::Configuration("the host has no random bytes (getrandom)".into()))
 }
 
 fn unusable(error: WitnessError) -> CommandError {

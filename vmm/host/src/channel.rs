@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollTimeout, poll};
 use rustls::Connection;
 use thiserror::Error;
 
@@ -172,10 +172,8 @@ impl Channel {
             if left_ns == 0 {
                 return Err(HandshakeError::Silent);
             }
-            let more = handshake.wants_write();
-            let more = if more { PollFlags::POLLOUT } else { PollFlags::empty() };
             let left_ms = u16::try_from(left_ns.div_ceil(1_000_000)).unwrap_or(u16::MAX);
-            let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN | more)];
+            let mut fds = [PollFd::new(stream.as_fd(), handshake.interest())];
             match poll(&mut fds, PollTimeout::from(left_ms)) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(std::io::Error::from(error).into()),

@@ -12,7 +12,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
 use super::spool::{Spool, Taken};
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 use crate::sync::{Mutex, lock};
 
 /// Ctrl-A, then x ends the run, b sends a break, as in QEMU.
@@ -130,8 +130,7 @@ pub fn read_console(
     on_typed: impl Fn(Typed<'_>) + Send + 'static,
 ) -> io::Result<()> {
     let escapes = terminal.is_raw;
-    std::thread::Builder::new().name("console".into()).spawn(move || {
-        enter(Thread::Console);
+    Thread::Console.start(move || {
         let mut buffer = [0; 4096];
         let mut escaped = false;
         let mut stdin = io::stdin();

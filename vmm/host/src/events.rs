@@ -12,7 +12,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 
 /// A failure of the host's event machinery.
 #[derive(Debug, Error)]
@@ -49,8 +49,7 @@ impl EventLoop {
         }
         manager.add_subscriber(Box::new(Wake(wake.try_clone()?)));
         let seen = Arc::clone(&ended);
-        let thread = std::thread::Builder::new().name("host-events".into()).spawn(move || {
-            enter(Thread::HostEvents);
+        let thread = Thread::HostEvents.start(move || {
             while !seen.load(Ordering::Acquire) {
                 if let Err(error) = manager.run() {
                     tracing::error!(%error, "waiting for host events failed");

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::StopLimit;
 use super::events::HostEventsError;
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 
 /// Whether the signal was ignored when this process started.
 fn is_ignored(signal: Signal) -> bool {
@@ -78,7 +78,6 @@ impl BlockedSignals {
         let (stop, hangs) = (Arc::new(stop), Arc::new(AtomicBool::new(false)));
         let mut asker = Asker::default();
         let wait = move || {
-            enter(Thread::Signals);
             while let Ok(signal) = self.0.wait() {
                 if asker.is_impatient(limit.is_ordered() || hangs.load(Ordering::Acquire)) {
                     limit.now(&format!("{signal} came once more"));
@@ -88,16 +87,15 @@ impl BlockedSignals {
                 limit.within(longest, "the stop");
                 let (stop, hangs) = (Arc::clone(&stop), Arc::clone(&hangs));
                 let called = move || {
-                    enter(Thread::Stop);
                     stop();
                     hangs.store(false, Ordering::Release);
                 };
-                if let Err(error) = std::thread::Builder::new().name("stop".into()).spawn(called) {
+                if let Err(error) = Thread::Stop.start(called) {
                     tracing::error!(%error, "no thread to stop the run; ask again to end at once");
                 }
             }
         };
-        std::thread::Builder::new().name("signals".into()).spawn(wait)?;
+        Thread::Signals.start(wait)?;
         Ok(())
     }
 }

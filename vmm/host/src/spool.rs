@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::progress_timeout::ProgressTimeout;
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// Bytes written at a time.
@@ -73,11 +73,7 @@ impl Spool {
         // (tcsetattr(3p), general terminal interface), where `stty tostop` would stop the
         // whole process.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let write = move || {
-            enter(thread);
-            worker.write_on(&out);
-        };
-        let spawned = std::thread::Builder::new().name(thread.name().into()).spawn(write);
+        let spawned = thread.start(move || worker.write_on(&out));
         before.thread_set_mask()?;
         spawned?;
         Ok(Self(shared))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::clock::HostClock;
 use super::console::restore_terminal;
 use super::stderr::{finish_stderr, say};
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 use crate::sync::{Condvar, Mutex, lock, wait, wait_timeout};
 
 /// Longest time from the order to stop until the guest stands still.
@@ -48,10 +48,7 @@ impl StopLimit {
             ordered: AtomicBool::new(false),
         });
         let watch = Arc::clone(&this);
-        std::thread::Builder::new().name("stop-limit".into()).spawn(move || {
-            enter(Thread::StopLimit);
-            watch.wait();
-        })?;
+        Thread::StopLimit.start(move || watch.wait())?;
         Ok(this)
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::progress_timeout::ProgressTimeout;
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// What waits at most, in bytes.
@@ -81,10 +81,7 @@ impl WriteBehind {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
         let writing = Arc::clone(&shared);
-        std::thread::Builder::new().name("recording".into()).spawn(move || {
-            enter(Thread::Recording);
-            writing.run(file);
-        })?;
+        Thread::Recording.start(move || writing.run(file))?;
         Ok(Self { shared, bytes_max, timeout })
     }
 

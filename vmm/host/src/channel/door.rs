@@ -16,7 +16,7 @@ use super::security::Security;
 use super::strangers::Strangers;
 use super::{Channel, HandshakeError};
 use crate::clock::HostClock;
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 
 /// Connections that have not proved anything yet; the oldest makes room for one more.
 const PENDING_MAX: usize = 8;
@@ -71,9 +71,7 @@ impl Door {
             strangers: Strangers::default(),
             on_peer,
         };
-        let run = move || keeper.run();
-        let thread =
-            std::thread::Builder::new().name(Thread::Handshake.name().into()).spawn(run)?;
+        let thread = Thread::Handshake.start(move || keeper.run())?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -91,7 +89,6 @@ impl Drop for Door {
 
 impl Keeper {
     fn run(&mut self) {
-        enter(Thread::Handshake);
         let clock = HostClock::host_start();
         while !self.stop.0.load(Ordering::Acquire) {
             let now_ns = clock.host_now_ns();
@@ -115,9 +112,7 @@ impl Keeper {
             PollFd::new(borrow(&self.stop.1), PollFlags::POLLIN),
         ];
         for pending in &self.pending {
-            let more = pending.handshake.wants_write();
-            let more = if more { PollFlags::POLLOUT } else { PollFlags::empty() };
-            fds.push(PollFd::new(pending.stream.as_fd(), PollFlags::POLLIN | more));
+            fds.push(PollFd::new(pending.stream.as_fd(), pending.handshake.interest()));
         }
         let ends = self.pending.iter().map(|pending| pending.since_ns + PENDING_LONGEST_NS);
         let due = ends.chain((!accepts).then_some(self.accepts_from_ns)).min();

@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 
 use ftvmm_replication::wire;
+use nix::poll::PollFlags;
 use rustls::{
     AlertDescription, ClientConnection, CommonState, Connection, InvalidMessage, ServerConnection,
 };
@@ -91,9 +92,12 @@ impl Handshake {
         Ok(Self { tls, has_begun: false })
     }
 
-    /// Whether bytes wait that the socket did not take.
-    pub fn wants_write(&self) -> bool {
-        self.tls.as_deref().is_some_and(CommonState::wants_write)
+    /// What the socket is waited for: bytes, and room where some wait that it did not take.
+    pub fn interest(&self) -> PollFlags {
+        match self.tls.as_deref().is_some_and(CommonState::wants_write) {
+            true => PollFlags::POLLIN | PollFlags::POLLOUT,
+            false => PollFlags::POLLIN,
+        }
     }
 
     /// Goes on as far as the socket allows.

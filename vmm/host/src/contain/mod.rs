@@ -1,8 +1,9 @@
 //! Containment (decision 0034): each thread has a filter of system calls, and the process reaches
 //! only the files it still needs.
 //!
-//! A thread puts itself under its rules when it starts ([`enter`]), the main thread when set-up is
-//! over. Until [`configure`] says otherwise, nothing is contained: tools and tests are not.
+//! A thread is started under its rules ([`Thread::start`]), and the main thread puts itself under
+//! its own when set-up is over ([`try_enter`]). Until [`configure`] says otherwise, nothing is
+//! contained: tools and tests are not.
 
 pub mod calls;
 mod filter;
@@ -12,6 +13,7 @@ mod violation;
 
 use std::io::Write;
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 
 use landlock::RulesetCreated;
 use thiserror::Error;
@@ -61,7 +63,7 @@ struct Contained {
 
 static CONTAINED: OnceLock<Contained> = OnceLock::new();
 
-/// Says how the threads of this process are contained that call [`enter`] from now on. To be
+/// Says how the threads of this process are contained that are started from now on. To be
 /// called once, before the first thread is started.
 ///
 /// # Errors
@@ -98,8 +100,25 @@ pub fn try_enter(thread: Thread) -> Result<(), ContainError> {
     seccompiler::apply_filter(&allowed).map_err(failed)
 }
 
+impl Thread {
+    /// Starts this thread: under its name and its rules.
+    ///
+    /// # Errors
+    /// When the host has no thread left.
+    pub fn start<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> std::io::Result<JoinHandle<T>> {
+        #[allow(clippy::disallowed_methods, reason = "the one place where threads are started")]
+        std::thread::Builder::new().name(self.name().into()).spawn(move || {
+            enter(self);
+            work()
+        })
+    }
+}
+
 /// As [`try_enter`]; a thread that cannot be contained ends the process.
-pub fn enter(thread: Thread) {
+fn enter(thread: Thread) {
     if let Err(error) = try_enter(thread) {
         let _ = writeln!(std::io::stderr(), "ftvmm: {error}");
         std::process::abort();

@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
 
-use crate::contain::{Thread, enter};
+use crate::contain::Thread;
 use crate::sync::{Condvar, Mutex, lock, wait};
 use dirty::DirtyBlocks;
 pub use dirty::{BLOCK_BYTES, block_count};
@@ -95,10 +95,7 @@ impl Disk {
             marks: Marks::default(),
         });
         let worker = Arc::clone(&disk);
-        std::thread::Builder::new().name("disk".into()).spawn(move || {
-            enter(Thread::Disk);
-            worker.work();
-        })?;
+        Thread::Disk.start(move || worker.work())?;
         Ok(disk)
     }
 

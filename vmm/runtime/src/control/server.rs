@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ftvmm_host::contain::{Thread, enter};
+use ftvmm_host::contain::Thread;
 use ftvmm_host::sync::{Condvar, Mutex, lock, wait_timeout_while};
 use thiserror::Error;
 
@@ -73,13 +73,7 @@ impl ControlServer {
             idle: Condvar::new(),
         });
         let server = Self(shared.clone());
-        std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || {
-                enter(Thread::Control);
-                accept(&shared);
-            })
-            .map_err(ControlError::Thread)?;
+        Thread::Control.start(move || accept(&shared)).map_err(ControlError::Thread)?;
         Ok(server)
     }
 }
@@ -119,11 +113,10 @@ fn spawn_client(shared: &Arc<Shared>, stream: UnixStream) {
     }
     let theirs = shared.clone();
     let serve = move || {
-        enter(Thread::ControlClient);
         serve_client(&theirs, stream);
         theirs.count(|clients| clients.connected -= 1);
     };
-    if let Err(error) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
+    if let Err(error) = Thread::ControlClient.start(serve) {
         tracing::warn!(%error, "no thread for a control connection");
         shared.count(|clients| clients.connected -= 1);
     }

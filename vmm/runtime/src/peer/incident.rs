@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ftvmm_host::contain::{Thread, enter};
+use ftvmm_host::contain::Thread;
 use ftvmm_host::sync::{lock, wait_timeout_while};
 use ftvmm_host::user_file::create_secret;
 use ftvmm_replication::incident::IncidentReport;
@@ -19,12 +19,11 @@ impl Peer {
     pub(super) fn keep_incident(self: &Arc<Self>, report: IncidentReport) {
         let peer = Arc::clone(self);
         let write = move || {
-            enter(Thread::Incident);
             write(&peer.incidents.folder, &report);
             peer.count_incidents(|under_way| *under_way -= 1);
         };
         self.count_incidents(|under_way| *under_way += 1);
-        if let Err(error) = std::thread::Builder::new().name("incident".into()).spawn(write) {
+        if let Err(error) = Thread::Incident.start(write) {
             self.count_incidents(|under_way| *under_way -= 1);
             tracing::error!(%error, "no thread to keep an incident report");
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ftvmm_host::contain::{Thread, enter};
+use ftvmm_host::contain::Thread;
 use ftvmm_host::sync::{MutexGuard, lock};
 use ftvmm_replication::{DisconnectReason, SessionEvent, SnapshotMark, StatePart};
 
@@ -69,7 +69,6 @@ impl Peer {
     pub(super) fn send_state(self: &Arc<Self>, number: u64) {
         let peer = Arc::clone(self);
         let run = move || {
-            enter(Thread::Transfer);
             let _one_at_a_time = lock(&peer.sending.one_at_a_time);
             let transfer = peer.wait_for(|core, _| match peer.sending.transfer.get() {
                 _ if !core.session().is_attaching() => Some(None),
@@ -83,7 +82,7 @@ impl Peer {
                 None => peer.transfer_failed(number),
             }
         };
-        let started = std::thread::Builder::new().name("transfer".into()).spawn(run);
+        let started = Thread::Transfer.start(run);
         if let Err(error) = started {
             tracing::error!(%error, "no thread to send the guest's state");
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ftvmm_host::clock::host_unix_seconds;
-use ftvmm_host::contain::{Thread, enter};
+use ftvmm_host::contain::Thread;
 use ftvmm_host::sync::{Mutex, lock};
 use ftvmm_replication::witness::{
     Claim, Doing, Entry, GuestId, Holder, Purpose, WitnessError, WitnessStore, claim, moment,
@@ -93,7 +93,6 @@ impl Peer {
     pub(super) fn claim(self: &Arc<Self>, term: Term) {
         let peer = Arc::clone(self);
         let ask = move || {
-            enter(Thread::Witness);
             let begun = peer.lock().begin().is_some();
             for attempt in 0.. {
                 if !peer.may_claim() {
@@ -117,7 +116,7 @@ impl Peer {
                 std::thread::sleep(RETRY);
             }
         };
-        let started = std::thread::Builder::new().name("witness".into()).spawn(ask);
+        let started = Thread::Witness.start(ask);
         if let Err(error) = started {
             tracing::error!(%error, "no thread to ask the witness; this host cannot become live");
         }
@@ -149,14 +148,13 @@ impl Peer {
         }
         let peer = Arc::clone(self);
         let sign = move || {
-            enter(Thread::Witness);
             let noted = lock(&peer.witness.access).note(Doing::Live);
             if let Err(error) = noted {
                 tracing::warn!(%error, "the witness does not take a sign of life");
             }
             peer.witness.is_signing.store(false, Ordering::Release);
         };
-        if std::thread::Builder::new().name("witness".into()).spawn(sign).is_err() {
+        if Thread::Witness.start(sign).is_err() {
             desk.is_signing.store(false, Ordering::Release);
         }
     }

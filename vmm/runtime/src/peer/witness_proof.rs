@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ftvmm_host::contain::{Thread, enter};
-use ftvmm_host::entropy::host_random_bytes;
+use ftvmm_host::contain::Thread;
+use ftvmm_host::entropy::host_random;
 use ftvmm_host::sync::lock;
 use ftvmm_replication::peer::{Common, Look};
 use ftvmm_replication::witness::Nonce;
@@ -37,8 +37,7 @@ impl Peer {
     /// Writes a new number into the witness.
     pub(super) fn write_proof(self: &Arc<Self>, number: u64) {
         self.on_proof_thread(move |peer| {
-            let random = host_random_bytes(16).ok().and_then(|bytes| bytes.try_into().ok());
-            let Some(nonce) = random.map(Nonce) else {
+            let Ok(nonce) = host_random().map(Nonce) else {
                 return tracing::error!("the host has no random bytes for a proof of the witness");
             };
             for attempt in 0..LOOKS {
@@ -92,11 +91,10 @@ impl Peer {
         }
         let peer = Arc::clone(self);
         let run = move || {
-            enter(Thread::Witness);
             work(&peer);
             peer.witness.proofs.fetch_sub(1, Ordering::AcqRel);
         };
-        if let Err(error) = std::thread::Builder::new().name("witness".into()).spawn(run) {
+        if let Err(error) = Thread::Witness.start(run) {
             threads.fetch_sub(1, Ordering::AcqRel);
             tracing::error!(%error, "no thread to ask the witness");
         }
