@@ -1,6 +1,7 @@
 //! What a session is configured with, and the reasons for which it refuses or stops.
 
 use core::fmt;
+use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -269,9 +270,37 @@ pub enum Refusal {
         /// The other one's.
         theirs: Place,
     },
+    /// The host has a backup, or is attaching one, and takes no other beside it.
+    #[error("the guest there has a backup already, at {}, for {for_s} s", address_of(*.backup))]
+    HasBackup {
+        /// Where it is connected from.
+        backup: Option<SocketAddr>,
+        /// Since it has connected, in seconds.
+        for_s: u64,
+    },
+    /// The host is a backup itself, and can be no other's primary.
+    #[error("the host there is a backup itself, of {}, for {for_s} s", address_of(*.primary))]
+    IsBackup {
+        /// Where its primary is.
+        primary: Option<SocketAddr>,
+        /// Since it is connected, in seconds.
+        for_s: u64,
+    },
+}
+
+/// An address for a sentence.
+fn address_of(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "an unknown address".into(), |address| address.to_string())
 }
 
 impl Refusal {
+    /// Whether it may be over a moment later, without anybody having changed the configuration:
+    /// a backup that hears it asks again.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::AlreadyRunning { .. } | Self::HasBackup { .. } | Self::IsBackup { .. })
+    }
+
     /// The same refusal seen from the other side.
     #[must_use]
     pub fn swapped(self) -> Self {

@@ -137,6 +137,13 @@ fn refusals() -> Vec<Refusal> {
         },
         Refusal::StaleTerm { .. } => Refusal::StaleTerm { offered: Term(3), known: Term(400) },
         Refusal::AlreadyRunning { .. } => Refusal::AlreadyRunning { term: Term(5) },
+        Refusal::HasBackup { .. } => {
+            Refusal::HasBackup { backup: Some(([10, 0, 0, 2], 40_000).into()), for_s: 700 }
+        },
+        Refusal::IsBackup { .. } => {
+            let primary = Some(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7], 7700).into());
+            Refusal::IsBackup { primary, for_s: 9 }
+        },
         Refusal::Wire(_) => Refusal::Wire(WireError::Malformed { tag: 98 }),
     });
     refusals.extend(facts().into_iter().map(|fact| Refusal::Fingerprint(difference(fact))));

@@ -13,6 +13,7 @@
 //! another event inside the core waits until the actions before it are done.
 
 mod announce;
+mod connection;
 mod counters;
 mod disk;
 mod effect;
@@ -26,6 +27,7 @@ mod view;
 use std::collections::VecDeque;
 
 pub use announce::Announcer;
+use connection::Connection;
 pub use counters::PeerCounters;
 pub use effect::{Effect, Notice};
 pub use follower::Follower;
@@ -40,7 +42,7 @@ use crate::policy::{ReleasePolicy, Role, SessionConfig, SessionConfigError, Stop
 use crate::record::{End, Event, Ordinal, Record};
 use crate::session::{DisconnectReason, Session, SessionEvent};
 use crate::state::StatePart;
-use crate::wire::{self, Decoder};
+use crate::wire;
 
 /// How long after a switch of roles the network may send the guest's frames to its old place, in
 /// nanoseconds.
@@ -71,8 +73,7 @@ enum Mode {
 pub struct PeerCore {
     mode: Mode,
     session: Session,
-    /// Of the connection that stands.
-    decoder: Option<Decoder>,
+    connection: Connection,
     log: LogPacer,
     follower: Follower,
     transfer: Transfer,
@@ -139,7 +140,7 @@ impl PeerCore {
         Ok(Self {
             mode,
             session: Session::new(config)?,
-            decoder: None,
+            connection: Connection::default(),
             log: LogPacer::new(horizon_ns),
             follower,
             transfer: Transfer::default(),
@@ -160,17 +161,17 @@ impl PeerCore {
     /// A connection stands.
     pub fn connect(&mut self, now_ns: u64) {
         self.unsent().extend_from_slice(&wire::PREAMBLE);
-        self.decoder = Some(Decoder::new());
+        self.connection = Connection::begin(now_ns);
         self.step(now_ns, SessionEvent::Connected);
         self.begin_proof();
     }
 
     /// The other host sent these bytes.
     pub fn receive(&mut self, now_ns: u64, bytes: &[u8]) {
-        let Some(decoder) = &mut self.decoder else { return };
+        let Some(decoder) = &mut self.connection.decoder else { return };
         decoder.push(bytes);
         // A message may end the connection.
-        while let Some(decoder) = &mut self.decoder {
+        while let Some(decoder) = &mut self.connection.decoder {
             match decoder.next_message() {
                 Ok(Some(message)) => {
                     if let Some(message) = self.prove_first(now_ns, message) {
@@ -186,7 +187,7 @@ impl PeerCore {
 
     /// The connection is gone, or of no use any more.
     pub fn disconnect(&mut self, now_ns: u64, reason: DisconnectReason) {
-        if self.decoder.take().is_some() {
+        if self.connection.decoder.take().is_some() {
             self.effects.push(Effect::HangUp);
             self.notice(Notice::Disconnected { reason: reason.clone() });
             self.step(now_ns, SessionEvent::Disconnected { reason });

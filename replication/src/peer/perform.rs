@@ -76,9 +76,10 @@ impl PeerCore {
             }
             Action::CompleteDisk { id } => self.effects.push(Effect::CompleteDisk { id }),
             Action::HangUp => {
-                self.decoder = None;
+                self.connection.decoder = None;
                 self.effects.push(Effect::HangUp);
             }
+            Action::TurnedAway(refusal) => self.connection.turned_away = Some(refusal),
             Action::Decided { row, detail } => {
                 if row.decision == Decision::ClaimAfterLease {
                     self.counters.lost_peer(self.now_ns);

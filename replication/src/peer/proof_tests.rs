@@ -5,6 +5,7 @@ use super::*;
 use crate::message::Message;
 use crate::policy::Refusal;
 use crate::record::Term;
+use crate::wire::Decoder;
 use crate::witness::{Nonce, Place};
 
 /// A host, the numbers its witness holds, and what it was told to look for and cannot yet.

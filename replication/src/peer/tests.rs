@@ -7,6 +7,7 @@ use crate::fingerprint::tests::example as fingerprint;
 use crate::message::Message;
 use crate::policy::{DivergencePolicy, Limits, SessionConfig};
 use crate::record::Term;
+use crate::wire::Decoder;
 use ftvmm_devices::Input;
 
 const MS: u64 = 1_000_000;

@@ -63,7 +63,7 @@ impl PeerCore {
     /// True while a connection stands.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.decoder.is_some()
+        self.connection.decoder.is_some()
     }
 
     /// True while the guest must wait at its exit.

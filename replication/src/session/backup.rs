@@ -208,9 +208,7 @@ impl Backup {
                     cx.refuse(refusal);
                 }
             }
-            (Phase::AwaitingWelcome, Message::Refuse { refusal }) => {
-                cx.stop(StopReason::BadConfiguration(refusal.swapped()));
-            }
+            (Phase::AwaitingWelcome, Message::Refuse { refusal }) => self.on_refuse(cx, refusal),
             (
                 Phase::AwaitingWelcome,
                 Message::Welcome { term, rtc_epoch_s, release, on_divergence },
@@ -280,6 +278,16 @@ impl Backup {
                 let name = message.name();
                 self.lose_peer(cx, &format!("{name} is out of place in {}", self.state_name()));
             }
+        }
+    }
+
+    /// A primary that has said Hello has taken the connection: no reason passes any more.
+    fn on_refuse(&self, cx: &mut Context<'_>, refusal: Refusal) {
+        if refusal.passes() && !self.greeted {
+            cx.hang_up();
+            cx.act(Action::TurnedAway(refusal));
+        } else {
+            cx.stop(StopReason::BadConfiguration(refusal.swapped()));
         }
     }
 
@@ -421,6 +429,14 @@ impl Backup {
             Phase::ClaimingTerm { .. } => Situation::BackupClaiming,
             Phase::Live => Situation::Live,
         }
+    }
+
+    /// The primary's state or log comes here.
+    pub(super) fn has_primary(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Following | Phase::Joining { .. } | Phase::AwaitingVerdict { .. }
+        )
     }
 
     pub(super) fn is_protected(&self) -> bool {

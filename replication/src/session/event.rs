@@ -6,7 +6,7 @@ use super::decision::Row;
 use crate::digest::OutputDigest;
 use crate::incident::IncidentReport;
 use crate::message::Message;
-use crate::policy::{ReleasePolicy, StopReason};
+use crate::policy::{Refusal, ReleasePolicy, StopReason};
 use crate::record::{Ordinal, Term};
 use crate::state::StatePart;
 use crate::wire::WireError;
@@ -238,6 +238,9 @@ pub enum Action {
     },
     /// Close the connection, after what was to be sent before.
     HangUp,
+    /// The primary takes no backup now, for a reason that may pass: connect again later (backup,
+    /// before the guest starts).
+    TurnedAway(Refusal),
     /// A decision was taken; for logs.
     Decided {
         /// The row of the table.

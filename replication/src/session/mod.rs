@@ -30,6 +30,7 @@ mod flush_gate;
 mod lease;
 mod log_window;
 mod primary;
+mod visitor;
 
 pub use event::{Action, DisconnectReason, SessionEvent};
 

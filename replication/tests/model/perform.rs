@@ -94,6 +94,7 @@ impl World {
                 own.pending.clear();
             }
             Action::CompleteFlushes { through } => self.tell_flushes(host, through),
+            Action::TurnedAway(reason) => panic!("turned away by nobody: {reason}"),
             Action::HangUp => self.hang_up(host, Parcel::Closed),
             Action::Stop(_) => self.leave(host, Parcel::Closed),
             Action::Incident(report) => panic!("a divergence out of nothing: {report}"),

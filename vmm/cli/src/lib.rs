@@ -3,6 +3,7 @@
 // These macros panic when standard output or standard error is closed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod again;
 mod args;
 mod channel_arg;
 mod choices;

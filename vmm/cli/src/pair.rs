@@ -7,6 +7,7 @@ use ftvmm_host::clock::host_unix_seconds;
 use ftvmm_host::disk::{CompletionPolicy, Disk};
 use ftvmm_host::{Console, Subscriber, Tap, TapReader};
 use ftvmm_machine::situation::StopCause;
+use ftvmm_replication::peer::Begin;
 use ftvmm_replication::policy::{
     DivergencePolicy, LinkPolicy, ReleasePolicy, Role as SessionRole, SessionConfig, StopReason,
 };
@@ -20,6 +21,7 @@ use ftvmm_runtime::sources::{Inputs, Source};
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::{Restore, Transfer, TransferPort};
 
+use super::again::Again;
 use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, RoleArg, RunArgs};
 use super::disk::admit;
 use super::guest_source::GuestSource;
@@ -165,9 +167,8 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     if args.start_alone {
         peer.step(SessionEvent::StartAlone);
     }
-    let begin = match peer.wait_for_begin(session_role(args)) {
-        Ok(Some(begin)) => begin,
-        Ok(None) => return Err(not_welcomed(args)),
+    let begin = match wait_for_begin(args, &peer)? {
+        Ok(begin) => begin,
         Err(reason) => {
             // Nothing ran here in a term that this host may hold.
             peer.tell_witness_of_the_end();
@@ -179,6 +180,25 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let parts = PairRun { half, host, queue, timer };
     let run = parts.switch_on(args, source, guest, &config)?;
     run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
+}
+
+/// Waits until the guest may start; a backup that is not taken yet asks again.
+fn wait_for_begin(
+    args: &RunArgs,
+    peer: &Arc<Peer>,
+) -> Result<Result<Begin, StopReason>, CommandError> {
+    let address = args.connect.or(args.peer);
+    let mut again = Again::default();
+    loop {
+        match peer.wait_for_begin(session_role(args)) {
+            Ok(Some(begin)) => return Ok(Ok(begin)),
+            Err(reason) => return Ok(Err(reason)),
+            Ok(None) => match (peer.turned_away(), address) {
+                (Some(reason), Some(address)) => again.ask(peer, address, &reason)?,
+                _ => return Err(not_welcomed(args)),
+            },
+        }
+    }
 }
 
 /// Refuses a backup's disk that is another guest's.

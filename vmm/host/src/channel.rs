@@ -28,7 +28,7 @@ pub use self::handshake::HandshakeError;
 pub use self::security::{Security, SecurityError};
 
 /// How long a backup tries to reach its primary, in seconds.
-const CONNECT_SECONDS_MAX: u64 = 60;
+pub const CONNECT_SECONDS_MAX: u64 = 60;
 const CONNECT_RETRY: Duration = Duration::from_millis(100);
 /// Read at a time.
 const RECEIVE_BYTES: usize = 256 * 1024;
@@ -194,6 +194,14 @@ impl Channel {
     /// When the connection is gone.
     pub fn local_address(&self) -> std::io::Result<SocketAddr> {
         self.stream.local_addr()
+    }
+
+    /// The other end of the connection.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn peer_address(&self) -> std::io::Result<SocketAddr> {
+        self.stream.peer_addr()
     }
 
     /// The two halves.

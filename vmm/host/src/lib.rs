@@ -15,6 +15,7 @@ mod events;
 mod link;
 pub mod memory;
 mod progress_timeout;
+mod seldom;
 mod signals;
 mod spool;
 mod stderr;
@@ -30,6 +31,7 @@ pub use console::{Console, RawTerminal, Typed, read_console, restore_terminal};
 pub use events::{
     EventLoop, HostEventsError, Subscriber, Ticker, repeating, resting_timer, set_timer, watch,
 };
+pub use seldom::Seldom;
 pub use signals::BlockedSignals;
 pub use stderr::{StandardError, finish_stderr, say, spool_stderr, stderr_dropped_bytes};
 pub use stop_limit::{STOP_LONGEST, StopLimit};

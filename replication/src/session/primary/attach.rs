@@ -69,6 +69,17 @@ impl Primary {
         )
     }
 
+    /// A backup follows, or is about to: there is no place for another.
+    pub(in crate::session) fn has_backup(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Protected
+                | Phase::Attaching { .. }
+                | Phase::AwaitingEvidence { .. }
+                | Phase::Yielding(_)
+        )
+    }
+
     pub(in crate::session) fn is_attaching(&self) -> bool {
         matches!(self.phase, Phase::Attaching { .. })
     }

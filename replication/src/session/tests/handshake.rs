@@ -188,3 +188,49 @@ fn configurations_that_cannot_work_are_refused() {
     narrow.limits.gated_frames_max = 1;
     assert!(matches!(Session::new(narrow), Err(SessionConfigError::Limits { .. })));
 }
+
+#[test]
+fn a_backup_that_is_not_wanted_yet_hangs_up_and_may_come_again() {
+    let has = Refusal::HasBackup { backup: Some(([10, 0, 0, 2], 7).into()), for_s: 90 };
+    assert_eq!(has.to_string(), "the guest there has a backup already, at 10.0.0.2:7, for 90 s");
+    let is = Refusal::IsBackup { primary: None, for_s: 1 };
+    for refusal in [has, is, Refusal::AlreadyRunning { term: Term(1) }] {
+        let mut pair = Pair::new(config(Role::Primary), config(Role::Backup));
+        pair.backup.step(SessionEvent::Connected);
+        pair.backup.receive(vec![Message::Refuse { refusal: refusal.clone() }]);
+        assert_eq!(pair.backup.take_done(), [Action::HangUp, Action::TurnedAway(refusal)]);
+        pair.backup.take_outbox();
+        pair.connect();
+        pair.pump();
+        assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(1))]);
+    }
+    // Whoever has said Hello has accepted the connection: that is no time to say it.
+    let mut pair = Pair::new(config(Role::Primary), config(Role::Backup));
+    pair.connect();
+    pair.pump();
+    let late = Refusal::AlreadyRunning { term: Term(1) };
+    pair.backup.receive(vec![Message::Refuse { refusal: late.clone() }]);
+    assert_eq!(refused(&pair.backup), &late);
+}
+
+#[test]
+fn only_who_has_a_peer_for_good_sends_another_away() {
+    let mut pair = Pair::new(config(Role::Primary), config(Role::Backup));
+    let answers = |pair: &Pair| {
+        [&pair.primary, &pair.backup].map(|host| host.session.refuses_another(None, 5))
+    };
+    assert_eq!(answers(&pair), [None, None]);
+    pair.connect();
+    pair.pump();
+    assert_eq!(answers(&pair), [None, None], "one that has only begun keeps nobody out");
+    pair.primary.answer(1, true);
+    pair.pump();
+    let wanted = [
+        Some(Refusal::HasBackup { backup: None, for_s: 5 }),
+        Some(Refusal::IsBackup { primary: None, for_s: 5 }),
+    ];
+    assert_eq!(answers(&pair), wanted);
+    pair.primary.disconnect();
+    pair.backup.disconnect();
+    assert_eq!(answers(&pair), [None, None], "its place may be free in a moment");
+}

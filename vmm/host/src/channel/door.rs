@@ -160,10 +160,7 @@ impl Keeper {
                 Ok(Progress::Done) => {
                     let Pending { stream, peer, handshake, .. } = pending;
                     match Channel::new(stream, handshake) {
-                        Ok(channel) => {
-                            tracing::info!(%peer, "a backup connected");
-                            (self.on_peer)(channel);
-                        }
+                        Ok(channel) => (self.on_peer)(channel),
                         Err(error) => self.strangers.say(now_ns, peer, &error.to_string()),
                     }
                 }

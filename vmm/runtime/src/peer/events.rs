@@ -13,6 +13,7 @@ use ftvmm_host::sync::{MutexGuard, lock};
 use ftvmm_host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
 
+use super::turned_away::TurnedAway;
 use super::{Address, Peer};
 use crate::input::{PulseWatch, VcpuHealth};
 
@@ -30,6 +31,7 @@ pub struct ChannelEvents {
     door: Option<Door>,
     /// Of the connection that is served. Its descriptor stays ours until epoll has let go of it.
     reader: Option<ChannelReader>,
+    turned_away: TurnedAway,
 }
 
 impl ChannelEvents {
@@ -45,7 +47,8 @@ impl ChannelEvents {
     ) -> std::io::Result<Self> {
         peer.address().listens_at = listener.as_ref().and_then(|l| l.local_addr().ok());
         let door = listener.map(|listener| open_door(&peer, listener)).transpose()?;
-        let mut events = Self { peer, door, reader: None };
+        let turned_away = TurnedAway::default();
+        let mut events = Self { peer, door, reader: None, turned_away };
         if let Some(channel) = connection {
             events.serve(channel)?;
         }
@@ -69,13 +72,28 @@ impl ChannelEvents {
             let _ = ops.remove(Events::empty(reader.stream()));
         }
         if self.reader.is_some() || !self.peer.accepts_backup() {
-            return;
+            return self.turned_away.turn_away(&self.peer);
         }
         let Some(channel) = lock(&self.peer.port.pending).take() else { return };
+        let peer = channel.peer_address().ok();
+        match self.serve(channel) {
+            Ok(()) => {
+                tracing::info!(?peer, "a backup connected");
+                self.watch_channel(ops);
+            }
+            Err(error) => tracing::error!(%error, "a connection cannot be served"),
+        }
+    }
+
+    /// Serves the connection that this backup has made again.
+    fn serve_dialed(&mut self, ops: &mut EventOps<'_>) {
+        let Some(channel) = lock(&self.peer.port.dialed).take() else { return };
         match self.serve(channel) {
             Ok(()) => self.watch_channel(ops),
             Err(error) => tracing::error!(%error, "a connection cannot be served"),
         }
+        self.peer.port.is_dialing.store(false, Ordering::Release);
+        self.peer.wake();
     }
 
     /// Reads some of what arrived and writes what waits. The rest is read after timers and signals:
@@ -138,6 +156,7 @@ impl MutEventSubscriber for ChannelEvents {
             self.listen();
         }
         self.serve_joining(ops);
+        self.serve_dialed(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {

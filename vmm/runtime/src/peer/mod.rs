@@ -23,6 +23,7 @@ mod outputs;
 #[cfg(test)]
 mod pair_tests;
 mod transfer;
+mod turned_away;
 mod witness_desk;
 mod witness_proof;
 
@@ -164,6 +165,10 @@ struct Port {
     security: Security,
     /// A joining backup that cannot be served yet.
     pending: Mutex<Option<Channel>>,
+    /// A connection that this host has made after its first was not taken, and whether it is still
+    /// to be served.
+    dialed: Mutex<Option<Channel>>,
+    is_dialing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -245,6 +250,8 @@ impl Peer {
                 accepts_backup: AtomicBool::new(false),
                 security: config.security,
                 pending: Mutex::default(),
+                dialed: Mutex::default(),
+                is_dialing: AtomicBool::new(false),
             },
             sending: Sending {
                 transfer: OnceLock::new(),

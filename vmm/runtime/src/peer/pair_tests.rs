@@ -420,3 +420,49 @@ fn a_backup_that_is_not_welcomed_is_told_why_or_that_nobody_is_there() {
         assert!(difference.to_string().contains("memory"), "{difference}");
     }
 }
+
+/// Until the primary has sent this backup away.
+fn sent_away(backup: &Host) -> Refusal {
+    assert_eq!(backup.peer.wait_for_begin(Role::Backup), Ok(None));
+    assert_eq!(backup.peer.stopped(), None, "it is wanted later");
+    backup.peer.turned_away().unwrap()
+}
+
+#[test]
+fn a_second_backup_is_told_of_the_first_and_takes_its_place_when_it_is_lost() {
+    let (primary, backup) = pair();
+    let address = primary.operator().status().listen.unwrap();
+    let first = primary.operator().status().peer.unwrap();
+    let second = Host::backup_of(address);
+    // More often than there are connections that stay open.
+    for _ in 0..6 {
+        let told = sent_away(&second);
+        assert!(
+            matches!(told, Refusal::HasBackup { backup: Some(at), .. } if at == first),
+            "{told}"
+        );
+        assert!(primary.peer.lock().session().is_protected());
+        second.peer.dialed(Channel::connect(address, &Security::default()).unwrap());
+    }
+    sent_away(&second);
+    primary.operator().detach().unwrap();
+    backup.peer.wait_for_stop();
+    primary.until(|core| core.session().accepts_backup());
+    second.peer.dialed(Channel::connect(address, &Security::default()).unwrap());
+    second.peer.wait_for_begin(Role::Backup).unwrap().unwrap();
+    assert_eq!(second.peer.turned_away(), None);
+    primary.until(|core| core.session().is_attaching());
+}
+
+#[test]
+fn who_comes_to_a_backup_is_told_that_it_is_one() {
+    let (primary, address) = Host::primary(|_| {});
+    let listener = Channel::listen("127.0.0.1:0".parse().unwrap(), &Security::default()).unwrap();
+    let at_backup = listener.local_addr().unwrap();
+    let channel = Channel::connect(address, &Security::default()).unwrap();
+    let backup = Host::start(Role::Backup, |_| {}, Some(listener), Some(channel));
+    backup.peer.wait_for_begin(Role::Backup).unwrap().unwrap();
+    primary.until(|core| core.session().is_protected());
+    let told = sent_away(&Host::backup_of(at_backup));
+    assert!(matches!(told, Refusal::IsBackup { primary: Some(at), .. } if at == address), "{told}");
+}

@@ -99,9 +99,12 @@ fn made(
     tap: Option<Tap>,
 ) -> Arc<Peer> {
     let fingerprint = crate::testing::header().fingerprint;
+    let mut session = SessionConfig::new(role, crate::build::own(), fingerprint, Term(0), 0);
+    // No lease ends while a test's thread waits for its turn.
+    session.failure_ns = 3_600_000_000_000;
     Peer::new(PeerConfig {
         security: ftvmm_host::channel::Security::default(),
-        session: SessionConfig::new(role, crate::build::own(), fingerprint, Term(0), 0),
+        session,
         witness: access(store, "test"),
         tap,
         net_mac,
