@@ -42,6 +42,16 @@ pub enum KeyFileError {
         /// The file.
         path: PathBuf,
     },
+    /// There is a file of that name.
+    #[error(
+        "'{path}' is there already and stays as it is; if it is the key of this pair, copy it to \
+         the other host; for another key name a new file",
+        path = path.display()
+    )]
+    There {
+        /// The file.
+        path: PathBuf,
+    },
     /// The host has no random numbers.
     #[error("the host gives no random numbers for a key: {0}")]
     Random(getrandom::Error),
@@ -59,7 +69,10 @@ pub fn make(path: &Path) -> Result<(), KeyFileError> {
         let _ = write!(line, "{byte:02x}");
     }
     line.push('\n');
-    let mut file = user_file::create(WHAT, path, false)?;
+    let mut file = user_file::create(WHAT, path, false).map_err(|error| match error {
+        FileError::Exists { path, .. } => KeyFileError::There { path },
+        error => error.into(),
+    })?;
     let refused = |cause| FileError::Host { what: WHAT, path: path.into(), cause };
     file.write_all(line.as_bytes()).map_err(refused)?;
     Ok(())
@@ -105,7 +118,9 @@ mod tests {
         make(&path).unwrap();
         let key = read(&path).unwrap();
         assert_ne!(key, [0; KEY_BYTES]);
-        assert!(make(&path).unwrap_err().to_string().contains("is there already"));
+        let again = make(&path).unwrap_err().to_string();
+        assert!(again.contains("copy it to the other host"), "{again}");
+        assert!(!again.contains("overwrite"), "there is no such option: {again}");
         assert_eq!(read(&path).unwrap(), key);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("chmod 600"));
