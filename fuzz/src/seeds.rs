@@ -25,8 +25,9 @@ pub fn all() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("template", "sse4", include_bytes!("../../vmm/machine/templates/sse4.toml").to_vec()),
         ("template", "small", b"name = \"x\"\n[[cpuid]]\nleaf = 0\neax.set = 1\n".to_vec()),
         ("virtqueue", "chain", virtqueue()),
-        ("witness", "live", witness("live")),
-        ("witness", "waiting", witness("waiting")),
+        ("witness", "live", witness("live", " ran=12")),
+        ("witness", "waiting", witness("waiting", " ran=9")),
+        ("witness", "old", witness("live", "")),
     ]
 }
 
@@ -144,10 +145,11 @@ fn virtqueue() -> Vec<u8> {
     bytes
 }
 
-fn witness(doing: &str) -> Vec<u8> {
+/// `ran` is the field with a space before it, or nothing, as before there was one.
+fn witness(doing: &str, ran: &str) -> Vec<u8> {
     format!(
         "ftvmm-witness-2 term=12 guest=07070707-0707-4707-8707-070707070707 \
-         holder=host-a/4711 doing={doing} seen=1970-01-01T00:00:00Z\n"
+         holder=host-a/4711 doing={doing}{ran} seen=1970-01-01T00:00:00Z\n"
     )
     .into_bytes()
 }

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::disk_label::{DiskLabel, DiskState};
 use crate::record::Term;
-use crate::witness::{Doing, Entry, GuestId};
+use crate::witness::{Entry, GuestId};
 
 /// What a host is about to do with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,17 +24,23 @@ pub struct LastRun {
     /// The guest, if it has an identity.
     pub guest: Option<GuestId>,
     /// The last term in which a host may have run it; 0 when none has.
-    pub term: Term,
+    pub ran: Term,
+    /// The last term given away; 0 for none. In those after `ran` no guest has run.
+    pub known: Term,
 }
 
 impl LastRun {
-    /// What an entry of the witness says. A host that only waits in its term has not run the guest
-    /// in it.
+    /// What an entry of the witness says.
     #[must_use]
     pub fn of(entry: Option<&Entry>) -> Self {
         let Some(entry) = entry else { return Self::default() };
-        let waits = u64::from(entry.doing == Doing::Waiting);
-        Self { guest: Some(entry.guest), term: Term(entry.term.0 - waits) }
+        Self { guest: Some(entry.guest), ran: entry.last_ran(), known: entry.term }
+    }
+
+    /// The same for a host that starts `guest`, of which the witness may know nothing yet.
+    #[must_use]
+    pub fn or_new(self, guest: GuestId) -> Self {
+        Self { guest: self.guest.or(Some(guest)), ..self }
     }
 }
 
@@ -158,7 +164,7 @@ pub fn may_use(
     let reasons = [
         guest_refusal(label, known),
         incomplete_refusal(label, purpose),
-        term_refusal(label, purpose, known.term),
+        term_refusal(label, purpose, known),
     ];
     let stands = |reason: &DiskRefusal| !forced.contains(&reason.force());
     reasons.into_iter().flatten().find(stands).map_or(Ok(()), Err)
@@ -174,7 +180,8 @@ fn incomplete_refusal(label: &DiskLabel, purpose: DiskPurpose) -> Option<DiskRef
     is_refused.then(|| DiskRefusal::Incomplete { since: label.since.clone() })
 }
 
-fn term_refusal(label: &DiskLabel, purpose: DiskPurpose, last: Term) -> Option<DiskRefusal> {
+fn term_refusal(label: &DiskLabel, purpose: DiskPurpose, last: LastRun) -> Option<DiskRefusal> {
+    let LastRun { ran, known, .. } = last;
     let (state, term, since) = (label.mark.state, label.mark.term, label.since.clone());
     let is_of_no_pair = term == Term(0);
     let is_clean = state == DiskState::Clean;
@@ -183,9 +190,11 @@ fn term_refusal(label: &DiskLabel, purpose: DiskPurpose, last: Term) -> Option<D
         // Whoever begins anew with what a guest left in order knows where it is from.
         _ if state == DiskState::Incomplete || is_of_no_pair => None,
         DiskPurpose::Solo => (!is_clean).then_some(DiskRefusal::Unknown { state, term, since }),
-        DiskPurpose::Run if term < last => Some(DiskRefusal::Outdated { state, term, since, last }),
-        DiskPurpose::Run if term > last && !(is_clean && last == Term(0)) => {
-            Some(DiskRefusal::WitnessBehind { state, term, since, last })
+        DiskPurpose::Run if term < ran => {
+            Some(DiskRefusal::Outdated { state, term, since, last: ran })
+        }
+        DiskPurpose::Run if term > known && !(is_clean && known == Term(0)) => {
+            Some(DiskRefusal::WitnessBehind { state, term, since, last: known })
         }
         DiskPurpose::Run => None,
     }
@@ -195,7 +204,7 @@ fn term_refusal(label: &DiskLabel, purpose: DiskPurpose, last: Term) -> Option<D
 mod tests {
     use super::*;
     use crate::disk_label::DiskMark;
-    use crate::witness::{Holder, moment};
+    use crate::witness::{Doing, Holder, moment};
 
     fn label(state: DiskState, term: u64, guest: Option<u8>) -> DiskLabel {
         let guest = guest.map(|number| GuestId::from_random([number; 16]));
@@ -204,7 +213,7 @@ mod tests {
 
     fn known(term: u64, guest: Option<u8>) -> LastRun {
         let guest = guest.map(|number| GuestId::from_random([number; 16]));
-        LastRun { guest, term: Term(term) }
+        LastRun { guest, ran: Term(term), known: Term(term) }
     }
 
     /// `use`, or what has to be forced.
@@ -274,6 +283,14 @@ mod tests {
             let other = label(DiskState::Clean, 3, Some(2));
             assert_eq!(answer(&other, purpose, known(3, Some(1))), "guest", "{purpose:?}");
         }
+        // A witness that knows nothing yet is that of a new guest.
+        let new = LastRun::default().or_new(GuestId::from_random([1; 16]));
+        for purpose in [DiskPurpose::Run, DiskPurpose::Follow] {
+            let label = |of| label(DiskState::Clean, 3, of);
+            assert_eq!(answer(&label(Some(2)), purpose, new), "guest", "{purpose:?}");
+            assert_eq!(answer(&label(None), purpose, new), "use", "{purpose:?}");
+        }
+        assert_eq!(known(3, Some(1)).or_new(GuestId::from_random([2; 16])), known(3, Some(1)));
         // Each reason is to be overruled by its own name.
         let both = label(DiskState::Incomplete, 3, Some(2));
         let asked = |forced: &[Force]| {
@@ -295,17 +312,27 @@ mod tests {
     }
 
     #[test]
-    fn a_term_in_which_a_host_only_waited_is_not_one_the_guest_ran_in() {
-        let entry = |doing| Entry {
-            term: Term(4),
+    fn terms_in_which_no_guest_ran_outdate_no_disk() {
+        let waits = |term, ran: Option<u64>| Entry {
+            term: Term(term),
             guest: GuestId::from_random([1; 16]),
             holder: Holder::from_text("a").unwrap(),
-            doing,
+            doing: Doing::Waiting,
+            ran: ran.map(Term),
             seen: moment(0),
         };
-        let last = |doing| LastRun::of(Some(&entry(doing))).term;
-        assert_eq!(last(Doing::Waiting), Term(3));
-        assert_eq!((last(Doing::Live), last(Doing::Ended)), (Term(4), Term(4)));
+        let last = LastRun::of(Some(&waits(7, Some(3))));
+        assert_eq!((last.ran, last.known), (Term(3), Term(7)));
+        for state in [DiskState::Clean, DiskState::Active, DiskState::Following] {
+            for (term, wanted) in [(2, "outdated"), (3, "use"), (5, "use"), (7, "use")] {
+                let found = answer(&label(state, term, Some(1)), DiskPurpose::Run, last);
+                assert_eq!(found, wanted, "{state} in {term}");
+            }
+            let late = answer(&label(state, 8, Some(1)), DiskPurpose::Run, last);
+            assert_eq!(late, "outdated", "the witness is behind");
+        }
+        // One that does not say may mean the term before.
+        assert_eq!(LastRun::of(Some(&waits(7, None))).ran, Term(6));
         assert_eq!(LastRun::of(None), LastRun::default());
     }
 }

@@ -96,7 +96,7 @@ fn every_state_is_in_the_diagram() {
             assert!(document.contains(name), "{name} is not in the document");
         }
     }
-    assert_eq!(states, 17);
+    assert_eq!(states, 18);
 }
 
 fn header() -> LogHeader {

@@ -23,8 +23,10 @@ pub enum Effect {
     /// Tell the network where the guest is now.
     Announce,
     /// Ask the witness for this term until it answers, and report
-    /// [`crate::SessionEvent::TermClaimed`].
+    /// [`crate::SessionEvent::TermClaimed`]. The guest runs in it.
     ClaimTerm(Term),
+    /// The same; no guest runs in it yet.
+    HoldTerm(Term),
     /// Send the guest's state to the backup: parts by [`super::PeerCore::send_part`] while the
     /// guest runs, then [`crate::SessionEvent::StateEnd`].
     SendState {

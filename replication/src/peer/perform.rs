@@ -38,6 +38,7 @@ impl PeerCore {
                 self.counters.lost_peer(self.now_ns);
                 self.effects.push(Effect::ClaimTerm(term));
             }
+            Action::HoldTerm(term) => self.effects.push(Effect::HoldTerm(term)),
             Action::Begin { term, rtc_epoch_s, release } => {
                 self.begin_guest(term, Begin { rtc_epoch_s, release });
             }

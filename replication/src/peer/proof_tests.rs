@@ -91,7 +91,7 @@ impl Two {
             Effect::HangUp => {
                 self.sides[other].core.disconnect(now_ns, DisconnectReason::Closed);
             }
-            Effect::ClaimTerm(term) => {
+            Effect::HoldTerm(term) | Effect::ClaimTerm(term) => {
                 self.sides[host].claims += 1;
                 let event = SessionEvent::TermClaimed { term, granted: true };
                 self.sides[host].core.step(now_ns, event);

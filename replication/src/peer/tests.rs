@@ -68,6 +68,8 @@ fn make_protected(mut core: PeerCore) -> PeerCore {
     core.receive(MS, &bytes(&[hello(Role::Backup)]));
     core.step(MS, SessionEvent::TermClaimed { term: Term(1), granted: true });
     core.receive(MS, &bytes(&[Message::Ready { term: Term(1) }]));
+    assert_eq!(core.begin(), None, "the witness does not know yet");
+    core.step(MS, SessionEvent::TermClaimed { term: Term(1), granted: true });
     assert!(core.session().is_protected() && core.begin().is_some());
     let _ = core.take_effects();
     core

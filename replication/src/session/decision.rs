@@ -13,6 +13,8 @@ pub enum Situation {
     PrimaryClaimingFirst,
     /// Primary, sent a welcome, waits for the backup to be ready.
     PrimaryOffering,
+    /// Primary, the backup is ready, asked the witness to note that the guest runs.
+    PrimaryBeginning,
     /// Primary, guest runs, outputs are gated.
     Protected,
     /// Primary, found a divergence, waits for the backup's evidence.
@@ -89,6 +91,8 @@ pub enum Decision {
     KeepWaiting,
     /// Send the welcome.
     OfferTerm,
+    /// Start the guest on both hosts.
+    StartGuest,
     /// Never use the offered term; wait for another backup.
     AbandonTerm,
     /// Ask the witness for the next term. Nothing is released meanwhile.
@@ -251,6 +255,12 @@ pub const DECISIONS: &[Row] = rows! {
     "AT" Following BrokeInLease => ClaimAfterLease:
         "the primary may be alive and still release frames; after the lease it does not, without \
          the witness"
+    "AU" PrimaryBeginning Granted => StartGuest:
+        "the witness knows that the guest runs in this term, and lets nobody start another"
+    "AV" PrimaryBeginning Denied => StopLostWitness:
+        "nothing ran here yet, and another host was granted the next term"
+    "AW" PrimaryBeginning PeerLost => AbandonTerm:
+        "as E; nothing ran here yet"
 };
 
 /// The row for what happened.

@@ -68,7 +68,7 @@ pub enum SessionEvent {
     },
     /// The run loop left this exit.
     Executed(Ordinal),
-    /// The witness answered [`Action::ClaimTerm`].
+    /// The witness answered [`Action::HoldTerm`] or [`Action::ClaimTerm`].
     TermClaimed {
         /// The term asked for.
         term: Term,
@@ -164,9 +164,12 @@ pub enum Action {
     /// Put this frame on the network now. A frame from the gate comes of
     /// [`Session::release`](super::Session::release) only.
     Transmit(Vec<u8>),
-    /// Ask the witness for this term and report [`SessionEvent::TermClaimed`]. When the witness
-    /// gives no answer, ask again.
+    /// Ask the witness for this term and report [`SessionEvent::TermClaimed`]. The guest runs in it
+    /// from then on, and the witness is to know. When the witness gives no answer, ask again.
     ClaimTerm(Term),
+    /// The same for a term to be offered to a backup: the witness is to know that nothing runs in
+    /// it yet. [`Self::ClaimTerm`] of the same term follows before the guest starts.
+    HoldTerm(Term),
     /// Start the guest from power-on.
     Begin {
         /// The term in which it starts.

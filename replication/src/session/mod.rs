@@ -4,8 +4,10 @@
 //! the tests perform them in memory under a seeded schedule of delays, crashes and partitions.
 //!
 //! ```text
-//! primary  AwaitingBackup → ClaimingFirstTerm → AwaitingReady → Protected ────────→ Stopped
-//!               ↑______________________|_______________|    ↑   │ ↘ AwaitingEvidence ↗ │
+//! primary  AwaitingBackup → ClaimingFirstTerm → AwaitingReady → Beginning
+//!               ↑______________________|_______________|__________|  ↓
+//!                                                               Protected ────────→ Stopped
+//!                                                           ↑   │ ↘ AwaitingEvidence ↗ │
 //!                                                   Attaching   ↓        ↓             ↑
 //!                                                           ↑  ClaimingTerm ──→ Alone ─┘
 //!                                                           └────────────────────┘

@@ -33,6 +33,8 @@ enum Phase {
     ClaimingFirstTerm { term: Term, greeted: bool },
     /// For the backup's answer to the welcome.
     AwaitingReady { deadline_ns: u64 },
+    /// For the witness to know that the guest runs; the backup follows already.
+    Beginning,
     /// The guest runs; outputs are gated.
     Protected,
     /// For the backup's evidence of a divergence.
@@ -227,6 +229,8 @@ impl Primary {
                 Message::Refuse { refusal },
             ) => cx.stop(StopReason::BadConfiguration(refusal.swapped())),
             (Phase::AwaitingReady { .. }, Message::Ready { .. }) => self.on_ready(cx),
+            // It says that it is alive, and of what exit: there is none yet.
+            (Phase::Beginning, Message::Ack { .. }) => {}
             (Phase::Attaching { .. }, Message::StateRestored { restored_bytes, .. }) => {
                 cx.act(Action::BackupRestored { restored_bytes });
             }
@@ -319,13 +323,14 @@ impl Primary {
     }
 
     fn on_term_claimed(&mut self, cx: &mut Context<'_>, answered: Term, granted: bool) {
-        let (Phase::ClaimingFirstTerm { term, .. }
-        | Phase::ClaimingTerm { term }
-        | Phase::StartingAlone { term }) = &self.phase
-        else {
-            return;
+        let asked = match &self.phase {
+            Phase::ClaimingFirstTerm { term, .. }
+            | Phase::ClaimingTerm { term }
+            | Phase::StartingAlone { term } => *term,
+            Phase::Beginning => self.term,
+            _ => return,
         };
-        if *term != answered {
+        if asked != answered {
             return;
         }
         let trouble = if granted { Trouble::Granted } else { Trouble::Denied };
@@ -343,6 +348,7 @@ impl Primary {
                     self.offer(cx, term);
                 }
             }
+            (Decision::StartGuest, _) => self.start_guest(cx),
             (Decision::AbandonTerm, _) => self.phase = Phase::AwaitingBackup { held: None },
             (Decision::ClaimNextTerm, _) => {
                 let term = self.term.next();
@@ -396,6 +402,7 @@ impl Primary {
             Phase::AwaitingBackup { .. } => Situation::PrimaryGreeting,
             Phase::ClaimingFirstTerm { .. } => Situation::PrimaryClaimingFirst,
             Phase::AwaitingReady { .. } => Situation::PrimaryOffering,
+            Phase::Beginning => Situation::PrimaryBeginning,
             Phase::Protected => Situation::Protected,
             Phase::AwaitingEvidence { .. } => Situation::AwaitingEvidence,
             Phase::ClaimingTerm { .. } => Situation::PrimaryClaiming,
@@ -413,6 +420,7 @@ impl Primary {
             Phase::AwaitingBackup { .. } => "AwaitingBackup",
             Phase::ClaimingFirstTerm { .. } => "ClaimingFirstTerm",
             Phase::AwaitingReady { .. } => "AwaitingReady",
+            Phase::Beginning => "Beginning",
             Phase::Protected => "Protected",
             Phase::AwaitingEvidence { .. } => "AwaitingEvidence",
             Phase::ClaimingTerm { .. } => "ClaimingTerm",
@@ -427,7 +435,8 @@ impl Primary {
     pub(super) fn waits(&self, config: &SessionConfig) -> Waits {
         let heartbeats = matches!(
             self.phase,
-            Phase::Protected
+            Phase::Beginning
+                | Phase::Protected
                 | Phase::AwaitingEvidence { .. }
                 | Phase::ClaimingTerm { .. }
                 | Phase::Attaching { .. }
@@ -464,6 +473,7 @@ impl Primary {
         if matches!(
             self.phase,
             Phase::AwaitingReady { .. }
+                | Phase::Beginning
                 | Phase::Protected
                 | Phase::AwaitingEvidence { .. }
                 | Phase::Attaching { .. }

@@ -1,6 +1,6 @@
 //! The one decider: whether a claim for a term is granted, whatever store the witness is.
 
-use super::{Doing, Entry, Replaced, WitnessError, WitnessStore};
+use super::{Entry, Replaced, WitnessError, WitnessStore};
 use crate::record::Term;
 
 /// Why a host claims a term.
@@ -57,7 +57,10 @@ fn judge(current: Option<&Entry>, wanted: &Entry, purpose: Purpose) -> Verdict {
     if entry.term == wanted.term {
         return match same_holder && same_guest {
             // An entry never goes back: a late wish to wait does not undo that the guest runs.
-            true if entry.doing as u8 >= wanted.doing as u8 => Verdict::Held,
+            true if entry.doing as u8 > wanted.doing as u8 => Verdict::Held,
+            true if entry.doing == wanted.doing && entry.last_ran() >= wanted.last_ran() => {
+                Verdict::Held
+            }
             true => Verdict::Store,
             false => Verdict::Deny(entry.clone()),
         };
@@ -67,16 +70,17 @@ fn judge(current: Option<&Entry>, wanted: &Entry, purpose: Purpose) -> Verdict {
     }
     let may = match purpose {
         Purpose::GoOn => same_guest,
-        // The holder of a term in which it waits starts nothing before it has written that it is
-        // live, and that fails once this claim is stored.
-        Purpose::Start => entry.doing != Doing::Live || (same_holder && same_guest),
+        // The holder of a term in which nothing runs starts nothing before it has written that it
+        // does, and that fails once this claim is stored.
+        Purpose::Start => !entry.may_run() || (same_holder && same_guest),
         Purpose::Replace => true,
     };
     if may { Verdict::Store } else { Verdict::Deny(entry.clone()) }
 }
 
-/// Claims `wanted.term`, or changes what its holder does in it. Safe to ask again when no answer
-/// came: what was stored is found and granted.
+/// Claims `wanted.term`, or changes what its holder does in it. The last term in which a guest ran
+/// is kept, unless `wanted` has a later one. Safe to ask again when no answer came: what was stored
+/// is found and granted.
 ///
 /// # Errors
 /// [`WitnessError`] when there is no answer; nothing may start or be released on one.
@@ -97,11 +101,15 @@ pub fn claim(
                     held: current.map_or(Term(0), |entry| entry.term),
                 });
             }
-            Verdict::Store => match store.replace(current.as_ref(), wanted)? {
-                Replaced::Stored => return Ok(Claim::Granted),
-                // Someone was faster. Terms only go up, so this ends.
-                Replaced::Conflict(now) => current = now,
-            },
+            Verdict::Store => {
+                let ran = current.as_ref().map_or(Term(0), Entry::last_ran);
+                let new = Entry { ran: Some(ran.max(wanted.last_ran())), ..wanted.clone() };
+                match store.replace(current.as_ref(), &new)? {
+                    Replaced::Stored => return Ok(Claim::Granted),
+                    // Someone was faster. Terms only go up, so this ends.
+                    Replaced::Conflict(now) => current = now,
+                }
+            }
         }
     }
 }
@@ -111,8 +119,8 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use super::super::Nonce;
     use super::super::entry::tests::entry;
+    use super::super::{Doing, Nonce};
     use super::*;
 
     /// What goes wrong at the next replacement.
@@ -250,6 +258,30 @@ mod tests {
         let mut store = Memory::with(entry(4, 1, "a", Doing::Waiting));
         store.rival = Some(live(5, 1, "b"));
         assert_eq!(ask(&mut store, &live(4, 1, "a"), Purpose::Start), "denied by b");
+    }
+
+    /// The holder has the term, and the guest has not run in it.
+    fn held(term: u64, guest: u8, holder: &str) -> Entry {
+        Entry { ran: Some(Term(0)), ..live(term, guest, holder) }
+    }
+
+    #[test]
+    fn a_term_in_which_nothing_ran_is_kept_from_nobody_and_its_holder_starts_late_or_never() {
+        let mut store = Memory::with(live(4, 1, "a"));
+        assert_eq!(claim(&mut store, &held(5, 1, "a"), Purpose::Start).unwrap(), Claim::Granted);
+        let now = |store: &Memory| store.held.borrow().clone().unwrap();
+        assert_eq!((now(&store).last_ran(), now(&store).may_run()), (Term(4), false));
+        // It is killed, and started again.
+        let again = held(6, 1, "b");
+        assert_eq!(claim(&mut store, &again, Purpose::Start).unwrap(), Claim::Granted);
+        assert_eq!(now(&store).last_ran(), Term(4), "of two terms before");
+        assert_eq!(ask(&mut store, &live(5, 1, "a"), Purpose::Start), "denied by b", "too late");
+        assert_eq!(ask(&mut store, &live(6, 1, "b"), Purpose::Start), "granted");
+        assert!(now(&store).may_run());
+        assert_eq!(ask(&mut store, &live(7, 1, "c"), Purpose::Start), "denied by b");
+        // A late wish to hold it only does not undo that the guest runs.
+        assert_eq!(claim(&mut store, &again, Purpose::Start).unwrap(), Claim::Granted);
+        assert!(now(&store).may_run());
     }
 
     #[test]

@@ -134,6 +134,10 @@ pub struct Entry {
     pub holder: Holder,
     /// What the holder does.
     pub doing: Doing,
+    /// The last term in which a guest of this witness may have run: it is written before the guest
+    /// runs, and kept by terms in which none does. `None` in an entry that an ftvmm has written
+    /// which did not note it; such an entry keeps its spelling.
+    pub ran: Option<Term>,
     /// When the holder last wrote the entry, by its own wall clock: `2026-11-28T11:02:42Z`. For
     /// people; no decision is made of it.
     pub seen: String,
@@ -143,8 +147,27 @@ impl Entry {
     /// The entry as the witness stores it, with its line feed.
     #[must_use]
     pub fn to_line(&self) -> String {
-        let Self { term, guest, holder, doing, seen } = self;
-        format!("{MAGIC} term={term} guest={guest} holder={holder} doing={doing} seen={seen}\n")
+        let Self { term, guest, holder, doing, ran, seen } = self;
+        let ran = ran.map_or_else(String::new, |ran| format!(" ran={ran}"));
+        format!(
+            "{MAGIC} term={term} guest={guest} holder={holder} doing={doing}{ran} seen={seen}\n"
+        )
+    }
+
+    /// The last term in which a guest may have run; 0 when none has.
+    #[must_use]
+    pub fn last_ran(&self) -> Term {
+        // Who only waits in its term runs nothing in it.
+        let waits = u64::from(self.doing == Doing::Waiting);
+        self.ran.unwrap_or(Term(self.term.0.saturating_sub(waits)))
+    }
+
+    /// Whether the holder may run the guest, as far as the witness knows. One that holds the term
+    /// and has not written that the guest runs in it starts nothing before it has, and cannot write
+    /// that once another has the next term.
+    #[must_use]
+    pub fn may_run(&self) -> bool {
+        self.doing == Doing::Live && self.last_ran() == self.term
     }
 
     /// Reads a stored entry; `None` when it is none.
@@ -157,15 +180,23 @@ impl Entry {
         if words.next()? != MAGIC {
             return None;
         }
+        let has_ran = line.contains(" ran=");
         let mut field = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=');
         let term = super::stored_term(field("term")?).ok()??;
         let guest = GuestId::from_text(field("guest")?)?;
         let holder = Holder::from_text(field("holder")?)?;
         let doing = field("doing")?;
         let doing = Doing::ALL.into_iter().find(|known| known.name() == doing)?;
+        let ran = match has_ran {
+            true => Some(super::stored_term(field("ran")?).ok()??),
+            false => None,
+        };
+        if ran.is_some_and(|ran| ran > term) {
+            return None;
+        }
         let seen = field("seen")?.to_owned();
         let is_time = seen.len() <= SEEN_BYTES_MAX && seen.chars().all(may_stand);
-        let entry = Self { term, guest, holder, doing, seen };
+        let entry = Self { term, guest, holder, doing, ran, seen };
         (is_time && term > Term(0) && entry.to_line() == line).then_some(entry)
     }
 }
@@ -197,7 +228,8 @@ pub(crate) mod tests {
 
     pub fn entry(term: u64, of: u8, holder: &str, doing: Doing) -> Entry {
         let holder = Holder::from_text(holder).unwrap();
-        Entry { term: Term(term), guest: guest(of), holder, doing, seen: moment(0) }
+        let ran = Some(Term(if doing == Doing::Live { term } else { 0 }));
+        Entry { term: Term(term), guest: guest(of), holder, doing, ran, seen: moment(0) }
     }
 
     #[test]
@@ -207,7 +239,7 @@ pub(crate) mod tests {
         assert_eq!(
             line,
             "ftvmm-witness-2 term=12 guest=07070707-0707-4707-8707-070707070707 \
-             holder=host-a/4711 doing=live seen=1970-01-01T00:00:00Z\n"
+             holder=host-a/4711 doing=live ran=12 seen=1970-01-01T00:00:00Z\n"
         );
         assert_eq!(Entry::from_line(&line), Some(stored));
         for (from, to) in [
@@ -227,6 +259,11 @@ pub(crate) mod tests {
             ("host-a/4711", "höst"),
             ("live", "LIVE"),
             ("live", "gone"),
+            ("ran=12", "ran=13"),
+            ("ran=12", "ran=012"),
+            ("ran=12", "ran="),
+            ("ran=12", "ran=12 ran=12"),
+            ("doing=live ran=12", "ran=12 doing=live"),
             ("1970-01-01T00:00:00Z", "yesterday at noon"),
         ] {
             let wrong = line.replacen(from, to, 1);
@@ -239,9 +276,25 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_entry_that_notes_no_last_run_keeps_its_spelling_and_says_the_most_that_may_be() {
+        for (doing, ran, may_run) in
+            [(Doing::Live, 4, true), (Doing::Ended, 4, false), (Doing::Waiting, 3, false)]
+        {
+            let old = Entry { ran: None, ..entry(4, 1, "a", doing) };
+            let line = old.to_line();
+            assert!(!line.contains("ran"), "{line}");
+            assert_eq!(Entry::from_line(&line), Some(old.clone()));
+            assert_eq!((old.last_ran(), old.may_run()), (Term(ran), may_run), "{doing}");
+        }
+        let held = Entry { ran: Some(Term(2)), ..entry(4, 1, "a", Doing::Live) };
+        assert!(!held.may_run() && held.last_ran() == Term(2));
+    }
+
+    #[test]
     fn the_longest_entry_fits_its_bound() {
         let longest = Entry {
             term: Term(crate::record::COUNTER_MAX),
+            ran: Some(Term(crate::record::COUNTER_MAX)),
             holder: Holder::from_text(&"h".repeat(HOLDER_BYTES_MAX)).unwrap(),
             seen: "9".repeat(SEEN_BYTES_MAX),
             ..entry(1, 1, "a", Doing::Waiting)

@@ -33,6 +33,7 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub term: Term,
+    pub ran: Term,
     pub purpose: Purpose,
     pub answer: Option<bool>,
 }

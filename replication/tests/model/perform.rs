@@ -1,13 +1,24 @@
 //! What a session's actions come to.
 
 use ftvmm_replication::witness::claim::Purpose;
-use ftvmm_replication::{Action, Event, Role, SessionEvent, StatePart, decode_group};
+use ftvmm_replication::{Action, Event, Role, SessionEvent, StatePart, Term, decode_group};
 
 use crate::guest::Guest;
 use crate::host::{Asked, Host, Mode};
 use crate::world::{Parcel, World};
 
 impl Host {
+    fn ask(&mut self, term: Term, ran: Term) {
+        let state = self.session.state_name();
+        let starts = matches!(state, "ClaimingFirstTerm" | "StartingAlone" | "Beginning");
+        let purpose = match (self.overrides, starts) {
+            (true, _) => Purpose::Replace,
+            (false, true) => Purpose::Start,
+            (false, false) => Purpose::GoOn,
+        };
+        self.claim = Some(Asked { term, ran, purpose, answer: None });
+    }
+
     fn receive_log(&mut self, bytes: &[u8]) {
         let group = decode_group(bytes).expect("a group");
         self.horizon = group.horizon.0;
@@ -42,16 +53,8 @@ impl World {
         match action {
             Action::Send(message) => self.post(host, Parcel::Message(Box::new(message))),
             Action::Transmit(frame) => self.transmit(host, &frame),
-            Action::ClaimTerm(term) => {
-                let starts =
-                    matches!(own.session.state_name(), "ClaimingFirstTerm" | "StartingAlone");
-                let purpose = match (own.overrides, starts) {
-                    (true, _) => Purpose::Replace,
-                    (false, true) => Purpose::Start,
-                    (false, false) => Purpose::GoOn,
-                };
-                own.claim = Some(Asked { term, purpose, answer: None });
-            }
+            Action::ClaimTerm(term) => own.ask(term, term),
+            Action::HoldTerm(term) => own.ask(term, Term(0)),
             Action::Begin { .. } => {
                 own.guest = Guest::default();
                 let is_primary = own.session.role() == Role::Primary;

@@ -470,6 +470,7 @@ impl World {
             guest: GuestId([7; 16]),
             holder: Holder::from_text(&format!("host-{host}/{}", own.life)).expect("a name"),
             doing: Doing::Live,
+            ran: Some(asked.ran),
             seen: "then".into(),
         };
         match claim(&mut self.witness, &wanted, asked.purpose) {

@@ -13,6 +13,7 @@ const PHASES: [(Role, &[&str]); 2] = [
             "AwaitingBackup",
             "ClaimingFirstTerm",
             "AwaitingReady",
+            "Beginning",
             "Protected",
             "AwaitingEvidence",
             "ClaimingTerm",

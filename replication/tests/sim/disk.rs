@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, Input};
-use ftvmm_replication::{DiskLabel, DiskMark, DiskPurpose, DiskState, LastRun, Term, may_use};
+use ftvmm_replication::{DiskLabel, DiskMark, DiskPurpose, DiskState, Term, may_use};
 use serde::{Deserialize, Serialize};
 
 use crate::coverage::Mark;
@@ -130,7 +130,7 @@ impl World {
     /// Were every host lost now, a disk on which the guest may be started again would have every
     /// write that the guest was told is safe. Each may be attached again.
     pub fn judge_disks(&mut self) {
-        let known = LastRun { guest: None, term: self.witness.store.term() };
+        let known = self.witness.store.last_run();
         for disk in [0, 1].map(|host| self.hosts[host].disk.left()) {
             let label = disk.label();
             may_use(Some(&label), DiskPurpose::Follow, known, &[]).expect("a copy goes over it");

@@ -47,6 +47,7 @@ impl World {
         let own = &mut self.hosts[host];
         let Some(begin) = own.core.begin().filter(|_| !own.thread.begun) else { return };
         (own.thread.begun, own.thread.is_live) = (true, !own.core.follows());
+        self.witness.guest_has_run |= own.thread.is_live;
         // A successor keeps the guest of its predecessor for the checker until it has one.
         if !own.core.follower().is_joining() {
             own.thread.guest = Guest::new(begin.rtc_epoch_s);
@@ -146,11 +147,8 @@ impl World {
             }
             Effect::HangUp => self.close(host),
             Effect::Transmit(frame) => self.transmit(host, &frame),
-            Effect::ClaimTerm(Term(term)) => {
-                let life = own.life;
-                let delay_ns = self.random.between(100 * US, self.options.witness.ns_max);
-                self.after(delay_ns, Due::Judge { host, life, term });
-            }
+            Effect::ClaimTerm(term) => self.plan_claim(host, term, term),
+            Effect::HoldTerm(term) => self.plan_claim(host, term, Term(0)),
             Effect::SendState { number } => self.begin_sending(host, Some(number)),
             Effect::LookAtLogIn { ns } => {
                 let late_ns = self.random.between(0, 300 * US);
@@ -180,6 +178,12 @@ impl World {
             Effect::Announce => self.checker.on_announced((host, own.life)),
             Effect::Tell(_) | Effect::KeepIncident(_) => {}
         }
+    }
+
+    fn plan_claim(&mut self, host: usize, term: Term, ran: Term) {
+        let life = self.hosts[host].life;
+        let delay_ns = self.random.between(100 * US, self.options.witness.ns_max);
+        self.after(delay_ns, Due::Judge { host, life, term, ran });
     }
 
     fn close_inputs(&mut self, host: usize) {

@@ -41,6 +41,7 @@ const AMBUSHES: &[(&str, Strike)] = &[
     ("AwaitingBackup", Strike::Cut),
     ("ClaimingFirstTerm", Strike::Cut),
     ("AwaitingReady", Strike::Cut),
+    ("Beginning", Strike::Cut),
     ("AwaitingWelcome", Strike::Cut),
     ("AwaitingEvidence", Strike::Cut),
     ("AwaitingEvidence", Strike::Stop),

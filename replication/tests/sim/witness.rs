@@ -1,12 +1,12 @@
 //! The witness of the simulator: the product's decider over an entry in memory, and how the hosts
 //! ask it: late, sometimes in vain, and one of them perhaps another one than the other.
 
-use ftvmm_replication::Term;
 use ftvmm_replication::peer::{Common, Look};
 use ftvmm_replication::witness::{
     Claim, Doing, Entry, GuestId, Holder, Nonce, Purpose, Replaced, WitnessError, WitnessStore,
     claim, moment,
 };
+use ftvmm_replication::{LastRun, Term};
 
 use crate::coverage::Mark;
 use crate::world::{BACKUP, Due, FAULTS_END_NS, MS, OnHost, US, World};
@@ -31,17 +31,15 @@ fn guest(number: u8) -> GuestId {
     GuestId::from_random([number; 16])
 }
 
+fn live(term: Term, guest: GuestId, holder: Holder) -> Entry {
+    Entry { term, guest, holder, doing: Doing::Live, ran: Some(term), seen: moment(0) }
+}
+
 impl Store {
     /// An empty one, or one that knows another pair's guest.
     pub fn new(is_taken: bool) -> Self {
-        let entry = |term| Entry {
-            term: Term(term),
-            guest: guest(2),
-            holder: holder(9, 0),
-            doing: Doing::Live,
-            seen: moment(0),
-        };
-        Self { held: is_taken.then(|| entry(1)), nonces: Vec::new() }
+        let entry = || live(Term(1), guest(2), holder(9, 0));
+        Self { held: is_taken.then(entry), nonces: Vec::new() }
     }
 
     /// The last term given away; 0 for none.
@@ -49,28 +47,34 @@ impl Store {
         self.held.as_ref().map_or(Term(0), |entry| entry.term)
     }
 
+    /// What is known of the guest.
+    pub fn last_run(&self) -> LastRun {
+        LastRun { guest: None, ..LastRun::of(self.held.as_ref()) }
+    }
+
     /// A start of the guest with the command line of its first one, by a process that is new.
     pub fn starts_again(&mut self, life: u64) -> bool {
         let term = self.term().next();
-        let doing = Doing::Live;
-        let wanted =
-            Entry { term, guest: guest(1), holder: holder(7, life), doing, seen: moment(0) };
+        let wanted = live(term, guest(1), holder(7, life));
         claim(self, &wanted, Purpose::Start).ok() == Some(Claim::Granted)
     }
 
     /// A start of another guest in this one's place, as its user insists (`--force-new-guest`).
     pub fn starts_another(&mut self) -> bool {
         let term = self.term().next();
-        let doing = Doing::Live;
-        let wanted = Entry { term, guest: guest(3), holder: holder(8, 0), doing, seen: moment(0) };
+        let wanted = live(term, guest(3), holder(8, 0));
         claim(self, &wanted, Purpose::Replace).ok() == Some(Claim::Granted)
     }
 
     /// What the host is told; `None` when the witness cannot say.
-    pub fn claim(&mut self, term: Term, host: usize, life: u64, begun: bool) -> Option<Claim> {
-        let holder = holder(host, life);
-        let doing = Doing::Live;
-        let wanted = Entry { term, guest: guest(1), holder, doing, seen: moment(0) };
+    pub fn claim(
+        &mut self,
+        term: Term,
+        ran: Term,
+        (host, life): (usize, u64),
+        begun: bool,
+    ) -> Option<Claim> {
+        let wanted = Entry { ran: Some(ran), ..live(term, guest(1), holder(host, life)) };
         claim(self, &wanted, if begun { Purpose::GoOn } else { Purpose::Start }).ok()
     }
 }
@@ -82,12 +86,14 @@ pub struct Witness {
     pub copied: Option<Store>,
     /// How many numbers were written into both.
     nonces: u128,
+    /// The guest has made an exit somewhere: a backup that is ready waits for that too.
+    pub guest_has_run: bool,
 }
 
 impl Witness {
     /// As [`Store::new`].
     pub fn new(is_taken: bool) -> Self {
-        Self { store: Store::new(is_taken), copied: None, nonces: 0 }
+        Self { store: Store::new(is_taken), copied: None, nonces: 0, guest_has_run: false }
     }
 }
 
@@ -169,7 +175,7 @@ impl World {
     /// Somebody starts the guest a second time.
     pub fn start_beside(&mut self) {
         let is_live = self.hosts.iter().any(|host| host.thread.begun && !host.is_gone());
-        if is_live && self.now_ns < FAULTS_END_NS {
+        if is_live && self.witness.guest_has_run && self.now_ns < FAULTS_END_NS {
             let life = self.hosts[0].life + self.hosts[1].life;
             assert!(!self.witness.store.starts_again(life), "a second machine was started");
             self.coverage.mark(Mark::SecondStartRefused);

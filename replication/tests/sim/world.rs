@@ -97,7 +97,8 @@ pub enum Due {
     Judge {
         host: usize,
         life: u64,
-        term: u64,
+        term: Term,
+        ran: Term,
     },
     Fault,
     /// The operator wants something.
@@ -298,7 +299,7 @@ impl World {
             Due::OnHost { host, what, .. } => self.meet_on(host, what),
             Due::Arrive { host, connection } => self.arrive(host, connection),
             Due::Connect => self.connect(),
-            Due::Judge { host, life, term } => self.judge_claim(host, life, term),
+            Due::Judge { host, life, term, ran } => self.judge_claim(host, life, term, ran),
             Due::Fault => self.fault(),
             Due::Order => self.order(),
             Due::Replace(host) => self.replace(host),
@@ -379,24 +380,24 @@ impl World {
         }
     }
 
-    fn judge_claim(&mut self, host: usize, life: u64, term: u64) {
+    fn judge_claim(&mut self, host: usize, life: u64, term: Term, ran: Term) {
         let down_ns = self.witness_is_down_ns();
         let may_claim = self.hosts[host].life != life || self.may_claim(host);
         if down_ns > 0 || !may_claim {
-            return self.after(down_ns.max(MS), Due::Judge { host, life, term });
+            return self.after(down_ns.max(MS), Due::Judge { host, life, term, ran });
         }
         let begun = self.hosts[host].core.begin().is_some();
-        let Some(claim) = self.witness(host).claim(Term(term), host, life, begun) else {
+        let Some(claim) = self.witness(host).claim(term, ran, (host, life), begun) else {
             self.trace(&format!("host {host} claims term {term}, which the witness cannot judge"));
             return;
         };
         let granted = claim == Claim::Granted;
         self.trace(&format!("host {host} claims term {term}: {granted}"));
         if granted {
-            self.checker.on_granted(host, life, term);
+            self.checker.on_granted(host, life, term.0);
         }
         let delay_ns = self.random.between(100 * US, self.options.witness.ns_max);
-        let what = OnHost::Answer { term, granted };
+        let what = OnHost::Answer { term: term.0, granted };
         self.after(delay_ns, Due::OnHost { host, life, what });
     }
 

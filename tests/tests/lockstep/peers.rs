@@ -143,6 +143,7 @@ fn win_by_hand(site: &Site, witness: &str, term: u64) -> Result<(), Failed> {
         guest: GuestId::from_random([1; 16]),
         holder: Holder::new("somebody-else", GuestId::from_random([2; 16])),
         doing: Doing::Live,
+        ran: Some(Term(term)),
         seen: moment(0),
     };
     Ok(fs::write(site.lab.share().join(format!("{witness}.{}", 1000 + term)), entry.to_line())?)

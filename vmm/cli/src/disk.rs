@@ -139,7 +139,7 @@ mod tests {
         let file = DiskFile::open(&image).unwrap();
         let disk = Disk::start(file, CompletionPolicy::Immediate).unwrap();
         let guest = |number| Some(GuestId::from_random([number; 16]));
-        let known = |term| LastRun { guest: guest(1), term: Term(term) };
+        let known = |term| LastRun { guest: guest(1), ran: Term(term), known: Term(term) };
         let admitted = |force: &str, purpose, known| {
             let line = format!("--kernel k --disk path={}{force}", image.display());
             admit(&run_args(&line), &disk, purpose, known, guest(1)).map_err(|error| {

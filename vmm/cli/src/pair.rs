@@ -138,7 +138,9 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let guest = Guest::assemble(&config)?;
     source.check(&guest)?;
     if let (RoleArg::Primary, Some(disk)) = (role, &disk) {
-        admit(args, disk, DiskPurpose::Run, last_run, Some(access.guest))?;
+        // A witness that knows no guest yet: this one is new, and another's disk is not its own.
+        let known = last_run.or_new(access.guest);
+        admit(args, disk, DiskPurpose::Run, known, Some(access.guest))?;
     }
 
     let shared = Shared { tap, disk: disk.clone(), queue: queue.clone(), security };

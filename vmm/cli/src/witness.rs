@@ -96,8 +96,15 @@ fn unusable(error: WitnessError) -> CommandError {
 
 /// Refuses to start a guest that another process runs, or may.
 fn may_start(known: Option<&Entry>, place: &str) -> Result<(), CommandError> {
-    let Some(Entry { term, guest, holder, doing, seen }) =
-        known.filter(|entry| entry.doing != Doing::Ended)
+    // Who has offered its term to a backup starts nothing before the witness knows, and cannot once
+    // the next term is taken: also when both were lost in between.
+    let is_free = |entry: &Entry| match entry.doing {
+        Doing::Waiting => false,
+        Doing::Live => !entry.may_run(),
+        Doing::Ended => true,
+    };
+    let Some(Entry { term, guest, holder, doing, seen, .. }) =
+        known.filter(|entry| !is_free(entry))
     else {
         return Ok(());
     };
@@ -128,11 +135,11 @@ enum Look {
 
 /// `unanswered` is how many times in a row the other host did not answer.
 fn look(known: Option<&Entry>, unanswered: u64) -> Look {
-    match known.map(|entry| entry.doing) {
-        None | Some(Doing::Ended) => Look::Claim,
+    match known {
+        None | Some(Entry { doing: Doing::Ended, .. }) => Look::Claim,
         // The guest has not run, and does not once the next term is ours.
-        Some(Doing::Waiting) if unanswered >= WAITS_FOR_WAITING => Look::Claim,
-        Some(Doing::Waiting | Doing::Live) => Look::Join,
+        Some(entry) if !entry.may_run() && unanswered >= WAITS_FOR_WAITING => Look::Claim,
+        Some(_) => Look::Join,
     }
 }
 
@@ -195,7 +202,9 @@ impl Auto<'_> {
         let before = known.map_or(Term(0), |entry| entry.term);
         let (term, holder) = (before.next(), self.holder.clone());
         let seen = moment(host_unix_seconds());
-        let wanted = Entry { term, guest, holder, doing: Doing::Waiting, seen };
+        // No guest runs in it: the last term in which one did is kept.
+        let ran = Some(Term(0));
+        let wanted = Entry { term, guest, holder, doing: Doing::Waiting, ran, seen };
         let answer = claim(self.store.as_mut(), &wanted, Purpose::Start).map_err(unusable)?;
         Ok((answer == Claim::Granted).then_some(before))
     }
@@ -222,17 +231,21 @@ mod tests {
     fn entry(doing: Doing) -> Entry {
         let guest = GuestId::from_random([1; 16]);
         let holder = Holder::new("west", guest);
-        Entry { term: Term(3), guest, holder, doing, seen: moment(0) }
-    }
-
-    fn stored(folder: &tempfile::TempDir, doing: Doing) -> std::path::PathBuf {
-        let path = folder.path().join("w");
-        std::fs::write(folder.path().join("w.3"), entry(doing).to_line()).unwrap();
-        path
+        let ran = Some(Term(if doing == Doing::Waiting { 2 } else { 3 }));
+        Entry { term: Term(3), guest, holder, doing, ran, seen: moment(0) }
     }
 
     fn begins(folder: &tempfile::TempDir, doing: Doing, line: &str) -> Result<Beginning, String> {
-        let witness = stored(folder, doing);
+        begins_after(folder, &entry(doing), line)
+    }
+
+    fn begins_after(
+        folder: &tempfile::TempDir,
+        entry: &Entry,
+        line: &str,
+    ) -> Result<Beginning, String> {
+        let witness = folder.path().join("w");
+        std::fs::write(folder.path().join("w.3"), entry.to_line()).unwrap();
         let line = format!("--kernel k {line} --witness file:{}", witness.display());
         begin(&run_args(&line), &Security::default(), || false)
             .map(Option::unwrap)
@@ -264,6 +277,23 @@ mod tests {
         let forced = format!("{PRIMARY} --force-new-guest");
         let forced = begins(&folder, Doing::Live, &forced).ok().unwrap();
         assert!(forced.access.guest != old && forced.access.purpose == Purpose::Replace);
+    }
+
+    #[test]
+    fn a_pair_that_was_lost_before_its_guest_ran_starts_anew_without_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let offered = Entry { ran: Some(Term(1)), ..entry(Doing::Live) };
+        let alone = format!("{PRIMARY} --start-alone");
+        for line in [PRIMARY, &alone] {
+            let again = begins_after(&folder, &offered, line).ok().unwrap();
+            assert_eq!((again.highest_term, again.access.guest), (Term(3), offered.guest));
+            assert_eq!((again.last_run.ran, again.last_run.known), (Term(1), Term(3)));
+        }
+        let again = begins_after(&folder, &offered, AUTO).ok().unwrap();
+        assert_eq!((again.role, again.highest_term), (RoleArg::Primary, Term(3)));
+        let waits = std::fs::read_to_string(folder.path().join("w.4")).unwrap();
+        let waits = Entry::from_line(&waits).unwrap();
+        assert_eq!((waits.doing, waits.ran), (Doing::Waiting, Some(Term(1))));
     }
 
     #[test]

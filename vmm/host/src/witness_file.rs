@@ -237,7 +237,8 @@ mod tests {
     fn entry(term: u64, holder: &str, doing: Doing) -> Entry {
         let holder = Holder::from_text(holder).unwrap();
         let guest = GuestId::from_random([1; 16]);
-        Entry { term: Term(term), guest, holder, doing, seen: moment(0) }
+        let ran = Some(Term(if doing == Doing::Live { term } else { 0 }));
+        Entry { term: Term(term), guest, holder, doing, ran, seen: moment(0) }
     }
 
     fn live(term: u64, holder: &str) -> Entry {

@@ -73,7 +73,8 @@ impl Primary {
     pub(in crate::session) fn has_backup(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Protected
+            Phase::Beginning
+                | Phase::Protected
                 | Phase::Attaching { .. }
                 | Phase::AwaitingEvidence { .. }
                 | Phase::Yielding(_)

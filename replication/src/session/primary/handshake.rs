@@ -30,7 +30,7 @@ impl Primary {
             _ => {
                 let term = self.term.next();
                 self.phase = Phase::ClaimingFirstTerm { term, greeted: true };
-                cx.act(Action::ClaimTerm(term));
+                cx.act(Action::HoldTerm(term));
             }
         }
     }
@@ -43,7 +43,14 @@ impl Primary {
         cx.send(Message::Welcome { term, rtc_epoch_s, release, on_divergence });
     }
 
+    /// Nothing runs before the witness knows that it does: were this host lost before, the guest
+    /// could be started elsewhere without anybody's word.
     pub(super) fn on_ready(&mut self, cx: &mut Context<'_>) {
+        self.phase = Phase::Beginning;
+        cx.act(Action::ClaimTerm(self.term));
+    }
+
+    pub(super) fn start_guest(&mut self, cx: &mut Context<'_>) {
         self.phase = Phase::Protected;
         let SessionConfig { rtc_epoch_s, release, .. } = *cx.config;
         cx.act(Action::Begin { term: self.term, rtc_epoch_s, release });

@@ -7,7 +7,18 @@ fn claiming_first() -> Pair {
     let mut pair = Pair::new(config(Role::Primary), config(Role::Backup));
     pair.connect();
     pair.pump();
-    assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(1))]);
+    assert_eq!(pair.primary.take_done(), [Action::HoldTerm(Term(1))]);
+    pair
+}
+
+/// One whose backup is ready.
+fn beginning() -> Pair {
+    let mut pair = claiming_first();
+    pair.primary.answer(1, true);
+    pair.pump();
+    assert_eq!(pair.primary.session.state_name(), "Beginning");
+    assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(1))], "the guest waits");
+    pair.primary.take_rows();
     pair
 }
 
@@ -32,8 +43,8 @@ fn row_b_a_term_that_was_not_offered_serves_the_next_backup() {
     pair.backup = Host::new(config(Role::Backup));
     pair.connect();
     pair.pump();
-    assert_eq!(pair.primary.session.state_name(), "Protected");
-    assert!(!pair.primary.done.iter().any(|action| matches!(action, Action::ClaimTerm(_))));
+    assert_eq!(pair.primary.session.state_name(), "Beginning");
+    assert!(!pair.primary.done.iter().any(|action| matches!(action, Action::HoldTerm(_))));
 }
 
 #[test]
@@ -46,7 +57,7 @@ fn row_b_a_second_backup_may_come_while_the_witness_thinks() {
     assert_eq!(pair.primary.done, [], "one claim is enough");
     pair.primary.answer(1, true);
     pair.pump();
-    assert_eq!(pair.primary.session.state_name(), "Protected");
+    assert_eq!(pair.primary.session.state_name(), "Beginning");
 }
 
 #[test]
@@ -76,7 +87,7 @@ fn row_e_an_offered_term_is_never_used_again() {
     pair.backup = Host::new(config(Role::Backup));
     pair.connect();
     pair.pump();
-    assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(2))]);
+    assert_eq!(pair.primary.take_done(), [Action::HoldTerm(Term(2))]);
     // The first backup took term 2 when the connection broke.
     pair.primary.answer(2, false);
     assert_eq!(pair.primary.take_rows(), "D");
@@ -90,6 +101,45 @@ fn row_e_a_welcome_that_is_not_answered_is_an_offer_too() {
     pair.primary.wait(5000 * MS);
     assert_eq!(pair.primary.take_rows(), "CE");
     assert_eq!(pair.primary.done, [Action::HangUp]);
+}
+
+#[test]
+fn row_au_the_guest_starts_when_the_witness_knows_that_it_runs() {
+    let mut pair = beginning();
+    // However long that takes, the two tell each other that they are there.
+    for _ in 0..40 {
+        pair.primary.wait(50 * MS);
+        pair.backup.wait(50 * MS);
+        pair.pump();
+    }
+    assert_eq!((pair.primary.take_done(), &*pair.primary.take_rows()), (vec![], ""));
+    pair.primary.answer(1, true);
+    assert_eq!(pair.primary.take_rows(), "AU");
+    assert!(matches!(pair.primary.take_done()[..], [Action::Begin { term: Term(1), .. }]));
+    assert_eq!(pair.primary.session.state_name(), "Protected");
+}
+
+#[test]
+fn row_av_a_guest_that_is_started_elsewhere_first_does_not_start_here() {
+    let mut pair = beginning();
+    pair.primary.answer(1, false);
+    assert_eq!(pair.primary.take_rows(), "AV");
+    assert_eq!(pair.primary.stop_reason(), Some(&StopReason::LostWitness { term: Term(2) }));
+    assert!(!pair.primary.done.iter().any(|action| matches!(action, Action::Begin { .. })));
+}
+
+#[test]
+fn row_aw_a_backup_that_is_lost_before_the_guest_starts_may_take_it_over() {
+    let mut pair = beginning();
+    pair.primary.disconnect();
+    assert_eq!(pair.primary.take_rows(), "AW");
+    pair.primary.answer(1, true);
+    assert_eq!(pair.primary.take_done(), [], "the answer is late, and starts nothing");
+    pair.primary.take_outbox();
+    pair.backup = Host::new(config(Role::Backup));
+    pair.connect();
+    pair.pump();
+    assert_eq!(pair.primary.take_done(), [Action::HoldTerm(Term(2))]);
 }
 
 #[test]

@@ -18,10 +18,12 @@ fn the_guest_starts_on_both_sides_after_the_term_is_won() {
     );
     pair.connect();
     pair.pump();
-    assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(7))]);
+    assert_eq!(pair.primary.take_done(), [Action::HoldTerm(Term(7))]);
     assert_eq!(pair.backup.take_done(), []);
     pair.primary.answer(7, true);
     pair.pump();
+    assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(7))]);
+    pair.primary.answer(7, true);
     // The primary's date and policy count on both sides.
     let begin = Action::Begin {
         term: Term(7),
@@ -144,7 +146,7 @@ fn a_stranger_does_not_stop_a_primary_but_a_wrong_address_stops_a_backup() {
     pair.primary.take_outbox();
     pair.connect();
     pair.pump();
-    assert_eq!(pair.primary.done, [Action::ClaimTerm(Term(1))]);
+    assert_eq!(pair.primary.done, [Action::HoldTerm(Term(1))]);
 
     let mut backup = Host::new(config(Role::Backup));
     backup.step(SessionEvent::Connected);
@@ -163,7 +165,7 @@ fn a_silent_peer_is_hung_up_on_and_the_next_is_served() {
     pair.primary.take_outbox();
     pair.connect();
     pair.pump();
-    assert_eq!(pair.primary.done, [Action::ClaimTerm(Term(1))]);
+    assert_eq!(pair.primary.done, [Action::HoldTerm(Term(1))]);
 }
 
 #[test]
@@ -202,7 +204,7 @@ fn a_backup_that_is_not_wanted_yet_hangs_up_and_may_come_again() {
         pair.backup.take_outbox();
         pair.connect();
         pair.pump();
-        assert_eq!(pair.primary.take_done(), [Action::ClaimTerm(Term(1))]);
+        assert_eq!(pair.primary.take_done(), [Action::HoldTerm(Term(1))]);
     }
     // Whoever has said Hello has accepted the connection: that is no time to say it.
     let mut pair = Pair::new(config(Role::Primary), config(Role::Backup));
@@ -223,8 +225,10 @@ fn only_who_has_a_peer_for_good_sends_another_away() {
     pair.connect();
     pair.pump();
     assert_eq!(answers(&pair), [None, None], "one that has only begun keeps nobody out");
-    pair.primary.answer(1, true);
-    pair.pump();
+    for _ in 0..2 {
+        pair.primary.answer(1, true);
+        pair.pump();
+    }
     let wanted = [
         Some(Refusal::HasBackup { backup: None, for_s: 5 }),
         Some(Refusal::IsBackup { primary: None, for_s: 5 }),

@@ -188,17 +188,23 @@ fn primary_in(phase: u8, ack: bool) -> (Host, bool) {
             pair.primary.step(SessionEvent::Yield { through: Ordinal(24) });
             pair
         }
-        _ => {
+        11 => {
             let mut pair = resyncing(Role::Primary);
             pair.primary.step(state_end(45));
+            pair
+        }
+        _ => {
+            let mut pair = claiming_first();
+            pair.primary.answer(1, true);
+            pair.pump();
             pair
         }
     };
     pair.primary.take_done();
     pair.primary.take_outbox();
-    (pair.primary, phase > 2)
+    (pair.primary, (3..12).contains(&phase))
 }
-const PRIMARY_PHASES: u8 = 12;
+const PRIMARY_PHASES: u8 = 13;
 
 /// Every phase of a backup, by number.
 fn backup_in(phase: u8) -> Host {

@@ -206,6 +206,8 @@ impl Pair {
         pair.pump();
         pair.primary.answer(1, true);
         pair.pump();
+        pair.primary.answer(1, true);
+        pair.pump();
         assert_eq!(pair.primary.session.state_name(), "Protected");
         assert_eq!(pair.backup.session.state_name(), "Following");
         for host in [&mut pair.primary, &mut pair.backup] {

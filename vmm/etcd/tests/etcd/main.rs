@@ -31,6 +31,7 @@ fn live(term: u64, holder: &str) -> Entry {
         guest: GuestId::from_random([7; 16]),
         holder: Holder::from_text(holder).unwrap(),
         doing: Doing::Live,
+        ran: Some(Term(term)),
         seen: moment(0),
     }
 }

@@ -10,7 +10,7 @@ use ftvmm_host::set_timer;
 use ftvmm_host::sync::lock;
 use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::peer::Notice;
-use ftvmm_replication::{DisconnectReason, Effect, SessionEvent};
+use ftvmm_replication::{DisconnectReason, Effect, SessionEvent, Term};
 
 use super::{Peer, announce};
 use crate::input::Urgency;
@@ -165,7 +165,8 @@ impl Peer {
             }
             Effect::Transmit(frame) => self.transmit(&frame),
             Effect::Announce => self.announce(),
-            Effect::ClaimTerm(term) => self.claim(term),
+            Effect::ClaimTerm(term) => self.claim(term, term),
+            Effect::HoldTerm(term) => self.claim(term, Term(0)),
             Effect::Prove { number } => self.write_proof(number),
             Effect::LookFor { number, nonce } => self.look_for_proof(number, nonce),
             Effect::SendState { number } => self.send_state(number),

@@ -13,7 +13,7 @@ use crate::testing::NoDisplay;
 pub(super) struct Memory {
     held: Arc<Mutex<Option<Entry>>>,
     nonces: Arc<Mutex<Vec<Nonce>>>,
-    /// Every replacement is followed by one of another host's.
+    /// A term in which the guest runs is followed by one of another host's.
     rival: bool,
 }
 
@@ -37,7 +37,8 @@ pub(super) fn access(store: Memory, host: &str) -> WitnessAccess {
 pub(super) fn of_another(term: u64) -> Entry {
     let guest = GuestId::from_random([1; 16]);
     let holder = Holder::new("another", GuestId::from_random([9; 16]));
-    Entry { term: Term(term), guest, holder, doing: Doing::Live, seen: moment(0) }
+    let (term, ran) = (Term(term), Some(Term(term)));
+    Entry { term, guest, holder, doing: Doing::Live, ran, seen: moment(0) }
 }
 
 impl WitnessStore for Memory {
@@ -54,7 +55,8 @@ impl WitnessStore for Memory {
         if held.as_ref() != expected {
             return Ok(Replaced::Conflict(held.clone()));
         }
-        *held = Some(if self.rival { of_another(new.term.0 + 1) } else { new.clone() });
+        let is_lost = self.rival && new.may_run();
+        *held = Some(if is_lost { of_another(new.term.0 + 1) } else { new.clone() });
         Ok(Replaced::Stored)
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use ftvmm_host::Seldom;
 use ftvmm_host::clock::host_unix_seconds;
 use ftvmm_host::contain::Thread;
 use ftvmm_host::sync::{Mutex, lock};
@@ -16,8 +17,10 @@ use super::Peer;
 
 /// Pause between two claims to a witness that does not answer.
 const RETRY: Duration = Duration::from_millis(100);
-/// An error that goes on is said once in so many claims: every ten seconds, if each fails at once.
-const SAID_EVERY: u64 = 100;
+/// An error that goes on is said again after so long, in seconds, and then ever more seldom.
+const SAID_AFTER_S: u64 = 10;
+/// But at least so often, in seconds.
+const SAID_EVERY_S: u64 = 60;
 /// How often a host proves its witness, and an active one renews its last sign of life, in
 /// nanoseconds.
 const SIGN_EVERY_NS: u64 = 10_000_000_000;
@@ -45,17 +48,18 @@ pub struct WitnessDesk {
     signed_ns: AtomicU64,
     /// Threads that write or look for a number.
     pub(super) proofs: AtomicU32,
+    /// Of proofs and signs of life.
+    lines: Mutex<Seldom>,
+}
+
+const fn said_seldom() -> Seldom {
+    Seldom::new(SAID_AFTER_S, SAID_EVERY_S)
 }
 
 impl WitnessAccess {
-    fn entry(&self, term: Term, guest: GuestId, doing: Doing) -> Entry {
-        let seen = moment(host_unix_seconds());
-        Entry { term, guest, holder: self.holder.clone(), doing, seen }
-    }
-
-    /// Claims `term`, to run the guest in it. With `begun`, the guest runs already, here or on the
-    /// other host.
-    fn claim(&mut self, term: Term, begun: bool) -> Result<Claim, WitnessError> {
+    /// Claims `term`. With `begun`, the guest runs already, here or on the other host. `ran` is the
+    /// term itself, or 0 to hold it only: another term in which the guest ran is kept.
+    fn claim(&mut self, term: Term, ran: Term, begun: bool) -> Result<Claim, WitnessError> {
         let purpose = if begun { Purpose::GoOn } else { self.purpose };
         if begun && let Some(entry) = self.store.read()? {
             // The term before is the one this host has followed or held: no two have its number.
@@ -63,7 +67,14 @@ impl WitnessAccess {
                 self.guest = entry.guest;
             }
         }
-        let wanted = self.entry(term, self.guest, Doing::Live);
+        let wanted = Entry {
+            term,
+            guest: self.guest,
+            holder: self.holder.clone(),
+            doing: Doing::Live,
+            ran: Some(ran),
+            seen: moment(host_unix_seconds()),
+        };
         claim(self.store.as_mut(), &wanted, purpose)
     }
 
@@ -72,7 +83,7 @@ impl WitnessAccess {
         let Some(entry) = self.store.read()?.filter(|entry| entry.holder == self.holder) else {
             return Ok(());
         };
-        let new = self.entry(entry.term, entry.guest, doing);
+        let new = Entry { doing, seen: moment(host_unix_seconds()), ..entry.clone() };
         self.store.replace(Some(&entry), &new).map(|_| ())
     }
 }
@@ -84,19 +95,23 @@ impl WitnessDesk {
             is_signing: AtomicBool::new(false),
             signed_ns: AtomicU64::new(0),
             proofs: AtomicU32::new(0),
+            lines: Mutex::new(said_seldom()),
         }
     }
 }
 
 impl Peer {
-    /// Asks the witness on a thread of its own, until it answers.
-    pub(super) fn claim(self: &Arc<Self>, term: Term) {
+    /// Asks the witness on a thread of its own, until it answers. `ran` is as in
+    /// [`WitnessAccess::claim`].
+    pub(super) fn claim(self: &Arc<Self>, term: Term, ran: Term) {
         let peer = Arc::clone(self);
         let ask = move || {
             let begun = peer.lock().begin().is_some();
-            for attempt in 0.. {
+            // One attempt fails at once, another after seconds: time counts, not attempts.
+            let (clock, mut lines) = (peer.clocks.session, said_seldom());
+            loop {
                 if !peer.may_claim() {
-                    if attempt % SAID_EVERY == 0 {
+                    if lines.may_say(clock.host_now_ns()).is_some() {
                         tracing::warn!(
                             %term,
                             "this backup claims nothing: the last proof that both hosts see the \
@@ -106,12 +121,15 @@ impl Peer {
                     std::thread::sleep(RETRY);
                     continue;
                 }
-                match lock(&peer.witness.access).claim(term, begun) {
+                match lock(&peer.witness.access).claim(term, ran, begun) {
                     Ok(claim) => return peer.answered(term, &claim),
-                    Err(error) if attempt % SAID_EVERY == 0 => {
-                        tracing::warn!(%error, %term, "the witness grants nothing; asking again");
+                    Err(error) => {
+                        if lines.may_say(clock.host_now_ns()).is_some() {
+                            tracing::warn!(
+                                %error, %term, "the witness grants nothing; asking again"
+                            );
+                        }
                     }
-                    Err(_) => {}
                 }
                 std::thread::sleep(RETRY);
             }
@@ -149,13 +167,25 @@ impl Peer {
         let peer = Arc::clone(self);
         let sign = move || {
             let noted = lock(&peer.witness.access).note(Doing::Live);
-            if let Err(error) = noted {
-                tracing::warn!(%error, "the witness does not take a sign of life");
-            }
+            peer.say_of_witness(noted.err(), "the witness does not take a sign of life");
             peer.witness.is_signing.store(false, Ordering::Release);
         };
         if Thread::Witness.start(sign).is_err() {
             desk.is_signing.store(false, Ordering::Release);
+        }
+    }
+
+    /// Says what the witness has refused, or not: all that goes on beside a claim has one line at a
+    /// time.
+    pub(super) fn say_of_witness(&self, error: Option<WitnessError>, what: &str) {
+        let mut lines = lock(&self.witness.lines);
+        match error {
+            None => lines.is_over(),
+            Some(error) => {
+                if lines.may_say(self.clocks.session.host_now_ns()).is_some() {
+                    tracing::warn!(%error, "{what}");
+                }
+            }
         }
     }
 
@@ -190,11 +220,30 @@ mod tests {
         let other = of_another(1);
         let mut own = access(Memory::with(other.clone()), "here");
         let denied = Claim::Denied { current: other.clone() };
-        assert_eq!(own.claim(Term(2), false).unwrap(), denied);
-        assert_eq!(own.claim(Term(2), true).unwrap(), Claim::Granted);
+        assert_eq!(own.claim(Term(2), Term(2), false).unwrap(), denied);
+        assert_eq!(own.claim(Term(2), Term(2), true).unwrap(), Claim::Granted);
         let stored = own.store.read().unwrap().unwrap();
         assert_eq!((stored.guest, stored.doing), (other.guest, Doing::Live));
         assert_eq!(stored.holder, own.holder);
+    }
+
+    #[test]
+    fn a_term_that_is_held_is_no_guest_that_runs() {
+        let store = Memory::default();
+        let [mut own, mut other] = ["here", "there"].map(|host| access(store.clone(), host));
+        assert_eq!(own.claim(Term(1), Term(0), false).unwrap(), Claim::Granted);
+        let held = own.store.read().unwrap().unwrap();
+        assert_eq!((held.doing, held.ran, held.may_run()), (Doing::Live, Some(Term(0)), false));
+        // A sign of life says no more than that.
+        own.note(Doing::Live).unwrap();
+        assert!(!own.store.read().unwrap().unwrap().may_run());
+        // Its host is lost, and the guest is started elsewhere. Should the host be back, its own
+        // guest does not start.
+        assert_eq!(other.claim(Term(2), Term(2), false).unwrap(), Claim::Granted);
+        let runs = other.store.read().unwrap().unwrap();
+        assert!(runs.may_run());
+        let denied = Claim::Denied { current: runs };
+        assert_eq!(own.claim(Term(1), Term(1), false).unwrap(), denied);
     }
 
     #[test]
@@ -203,7 +252,7 @@ mod tests {
         let mut own = access(Memory::with(other.clone()), "here");
         own.note(Doing::Ended).unwrap();
         assert_eq!(own.store.read().unwrap(), Some(other));
-        own.claim(Term(2), true).unwrap();
+        own.claim(Term(2), Term(2), true).unwrap();
         own.note(Doing::Ended).unwrap();
         assert_eq!(own.store.read().unwrap().unwrap().doing, Doing::Ended);
     }

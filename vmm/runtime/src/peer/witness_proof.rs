@@ -40,14 +40,16 @@ impl Peer {
             let Ok(nonce) = host_random().map(Nonce) else {
                 return tracing::error!("the host has no random bytes for a proof of the witness");
             };
-            for attempt in 0..LOOKS {
+            for _ in 0..LOOKS {
                 let written = lock(&peer.witness.access).store.prove(nonce);
                 match written {
-                    Ok(()) => return peer.tell(|core, _| core.proof_written(number, nonce)),
-                    Err(error) if attempt == 0 => {
-                        tracing::warn!(%error, "the witness takes no proof");
+                    Ok(()) => {
+                        peer.say_of_witness(None, "");
+                        return peer.tell(|core, _| core.proof_written(number, nonce));
                     }
-                    Err(_) => {}
+                    Err(error) => {
+                        peer.say_of_witness(Some(error), "the witness takes no proof");
+                    }
                 }
                 std::thread::sleep(PAUSE);
             }
@@ -73,9 +75,8 @@ impl Peer {
                 Ok(true) => return Look::Found,
                 Ok(false) => Look::Missing,
                 Err(error) => {
-                    if attempt == 0 {
-                        tracing::warn!(%error, "the witness does not show the other host's proof");
-                    }
+                    let what = "the witness does not show the other host's proof";
+                    self.say_of_witness(Some(error), what);
                     Look::Unknown
                 }
             };
