@@ -64,14 +64,17 @@ pub fn request(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
          Content-Type: application/json\r\nContent-Length: {bytes}\r\n\r\n{body}"
     );
-    stream.write_all(text.as_bytes()).map_err(lost)?;
-    stream.shutdown(Shutdown::Write).map_err(lost)?;
+    let sent = stream.write_all(text.as_bytes()).and_then(|()| stream.shutdown(Shutdown::Write));
     let mut received = Vec::new();
-    stream.read_to_end(&mut received).map_err(lost)?;
-    if received.is_empty() {
-        return Err(lost(io::ErrorKind::UnexpectedEof.into()));
+    let heard = stream.read_to_end(&mut received);
+    // A server that has no place says so without reading what it was sent, which breaks the
+    // connection after its reply.
+    match (parse(&received), sent.and(heard)) {
+        (Some(reply), _) => Ok(reply),
+        (None, Err(error)) => Err(lost(error)),
+        (None, Ok(_)) if received.is_empty() => Err(lost(io::ErrorKind::UnexpectedEof.into())),
+        (None, Ok(_)) => Err(ClientError::NoFtvmm { path: socket.into() }),
     }
-    parse(&received).ok_or_else(|| ClientError::NoFtvmm { path: socket.into() })
 }
 
 /// A whole reply: the connection ended after it.

@@ -41,7 +41,7 @@ pub struct Response {
 /// Why there is no request.
 #[derive(Debug, Error)]
 pub enum RequestError {
-    /// The client is gone, or was quiet for too long; nobody waits for an answer.
+    /// The client is gone, or took too long; nobody waits for an answer.
     #[error("the client is gone: {0}")]
     Gone(#[from] io::Error),
     /// The client has no further request.
@@ -102,6 +102,11 @@ impl<S: Read + Write> Connection<S> {
     /// A connection that stands.
     pub fn new(stream: S) -> Self {
         Self { stream, received: Vec::new() }
+    }
+
+    /// What it reads from and writes to.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     /// The next request.

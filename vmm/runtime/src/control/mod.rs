@@ -11,12 +11,16 @@
 //! `tests/openapi.rs` holds the server to it.
 
 mod client;
+mod clients;
 pub mod http;
 mod operator;
+mod patience;
 mod routes;
 mod server;
 mod socket;
 mod solo;
+#[cfg(test)]
+mod tests;
 
 pub use client::{ClientError, Reply, request};
 pub use operator::{

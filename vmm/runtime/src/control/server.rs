@@ -1,27 +1,46 @@
 //! The threads behind the socket: one that accepts, one for each client.
 
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ftvmm_host::Seldom;
+use ftvmm_host::clock::{HostClock, sleep_ms};
 use ftvmm_host::contain::Thread;
-use ftvmm_host::sync::{Condvar, Mutex, lock, wait_timeout_while};
+use ftvmm_host::sync::{Mutex, lock};
 use thiserror::Error;
 
 use super::Operator;
+use super::clients::{ClientId, Clients, Entered};
 use super::http::Connection;
+use super::patience::Patience;
 use super::routes::{answer, fault};
 use super::socket::{Socket, SocketError};
 
-/// More clients at once are told to come again.
-const CLIENTS_MAX: usize = 32;
-/// A client that is quiet for so long is left.
-const QUIET_LONGEST: Duration = Duration::from_secs(60);
 /// How long the end waits for requests that are being answered: the one that asked for the end is
 /// among them.
 const FAREWELL_LONGEST: Duration = Duration::from_secs(2);
+/// Pause after the host had no descriptor for a client, in milliseconds: trying at once would only
+/// burn the guest's time.
+const ACCEPT_PAUSE_MS: u64 = 100;
+
+/// How long a client may take.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// Until a request is there in whole, after the last answer.
+    pub request: Duration,
+    /// Until an answer has been read, as far as the socket does not hold it.
+    pub answer: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { request: Duration::from_secs(60), answer: Duration::from_secs(10) }
+    }
+}
 
 /// Why the control socket cannot be served.
 #[derive(Debug, Error)]
@@ -42,16 +61,11 @@ pub enum ControlError {
 struct Shared {
     socket: Socket,
     run: Arc<dyn Operator>,
+    limits: Limits,
     ended: AtomicBool,
-    clients: Mutex<Clients>,
-    idle: Condvar,
-}
-
-#[derive(Default)]
-struct Clients {
-    connected: usize,
-    /// Requests whose answer is not out yet.
-    asking: usize,
+    clients: Clients,
+    clock: HostClock,
+    lines: Mutex<Seldom>,
 }
 
 /// Serves the control socket until it is dropped.
@@ -63,14 +77,28 @@ impl ControlServer {
     /// # Errors
     /// When the socket cannot be had, above all because a live ftvmm serves it.
     pub fn start(path: &Path, run: Arc<dyn Operator>) -> Result<Self, ControlError> {
+        Self::start_with(path, run, Limits::default())
+    }
+
+    /// As [`Self::start`], with limits that a test can wait for.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn start_with(
+        path: &Path,
+        run: Arc<dyn Operator>,
+        limits: Limits,
+    ) -> Result<Self, ControlError> {
         let unusable = |cause| ControlError::Socket { path: path.into(), cause };
         let socket = Socket::listen(path).map_err(unusable)?;
         let shared = Arc::new(Shared {
             socket,
             run,
+            limits,
             ended: AtomicBool::new(false),
-            clients: Mutex::default(),
-            idle: Condvar::new(),
+            clients: Clients::default(),
+            clock: HostClock::host_start(),
+            lines: Mutex::new(Seldom::new(1, 1)),
         });
         let server = Self(shared.clone());
         Thread::Control.start(move || accept(&shared)).map_err(ControlError::Thread)?;
@@ -82,81 +110,92 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
         self.0.socket.close();
-        let clients = lock(&self.0.clients);
-        drop(wait_timeout_while(&self.0.idle, clients, FAREWELL_LONGEST, |c| c.asking > 0));
+        self.0.clients.wait_for_answers(FAREWELL_LONGEST);
     }
 }
 
 fn accept(shared: &Arc<Shared>) {
     while !shared.ended.load(Ordering::Acquire) {
         match shared.socket.accept() {
-            Ok(stream) => spawn_client(shared, stream),
+            Ok(stream) => admit(shared, stream),
             Err(_) if shared.ended.load(Ordering::Acquire) => return,
             Err(error) => {
-                tracing::warn!(%error, "a control connection was not accepted");
-                // Out of descriptors, most likely: trying at once would only burn the guest's time.
-                std::thread::sleep(Duration::from_millis(100));
+                shared.warn(&format!("a control connection was not accepted: {error}"));
+                sleep_ms(ACCEPT_PAUSE_MS);
             }
         }
     }
 }
 
-fn spawn_client(shared: &Arc<Shared>, stream: UnixStream) {
-    if let Err(error) = stream.set_read_timeout(Some(QUIET_LONGEST)) {
-        tracing::warn!(%error, "a control connection cannot be served");
-        return;
-    }
-    if !shared.enter() {
-        let full = fault(503, "too many connections to the control socket; close some");
-        let _ = Connection::new(stream).send(&full, true);
-        return;
-    }
+/// Gives a client a thread, if there is a place for it.
+fn admit(shared: &Arc<Shared>, stream: UnixStream) {
+    let stream = Arc::new(stream);
+    let id = match shared.clients.enter(&stream) {
+        Entered::As { id, for_another } => {
+            if for_another {
+                shared.warn("too many control connections: the one idle for longest was closed");
+            }
+            id
+        }
+        Entered::Full => {
+            let full = fault(503, "too many requests to the control socket are being carried out");
+            let mut connection = Connection::new(Patience::new(stream, shared.limits.answer));
+            let _ = connection.send(&full, true);
+            return;
+        }
+    };
     let theirs = shared.clone();
     let serve = move || {
-        serve_client(&theirs, stream);
-        theirs.count(|clients| clients.connected -= 1);
+        serve_client(&theirs, id, stream);
+        theirs.clients.leave(id);
     };
     if let Err(error) = Thread::ControlClient.start(serve) {
-        tracing::warn!(%error, "no thread for a control connection");
-        shared.count(|clients| clients.connected -= 1);
+        shared.warn(&format!("no thread for a control connection: {error}"));
+        shared.clients.leave(id);
     }
 }
 
 /// Answers one client until it has no further request.
-fn serve_client(shared: &Shared, stream: UnixStream) {
-    let mut connection = Connection::new(stream);
+fn serve_client(shared: &Shared, id: ClientId, stream: Arc<UnixStream>) {
+    let Limits { request: request_longest, answer: answer_longest } = shared.limits;
+    let mut connection = Connection::new(Patience::new(stream, request_longest));
     loop {
         let request = match connection.receive() {
             Ok(request) => request,
             Err(error) => {
                 if let Some(status) = error.status() {
+                    connection.stream().renew(answer_longest);
                     let _ = connection.send(&fault(status, &error.to_string()), true);
                 }
                 return;
             }
         };
-        shared.count(|clients| clients.asking += 1);
-        let is_last = request.is_last || shared.ended.load(Ordering::Acquire);
-        let sent = connection.send(&answer(shared.run.as_ref(), &request), is_last);
-        shared.count(|clients| clients.asking -= 1);
-        if sent.is_err() || is_last {
+        if !shared.clients.carries_out(id) {
             return;
         }
+        let answer = answer(shared.run.as_ref(), &request);
+        shared.clients.answers(id);
+        let is_last = request.is_last || shared.ended.load(Ordering::Acquire);
+        connection.stream().renew(answer_longest);
+        if let Err(error) = connection.send(&answer, is_last) {
+            if error.kind() == ErrorKind::TimedOut {
+                shared.warn("a control client did not read its answer in time and was left");
+            }
+            return;
+        }
+        if is_last {
+            return;
+        }
+        shared.clients.listens(id);
+        connection.stream().renew(request_longest);
     }
 }
 
 impl Shared {
-    fn enter(&self) -> bool {
-        let mut has_room = false;
-        self.count(|clients| {
-            has_room = clients.connected < CLIENTS_MAX;
-            clients.connected += usize::from(has_room);
-        });
-        has_room
-    }
-
-    fn count(&self, change: impl FnOnce(&mut Clients)) {
-        change(&mut lock(&self.clients));
-        self.idle.notify_all();
+    /// Clients can cause lines as often as they like.
+    fn warn(&self, what: &str) {
+        if let Some(others) = lock(&self.lines).may_say(self.clock.host_now_ns()) {
+            tracing::warn!(others, "{what}");
+        }
     }
 }
