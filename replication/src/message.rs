@@ -302,6 +302,20 @@ messages! {
         /// It is in the sender's witness.
         found: bool,
     }
+    /// The connection that broke is this one, and this is what came of it: send the rest.
+    27 Resume {
+        /// The sender's first number of it ([`Message::Prove`]).
+        own: Nonce,
+        /// The receiver's.
+        theirs: Nonce,
+        /// Messages that the sender has received.
+        received: u64,
+    }
+    /// The sender has received so many messages of this connection, which need not be kept.
+    28 Received {
+        /// This message and [`Message::Resume`] do not count.
+        messages: u64,
+    }
     /// The primary wants a lease: it releases nothing without one.
     30 LeaseRequest {
         /// The primary's term.
@@ -337,6 +351,8 @@ impl Message {
             | Self::ClientLink { .. }
             | Self::Prove { .. }
             | Self::Proved { .. }
+            | Self::Resume { .. }
+            | Self::Received { .. }
             | Self::Promoted { .. } => None,
             Self::Ready { term }
             | Self::Log { term, .. }

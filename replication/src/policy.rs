@@ -175,7 +175,7 @@ impl SessionConfig {
 
     /// The lease this host grants as a backup, and the longest it uses as a primary. A backup takes
     /// a silent primary for lost much later, so that only a broken connection has it wait.
-    pub(super) fn lease_ns(&self) -> u64 {
+    pub(crate) fn lease_ns(&self) -> u64 {
         self.failure_ns / 4
     }
 

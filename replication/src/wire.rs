@@ -18,7 +18,7 @@ pub use crate::wire_error::{BODY_BYTES_MAX, WireError};
 /// First bytes of every stream.
 pub const MAGIC: [u8; 6] = *b"FTVMM\0";
 /// Version of the framing and of the messages: raised with every change of either.
-pub const WIRE_VERSION: u16 = 7;
+pub const WIRE_VERSION: u16 = 8;
 /// What each side sends before its first message, and before it has read anything.
 pub const PREAMBLE: [u8; 8] = {
     let [m0, m1, m2, m3, m4, m5] = MAGIC;

@@ -79,6 +79,8 @@ fn samples() -> Vec<Message> {
         Message::ClientLink { up: false },
         Message::Prove { nonce: Nonce([9; 16]), place: "file:/w".to_owned().into() },
         Message::Proved { nonce: Nonce([9; 16]), found: true },
+        Message::Resume { own: Nonce([9; 16]), theirs: Nonce([8; 16]), received: 1 << 33 },
+        Message::Received { messages: 1 << 33 },
         Message::LeaseRequest { term, number: 1 << 33 },
         Message::LeaseGrant { term, number: 1 << 33, lease_ns: 125_000_000 },
     ]
@@ -127,6 +129,8 @@ fn tags_have_these_numbers_and_retired_ones_stay_reserved() {
         (24, "ClientLink"),
         (25, "Prove"),
         (26, "Proved"),
+        (27, "Resume"),
+        (28, "Received"),
         (30, "LeaseRequest"),
         (31, "LeaseGrant"),
     ];

@@ -253,6 +253,10 @@ fn messages() -> Vec<Message> {
             Message::Prove { nonce: Nonce([9; 16]), place: "file:/w".to_owned().into() }
         },
         Message::Proved { .. } => Message::Proved { nonce: Nonce([9; 16]), found: true },
+        Message::Resume { .. } => {
+            Message::Resume { own: Nonce([9; 16]), theirs: Nonce([8; 16]), received: 1 << 33 }
+        },
+        Message::Received { .. } => Message::Received { messages: 1 << 33 },
         Message::LeaseRequest { .. } => Message::LeaseRequest { term, number: 1 << 33 },
         Message::LeaseGrant { .. } => {
             Message::LeaseGrant { term, number: 1 << 33, lease_ns: 125_000_000 }

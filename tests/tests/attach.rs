@@ -36,6 +36,8 @@ mod live;
 mod network;
 #[path = "attach/resets.rs"]
 mod resets;
+#[path = "attach/resumed.rs"]
+mod resumed;
 #[path = "attach/switch.rs"]
 mod switch;
 
@@ -115,6 +117,7 @@ fn main() -> ExitCode {
         live::cases(seed),
         cycles::cases(seed),
         resets::cases(),
+        resumed::cases(),
         switch::cases(),
         network::cases(),
     ];

@@ -18,6 +18,10 @@ pub enum Effect {
     LogSent,
     /// Close the connection, after what was to be sent before.
     HangUp,
+    /// End the connection so that the other host sees that it broke, and does not take this one for
+    /// dead: with a reset (RST), not with FIN. Then make another one, or take it
+    /// ([`super::PeerCore::wants_connection`]).
+    BreakOff,
     /// Put this frame on the network.
     Transmit(Vec<u8>),
     /// Tell the network where the guest is now.
@@ -91,6 +95,11 @@ pub enum Notice {
     Disconnected {
         /// Why.
         reason: DisconnectReason,
+    },
+    /// A connection that broke stands again, and nothing was lost.
+    Resumed {
+        /// So many messages are sent again.
+        messages: usize,
     },
     /// The guest starts in lockstep, or alone.
     Begins {

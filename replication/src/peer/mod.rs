@@ -21,6 +21,7 @@ mod follower;
 mod pacing;
 mod perform;
 mod proof;
+mod resume;
 mod transfer;
 mod view;
 
@@ -34,6 +35,7 @@ pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
 use proof::Proof;
 pub use proof::{Common, Look};
+use resume::Resume;
 pub use transfer::Transfer;
 
 use crate::disk_label::{DiskMark, DiskState};
@@ -80,6 +82,7 @@ pub struct PeerCore {
     announcer: Announcer,
     counters: PeerCounters,
     proof: Proof,
+    resume: Resume,
     stop: Option<StopReason>,
     guest: GuestOrders,
     /// Until this time, frames that reach this (old) host are forwarded to the new primary.
@@ -147,6 +150,7 @@ impl PeerCore {
             announcer: Announcer::default(),
             counters: PeerCounters::default(),
             proof: Proof::default(),
+            resume: Resume::default(),
             stop: None,
             guest: GuestOrders { unrecorded_when_alone, ..GuestOrders::default() },
             strays_until_ns: 0,
@@ -160,6 +164,10 @@ impl PeerCore {
 
     /// A connection stands.
     pub fn connect(&mut self, now_ns: u64) {
+        if self.greet_again() {
+            return;
+        }
+        self.begin_line();
         self.unsent().extend_from_slice(&wire::PREAMBLE);
         self.connection = Connection::begin(now_ns);
         self.step(now_ns, SessionEvent::Connected);
@@ -170,11 +178,13 @@ impl PeerCore {
     pub fn receive(&mut self, now_ns: u64, bytes: &[u8]) {
         let Some(decoder) = &mut self.connection.decoder else { return };
         decoder.push(bytes);
+        self.confirm(bytes.len());
         // A message may end the connection.
         while let Some(decoder) = &mut self.connection.decoder {
             match decoder.next_message() {
                 Ok(Some(message)) => {
-                    if let Some(message) = self.prove_first(now_ns, message) {
+                    let message = self.resume_first(now_ns, message);
+                    if let Some(message) = message.and_then(|said| self.prove_first(now_ns, said)) {
                         self.count(&message);
                         self.step(now_ns, SessionEvent::Received(message));
                     }
@@ -187,11 +197,21 @@ impl PeerCore {
 
     /// The connection is gone, or of no use any more.
     pub fn disconnect(&mut self, now_ns: u64, reason: DisconnectReason) {
-        if self.connection.decoder.take().is_some() {
-            self.effects.push(Effect::HangUp);
-            self.notice(Notice::Disconnected { reason: reason.clone() });
+        if self.connection.decoder.take().is_none() {
+            return;
+        }
+        let is_to_come_again = self.breaks(now_ns, &reason);
+        self.effects.push(if is_to_come_again { Effect::BreakOff } else { Effect::HangUp });
+        self.notice(Notice::Disconnected { reason: reason.clone() });
+        if !is_to_come_again {
             self.step(now_ns, SessionEvent::Disconnected { reason });
         }
+    }
+
+    /// When [`Self::tick`] is due next.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        self.session.next_deadline_ns().into_iter().chain(self.resume_deadline_ns()).min()
     }
 
     /// What time of day it is: it becomes the guest's at power-on.
@@ -199,8 +219,9 @@ impl PeerCore {
         self.session.tell_time_of_day(unix_s);
     }
 
-    /// Lets time pass. Due when the session's next deadline is.
+    /// Lets time pass. Due at [`Self::next_deadline_ns`].
     pub fn tick(&mut self, now_ns: u64) {
+        self.give_up_resuming(now_ns);
         if self.session.next_deadline_ns().is_some_and(|deadline_ns| deadline_ns <= now_ns) {
             self.step(now_ns, SessionEvent::Tick);
         }
@@ -395,5 +416,7 @@ impl PeerCore {
 
 #[cfg(test)]
 mod proof_tests;
+#[cfg(test)]
+mod resume_tests;
 #[cfg(test)]
 mod tests;

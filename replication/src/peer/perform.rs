@@ -8,7 +8,6 @@ use crate::policy::{ReleasePolicy, Role};
 use crate::record::{Ordinal, Term};
 use crate::session::decision::Decision;
 use crate::session::{Action, SessionEvent};
-use crate::wire;
 
 impl PeerCore {
     pub(super) fn count(&mut self, message: &Message) {
@@ -77,7 +76,7 @@ impl PeerCore {
             }
             Action::CompleteDisk { id } => self.effects.push(Effect::CompleteDisk { id }),
             Action::HangUp => {
-                self.connection.decoder = None;
+                self.end_line();
                 self.effects.push(Effect::HangUp);
             }
             Action::TurnedAway(refusal) => self.connection.turned_away = Some(refusal),
@@ -92,13 +91,6 @@ impl PeerCore {
                 self.stop = Some(reason);
                 self.effects.push(Effect::StopGuest);
             }
-        }
-    }
-
-    pub(super) fn send_message(&mut self, message: &Message) {
-        self.count(message);
-        if self.is_connected() {
-            wire::encode(message, self.unsent());
         }
     }
 

@@ -89,6 +89,16 @@ impl PeerCore {
         self.proof.is_complete.then(|| self.common_witness() == Common::Yes)
     }
 
+    /// The last numbers of this host and of the other.
+    pub(super) fn last_numbers(&self) -> (Option<Nonce>, Option<Nonce>) {
+        (self.proof.own, self.proof.theirs.as_ref().map(|(nonce, _)| *nonce))
+    }
+
+    /// Whether both hosts have found a number of the other on this connection.
+    pub(super) fn is_proved(&self) -> bool {
+        self.proof.is_complete
+    }
+
     /// A connection stands, unless the session wants none. Then what is known of the last one
     /// stays: it decides about a claim that is under way.
     pub(super) fn begin_proof(&mut self) {
@@ -121,6 +131,7 @@ impl PeerCore {
             && let Some(place) = self.proof.place.clone()
         {
             self.proof.own = Some(nonce);
+            self.name_line();
             self.send_message(&Message::Prove { nonce, place });
         }
     }
@@ -154,6 +165,7 @@ impl PeerCore {
         match message {
             Message::Prove { nonce, place } => {
                 self.proof.theirs = Some((nonce, place));
+                self.name_line();
                 if self.proof.place.is_some() && self.proof.looks_for.is_none() {
                     self.look_for(nonce);
                 }

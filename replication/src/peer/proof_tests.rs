@@ -9,23 +9,27 @@ use crate::wire::Decoder;
 use crate::witness::{Nonce, Place};
 
 /// A host, the numbers its witness holds, and what it was told to look for and cannot yet.
-struct Side {
-    core: PeerCore,
+pub(super) struct Side {
+    pub(super) core: PeerCore,
     /// Which witness it uses.
     witness: usize,
     unanswered: Vec<(u64, Nonce)>,
-    notices: Vec<Notice>,
-    claims: u32,
-    sent: Vec<&'static str>,
+    pub(super) notices: Vec<Notice>,
+    pub(super) claims: u32,
+    pub(super) sent: Vec<&'static str>,
+    /// Frames that have left.
+    pub(super) frames: u32,
 }
 
-struct Two {
-    sides: [Side; 2],
+pub(super) struct Two {
+    pub(super) sides: [Side; 2],
     witnesses: [Vec<Nonce>; 2],
     nonces: u8,
     /// The witness of the second host does not answer.
     is_down: bool,
-    now_ns: u64,
+    pub(super) now_ns: u64,
+    /// What is sent is lost.
+    pub(super) is_cut: bool,
 }
 
 fn place(witness: usize) -> Place {
@@ -34,25 +38,26 @@ fn place(witness: usize) -> Place {
 
 impl Two {
     /// A primary and a backup with these witnesses.
-    fn new(witnesses: [usize; 2]) -> Self {
+    pub(super) fn new(witnesses: [usize; 2]) -> Self {
         let side = |role, witness| {
             let mut core = core(role);
             core.require_proof(place(witness));
             let (unanswered, notices, sent) = (vec![], vec![], vec![]);
-            Side { core, witness, unanswered, notices, claims: 0, sent }
+            Side { core, witness, unanswered, notices, claims: 0, sent, frames: 0 }
         };
         let sides = [side(Role::Primary, witnesses[0]), side(Role::Backup, witnesses[1])];
-        Self { sides, witnesses: [vec![], vec![]], nonces: 0, is_down: false, now_ns: 1_000_000 }
+        let (witnesses, now_ns) = ([vec![], vec![]], 1_000_000);
+        Self { sides, witnesses, nonces: 0, is_down: false, now_ns, is_cut: false }
     }
 
-    fn connect(&mut self) {
+    pub(super) fn connect(&mut self) {
         let now_ns = self.now_ns;
         self.sides.iter_mut().for_each(|side| side.core.connect(now_ns));
         self.settle();
     }
 
     /// Until neither has anything to do.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         while let Some(host) = (0..2).find(|host| self.sides[*host].core.has_effects()) {
             self.sides[host].core.release(self.now_ns);
             for effect in self.sides[host].core.take_effects() {
@@ -75,7 +80,9 @@ impl Two {
                 while let Some(message) = decoder.next_message().unwrap() {
                     own.sent.push(message.name());
                 }
-                peer.core.receive(now_ns, &bytes);
+                if !self.is_cut {
+                    peer.core.receive(now_ns, &bytes);
+                }
             }
             Effect::Prove { number } if !(self.is_down && host == 1) => {
                 self.nonces += 1;
@@ -88,6 +95,13 @@ impl Two {
                 self.sides[host].unanswered.push((number, nonce));
                 self.answer(host);
             }
+            Effect::HangUp if self.is_cut => {}
+            Effect::BreakOff if self.is_cut => {}
+            Effect::BreakOff => {
+                let description = "connection reset".to_owned();
+                let reason = DisconnectReason::Transport { description };
+                self.sides[other].core.disconnect(now_ns, reason);
+            }
             Effect::HangUp => {
                 self.sides[other].core.disconnect(now_ns, DisconnectReason::Closed);
             }
@@ -96,6 +110,7 @@ impl Two {
                 let event = SessionEvent::TermClaimed { term, granted: true };
                 self.sides[host].core.step(now_ns, event);
             }
+            Effect::Transmit(_) => self.sides[host].frames += 1,
             Effect::Tell(notice) => self.sides[host].notices.push(notice),
             _ => {}
         }

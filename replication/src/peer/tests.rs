@@ -92,7 +92,7 @@ fn following() -> PeerCore {
     core
 }
 
-fn time(at: u64) -> Record {
+pub(super) fn time(at: u64) -> Record {
     Record { at: Ordinal(at), event: Event::Input(Input::Time { now_ns: at }) }
 }
 

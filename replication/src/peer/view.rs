@@ -60,9 +60,15 @@ impl PeerCore {
         self.follower.is_joining()
     }
 
-    /// True while a connection stands.
+    /// True while a connection stands, or one that broke is made again.
     #[must_use]
     pub fn is_connected(&self) -> bool {
+        self.is_linked()
+    }
+
+    /// True while a connection stands; there may be none for a while that is made again.
+    #[must_use]
+    pub fn has_connection(&self) -> bool {
         self.connection.decoder.is_some()
     }
 

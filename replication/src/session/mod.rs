@@ -285,6 +285,20 @@ impl Session {
         self.invariants();
     }
 
+    /// The connection broke and may be made again: nothing leaves before the backup has granted a
+    /// lease afterwards.
+    pub fn forget_lease(&mut self) {
+        if let RoleState::Primary(primary) = &mut self.state {
+            primary.forget_lease();
+        }
+    }
+
+    /// How long a lease is, in nanoseconds.
+    #[must_use]
+    pub fn lease_ns(&self) -> u64 {
+        self.config.lease_ns()
+    }
+
     /// All that decides what this session does, apart from its configuration, to be printed: two
     /// sessions of one configuration that print the same do the same.
     pub fn state(&self) -> impl core::fmt::Debug + '_ {

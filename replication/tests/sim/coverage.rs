@@ -80,9 +80,13 @@ pub enum Mark {
     WitnessDown,
     /// The guest was started with the old command line while it ran elsewhere.
     SecondStartRefused,
+    /// A connection that broke was made again, and both hosts went on; messages were sent again.
+    ConnectedAgain,
+    Resumed,
+    SentAgain,
 }
 
-const MARKS: [Mark; 21] = [
+const MARKS: [Mark; 24] = [
     Mark::PerformedLate,
     Mark::Congested,
     Mark::CheckCompared,
@@ -104,6 +108,9 @@ const MARKS: [Mark; 21] = [
     Mark::DiskUsable,
     Mark::WitnessDown,
     Mark::SecondStartRefused,
+    Mark::ConnectedAgain,
+    Mark::Resumed,
+    Mark::SentAgain,
 ];
 
 /// See the module documentation.

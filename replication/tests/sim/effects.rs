@@ -33,7 +33,7 @@ impl World {
 
     fn plan_tick(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        if let Some(deadline_ns) = own.core.session().next_deadline_ns()
+        if let Some(deadline_ns) = own.core.next_deadline_ns()
             && own.held.tick_due_ns.is_none_or(|due_ns| deadline_ns < due_ns)
         {
             own.held.tick_due_ns = Some(deadline_ns);
@@ -59,9 +59,11 @@ impl World {
     /// What this host has of the other's log and state, as the checker needs it.
     fn note_state(&mut self, host: usize) {
         let own = &mut self.hosts[host];
-        let phase = own.core.session().state_name();
-        if own.seen.phase == "Joining"
-            && phase != "Joining"
+        let is_on_its_way = own.core.session().state_name() == "Joining";
+        // Between two looks a host may have begun to join and be through with it.
+        if own.core.follower().is_joining()
+            && !is_on_its_way
+            && !own.has_stopped()
             && let Some((at, disk_through)) = own.state.offered.take()
         {
             (own.seen.received_through, own.state.state_through) = (at - 1, at - 1);
@@ -97,6 +99,9 @@ impl World {
                     self.coverage.mark(Mark::FlushOnBoth);
                 }
                 self.checker.on_flush_told(*through, (host, life), peer);
+            }
+            Effect::Tell(Notice::Resumed { messages }) => {
+                self.coverage.mark(if *messages > 0 { Mark::SentAgain } else { Mark::Resumed });
             }
             Effect::Tell(Notice::Over { reason: StopReason::DiskFailed { .. } }) => {
                 self.coverage.mark(Mark::LeftWithDisk);
@@ -146,6 +151,7 @@ impl World {
                 self.hosts[host].core.log_sent(self.now_ns + took_ns);
             }
             Effect::HangUp => self.close(host),
+            Effect::BreakOff => self.break_off(host),
             Effect::Transmit(frame) => self.transmit(host, &frame),
             Effect::ClaimTerm(term) => self.plan_claim(host, term, term),
             Effect::HoldTerm(term) => self.plan_claim(host, term, Term(0)),

@@ -14,6 +14,7 @@ impl World {
         self.trace(&format!("fault {kind} at host {victim}"));
         match kind {
             0 | 1 => self.crash(victim),
+            2 if self.random.one_in(3) => self.rubbish(victim),
             2 => self.cut_loudly(victim),
             // The connection breaks; one side is told, the other finds out.
             3 => {
@@ -59,6 +60,11 @@ impl World {
         self.cut = true;
         self.disconnect(first);
         self.disconnect(1 - first);
+    }
+
+    /// What comes to a host is no message, and no network made it.
+    fn rubbish(&mut self, victim: usize) {
+        self.post(1 - victim, Parcel::Bytes(vec![0xff; 9]));
     }
 
     /// The guest's processor does not come back for a while; the rest of the host is well.

@@ -55,6 +55,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a guest whose thread had no turn while its host followed and went live skipped the log",
     ),
     (781, "a backup whose disk failed at the end of a state was believed in a divergence"),
+    (26996, "a disk that failed under a state while its host claimed was told as a divergence"),
+    (69943, "as 26996, with the term won"),
     (2903, "a host that took over before it had put the state in place called its disk active"),
 ];
 

@@ -12,11 +12,17 @@ impl World {
     pub fn connect(&mut self) {
         let retry_ns = self.random.between(5 * MS, 20 * MS);
         self.after(retry_ns, Due::Connect);
+        self.try_connect();
+    }
+
+    pub fn try_connect(&mut self) {
         let idle = |host: &Host| {
             let session = host.core.session();
             let runs_here = host.thread.begun && session.role() == Role::Primary;
             let has_time = !runs_here || session.accepts_backup();
-            host.wire.connection == 0 && !host.core.is_connected() && !host.is_gone() && has_time
+            let is_free = !host.core.is_connected() && has_time;
+            let wants = host.core.wants_connection();
+            host.wire.connection == 0 && !host.is_gone() && (is_free || wants)
         };
         let paused = self.hosts.iter().any(|host| self.now_ns < host.held.paused_until_ns);
         if paused || !self.hosts.iter().all(idle) {
@@ -31,6 +37,9 @@ impl World {
             host.wire.socket.clear();
         }
         self.trace("connect");
+        if self.hosts.iter().all(|host| host.core.wants_connection()) {
+            self.coverage.mark(Mark::ConnectedAgain);
+        }
         self.core(PRIMARY, |core, now_ns| core.connect(now_ns));
         self.core(BACKUP, |core, now_ns| core.connect(now_ns));
     }
@@ -109,7 +118,20 @@ impl World {
     }
 
     pub fn close(&mut self, host: usize) {
-        self.post(host, Parcel::Closed);
+        self.hang_up(host, Parcel::Closed);
+    }
+
+    /// This host ends a connection that broke, and looks for another one if the network is well.
+    pub fn break_off(&mut self, host: usize) {
+        self.hang_up(host, Parcel::Broken);
+        if self.random.one_in(2) {
+            let delay_ns = self.random.between(200 * US, 3 * MS);
+            self.after(delay_ns, Due::ConnectAgain);
+        }
+    }
+
+    fn hang_up(&mut self, host: usize, last: Parcel) {
+        self.post(host, last);
         self.hosts[host].wire.connection = 0;
         self.hosts[host].wire.socket.clear();
     }

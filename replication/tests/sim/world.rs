@@ -93,6 +93,8 @@ pub enum Due {
         connection: u64,
     },
     Connect,
+    /// As `Connect`, once.
+    ConnectAgain,
     /// The claim reaches the witness.
     Judge {
         host: usize,
@@ -299,6 +301,7 @@ impl World {
             Due::OnHost { host, what, .. } => self.meet_on(host, what),
             Due::Arrive { host, connection } => self.arrive(host, connection),
             Due::Connect => self.connect(),
+            Due::ConnectAgain => self.try_connect(),
             Due::Judge { host, life, term, ran } => self.judge_claim(host, life, term, ran),
             Due::Fault => self.fault(),
             Due::Order => self.order(),

@@ -28,6 +28,7 @@ mod link;
 mod local;
 mod net;
 mod qemu;
+mod stranger;
 mod watch;
 
 use std::fs;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::Connection;
 use thiserror::Error;
 
@@ -34,8 +35,8 @@ const CONNECT_RETRY: Duration = Duration::from_millis(100);
 const RECEIVE_BYTES: usize = 256 * 1024;
 /// Encrypted at a time: four records (RFC 8446 section 5.1).
 const ENCRYPT_BYTES: usize = 64 * 1024;
-/// How long a backup waits for one handshake, in nanoseconds.
-const HANDSHAKE_NS: u64 = 5_000_000_000;
+/// How long a backup waits for one handshake.
+const HANDSHAKE_LONGEST: Duration = Duration::from_secs(5);
 
 /// Why there is no channel.
 #[derive(Debug, Error)]
@@ -94,6 +95,8 @@ pub struct Channel {
 #[derive(Debug)]
 pub struct ChannelWriter {
     stream: TcpStream,
+    /// The peer is not to take this for the end of what is sent.
+    is_reset: bool,
     tls: Option<Arc<Mutex<Connection>>>,
     unsent: Vec<u8>,
 }
@@ -133,14 +136,15 @@ impl Channel {
         }
         let clock = HostClock::host_start();
         loop {
-            let cause = match Self::try_connect(address, security, Duration::from_secs(5)) {
-                Ok(channel) => return Ok(channel),
-                Err(HandshakeError::Lost(cause)) => cause,
-                Err(cause @ (HandshakeError::NotFtvmm(_) | HandshakeError::Silent)) => {
-                    return Err(ChannelError::NoPrimary { address, cause });
-                }
-                Err(cause) => return Err(ChannelError::Handshake { address, cause }),
-            };
+            let cause =
+                match Self::try_connect(address, security, HANDSHAKE_LONGEST, HANDSHAKE_LONGEST) {
+                    Ok(channel) => return Ok(channel),
+                    Err(HandshakeError::Lost(cause)) => cause,
+                    Err(cause @ (HandshakeError::NotFtvmm(_) | HandshakeError::Silent)) => {
+                        return Err(ChannelError::NoPrimary { address, cause });
+                    }
+                    Err(cause) => return Err(ChannelError::Handshake { address, cause }),
+                };
             if clock.host_now_ns() > CONNECT_SECONDS_MAX * 1_000_000_000 {
                 return Err(ChannelError::Connect { address, cause });
             }
@@ -153,19 +157,32 @@ impl Channel {
     /// # Errors
     /// When it does not take the connection within a second, or is not accepted.
     pub fn connect_once(address: SocketAddr, security: &Security) -> Result<Self, HandshakeError> {
-        Self::try_connect(address, security, Duration::from_secs(1))
+        Self::try_connect(address, security, Duration::from_secs(1), HANDSHAKE_LONGEST)
+    }
+
+    /// As [`Self::connect_once`], with `longest` for the connection and as long for the proof.
+    ///
+    /// # Errors
+    /// As [`Self::connect_once`].
+    pub fn connect_within(
+        address: SocketAddr,
+        security: &Security,
+        longest: Duration,
+    ) -> Result<Self, HandshakeError> {
+        Self::try_connect(address, security, longest, longest)
     }
 
     fn try_connect(
         address: SocketAddr,
         security: &Security,
-        longest: Duration,
+        connect_longest: Duration,
+        handshake_longest: Duration,
     ) -> Result<Self, HandshakeError> {
-        let stream = TcpStream::connect_timeout(&address, longest)?;
+        let stream = TcpStream::connect_timeout(&address, connect_longest)?;
         let clock = HostClock::host_start();
         stream.set_nonblocking(true)?;
         let mut handshake = Handshake::connect(security, &stream)?;
-        let until_ns = clock.host_now_ns() + HANDSHAKE_NS;
+        let until_ns = clock.host_now_ns().saturating_add(handshake_longest.as_nanos() as u64);
         // Without TLS the primary's preamble need not be waited for: the session does that.
         while security.is_proved() && handshake.go_on(&stream)? == Progress::Waits {
             let left_ns = until_ns.saturating_sub(clock.host_now_ns());
@@ -217,7 +234,10 @@ impl Channel {
             buffer: vec![0; RECEIVE_BYTES],
             plain: Vec::new(),
         };
-        Ok((reader, ChannelWriter { stream: self.stream, tls, unsent: Vec::new() }))
+        Ok((
+            reader,
+            ChannelWriter { stream: self.stream, is_reset: false, tls, unsent: Vec::new() },
+        ))
     }
 }
 
@@ -228,6 +248,13 @@ impl ChannelWriter {
             true => self.unsent = bytes,
             false => self.unsent.extend_from_slice(&bytes),
         }
+    }
+
+    /// Ends the connection as one that broke, when its reader is dropped too: the peer sees a reset
+    /// and no end (SO_LINGER in socket(7), with no time to linger).
+    pub fn reset(mut self) {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        self.is_reset = setsockopt(&self.stream, sockopt::Linger, &linger).is_ok();
     }
 
     /// Whether there is anything to send.
@@ -356,6 +383,8 @@ impl ChannelReader {
 impl Drop for ChannelWriter {
     /// Ends the connection for every handle on it.
     fn drop(&mut self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        if !self.is_reset {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
     }
 }

@@ -35,11 +35,12 @@ impl Backup {
         }
     }
 
-    /// A state that has come whole counts for the session, but here is no guest: this host leaves.
+    /// A state that has come whole counts for the session, but here is no guest: this host leaves,
+    /// whatever it has claimed or won meanwhile. There is nothing of its own that could differ.
     pub(super) fn on_unusable(&mut self, cx: &mut Context<'_>, description: String) {
         match self.phase {
-            Phase::Following => leave(cx, StopReason::StateUnusable { description }),
-            _ => self.on_replay_fault(cx, description),
+            Phase::Joining { .. } => self.carry_out(cx, Trouble::ReplayFault, &description),
+            _ => leave(cx, StopReason::StateUnusable { description }),
         }
     }
 

@@ -57,6 +57,10 @@ impl Primary {
         )
     }
 
+    pub(in crate::session) fn forget_lease(&mut self) {
+        self.lease.forget();
+    }
+
     /// Asks for a lease before the last one is over, and at once when this host was away.
     pub(super) fn renew_lease(&mut self, cx: &mut Context<'_>) {
         if self.releases_gated() && cx.now_ns >= self.lease.due_ns(cx.config.lease_ns()) {

@@ -108,10 +108,9 @@ fn the_last_host_tells_its_guest_of_a_failure() {
     assert_eq!(pair.backup.take_done(), [Action::CompleteDisk { id: 3 }]);
 }
 
-/// Only a host that the session takes for a copy of the guest leaves; one that holds the guest
-/// does not.
+/// What it has claimed or won meanwhile is no guest, and what it has not executed is no divergence.
 #[test]
-fn a_backup_whose_state_cannot_be_restored_leaves_and_the_holder_of_the_guest_stays() {
+fn a_backup_whose_state_cannot_be_restored_leaves() {
     let unusable = || SessionEvent::StateUnusable { description: "no room".into() };
     let mut pair = Pair::following(|_| {});
     pair.backup.step(unusable());
@@ -119,10 +118,26 @@ fn a_backup_whose_state_cannot_be_restored_leaves_and_the_holder_of_the_guest_st
     assert_eq!(pair.backup.take_done(), [Action::HangUp, Action::Stop(reason.clone())]);
     assert_eq!(pair.backup.take_outbox(), [], "a goodbye would stop the primary as well");
 
-    let mut pair = Pair::following(|_| {});
-    pair.backup.disconnect();
-    pair.backup.answer(2, true);
-    pair.backup.take_done();
-    pair.backup.step(unusable());
-    assert!(!pair.backup.take_done().contains(&Action::Stop(reason)), "it is active");
+    let claiming: fn(&mut Pair) = |pair| pair.backup.disconnect();
+    let live: fn(&mut Pair) = |pair| {
+        pair.backup.disconnect();
+        pair.backup.answer(2, true);
+    };
+    let challenged: fn(&mut Pair) = |pair| {
+        pair.primary.step(SessionEvent::GuestEnded { state_digest: [1; 32] });
+        pair.backup.step(SessionEvent::GuestEnded { state_digest: [2; 32] });
+        pair.pump();
+        assert_eq!(pair.backup.session.state_name(), "AwaitingVerdict");
+    };
+    for meanwhile in [claiming, live, challenged] {
+        let mut pair = Pair::following(|config| config.on_divergence = DivergencePolicy::Resync);
+        meanwhile(&mut pair);
+        pair.backup.take_done();
+        let _ = pair.backup.take_outbox();
+        pair.backup.step(unusable());
+        let done = pair.backup.take_done();
+        assert_eq!(done.last(), Some(&Action::Stop(reason.clone())));
+        assert!(!done.iter().any(|action| matches!(action, Action::Incident(_))), "{done:?}");
+        assert_eq!(pair.backup.take_outbox(), []);
+    }
 }

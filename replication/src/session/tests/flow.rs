@@ -102,6 +102,21 @@ fn messages_of_an_older_term_are_ignored() {
     assert_eq!(pair.primary.done, []);
     pair.primary.receive(vec![report(Term(5))]);
     assert_eq!(pair.primary.transmitted(), [1]);
+
+    let stand_down = |term| Message::StandDown { term };
+    pair.backup.receive(vec![
+        stand_down(Term(4)),
+        Message::Yield {
+            term: Term(4),
+            through: Ordinal(10),
+            released_through: output,
+            follows: true,
+        },
+    ]);
+    assert_eq!(pair.backup.take_rows(), "");
+    assert!(pair.backup.session.is_protected());
+    pair.backup.receive(vec![stand_down(Term(5))]);
+    assert_eq!(pair.backup.take_rows(), "X");
 }
 
 #[test]

@@ -227,3 +227,30 @@ fn certificates_of_one_authority_are_accepted_and_of_another_not() {
     let no = Security::certificates(&ours.0, &ours.0, &ours.0).unwrap_err().to_string();
     assert!(no.contains("--tls-key") && no.contains("no private key"), "{no}");
 }
+
+/// The difference between a process that died and a connection that broke.
+#[test]
+fn a_connection_that_is_reset_is_no_end() {
+    for resets in [false, true] {
+        let (_door, address, peers) = door(&Security::default());
+        let channel = Channel::connect(address, &Security::default()).unwrap();
+        let (reader, writer) = channel.split().unwrap();
+        let mut stream = writer.stream.try_clone().unwrap();
+        stream.write_all(&PREAMBLE).unwrap();
+        drop(stream);
+        let (mut others, _writer) = next(&peers).split().unwrap();
+        if resets {
+            writer.reset()
+        } else {
+            drop(writer)
+        }
+        drop(reader);
+        let end = loop {
+            match others.receive() {
+                Ok(Received::Nothing | Received::Bytes(_)) => std::thread::yield_now(),
+                end => break end.is_ok(),
+            }
+        };
+        assert_eq!(end, !resets);
+    }
+}

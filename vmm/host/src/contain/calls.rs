@@ -40,6 +40,8 @@ pub enum Thread {
     ControlClient,
     /// Hears a stranger at the channel until it has proved who it is.
     Handshake,
+    /// Connects to the other host again.
+    Connect,
     /// Speaks with an etcd.
     Etcd,
 }
@@ -243,7 +245,7 @@ const KVM: &Group =
 
 impl Thread {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Vcpu,
         Self::HostEvents,
         Self::Console,
@@ -260,6 +262,7 @@ impl Thread {
         Self::Control,
         Self::ControlClient,
         Self::Handshake,
+        Self::Connect,
         Self::Etcd,
     ];
 
@@ -282,6 +285,7 @@ impl Thread {
             Self::Control => "control",
             Self::ControlClient => "control-client",
             Self::Handshake => "handshake",
+            Self::Connect => "connect",
             Self::Etcd => "etcd",
         }
     }
@@ -302,6 +306,7 @@ impl Thread {
             Self::Signals => &[BASE, SPAWN, SIGNALS],
             Self::Control => &[BASE, SPAWN, CONNECTION, FILES, FILE_DATA],
             Self::Handshake => &[BASE, READ, WAKE, CONNECTION],
+            Self::Connect => &[BASE, READ, NETWORK],
             Self::Etcd => &[BASE, READ, SPAWN, WAKE, NETWORK, RESOLVE, FILES, FILE_DATA],
         }
     }
@@ -309,8 +314,9 @@ impl Thread {
     /// The threads that it starts.
     pub fn starts(self) -> &'static [Self] {
         match self {
-            Self::Vcpu | Self::HostEvents => {
-                &[Self::Witness, Self::Incident, Self::Transfer, Self::Handshake]
+            Self::Vcpu => &[Self::Witness, Self::Incident, Self::Transfer, Self::Handshake],
+            Self::HostEvents => {
+                &[Self::Witness, Self::Incident, Self::Transfer, Self::Handshake, Self::Connect]
             }
             Self::Disk | Self::Witness | Self::Transfer | Self::Stop | Self::ControlClient => {
                 &[Self::Witness, Self::Incident, Self::Transfer]

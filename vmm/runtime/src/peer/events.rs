@@ -1,7 +1,7 @@
 //! What the host's event thread waits for on behalf of the peer: the channel, the port where a
 //! backup connects, and the clock.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +29,8 @@ pub struct ChannelEvents {
     peer: Arc<Peer>,
     /// Where backups connect and show that they are one.
     door: Option<Door>,
+    /// Where this host has connected to, if it made the connection that is served or was last.
+    dialed: Option<SocketAddr>,
     /// Of the connection that is served. Its descriptor stays ours until epoll has let go of it.
     reader: Option<ChannelReader>,
     turned_away: TurnedAway,
@@ -48,9 +50,10 @@ impl ChannelEvents {
         peer.address().listens_at = listener.as_ref().and_then(|l| l.local_addr().ok());
         let door = listener.map(|listener| open_door(&peer, listener)).transpose()?;
         let turned_away = TurnedAway::default();
-        let mut events = Self { peer, door, reader: None, turned_away };
+        let mut events = Self { peer, door, dialed: None, reader: None, turned_away };
         if let Some(channel) = connection {
             events.serve(channel)?;
+            events.dialed = events.peer.address().peer;
         }
         Ok(events)
     }
@@ -66,28 +69,43 @@ impl ChannelEvents {
     /// Drops a connection that has ended, then serves the joining backup if the session accepts
     /// one.
     fn serve_joining(&mut self, ops: &mut EventOps<'_>) {
-        if !self.peer.is_connected()
+        if !self.peer.has_connection()
             && let Some(reader) = self.reader.take()
         {
             let _ = ops.remove(Events::empty(reader.stream()));
         }
-        if self.reader.is_some() || !self.peer.accepts_backup() {
+        let wants_peer = self.peer.lock().wants_connection();
+        if self.reader.is_none()
+            && wants_peer
+            && lock(&self.peer.port.dialed).is_none()
+            && let Some(address) = self.dialed
+        {
+            self.peer.connect_again(address);
+        }
+        if self.reader.is_some() || !self.peer.accepts() {
             return self.turned_away.turn_away(&self.peer);
         }
         let Some(channel) = lock(&self.peer.port.pending).take() else { return };
         let peer = channel.peer_address().ok();
         match self.serve(channel) {
             Ok(()) => {
-                tracing::info!(?peer, "a backup connected");
+                if !wants_peer {
+                    self.dialed = None;
+                    tracing::info!(?peer, "a backup connected");
+                }
                 self.watch_channel(ops);
             }
             Err(error) => tracing::error!(%error, "a connection cannot be served"),
         }
     }
 
-    /// Serves the connection that this backup has made again.
+    /// Serves the connection that this host has made again.
     fn serve_dialed(&mut self, ops: &mut EventOps<'_>) {
+        if self.reader.is_some() {
+            return;
+        }
         let Some(channel) = lock(&self.peer.port.dialed).take() else { return };
+        self.dialed = channel.peer_address().ok();
         match self.serve(channel) {
             Ok(()) => self.watch_channel(ops),
             Err(error) => tracing::error!(%error, "a connection cannot be served"),
@@ -166,8 +184,8 @@ impl MutEventSubscriber for ChannelEvents {
 }
 
 impl Peer {
-    fn is_connected(&self) -> bool {
-        self.lock().is_connected()
+    fn has_connection(&self) -> bool {
+        self.lock().has_connection()
     }
 
     /// What the other host has to prove.
@@ -175,8 +193,8 @@ impl Peer {
         &self.port.security
     }
 
-    fn accepts_backup(&self) -> bool {
-        self.port.accepts_backup.load(Ordering::Acquire)
+    fn accepts(&self) -> bool {
+        self.port.accepts.load(Ordering::Acquire)
     }
 
     pub(super) fn address(&self) -> MutexGuard<'_, Address> {
@@ -238,7 +256,7 @@ impl Peer {
             if let VcpuHealth::Stuck { unseen_ns } = look {
                 core.step(now_ns, SessionEvent::VcpuStuck { unseen_ns });
             }
-            core.session().next_deadline_ns().map_or(latest_ns, |ns| ns.min(latest_ns))
+            core.next_deadline_ns().map_or(latest_ns, |ns| ns.min(latest_ns))
         });
         Duration::from_nanos(next_ns.saturating_sub(now_ns)).max(SHORTEST_TICK)
     }
@@ -358,7 +376,7 @@ mod tests {
             assert!(peer.receive(&mut reader), "turn {turn} of at least {whole_turns}");
         }
         while peer.receive(&mut reader) {}
-        assert!(peer.is_connected());
+        assert!(peer.has_connection());
     }
 
     #[test]
@@ -373,7 +391,7 @@ mod tests {
             for _ in 0..2 {
                 peer.receive(&mut reader);
             }
-            assert!(!peer.is_connected(), "{rubbish:?}");
+            assert!(!peer.has_connection(), "{rubbish:?}");
             assert!(peer.outbox.lock().unwrap().writer.is_none(), "{rubbish:?}");
         }
     }

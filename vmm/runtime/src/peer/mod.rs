@@ -22,6 +22,7 @@ mod outbox;
 mod outputs;
 #[cfg(test)]
 mod pair_tests;
+mod reconnect;
 mod transfer;
 mod turned_away;
 mod witness_desk;
@@ -161,7 +162,10 @@ struct Port {
     /// changed.
     joining: EventFd,
     address: Mutex<Address>,
-    accepts_backup: AtomicBool,
+    /// Somebody who connects is served: a backup, or the other host after its connection broke.
+    accepts: AtomicBool,
+    /// A thread makes the connection again that broke.
+    is_connecting: AtomicBool,
     security: Security,
     /// A joining backup that cannot be served yet.
     pending: Mutex<Option<Channel>>,
@@ -247,7 +251,8 @@ impl Peer {
             port: Port {
                 joining: EventFd::new(EFD_NONBLOCK)?,
                 address: Mutex::default(),
-                accepts_backup: AtomicBool::new(false),
+                accepts: AtomicBool::new(false),
+                is_connecting: AtomicBool::new(false),
                 security: config.security,
                 pending: Mutex::default(),
                 dialed: Mutex::default(),
@@ -350,16 +355,14 @@ impl Peer {
             self.roles_changed.store(true, Ordering::Release);
         }
         self.queue.set_unrecorded(core.is_unrecorded());
-        let accepts_backup = core.session().accepts_backup();
+        let accepts = core.session().accepts_backup() || core.wants_connection();
         let (has_effects, is_waited_for) = (core.has_effects(), core.waiters > 0);
         drop(core);
         if is_waited_for {
             self.changed.notify_all();
         }
         let port = &self.port;
-        if port.accepts_backup.swap(accepts_backup, Ordering::AcqRel) != accepts_backup
-            && accepts_backup
-        {
+        if port.accepts.swap(accepts, Ordering::AcqRel) != accepts && accepts {
             let _ = port.joining.write(1);
         }
         has_effects

@@ -163,6 +163,11 @@ impl Peer {
                 self.flush(outbox, false);
                 outbox.writer = None;
             }
+            Effect::BreakOff => {
+                if let Some(writer) = outbox.writer.take() {
+                    writer.reset();
+                }
+            }
             Effect::Transmit(frame) => self.transmit(&frame),
             Effect::Announce => self.announce(),
             Effect::ClaimTerm(term) => self.claim(term, term),
@@ -228,6 +233,9 @@ fn tell_operator(notice: Notice) {
     match notice {
         Notice::Disconnected { reason } => {
             tracing::warn!(%reason, "the channel to the other host is gone");
+        }
+        Notice::Resumed { messages } => {
+            tracing::info!(messages, "the channel stands again; what was lost is sent again");
         }
         Notice::Begins { term, release } => {
             tracing::info!(%term, ?release, "the guest starts in lockstep");

@@ -172,6 +172,27 @@ fn the_log_of_the_primary_is_what_the_backup_is_given() {
     assert!(!primary.peer.follows() && backup.peer.follows());
 }
 
+/// Whichever of the two is told that it broke.
+#[test]
+fn a_connection_that_breaks_is_made_again_and_both_go_on() {
+    let (primary, backup) = pair();
+    let mut port = PairPort::new(backup.peer.clone());
+    for (told, exit) in [(&primary, 1), (&backup, 2), (&primary, 3)] {
+        let description = "connection reset".into();
+        told.peer.disconnect(DisconnectReason::Transport { description });
+        primary.lead(exit, 10 * exit);
+        primary.emit(exit, 5);
+        follows(&mut port, exit, 10 * exit);
+        backup.emit(exit, 5);
+        assert_eq!(primary.network.recv(&mut [0; 100]).unwrap(), 60);
+    }
+    for host in [&primary, &backup] {
+        host.until(|core| core.has_connection() && core.session().is_protected());
+        assert_eq!(host.peer.counters().takeovers, 0);
+    }
+    assert_eq!(primary.peer.lock().session().term(), Some(Term(1)));
+}
+
 #[test]
 fn frames_are_compared_and_a_difference_leaves_the_primary_alone_with_a_report() {
     let (primary, backup) = pair();
@@ -386,7 +407,13 @@ fn a_guest_that_is_too_far_ahead_waits_until_the_backup_comes_along() {
         let led = scope.spawn(|| (1..=2 * LAG_EXITS).for_each(|exit| primary.lead(exit, exit)));
         // One waiter: that thread. It cannot get to its end before the backup has begun.
         while primary.peer.lock().waiters == 0 {
-            assert!(!led.is_finished(), "nothing has been executed yet");
+            assert!(
+                !led.is_finished(),
+                "nothing has been executed yet: {} {:?} {:?}",
+                primary.peer.lock().session().state_name(),
+                primary.peer.lock().session().lag_exits(),
+                primary.peer.lock().counters()
+            );
             std::thread::yield_now();
         }
         assert!(primary.peer.lock().is_congested());
