@@ -18,6 +18,10 @@ impl World {
         if self.options.term_is_taken && self.checker.holder().is_none() {
             return "another pair has the term".into();
         }
+        if self.faults.other_guest {
+            assert!(!self.witness.guest_has_run, "two guests run in one's place");
+            return "another guest is in its place".into();
+        }
         let holder = self.checker.holder().map(|(host, life)| (&self.hosts[host], life));
         let [first, second] = &self.hosts;
         let begun = |(host, life): &(&Host, u64)| host.thread.begun || host.life != *life;

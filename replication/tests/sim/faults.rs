@@ -114,6 +114,9 @@ impl World {
             Strike::FlipAndCut => self.flip_and_cut(host),
             Strike::Forge => self.forge(host),
             Strike::BadDisk => self.hosts[host].disk.is_bad = true,
+            Strike::StartAnother => {
+                self.faults.other_guest = self.witness.store.starts_another();
+            }
             Strike::Pause => {
                 // A digest may be on its way.
                 let pause_ns = self.random.between(FAILURE_NS, 3 * FAILURE_NS);

@@ -33,6 +33,8 @@ pub enum Strike {
     Stuck,
     /// The host stands still for longer than the other waits.
     Pause,
+    /// A user insists that another guest is started in this one's place.
+    StartAnother,
 }
 
 /// Phases in which a fault has a row of its own, and what strikes there. What seldom leads to its
@@ -41,6 +43,7 @@ const AMBUSHES: &[(&str, Strike)] = &[
     ("AwaitingBackup", Strike::Cut),
     ("ClaimingFirstTerm", Strike::Cut),
     ("AwaitingReady", Strike::Cut),
+    ("AwaitingReady", Strike::StartAnother),
     ("Beginning", Strike::Cut),
     ("AwaitingWelcome", Strike::Cut),
     ("AwaitingEvidence", Strike::Cut),

@@ -153,6 +153,8 @@ pub struct Faults {
     pub forged: bool,
     /// A disk failed at what the other's did, which is gone.
     pub bad_disk_alone: bool,
+    /// Another guest was started before this one was.
+    pub other_guest: bool,
     /// Times the ambush may still strike.
     pub strikes: u64,
 }
@@ -175,6 +177,7 @@ impl World {
             checker: Checker::default(),
             coverage: Coverage::default(),
             faults: Faults {
+                other_guest: false,
                 flip_at,
                 flipped: false,
                 forged: false,
