@@ -112,6 +112,9 @@ pub struct SessionConfig {
     pub build: BuildId,
     /// What the machine depends on.
     pub fingerprint: Fingerprint,
+    /// The channel lets nobody in but the other host. Without that, what a connection says of
+    /// itself ends no primary that waits.
+    pub peer_is_proved: bool,
     /// Highest term the witness knew at start.
     pub highest_term: Term,
     /// What the guest's RTC says at power-on, in seconds since 1970 (the primary's counts).
@@ -153,6 +156,7 @@ impl SessionConfig {
             role,
             build,
             fingerprint,
+            peer_is_proved: true,
             highest_term,
             rtc_epoch_s,
             release: ReleasePolicy::default(),

@@ -177,7 +177,7 @@ impl Primary {
             // An ftvmm of another version was meant to be the backup. Anything else that connects
             // on the port is no reason to stop.
             DisconnectReason::Wire(error @ WireError::VersionMismatch { .. }) if greeting => {
-                cx.stop(StopReason::BadConfiguration(Refusal::Wire(error)));
+                self.on_misfit(cx, Refusal::Wire(error));
             }
             reason => self.lose_peer(cx, &reason.to_string()),
         }
@@ -227,7 +227,7 @@ impl Primary {
                 | Phase::ClaimingFirstTerm { .. }
                 | Phase::AwaitingReady { .. },
                 Message::Refuse { refusal },
-            ) => cx.stop(StopReason::BadConfiguration(refusal.swapped())),
+            ) => self.on_misfit(cx, refusal.swapped()),
             (Phase::AwaitingReady { .. }, Message::Ready { .. }) => self.on_ready(cx),
             // It says that it is alive, and of what exit: there is none yet.
             (Phase::Beginning, Message::Ack { .. }) => {}

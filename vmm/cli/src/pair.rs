@@ -337,7 +337,10 @@ fn make_peer(
 ) -> Result<Arc<Peer>, CommandError> {
     let Shared { tap, disk, queue, security } = shared;
     let fingerprint = guest.fingerprint.clone();
-    let session = session_config(args, fingerprint, highest_term, config.rtc_epoch_s);
+    let session = SessionConfig {
+        peer_is_proved: security.is_proved(),
+        ..session_config(args, fingerprint, highest_term, config.rtc_epoch_s)
+    };
     Peer::new(PeerConfig {
         session,
         security,

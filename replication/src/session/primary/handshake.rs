@@ -2,7 +2,7 @@
 
 use super::{Phase, Primary};
 use crate::message::Message;
-use crate::policy::SessionConfig;
+use crate::policy::{Refusal, SessionConfig, StopReason};
 use crate::record::Term;
 use crate::session::{Action, Context};
 
@@ -19,7 +19,8 @@ impl Primary {
 
     pub(super) fn on_hello(&mut self, cx: &mut Context<'_>, hello: &Message) {
         if let Some(refusal) = cx.check_hello(hello, false) {
-            return cx.refuse(refusal);
+            cx.send(Message::Refuse { refusal: refusal.clone() });
+            return self.on_misfit(cx, refusal);
         }
         match &mut self.phase {
             Phase::AwaitingBackup { held: Some(term) } => {
@@ -32,6 +33,15 @@ impl Primary {
                 self.phase = Phase::ClaimingFirstTerm { term, greeted: true };
                 cx.act(Action::HoldTerm(term));
             }
+        }
+    }
+
+    /// Whoever connected cannot be the backup. The other host, which has proved to be it, was
+    /// started wrong, and so this one may be; anybody else has the wrong number.
+    pub(super) fn on_misfit(&mut self, cx: &mut Context<'_>, refusal: Refusal) {
+        match cx.config.peer_is_proved {
+            true => cx.stop(StopReason::BadConfiguration(refusal)),
+            false => self.lose_peer(cx, &format!("this is not the backup: {refusal}")),
         }
     }
 

@@ -238,3 +238,50 @@ fn only_who_has_a_peer_for_good_sends_another_away() {
     pair.backup.disconnect();
     assert_eq!(answers(&pair), [None, None], "its place may be free in a moment");
 }
+
+/// Where anybody can connect, whoever does not fit has the wrong number.
+#[test]
+fn without_proof_no_stranger_ends_a_primary_that_waits() {
+    let version = WireError::VersionMismatch { ours: 1, theirs: 2 };
+    let refusal = Refusal::Wire(version.clone());
+    let build: BuildId = "0.2.0+fedcba9876543210".try_into().unwrap();
+    let hello = Message::Hello {
+        role: Role::Backup,
+        build,
+        fingerprint: example(),
+        highest_term: Term(0),
+        runs: false,
+    };
+    let strange = [
+        SessionEvent::Received(Message::Refuse { refusal }),
+        SessionEvent::Received(hello),
+        SessionEvent::Disconnected { reason: DisconnectReason::Wire(version) },
+    ];
+    for offered in [false, true] {
+        for event in &strange {
+            let open = |role| SessionConfig { peer_is_proved: false, ..config(role) };
+            let mut pair = Pair::new(open(Role::Primary), open(Role::Backup));
+            if offered {
+                pair.connect();
+                pair.pump();
+                pair.primary.answer(1, true);
+                pair.primary.take_outbox();
+                assert_eq!(pair.primary.session.state_name(), "AwaitingReady");
+                pair.backup = Host::new(open(Role::Backup));
+            } else {
+                pair.primary.step(SessionEvent::Connected);
+            }
+            pair.primary.take_rows();
+            pair.primary.step(event.clone());
+            assert_eq!(pair.primary.take_rows().len(), 1, "{event:?}");
+            assert_eq!(pair.primary.session.state_name(), "AwaitingBackup", "{event:?}");
+            pair.primary.take_wire();
+            pair.backup.take_wire();
+            pair.connect();
+            pair.pump();
+            pair.primary.answer(if offered { 2 } else { 1 }, true);
+            pair.pump();
+            assert_eq!(pair.primary.session.state_name(), "Protected", "{event:?}");
+        }
+    }
+}

@@ -2,14 +2,24 @@
 
 use std::net::SocketAddr;
 
+use crate::Seldom;
+
 /// Between two lines, in nanoseconds.
 const BETWEEN_NS: u64 = 1_000_000_000;
 
 /// What was said, and what was not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Strangers {
     last_ns: Option<u64>,
     held: u64,
+    /// Lines about the host itself, which no stranger may hide.
+    of_host: Seldom,
+}
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Self { last_ns: None, held: 0, of_host: Seldom::new(1, 1) }
+    }
 }
 
 impl Strangers {
@@ -33,8 +43,7 @@ impl Strangers {
 
     /// The host had no descriptor for a connection.
     pub fn not_accepted(&mut self, now_ns: u64, error: &std::io::Error) {
-        if self.may_say(now_ns) {
-            let others = std::mem::take(&mut self.held);
+        if let Some(others) = self.of_host.may_say(now_ns) {
             tracing::warn!(%error, others, "a connection was not accepted");
         }
     }

@@ -91,7 +91,7 @@ impl ChannelEvents {
             Ok(()) => {
                 if !wants_peer {
                     self.dialed = None;
-                    tracing::info!(?peer, "a backup connected");
+                    self.peer.tell_of_connection(peer);
                 }
                 self.watch_channel(ops);
             }

@@ -54,7 +54,7 @@ use ftvmm_host::channel::{Channel, Security};
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::Disk;
 use ftvmm_host::sync::{Condvar, Mutex, MutexGuard, lock, wait};
-use ftvmm_host::{HostEventsError, Tap, resting_timer};
+use ftvmm_host::{HostEventsError, Seldom, Tap, resting_timer};
 
 use crate::input::InputQueue;
 use crate::transfer::{ProgressCell, ProgressDisplay, Transfer, TransferSummary};
@@ -173,6 +173,9 @@ struct Port {
     /// to be served.
     dialed: Mutex<Option<Channel>>,
     is_dialing: AtomicBool,
+    /// Lines of connections that began, of those that ended, and of such that left everything as it
+    /// was.
+    seldom: [Mutex<Seldom>; 3],
 }
 
 #[derive(Default)]
@@ -257,6 +260,7 @@ impl Peer {
                 pending: Mutex::default(),
                 dialed: Mutex::default(),
                 is_dialing: AtomicBool::new(false),
+                seldom: [(); 3].map(|()| Mutex::new(Seldom::new(1, 1))),
             },
             sending: Sending {
                 transfer: OnceLock::new(),

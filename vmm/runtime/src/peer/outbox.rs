@@ -1,6 +1,7 @@
 //! Performs the core's effects: in order, one thread at a time, without the core's lock.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, TryLockError};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use ftvmm_host::set_timer;
 use ftvmm_host::sync::lock;
 use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::peer::Notice;
+use ftvmm_replication::session::decision::Decision;
 use ftvmm_replication::{DisconnectReason, Effect, SessionEvent, Term};
 
 use super::{Peer, announce};
@@ -196,7 +198,7 @@ impl Peer {
             Effect::CompleteDisk { id } => self.complete_disk(id),
             Effect::MarkDisk(mark) => self.mark_disk(mark),
             Effect::KeepIncident(report) => self.keep_incident(*report),
-            Effect::Tell(notice) => tell_operator(notice),
+            Effect::Tell(notice) => self.tell_of(notice),
         }
     }
 
@@ -208,6 +210,35 @@ impl Peer {
         });
         if !taken {
             self.queue.network().tap_dropped();
+        }
+    }
+
+    /// A connection is served now. As [`Self::tell_of`] for the rest of its lines.
+    pub(super) fn tell_of_connection(&self, peer: Option<SocketAddr>) {
+        let now_ns = self.clocks.session.host_now_ns();
+        let [connected, ..] = &self.port.seldom;
+        if self.port.security.is_proved() || lock(connected).may_say(now_ns).is_some() {
+            tracing::info!(?peer, "a backup connected");
+        }
+    }
+
+    /// Where anybody can connect, anybody can cause the lines that say that a connection was none
+    /// of the backup's: one a second of each kind is written.
+    fn tell_of(&self, notice: Notice) {
+        let [_, hung_up, kept_waiting] = &self.port.seldom;
+        let seldom = match &notice {
+            _ if self.port.security.is_proved() => None,
+            Notice::Disconnected { .. } => Some(hung_up),
+            Notice::Decided { row, .. }
+                if matches!(row.decision, Decision::KeepWaiting | Decision::AbandonTerm) =>
+            {
+                Some(kept_waiting)
+            }
+            _ => None,
+        };
+        let now_ns = self.clocks.session.host_now_ns();
+        if seldom.is_none_or(|seldom| lock(seldom).may_say(now_ns).is_some()) {
+            tell_operator(notice);
         }
     }
 
