@@ -25,7 +25,7 @@ use ftvmm_runtime::control::http::Connection;
 
 pub use guest::{blk_request, virtqueue};
 pub use machine::{kernel, machine_state, page_tables, template};
-pub use small::{registers, slice, state_part, witness};
+pub use small::{channel_key, disk_label, registers, slice, state_part, witness};
 
 use crate::stream::Client;
 
@@ -37,9 +37,11 @@ const SNAPSHOT: &[u8] = include_bytes!("../../replication/tests/golden/snapshot-
 pub type Target = fn(&[u8]);
 
 /// Every function of this crate, by the name of its target.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("blk_request", blk_request),
+    ("channel_key", channel_key),
     ("decode_group", decode_group),
+    ("disk_label", disk_label),
     ("http", http),
     ("kernel", kernel),
     ("log", log),

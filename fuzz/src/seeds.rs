@@ -11,6 +11,9 @@ pub fn all() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("blk_request", "flush", blk_request(4, 0)),
         ("blk_request", "discard", blk_request(11, 16)),
         ("blk_request", "identify", blk_request(8, 0)),
+        ("channel_key", "key", channel_key()),
+        ("disk_label", "active", disk_label("active")),
+        ("disk_label", "following", disk_label("following")),
         ("http", "get", b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
         (
             "http",
@@ -152,4 +155,17 @@ fn witness(doing: &str, ran: &str) -> Vec<u8> {
          holder=host-a/4711 doing={doing}{ran} seen=1970-01-01T00:00:00Z\n"
     )
     .into_bytes()
+}
+
+/// Without its last line, the checksum of the others.
+fn disk_label(state: &str) -> Vec<u8> {
+    format!(
+        "ftvmm-disk 1\nguest 07070707-0707-4707-8707-070707070707\nstate {state}\nterm 7\n\
+         since 1970-01-01T00:00:00Z\n"
+    )
+    .into_bytes()
+}
+
+fn channel_key() -> Vec<u8> {
+    format!("ftvmm-channel-key-1 {}\n", "0f".repeat(32)).into_bytes()
 }

@@ -1,8 +1,9 @@
-//! Decoders of small things: a slice's pages, parts of a state, a witness's entry, accesses to the
-//! devices' registers.
+//! Decoders of small things: a slice's pages, parts of a state, a witness's entry, a disk's label,
+//! a channel's key, accesses to the devices' registers.
 
 use ftvmm_devices::{Board, BoardConfig, DiskOutcome, DiskRequest, Input, NetConfig, Output};
-use ftvmm_replication::{PAGE_BYTES, slice, state, witness::Entry};
+use ftvmm_host::channel::key_file;
+use ftvmm_replication::{DiskLabel, PAGE_BYTES, slice, state, witness::Entry};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 const MEMORY_BYTES: usize = 1 << 20;
@@ -24,11 +25,32 @@ pub fn state_part(bytes: &[u8]) {
     }
 }
 
-/// An entry of a witness: what is read is what would be written.
+/// What a witness holds, a file or a value in etcd: what is read is what would be written, and what
+/// is no entry is shown in a line.
 pub fn witness(bytes: &[u8]) {
-    let line = String::from_utf8_lossy(bytes);
-    if let Some(entry) = Entry::from_line(&line) {
-        assert_eq!(entry.to_line(), line);
+    match Entry::from_stored(bytes) {
+        Ok(entry) => assert_eq!(entry.to_line().as_bytes(), bytes),
+        Err(shown) => assert!(!shown.contains('\n') && shown.len() < 500),
+    }
+}
+
+/// A disk's label: as it comes, and with a checksum that holds.
+pub fn disk_label(bytes: &[u8]) {
+    let said = String::from_utf8_lossy(bytes);
+    let summed = format!("{said}crc32c {:08x}\n", crc32c::crc32c(said.as_bytes()));
+    for text in [&said, summed.as_str()] {
+        if let Some(label) = DiskLabel::from_text(text) {
+            assert_eq!(label.to_text(), text);
+        }
+    }
+}
+
+/// A channel's key file.
+pub fn channel_key(bytes: &[u8]) {
+    if let Some(key) = key_file::parse(bytes) {
+        let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
+        assert!(text.trim_end().ends_with(&digits));
     }
 }
 

@@ -13,6 +13,8 @@ pub const ENTRY_BYTES_MAX: usize = 512;
 const HOLDER_BYTES_MAX: usize = 160;
 /// Longest [`Entry::seen`], in bytes.
 const SEEN_BYTES_MAX: usize = 40;
+/// Most characters of what is no entry that a person is shown.
+const SHOWN_CHARS_MAX: usize = 80;
 /// What every line begins with. Another layout gets another number.
 const MAGIC: &str = "ftvmm-witness-2";
 
@@ -168,6 +170,19 @@ impl Entry {
     #[must_use]
     pub fn may_run(&self) -> bool {
         self.doing == Doing::Live && self.last_ran() == self.term
+    }
+
+    /// Reads what a store holds.
+    ///
+    /// # Errors
+    /// When it is no entry: its beginning, as it can be shown to a person.
+    pub fn from_stored(stored: &[u8]) -> Result<Self, String> {
+        let entry = core::str::from_utf8(stored).ok().and_then(Self::from_line);
+        entry.ok_or_else(|| {
+            let shown = String::from_utf8_lossy(&stored[..stored.len().min(ENTRY_BYTES_MAX)]);
+            let shown: String = shown.trim_end().escape_debug().take(SHOWN_CHARS_MAX).collect();
+            format!("\"{shown}\"")
+        })
     }
 
     /// Reads a stored entry; `None` when it is none.

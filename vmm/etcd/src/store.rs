@@ -7,9 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ftvmm_replication::witness::{
-    ENTRY_BYTES_MAX, Entry, Nonce, Replaced, WitnessError, WitnessStore,
-};
+use ftvmm_replication::witness::{Entry, Nonce, Replaced, WitnessError, WitnessStore};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::address::Address;
@@ -104,15 +102,10 @@ impl EtcdWitness {
     }
 
     fn entry(&self, held: Option<Vec<u8>>) -> Result<Option<Entry>, WitnessError> {
-        let Some(held) = held else { return Ok(None) };
-        let entry = std::str::from_utf8(&held).ok().and_then(Entry::from_line);
-        entry.map(Some).ok_or_else(|| {
-            let shown = String::from_utf8_lossy(&held[..held.len().min(ENTRY_BYTES_MAX)]);
-            let found: String = shown.trim_end().escape_debug().take(80).collect();
-            WitnessError::Malformed {
-                place: self.place(),
-                found: format!("\"{found}\" at the key {}", entry_key(&self.address)),
-            }
+        let entry = held.map(|held| Entry::from_stored(&held)).transpose();
+        entry.map_err(|found| WitnessError::Malformed {
+            place: self.place(),
+            found: format!("{found} at the key {}", entry_key(&self.address)),
         })
     }
 

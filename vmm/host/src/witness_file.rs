@@ -108,11 +108,9 @@ impl FileWitness {
             reason: error.to_string(),
             remedy: "look at what put it there; only ftvmm may write these files".into(),
         })?;
-        let found = String::from_utf8_lossy(&found);
-        let entry = Entry::from_line(&found);
-        entry.map(Some).ok_or_else(|| WitnessError::Malformed {
+        Entry::from_stored(&found).map(Some).map_err(|found| WitnessError::Malformed {
             place: self.place(),
-            found: format!("{:?} in {}", found.trim_end(), file.display()),
+            found: format!("{found} in {}", file.display()),
         })
     }
 

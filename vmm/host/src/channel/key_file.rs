@@ -93,7 +93,9 @@ pub fn read(path: &Path) -> Result<[u8; KEY_BYTES], KeyFileError> {
     parse(&text).ok_or_else(|| KeyFileError::NoKey { path: path.into() })
 }
 
-fn parse(text: &[u8]) -> Option<[u8; KEY_BYTES]> {
+/// The key in the content of a file; `None` when it is no key file.
+#[must_use]
+pub fn parse(text: &[u8]) -> Option<[u8; KEY_BYTES]> {
     let digits = std::str::from_utf8(text).ok()?.strip_prefix(HEAD)?.trim_end();
     if digits.len() != 2 * KEY_BYTES || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
