@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ftvmm_devices::Input;
-use ftvmm_replication::group::RECORDS_MAX;
+use ftvmm_replication::group::{GROUP_BYTES_MAX, RECORDS_MAX};
 use ftvmm_replication::message::{Frames, STRAYS_MAX};
 use ftvmm_replication::state::unpack_pages;
 use ftvmm_replication::wire::{self, BODY_BYTES_MAX, Decoder, PREAMBLE};
@@ -127,6 +127,18 @@ fn a_group_costs_no_more_than_its_records() {
     let (decoded, most) = measured(|| decode_group(&small));
     assert_eq!(decoded.unwrap().records.len() as u64, RECORDS_MAX);
     assert!(most < 16 * MIB, "{most} bytes for {}", small.len());
+
+    // The other extreme: one record, as long as a body may be. Its bytes are held twice, packed
+    // out and in the record.
+    let most_bytes = GROUP_BYTES_MAX as usize;
+    let mut encoder = GroupEncoder::new();
+    let bytes = vec![7; most_bytes - 1024];
+    encoder.push(&Record { at: Ordinal(1), event: Event::Input(Input::Entropy { bytes }) });
+    let long = encoder.finish(Ordinal(1));
+    assert!(long.len() < 100_000, "{} bytes", long.len());
+    let (decoded, most) = measured(|| decode_group(&long));
+    assert_eq!(decoded.unwrap().records.len(), 1);
+    assert!(most < 2 * most_bytes + MIB, "{most} bytes for {}", long.len());
 
     // A recorder ends its groups long before.
     let mut encoder = GroupEncoder::new();
