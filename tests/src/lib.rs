@@ -17,6 +17,7 @@ pub mod pair;
 pub mod ping;
 pub mod replayed;
 pub mod site;
+pub mod stranger;
 pub mod stress;
 
 pub use ftvmm_host_programs::{Program, built, packages, progress};

@@ -3,6 +3,7 @@
 use core::net::SocketAddr;
 
 use super::PeerCore;
+use super::resume::Resume;
 use crate::message::Message;
 use crate::policy::Refusal;
 use crate::wire::{self, Decoder};
@@ -16,11 +17,13 @@ pub(super) struct Connection {
     pub since_ns: u64,
     /// The other host ended it for a reason that may pass.
     pub turned_away: Option<Refusal>,
+    /// What makes it again when it breaks.
+    pub resume: Resume,
 }
 
 impl Connection {
     pub fn begin(now_ns: u64) -> Self {
-        Self { decoder: Some(Decoder::new()), since_ns: now_ns, turned_away: None }
+        Self { decoder: Some(Decoder::new()), since_ns: now_ns, ..Self::default() }
     }
 }
 

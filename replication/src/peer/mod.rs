@@ -35,7 +35,6 @@ pub use follower::Follower;
 pub use pacing::{LogPacer, Pace};
 use proof::Proof;
 pub use proof::{Common, Look};
-use resume::Resume;
 pub use transfer::Transfer;
 
 use crate::disk_label::{DiskMark, DiskState};
@@ -82,7 +81,6 @@ pub struct PeerCore {
     announcer: Announcer,
     counters: PeerCounters,
     proof: Proof,
-    resume: Resume,
     stop: Option<StopReason>,
     guest: GuestOrders,
     /// Until this time, frames that reach this (old) host are forwarded to the new primary.
@@ -150,7 +148,6 @@ impl PeerCore {
             announcer: Announcer::default(),
             counters: PeerCounters::default(),
             proof: Proof::default(),
-            resume: Resume::default(),
             stop: None,
             guest: GuestOrders { unrecorded_when_alone, ..GuestOrders::default() },
             strays_until_ns: 0,
@@ -167,7 +164,6 @@ impl PeerCore {
         if self.greet_again() {
             return;
         }
-        self.begin_line();
         self.unsent().extend_from_slice(&wire::PREAMBLE);
         self.connection = Connection::begin(now_ns);
         self.step(now_ns, SessionEvent::Connected);

@@ -3,7 +3,8 @@
 //! Each host counts the messages it has received and keeps those it has sent until the other has
 //! confirmed them. After a reset, or bytes that were changed on their way, neither session hears of
 //! it at first: the hosts connect again, each says what it has received ([`Message::Resume`]), and
-//! the other sends the rest. Only when that has failed for about as long as a lease is the peer lost.
+//! the other sends the rest. Only when that has failed for about as long as a lease is the peer
+//! lost.
 //!
 //! Why nobody is heard twice: a primary drops its lease when the connection breaks, and waits for
 //! one that is granted afterwards. A backup keeps the promise of the last lease before it claims,
@@ -118,7 +119,7 @@ impl PeerCore {
     /// other host takes it.
     #[must_use]
     pub fn wants_connection(&self) -> bool {
-        self.resume.is_wanted() && self.stop.is_none()
+        self.connection.resume.is_wanted() && self.stop.is_none()
     }
 
     /// For how long a connection is made again before the other host is lost, in nanoseconds. The
@@ -132,54 +133,54 @@ impl PeerCore {
         }
     }
 
-    /// Another connection: its messages are counted from the first.
-    pub(super) fn begin_line(&mut self) {
-        self.resume = Resume::default();
-    }
-
     /// The numbers by which the two hosts know this connection. The first ones stay.
     pub(super) fn name_line(&mut self) {
         let (own, theirs) = self.last_numbers();
-        self.resume.own = self.resume.own.or(own);
-        self.resume.theirs = self.resume.theirs.or(theirs);
+        self.connection.resume.own = self.connection.resume.own.or(own);
+        self.connection.resume.theirs = self.connection.resume.theirs.or(theirs);
     }
 
     /// The connection is gone for the `reason`; whether it is to be made again.
     pub(super) fn breaks(&mut self, now_ns: u64, reason: &DisconnectReason) -> bool {
         let until_ns = now_ns.saturating_add(self.resume_longest_ns());
-        let (until_ns, reason) = match core::mem::take(&mut self.resume.state) {
+        let (until_ns, reason) = match core::mem::take(&mut self.connection.resume.state) {
             State::Greeting { until_ns, reason } => (until_ns, reason),
-            State::Whole if self.resume.may_follow(reason) && self.is_proved() => {
-                (self.resume.wanted_until_ns(until_ns), reason.clone())
+            State::Whole if self.connection.resume.may_follow(reason) && self.is_proved() => {
+                (self.connection.resume.wanted_until_ns(until_ns), reason.clone())
             }
             State::Whole | State::Broken { .. } => return false,
         };
         if now_ns >= until_ns {
             return false;
         }
-        self.resume.state = State::Broken { until_ns, reason };
+        self.connection.resume.state = State::Broken { until_ns, reason };
         self.session.forget_lease();
         true
     }
 
     /// A connection stands; whether it continues one that broke.
     pub(super) fn greet_again(&mut self) -> bool {
-        let State::Broken { until_ns, reason } = &mut self.resume.state else { return false };
+        let State::Broken { until_ns, reason } = &mut self.connection.resume.state else {
+            return false;
+        };
         let (until_ns, reason) = (*until_ns, reason.clone());
-        let (Some(own), Some(theirs)) = (self.resume.own, self.resume.theirs) else { return false };
-        self.resume.state = State::Greeting { until_ns, reason };
-        let received = self.resume.received;
+        let (Some(own), Some(theirs)) = (self.connection.resume.own, self.connection.resume.theirs)
+        else {
+            return false;
+        };
+        self.connection.resume.state = State::Greeting { until_ns, reason };
+        let received = self.connection.resume.received;
         self.connection.decoder = Some(Decoder::new());
         let unsent = self.unsent();
         unsent.extend_from_slice(&wire::PREAMBLE);
         wire::encode(&Message::Resume { own, theirs, received }, unsent);
-        self.resume.unconfirmed_bytes = 0;
+        self.connection.resume.unconfirmed_bytes = 0;
         true
     }
 
     /// Takes what belongs to the connection itself; returns what is for the session.
     pub(super) fn resume_first(&mut self, now_ns: u64, message: Message) -> Option<Message> {
-        match (&self.resume.state, message) {
+        match (&self.connection.resume.state, message) {
             (State::Greeting { .. }, Message::Resume { own, theirs, received }) => {
                 self.go_on(now_ns, own, theirs, received);
                 None
@@ -190,7 +191,7 @@ impl PeerCore {
                 None
             }
             (_, Message::Received { messages }) => {
-                if !self.resume.confirmed(messages) {
+                if !self.connection.resume.confirmed(messages) {
                     let what = format!("the peer has received {messages} messages, which is more");
                     self.breach(now_ns, format!("{what} than it was sent"));
                 }
@@ -201,14 +202,14 @@ impl PeerCore {
                 None
             }
             (_, message) => {
-                self.resume.received += 1;
+                self.connection.resume.received += 1;
                 Some(message)
             }
         }
     }
 
     fn go_on(&mut self, now_ns: u64, own: Nonce, theirs: Nonce, received: u64) {
-        let line = &mut self.resume;
+        let line = &mut self.connection.resume;
         let is_it = line.own == Some(theirs) && line.theirs == Some(own);
         if !is_it || received < line.let_go || !line.confirmed(received) {
             return self.not_resumed(now_ns, "it does not continue what was said before");
@@ -218,7 +219,7 @@ impl PeerCore {
         }
         let again = line.kept.make_contiguous().to_vec();
         self.unsent().extend_from_slice(&again);
-        let messages = self.resume.kept_lengths.len();
+        let messages = self.connection.resume.kept_lengths.len();
         self.notice(Notice::Resumed { messages });
     }
 
@@ -230,19 +231,19 @@ impl PeerCore {
 
     /// What the other host says no network does.
     fn breach(&mut self, now_ns: u64, description: String) {
-        self.resume = Resume::default();
+        self.connection.resume = Resume::default();
         self.disconnect(now_ns, DisconnectReason::Transport { description });
     }
 
     /// So many bytes came: the other host may let go of them, sooner or later.
     pub(super) fn confirm(&mut self, bytes: usize) {
-        self.resume.unconfirmed_bytes += bytes;
-        if self.resume.unconfirmed_bytes >= CONFIRM_BYTES
-            && matches!(self.resume.state, State::Whole)
+        self.connection.resume.unconfirmed_bytes += bytes;
+        if self.connection.resume.unconfirmed_bytes >= CONFIRM_BYTES
+            && matches!(self.connection.resume.state, State::Whole)
             && self.connection.decoder.is_some()
         {
-            self.resume.unconfirmed_bytes = 0;
-            let messages = self.resume.received;
+            self.connection.resume.unconfirmed_bytes = 0;
+            let messages = self.connection.resume.received;
             wire::encode(&Message::Received { messages }, self.unsent());
         }
     }
@@ -253,27 +254,29 @@ impl PeerCore {
         if !self.is_connected() {
             return;
         }
-        if self.connection.decoder.is_none() || !matches!(self.resume.state, State::Whole) {
+        if self.connection.decoder.is_none()
+            || !matches!(self.connection.resume.state, State::Whole)
+        {
             let mut frame = Vec::new();
             wire::encode(message, &mut frame);
-            return self.resume.keep(&frame);
+            return self.connection.resume.keep(&frame);
         }
         let unsent = self.unsent();
         let start = unsent.len();
         wire::encode(message, unsent);
         if let Some(Effect::Send(unsent)) = self.effects.last() {
-            self.resume.keep(&unsent[start..]);
+            self.connection.resume.keep(&unsent[start..]);
         }
     }
 
     /// Whether a connection stands, or is being made again.
     pub(super) fn is_linked(&self) -> bool {
-        self.connection.decoder.is_some() || self.resume.is_wanted()
+        self.connection.decoder.is_some() || self.connection.resume.is_wanted()
     }
 
     /// When the other host is lost if no connection comes.
     pub(super) fn resume_deadline_ns(&self) -> Option<u64> {
-        match self.resume.state {
+        match self.connection.resume.state {
             State::Broken { until_ns, .. } | State::Greeting { until_ns, .. } => Some(until_ns),
             State::Whole => None,
         }
@@ -285,7 +288,7 @@ impl PeerCore {
             return;
         }
         let (State::Broken { reason, .. } | State::Greeting { reason, .. }) =
-            core::mem::take(&mut self.resume).state
+            core::mem::take(&mut self.connection.resume).state
         else {
             return;
         };
@@ -298,6 +301,6 @@ impl PeerCore {
     /// The session wants this connection no more.
     pub(super) fn end_line(&mut self) {
         self.connection.decoder = None;
-        self.resume = Resume::default();
+        self.connection.resume = Resume::default();
     }
 }

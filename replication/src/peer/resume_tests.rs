@@ -258,7 +258,7 @@ fn a_confirmation_of_more_than_was_sent_loses_the_peer() {
 fn what_is_confirmed_or_too_much_is_not_kept() {
     let mut two = cut();
     two.is_cut = false;
-    let kept = |two: &Two| two.sides[0].core.resume.kept_bytes();
+    let kept = |two: &Two| two.sides[0].core.connection.resume.kept_bytes();
     for at in 1..3000 {
         two.output(at);
         two.settle();

@@ -114,8 +114,10 @@ impl World {
             Strike::FlipAndCut => self.flip_and_cut(host),
             Strike::Forge => self.forge(host),
             Strike::BadDisk => self.hosts[host].disk.is_bad = true,
+            // The witness does not know of the guest yet.
             Strike::StartAnother => {
-                self.faults.other_guest = self.witness.store.starts_another();
+                let waits = self.hosts[host].core.session().state_name() == "AwaitingReady";
+                self.faults.other_guest = waits && self.witness.store.starts_another();
             }
             Strike::Pause => {
                 // A digest may be on its way.

@@ -28,7 +28,6 @@ mod link;
 mod local;
 mod net;
 mod qemu;
-mod stranger;
 mod watch;
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! The network ends the connection between two hosts that live: they make it again, and nobody takes
-//! over.
+//! The network ends the connection between two hosts that live: they make it again, and nobody
+//! takes over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ftvmm_tests::pair::PORT;
+use ftvmm_tests::stranger::forge_reset;
 
 use super::*;
 
@@ -27,7 +28,7 @@ fn times(member: &Member<'_>) -> usize {
 fn reset(site: &Site, member: &Member<'_>, host: &str, all: &[&Member<'_>]) -> Result<(), Failed> {
     let before = times(member);
     for _ in 0..ATTEMPTS {
-        site.lab.forge_reset(host, PORT)?;
+        forge_reset(&site.lab, host, PORT)?;
         // The next one would strike the connection that is made after this one.
         for _ in 0..LOOKS {
             if times(member) > before {

@@ -62,6 +62,17 @@ fn attempt(deed: &str, folder: &Path) -> bool {
         }
         "write inside" => std::fs::write(folder.join("inside/new"), "x").is_ok(),
         "write outside" => std::fs::write(folder.join("new"), "x").is_ok(),
+        "write outside from a thread" => {
+            let path = folder.join("new");
+            let written = Thread::Incident.start(move || std::fs::write(path, "x").is_ok());
+            written.unwrap().join().unwrap()
+        }
+        "thread without descriptors" => {
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: the limits are whole and outlive the call.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) }, 0);
+            Thread::Incident.start(|| 7).unwrap().join().unwrap() == 7
+        }
         "read outside" => std::fs::read(folder.join("secret")).is_ok(),
         other => panic!("what is {other}?"),
     }
@@ -167,7 +178,13 @@ fn files_outside_the_folders_cannot_be_reached() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("inside")).unwrap();
     std::fs::write(folder.path().join("secret"), "x").unwrap();
-    for (deed, status) in [("write inside", 0), ("write outside", 1), ("read outside", 1)] {
+    for (deed, status) in [
+        ("write inside", 0),
+        ("write outside", 1),
+        ("read outside", 1),
+        ("write outside from a thread", 1),
+        ("thread without descriptors", 0),
+    ] {
         let output = tried("landlock only", deed, folder.path());
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{deed}: {said}");

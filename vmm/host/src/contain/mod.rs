@@ -11,6 +11,7 @@ mod identity;
 mod paths;
 mod violation;
 
+use std::cell::Cell;
 use std::io::Write;
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
@@ -63,6 +64,13 @@ struct Contained {
 
 static CONTAINED: OnceLock<Contained> = OnceLock::new();
 
+thread_local! {
+    /// Landlock holds for this thread, by its own doing or its parent's: a thread inherits it
+    /// (Documentation/userspace-api/landlock.rst, "Inheritance"). The rules are handed over by a
+    /// descriptor, and a host that has none left must still start a thread that claims a term.
+    static IS_CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Says how the threads of this process are contained that are started from now on. To be
 /// called once, before the first thread is started.
 ///
@@ -83,11 +91,14 @@ pub fn configure(mode: Mode, reach: Option<&Reach>) -> Result<(), ContainError> 
 /// When the kernel refuses.
 pub fn try_enter(thread: Thread) -> Result<(), ContainError> {
     let Some(Contained { mode, rules }) = CONTAINED.get() else { return Ok(()) };
-    if let Some(rules) = rules {
+    if let Some(rules) = rules
+        && !IS_CONFINED.get()
+    {
         let status = rules.try_clone().map_err(ContainError::Rules)?.restrict_self()?;
         if thread == Thread::Vcpu && !paths::enforced(status.ruleset) {
             tracing::warn!("this kernel has no Landlock; files are not confined");
         }
+        IS_CONFINED.set(true);
     }
     if *mode == Mode::Off {
         return Ok(());
@@ -109,8 +120,10 @@ impl Thread {
         self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> std::io::Result<JoinHandle<T>> {
+        let is_confined = IS_CONFINED.get();
         #[allow(clippy::disallowed_methods, reason = "the one place where threads are started")]
         std::thread::Builder::new().name(self.name().into()).spawn(move || {
+            IS_CONFINED.set(is_confined);
             enter(self);
             work()
         })

@@ -12,9 +12,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::Lab;
-use super::net::Nic;
 use crate::clients::enter_namespace;
+use crate::lab::Lab;
 
 /// Bytes of an Ethernet, an IPv4 and a TCP header without options (RFC 791, RFC 9293).
 const ETHERNET_BYTES: usize = 14;
@@ -29,21 +28,19 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Looks before the link counts as silent.
 const LOOKS: u32 = 200;
 
-impl Lab {
-    /// Answers the next segment that host `from` (`a` or `b`) sends from or to TCP port `port` on
-    /// the link as if the other host had reset the connection. The reset fails when the host has
-    /// received more in the meantime (RFC 5961 section 3.2).
-    ///
-    /// # Errors
-    /// When the system refuses the socket, or nothing passes.
-    pub fn forge_reset(&self, from: &str, port: u16) -> io::Result<()> {
-        let (namespace, device) = (self.namespace().to_owned(), Nic::Link.port(from));
-        let forged = thread::spawn(move || {
-            enter_namespace(&namespace)?;
-            forge(&device, port)
-        });
-        forged.join().map_err(|_| io::Error::other("the forger panicked"))?
-    }
+/// Answers the next segment that host `from` (`a` or `b`) sends from or to TCP port `port` on the
+/// link as if the other host had reset the connection. The reset fails when the host has received
+/// more in the meantime (RFC 5961 section 3.2).
+///
+/// # Errors
+/// When the system refuses the socket, or nothing passes.
+pub fn forge_reset(lab: &Lab, from: &str, port: u16) -> io::Result<()> {
+    let (namespace, device) = (lab.namespace().to_owned(), format!("{from}-link"));
+    let forged = thread::spawn(move || {
+        enter_namespace(&namespace)?;
+        forge(&device, port)
+    });
+    forged.join().map_err(|_| io::Error::other("the forger panicked"))?
 }
 
 fn forge(device: &str, port: u16) -> io::Result<()> {
