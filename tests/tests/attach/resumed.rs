@@ -64,7 +64,7 @@ fn under_download(site: &Site) -> Result<(), Failed> {
     complete(&downloaded, DOWNLOAD_BYTES)?;
     println!("  longest stall {:.2} s", downloaded.longest_stall.as_secs_f64());
     reset(site, &second, "b", &[&first, &second])?;
-    let status = first.wait_followed_by(&second, |_| ())?;
+    let status = first.wait_protected()?;
     equal("take-overs", status.takeovers, 0)?;
     require(status.last_attach.is_none(), "the state was sent")?;
     site.download_all(MIB)?;
