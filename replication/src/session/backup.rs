@@ -239,6 +239,8 @@ impl Backup {
             }
             // Sent before the state, or because nothing else was to be sent.
             (Phase::Joining { .. }, Message::Heartbeat { .. }) => {}
+            // Sent before the primary knew of our fault: the states are not equal.
+            (Phase::AwaitingVerdict { .. }, Message::Yield { follows: true, .. }) => {}
             (
                 Phase::Following | Phase::AwaitingVerdict { .. },
                 Message::Yield { released_through, follows, .. },

@@ -256,7 +256,11 @@ impl Primary {
             (_, Message::DiskFlushed { id, .. }) if self.takes_flushes() => {
                 self.flushes.on_peer(id, self.window.logged_through());
             }
-            (Phase::Protected, Message::Fault { evidence, .. }) => self.on_fault(cx, evidence),
+            // A backup that has found a difference does not take over at the order to switch.
+            (
+                Phase::Protected | Phase::Yielding(Yielding { follows: true, .. }),
+                Message::Fault { evidence, .. },
+            ) => self.on_fault(cx, evidence),
             (
                 Phase::AwaitingEvidence { .. },
                 Message::Evidence { evidence, .. } | Message::Fault { evidence, .. },

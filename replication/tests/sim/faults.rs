@@ -34,9 +34,15 @@ impl World {
             // The host stands still: shorter than the other waits for it, or longer.
             _ => {
                 let pause_ns = self.random.between(MS, 150 * MS);
-                self.hosts[victim].held.paused_until_ns = self.now_ns + pause_ns;
+                self.pause(victim, pause_ns);
             }
         }
+    }
+
+    /// What was put off until the end of a pause comes then, so no pause ends one before it.
+    fn pause(&mut self, victim: usize, pause_ns: u64) {
+        let until_ns = &mut self.hosts[victim].held.paused_until_ns;
+        *until_ns = (*until_ns).max(self.now_ns + pause_ns);
     }
 
     /// A crash; what was sent may still arrive, and the peer's kernel may tell it or not.
@@ -122,7 +128,7 @@ impl World {
             Strike::Pause => {
                 // A digest may be on its way.
                 let pause_ns = self.random.between(FAILURE_NS, 3 * FAILURE_NS);
-                self.hosts[host].held.paused_until_ns = self.now_ns + pause_ns;
+                self.pause(host, pause_ns);
             }
             Strike::Stuck => {
                 self.hosts[host].held.stuck_until_ns = self.now_ns + 150 * MS;

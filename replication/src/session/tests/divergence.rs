@@ -215,6 +215,30 @@ fn row_u_a_fault_while_the_rest_of_the_log_is_executed_stops_the_backup() {
     assert!(pair.backup.incident().is_some());
 }
 
+/// The backup's fault and the primary's order cross.
+#[test]
+fn a_backup_that_has_found_a_difference_does_not_take_over_at_a_switch() {
+    let policies = [
+        (DivergencePolicy::Failover, Role::Backup, "I"),
+        (DivergencePolicy::Halt, Role::Backup, "J"),
+        (DivergencePolicy::Resync, Role::Primary, "AB"),
+        (DivergencePolicy::Resync, Role::Backup, "AL"),
+    ];
+    for (on_divergence, believe, row) in policies {
+        let mut pair = Pair::following(|config| {
+            (config.on_divergence, config.believe) = (on_divergence, believe);
+        });
+        pair.primary.horizon(10);
+        pair.pump();
+        pair.primary.step(SessionEvent::Yield { through: Ordinal(10) });
+        pair.backup.step(fault());
+        pair.pump();
+        assert_eq!(pair.primary.take_rows(), row);
+        let rows = pair.backup.take_rows();
+        assert_eq!(rows.contains("AM"), row == "AL", "{on_divergence:?}, {believe}: {rows}");
+    }
+}
+
 #[test]
 fn row_v_a_goodbye_before_the_verdict_is_no_permission_to_speak() {
     let mut pair = diverged(|_| {});

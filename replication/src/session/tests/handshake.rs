@@ -279,8 +279,10 @@ fn without_proof_no_stranger_ends_a_primary_that_waits() {
             pair.backup.take_wire();
             pair.connect();
             pair.pump();
-            pair.primary.answer(if offered { 2 } else { 1 }, true);
+            let term = if offered { 2 } else { 1 };
+            pair.primary.answer(term, true);
             pair.pump();
+            pair.primary.answer(term, true);
             assert_eq!(pair.primary.session.state_name(), "Protected", "{event:?}");
         }
     }
