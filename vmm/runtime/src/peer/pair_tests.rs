@@ -178,8 +178,7 @@ fn a_connection_that_breaks_is_made_again_and_both_go_on() {
     let (primary, backup) = pair();
     let mut port = PairPort::new(backup.peer.clone());
     for (told, exit) in [(&primary, 1), (&backup, 2), (&primary, 3)] {
-        let description = "connection reset".into();
-        told.peer.disconnect(DisconnectReason::Transport { description });
+        told.peer.disconnect(DisconnectReason::Transport { description: "reset".into() });
         primary.lead(exit, 10 * exit);
         primary.emit(exit, 5);
         follows(&mut port, exit, 10 * exit);
@@ -404,7 +403,13 @@ fn a_guest_that_is_too_far_ahead_waits_until_the_backup_comes_along() {
     let (primary, backup) = pair_with(|session| session.limits.lag_exits_max = LAG_EXITS);
     let mut port = PairPort::new(backup.peer.clone());
     std::thread::scope(|scope| {
-        let led = scope.spawn(|| (1..=2 * LAG_EXITS).for_each(|exit| primary.lead(exit, exit)));
+        let led = scope.spawn(|| {
+            for exit in 1..=2 * LAG_EXITS {
+                primary.lead(exit, exit);
+                // What is not sent yet does not count.
+                primary.peer.tell(|core, now_ns| core.flush_log(now_ns));
+            }
+        });
         // One waiter: that thread. It cannot get to its end before the backup has begun.
         while primary.peer.lock().waiters == 0 {
             assert!(
