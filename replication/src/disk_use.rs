@@ -172,7 +172,9 @@ pub fn may_use(
 
 fn guest_refusal(label: &DiskLabel, known: LastRun) -> Option<DiskRefusal> {
     let (ours, theirs) = (known.guest?, label.guest?);
-    (ours != theirs).then_some(DiskRefusal::Guest { ours, theirs })
+    // A start that came to nothing makes it nobody's.
+    let has_run = label.mark.state != DiskState::Clean || label.mark.term > Term(0);
+    (ours != theirs && has_run).then_some(DiskRefusal::Guest { ours, theirs })
 }
 
 fn incomplete_refusal(label: &DiskLabel, purpose: DiskPurpose) -> Option<DiskRefusal> {
@@ -291,6 +293,8 @@ mod tests {
             assert_eq!(answer(&label(None), purpose, new), "use", "{purpose:?}");
         }
         assert_eq!(known(3, Some(1)).or_new(GuestId::from_random([2; 16])), known(3, Some(1)));
+        // No guest has run on it.
+        assert_eq!(answer(&label(DiskState::Clean, 0, Some(2)), DiskPurpose::Run, new), "use");
         // Each reason is to be overruled by its own name.
         let both = label(DiskState::Incomplete, 3, Some(2));
         let asked = |forced: &[Force]| {
