@@ -2,13 +2,20 @@
 
 use std::io::Read;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use libtest_mimic::Failed;
 use sha2::{Digest, Sha256};
 
 use crate::Program;
 use crate::clock;
 use crate::lab::{Lab, LabError, at};
+
+/// How often is looked how far a download in the background has come.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// A download under way.
 pub struct Download {
@@ -112,5 +119,49 @@ impl Drop for Download {
     fn drop(&mut self) {
         let _ = self.curl.kill();
         let _ = self.curl.wait();
+    }
+}
+
+/// A download that goes on while the test does other things.
+pub struct Background {
+    client: JoinHandle<Result<Downloaded, LabError>>,
+    arrived_bytes: Arc<AtomicU64>,
+}
+
+impl Download {
+    /// Downloads the rest on a thread of its own.
+    pub fn in_background(self) -> Background {
+        let arrived_bytes = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&arrived_bytes);
+        let client =
+            thread::spawn(move || self.finish(|bytes| counted.store(bytes, Ordering::Relaxed)));
+        Background { client, arrived_bytes }
+    }
+}
+
+impl Background {
+    /// Bytes that have arrived so far.
+    pub fn arrived_bytes(&self) -> u64 {
+        self.arrived_bytes.load(Ordering::Relaxed)
+    }
+
+    /// It has ended.
+    pub fn is_over(&self) -> bool {
+        self.client.is_finished()
+    }
+
+    /// Waits until so many bytes have arrived or it is over.
+    pub fn wait_for_bytes(&self, bytes: u64) {
+        while self.arrived_bytes() < bytes && !self.is_over() {
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// What [`Download::finish`] says, or that its thread panicked.
+    pub fn finish(self) -> Result<Downloaded, Failed> {
+        Ok(self.client.join().map_err(|_| "the client panicked")??)
     }
 }

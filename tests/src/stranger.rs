@@ -3,16 +3,11 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind,
-    recvfrom, send, setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
+use nix::sys::socket::{LinkAddr, MsgFlags, SockaddrLike, bind, recvfrom, send};
 
-use crate::clients::enter_namespace;
+use crate::chaos::capture::{OUTGOING, packet_socket};
 use crate::lab::Lab;
 
 /// Bytes of an Ethernet, an IPv4 and a TCP header without options (RFC 791, RFC 9293).
@@ -23,8 +18,6 @@ const ALL_BYTES: usize = ETHERNET_BYTES + IP_BYTES + TCP_BYTES;
 const TCP: u8 = 6;
 const ACK: u8 = 0x10;
 const RST: u8 = 0x04;
-/// How long one look at the link takes when nothing passes.
-const LOOK: Duration = Duration::from_millis(50);
 /// Looks before the link counts as silent.
 const LOOKS: u32 = 200;
 
@@ -36,19 +29,13 @@ const LOOKS: u32 = 200;
 /// When the system refuses the socket, or nothing passes.
 pub fn forge_reset(lab: &Lab, from: &str, port: u16) -> io::Result<()> {
     let (namespace, device) = (lab.namespace().to_owned(), format!("{from}-link"));
-    let forged = thread::spawn(move || {
-        enter_namespace(&namespace)?;
-        forge(&device, port)
-    });
+    let forged = thread::spawn(move || forge(&namespace, &device, port));
     forged.join().map_err(|_| io::Error::other("the forger panicked"))?
 }
 
-fn forge(device: &str, port: u16) -> io::Result<()> {
-    let all = Some(SockProtocol::EthAll);
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all)?;
+fn forge(namespace: &str, device: &str, port: u16) -> io::Result<()> {
+    let socket = packet_socket(namespace)?;
     bind(socket.as_raw_fd(), &link_address(device)?)?;
-    let look = TimeVal::new(0, LOOK.as_micros() as i64);
-    setsockopt(&socket, sockopt::ReceiveTimeout, &look)?;
     let mut frame = [0; 2048];
     let mut silent = 0;
     while silent < LOOKS {
@@ -57,8 +44,7 @@ fn forge(device: &str, port: u16) -> io::Result<()> {
             silent += 1;
             continue;
         };
-        // PACKET_OUTGOING of packet(7): what goes to the host.
-        if sender.pkttype() != 4
+        if sender.pkttype() != OUTGOING
             && let Some(reset) = reset_for(&frame[..length], port)
         {
             send(socket.as_raw_fd(), &reset, MsgFlags::empty())?;

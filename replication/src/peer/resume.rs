@@ -26,22 +26,20 @@ const KEPT_BYTES_MAX: usize = 16 << 20;
 /// A host confirms after so many bytes.
 const CONFIRM_BYTES: usize = 64 << 10;
 
-/// Where a connection is.
-#[derive(Debug, Default)]
-enum State {
-    /// It stands, or there is none.
-    #[default]
-    Whole,
-    /// It broke, and is wanted again until then.
-    Broken { until_ns: u64, reason: DisconnectReason },
-    /// It stands again; for what the other host has received.
-    Greeting { until_ns: u64, reason: DisconnectReason },
+/// A connection that broke.
+#[derive(Clone, Debug)]
+struct Break {
+    /// Until then another one is wanted in its place.
+    until_ns: u64,
+    reason: DisconnectReason,
 }
 
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Resume {
-    state: State,
+    /// Until another connection has taken its place: one that stands before that is for what the
+    /// other host has received.
+    broken: Option<Break>,
     /// This host's first number in its witness, and the other's: the names of the connection, which
     /// nobody else knows.
     own: Option<Nonce>,
@@ -67,6 +65,11 @@ impl Resume {
         while self.kept.len() > KEPT_BYTES_MAX {
             self.let_go_first();
         }
+    }
+
+    /// Whether another connection is to take this one's place.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
     }
 
     #[cfg(test)]
@@ -107,11 +110,6 @@ impl Resume {
             _ => until_ns,
         }
     }
-
-    /// Whether a connection is wanted again.
-    fn is_wanted(&self) -> bool {
-        matches!(self.state, State::Broken { .. })
-    }
 }
 
 impl PeerCore {
@@ -119,17 +117,16 @@ impl PeerCore {
     /// other host takes it.
     #[must_use]
     pub fn wants_connection(&self) -> bool {
-        self.connection.resume.is_wanted() && self.stop.is_none()
+        self.connection.resume.is_broken() && !self.has_connection() && self.stop.is_none()
     }
 
     /// For how long a connection is made again before the other host is lost, in nanoseconds. The
     /// backup waits until it may claim in any case. The primary does not wait as long: it has the
     /// guest, and its timer may be late.
     fn resume_longest_ns(&self) -> u64 {
-        let lease_ns = self.session.lease_ns();
         match self.session.role() {
-            Role::Primary => lease_ns / 8 * 5,
-            Role::Backup => lease_ns + lease_ns / 8,
+            Role::Primary => self.session.lease_ns() / 8 * 5,
+            Role::Backup => self.session.promise_ns(),
         }
     }
 
@@ -143,65 +140,61 @@ impl PeerCore {
     /// The connection is gone for the `reason`; whether it is to be made again.
     pub(super) fn breaks(&mut self, now_ns: u64, reason: &DisconnectReason) -> bool {
         let until_ns = now_ns.saturating_add(self.resume_longest_ns());
-        let (until_ns, reason) = match core::mem::take(&mut self.connection.resume.state) {
-            State::Greeting { until_ns, reason } => (until_ns, reason),
-            State::Whole if self.connection.resume.may_follow(reason) && self.is_proved() => {
-                (self.connection.resume.wanted_until_ns(until_ns), reason.clone())
-            }
-            State::Whole | State::Broken { .. } => return false,
-        };
-        if now_ns >= until_ns {
+        let is_proved = self.is_proved();
+        let line = &mut self.connection.resume;
+        // One that breaks before it has taken the place of another is of no other kind.
+        let broken = line.broken.take().or_else(|| {
+            let until_ns = line.wanted_until_ns(until_ns);
+            (is_proved && line.may_follow(reason))
+                .then(|| Break { until_ns, reason: reason.clone() })
+        });
+        line.broken = broken.filter(|broken| now_ns < broken.until_ns);
+        if !self.connection.resume.is_broken() {
             return false;
         }
-        self.connection.resume.state = State::Broken { until_ns, reason };
         self.session.forget_lease();
         true
     }
 
     /// A connection stands; whether it continues one that broke.
     pub(super) fn greet_again(&mut self) -> bool {
-        let State::Broken { until_ns, reason } = &mut self.connection.resume.state else {
+        let line = &mut self.connection.resume;
+        let (Some(_), Some(own), Some(theirs)) = (&line.broken, line.own, line.theirs) else {
             return false;
         };
-        let (until_ns, reason) = (*until_ns, reason.clone());
-        let (Some(own), Some(theirs)) = (self.connection.resume.own, self.connection.resume.theirs)
-        else {
-            return false;
-        };
-        self.connection.resume.state = State::Greeting { until_ns, reason };
-        let received = self.connection.resume.received;
+        let received = line.received;
+        line.unconfirmed_bytes = 0;
         self.connection.decoder = Some(Decoder::new());
         let unsent = self.unsent();
         unsent.extend_from_slice(&wire::PREAMBLE);
         wire::encode(&Message::Resume { own, theirs, received }, unsent);
-        self.connection.resume.unconfirmed_bytes = 0;
         true
     }
 
     /// Takes what belongs to the connection itself; returns what is for the session.
     pub(super) fn resume_first(&mut self, now_ns: u64, message: Message) -> Option<Message> {
-        match (&self.connection.resume.state, message) {
-            (State::Greeting { .. }, Message::Resume { own, theirs, received }) => {
+        match (&self.connection.resume.broken, message) {
+            (Some(_), Message::Resume { own, theirs, received }) => {
                 self.go_on(now_ns, own, theirs, received);
                 None
             }
             // Not the host that this one was connected to.
-            (State::Greeting { .. }, message) => {
+            (Some(_), message) => {
                 self.not_resumed(now_ns, &format!("{} instead of Resume", message.name()));
                 None
             }
-            (_, Message::Received { messages }) => {
+            (None, Message::Received { messages }) => {
                 if !self.connection.resume.confirmed(messages) {
                     let what = format!("the peer has received {messages} messages, which is more");
                     self.breach(now_ns, format!("{what} than it was sent"));
                 }
                 None
             }
-            (_, Message::Resume { .. }) => {
+            (None, Message::Resume { .. }) => {
                 self.breach(now_ns, "Resume of a connection that has not broken".into());
                 None
             }
-            (_, message) => {
+            (None, message) => {
                 self.connection.resume.received += 1;
                 Some(message)
             }
@@ -214,9 +207,7 @@ impl PeerCore {
         if !is_it || received < line.let_go || !line.confirmed(received) {
             return self.not_resumed(now_ns, "it does not continue what was said before");
         }
-        if let State::Greeting { until_ns, .. } = core::mem::take(&mut line.state) {
-            line.resumed = Some((line.received, until_ns));
-        }
+        line.resumed = line.broken.take().map(|broken| (line.received, broken.until_ns));
         let again = line.kept.make_contiguous().to_vec();
         self.unsent().extend_from_slice(&again);
         let messages = self.connection.resume.kept_lengths.len();
@@ -239,8 +230,7 @@ impl PeerCore {
     pub(super) fn confirm(&mut self, bytes: usize) {
         self.connection.resume.unconfirmed_bytes += bytes;
         if self.connection.resume.unconfirmed_bytes >= CONFIRM_BYTES
-            && matches!(self.connection.resume.state, State::Whole)
-            && self.connection.decoder.is_some()
+            && !self.connection.resume.is_broken()
         {
             self.connection.resume.unconfirmed_bytes = 0;
             let messages = self.connection.resume.received;
@@ -254,9 +244,7 @@ impl PeerCore {
         if !self.is_connected() {
             return;
         }
-        if self.connection.decoder.is_none()
-            || !matches!(self.connection.resume.state, State::Whole)
-        {
+        if self.connection.resume.is_broken() {
             let mut frame = Vec::new();
             wire::encode(message, &mut frame);
             return self.connection.resume.keep(&frame);
@@ -269,32 +257,21 @@ impl PeerCore {
         }
     }
 
-    /// Whether a connection stands, or is being made again.
-    pub(super) fn is_linked(&self) -> bool {
-        self.connection.decoder.is_some() || self.connection.resume.is_wanted()
-    }
-
     /// When the other host is lost if no connection comes.
     pub(super) fn resume_deadline_ns(&self) -> Option<u64> {
-        match self.connection.resume.state {
-            State::Broken { until_ns, .. } | State::Greeting { until_ns, .. } => Some(until_ns),
-            State::Whole => None,
-        }
+        self.connection.resume.broken.as_ref().map(|broken| broken.until_ns)
     }
 
     /// The time for another connection is over.
     pub(super) fn give_up_resuming(&mut self, now_ns: u64) {
-        if self.resume_deadline_ns().is_none_or(|until_ns| now_ns < until_ns) {
-            return;
-        }
-        let (State::Broken { reason, .. } | State::Greeting { reason, .. }) =
-            core::mem::take(&mut self.connection.resume).state
-        else {
+        let broken = &mut self.connection.resume.broken;
+        let Some(Break { reason, .. }) = broken.take_if(|broken| now_ns >= broken.until_ns) else {
             return;
         };
-        if self.connection.decoder.take().is_some() {
+        if self.has_connection() {
             self.effects.push(Effect::HangUp);
         }
+        self.end_line();
         self.step(now_ns, SessionEvent::Disconnected { reason });
     }
 

@@ -63,7 +63,7 @@ impl PeerCore {
     /// True while a connection stands, or one that broke is made again.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.is_linked()
+        self.has_connection() || self.connection.resume.is_broken()
     }
 
     /// True while a connection stands; there may be none for a while that is made again.

@@ -25,6 +25,7 @@
 //! this host may have stood still since the last step, and another may be active.
 
 mod backup;
+mod broken;
 mod client_links;
 pub mod decision;
 mod event;
@@ -283,20 +284,6 @@ impl Session {
         self.release_due =
             matches!(&self.state, RoleState::Primary(primary) if primary.has_release());
         self.invariants();
-    }
-
-    /// The connection broke and may be made again: nothing leaves before the backup has granted a
-    /// lease afterwards.
-    pub fn forget_lease(&mut self) {
-        if let RoleState::Primary(primary) = &mut self.state {
-            primary.forget_lease();
-        }
-    }
-
-    /// How long a lease is, in nanoseconds.
-    #[must_use]
-    pub fn lease_ns(&self) -> u64 {
-        self.config.lease_ns()
     }
 
     /// All that decides what this session does, apart from its configuration, to be printed: two

@@ -3,10 +3,9 @@
 use std::collections::VecDeque;
 
 use ftvmm_replication::witness::claim::Purpose;
-use ftvmm_replication::{
-    Fingerprint, OnPanic, OnReset, PROTOCOL_VERSION, Role, Session, SessionConfig, Term, TscMode,
-};
+use ftvmm_replication::{Role, Session, SessionConfig, Term};
 
+use crate::fingerprint::fingerprint;
 use crate::guest::{Disk, Guest};
 
 /// A millisecond in nanoseconds.
@@ -58,25 +57,6 @@ pub struct Host {
     pub overrides: bool,
     /// Crashed or stopped.
     pub gone: bool,
-}
-
-fn fingerprint() -> Fingerprint {
-    Fingerprint {
-        protocol_version: PROTOCOL_VERSION,
-        kernel_sha256: [1; 32],
-        initramfs_sha256: None,
-        disk_bytes: None,
-        disk_sha256: None,
-        cmdline: String::new(),
-        cpu_template: "model".into(),
-        cpu_template_sha256: [2; 32],
-        tsc: TscMode::Trap,
-        memory_mib: 1,
-        net_mac: None,
-        net_mtu: None,
-        on_reset: OnReset::default(),
-        on_panic: OnPanic::default(),
-    }
 }
 
 impl Host {

@@ -13,6 +13,8 @@
 #![allow(clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 mod check;
+#[path = "../fingerprint/mod.rs"]
+mod fingerprint;
 mod guest;
 mod heal;
 mod host;

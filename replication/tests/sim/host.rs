@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use ftvmm_replication::{
-    DiskAnswer, Effect, Fingerprint, Limits, OnPanic, OnReset, PROTOCOL_VERSION, PeerCore,
-    Replayer, Role, SessionConfig, Slice, StatePart, Term, TscMode,
+    DiskAnswer, Effect, Limits, PeerCore, Replayer, Role, SessionConfig, Slice, StatePart, Term,
 };
 
 use crate::disk::Disk;
+use crate::fingerprint::fingerprint;
 use crate::guest::Guest;
 use crate::options::Options;
 use crate::transfer::Sender;
@@ -127,25 +127,6 @@ pub struct Seen {
     pub phase: &'static str,
     pub frames_after_faults: u64,
     pub answers_after_faults: u64,
-}
-
-pub fn fingerprint() -> Fingerprint {
-    Fingerprint {
-        protocol_version: PROTOCOL_VERSION,
-        kernel_sha256: [1; 32],
-        initramfs_sha256: None,
-        disk_bytes: None,
-        disk_sha256: None,
-        cmdline: "console=ttyS0".into(),
-        cpu_template: "sim".into(),
-        cpu_template_sha256: [2; 32],
-        tsc: TscMode::Trap,
-        memory_mib: 1,
-        net_mac: None,
-        net_mtu: None,
-        on_reset: OnReset::default(),
-        on_panic: OnPanic::default(),
-    }
 }
 
 impl Host {

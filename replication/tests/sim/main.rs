@@ -25,6 +25,8 @@ mod disk;
 mod effects;
 mod ending;
 mod faults;
+#[path = "../fingerprint/mod.rs"]
+mod fingerprint;
 mod follow;
 mod guest;
 mod host;

@@ -7,8 +7,9 @@ use ftvmm_replication::{
 
 use crate::coverage::Mark;
 use crate::disk::Completion;
+use crate::fingerprint::fingerprint;
 use crate::guest::{CELLS, Guest, cells_from_bytes, cells_to_bytes};
-use crate::host::{Stage, fingerprint};
+use crate::host::Stage;
 use crate::world::{FAULTS_END_NS, OnHost, US, World};
 
 /// What a part is padded to where the state is to be big.

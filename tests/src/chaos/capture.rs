@@ -2,7 +2,7 @@
 //! that both hosts send there.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +24,7 @@ const HEAD_BYTES: usize = 14;
 /// How long the capture takes to see that it is to stop.
 const LOOK_EVERY_MS: i64 = 50;
 /// `PACKET_OUTGOING` of packet(7): what this side sends to the host.
-const OUTGOING: u8 = 4;
+pub(crate) const OUTGOING: u8 = 4;
 
 /// Frames of the guest that came from one host, with none from another between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,19 +83,26 @@ impl Drop for Capture {
     }
 }
 
+/// Takes this thread into a namespace, all of whose frames the socket hears. It waits for one as
+/// long as a look takes.
+pub(crate) fn packet_socket(namespace: &str) -> io::Result<OwnedFd> {
+    enter_namespace(namespace)?;
+    let all = Some(SockProtocol::EthAll);
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, LOOK_EVERY_MS * 1000))?;
+    Ok(socket)
+}
+
 struct Listening {
-    socket: std::os::fd::OwnedFd,
+    socket: OwnedFd,
     /// Index and host of each port.
     ports: [(usize, &'static str); 2],
 }
 
 fn listen(namespace: &str) -> io::Result<Listening> {
-    enter_namespace(namespace)?;
+    let socket = packet_socket(namespace)?;
     let index = |port: &str| if_nametoindex(port).map(|index| index as usize);
     let ports = [(index("a-outer")?, "a"), (index("b-outer")?, "b")];
-    let all = Some(SockProtocol::EthAll);
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all)?;
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, LOOK_EVERY_MS * 1000))?;
     // A round makes some thousand frames; none may be missing.
     setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20))?;
     Ok(Listening { socket, ports })

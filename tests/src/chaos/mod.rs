@@ -5,7 +5,7 @@
 //! lost, changed or repeated; never were two machines live, by what the hosts say and by a
 //! [`Capture`] of what the network heard; the guest is unharmed; and the pair is a pair again.
 
-mod capture;
+pub(crate) mod capture;
 mod echo;
 mod fault;
 

@@ -1,10 +1,5 @@
 //! The hosts' ways to the guest's clients break and come back.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
-
 use ftvmm_tests::guest_run::TAP;
 
 use super::*;
@@ -30,14 +25,8 @@ fn under_download(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let [first, second] = [group.start_primary(0, &[])?, group.join(1, 0, &[])?];
     site.answers(&first.process)?;
-    let download = site.download(DOWNLOAD_BYTES)?;
-    let arrived = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&arrived);
-    let client =
-        thread::spawn(move || download.finish(|bytes| counted.store(bytes, Ordering::Relaxed)));
-    while arrived.load(Ordering::Relaxed) < 4 * MIB && !client.is_finished() {
-        thread::sleep(Duration::from_millis(5));
-    }
+    let download = site.download(DOWNLOAD_BYTES)?.in_background();
+    download.wait_for_bytes(4 * MIB);
     ip(site, 0, &["set", TAP, "down"])?;
     speaks(&second)?;
     let status = second.status()?.ok_or("no status")?;
@@ -48,7 +37,7 @@ fn under_download(site: &Site) -> Result<(), Failed> {
     speaks(&first)?;
     let gone = second.status()?.ok_or("no status")?.link;
     equal("the deleted tap", gone, Some(format!("tap '{TAP}' is gone")))?;
-    let downloaded = client.join().map_err(|_| "the client panicked")??;
+    let downloaded = download.finish()?;
     complete(&downloaded, DOWNLOAD_BYTES)?;
     println!("  longest stall {:.2} s", downloaded.longest_stall.as_secs_f64());
     // Both broken.

@@ -1,8 +1,6 @@
 //! The network ends the connection between two hosts that live: they make it again, and nobody
 //! takes over.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -48,19 +46,12 @@ fn under_download(site: &Site) -> Result<(), Failed> {
     let group = group(site, options(&[]))?;
     let [first, second] = [group.start_primary(0, &[])?, group.join(1, 0, &[])?];
     site.answers(&first.process)?;
-    let download = site.download(DOWNLOAD_BYTES)?;
-    let arrived = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&arrived);
-    let client =
-        thread::spawn(move || download.finish(|bytes| counted.store(bytes, Ordering::Relaxed)));
+    let download = site.download(DOWNLOAD_BYTES)?.in_background();
     for (member, host) in [(&first, "a"), (&second, "b"), (&first, "a")] {
-        let from = arrived.load(Ordering::Relaxed);
-        while arrived.load(Ordering::Relaxed) < from + MIB && !client.is_finished() {
-            thread::yield_now();
-        }
+        download.wait_for_bytes(download.arrived_bytes() + MIB);
         reset(site, member, host, &[&first, &second])?;
     }
-    let downloaded = client.join().map_err(|_| "the client panicked")??;
+    let downloaded = download.finish()?;
     complete(&downloaded, DOWNLOAD_BYTES)?;
     println!("  longest stall {:.2} s", downloaded.longest_stall.as_secs_f64());
     reset(site, &second, "b", &[&first, &second])?;

@@ -1,8 +1,5 @@
 //! A planned switchover: the hosts change roles, no frame is lost, and clients hardly wait.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use ftvmm_tests::lab::LabProcess;
@@ -82,20 +79,14 @@ fn under_download(site: &Site) -> Result<(), Failed> {
     let undisturbed = site.download(DOWNLOAD_BYTES)?.finish(|_| ())?;
     complete(&undisturbed, DOWNLOAD_BYTES)?;
     let clients = [primary.connected_client()?, backup.connected_client()?];
-    let download = site.download(DOWNLOAD_BYTES)?;
-    let arrived = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&arrived);
-    let client =
-        thread::spawn(move || download.finish(|bytes| counted.store(bytes, Ordering::Relaxed)));
+    let download = site.download(DOWNLOAD_BYTES)?.in_background();
     for (number, asked) in (0..SWITCHES).zip(clients.iter().cycle()) {
         let wanted = DOWNLOAD_BYTES / (SWITCHES + 1) * (number + 1);
-        while arrived.load(Ordering::Relaxed) < wanted && !client.is_finished() {
-            thread::sleep(Duration::from_millis(5));
-        }
+        download.wait_for_bytes(wanted);
         order(asked, number / 2 + 1)?;
     }
-    println!("  the download {}", if client.is_finished() { "was over" } else { "went on" });
-    let downloaded = client.join().map_err(|_| "the client panicked")??;
+    println!("  the download {}", if download.is_over() { "was over" } else { "went on" });
+    let downloaded = download.finish()?;
     complete(&downloaded, DOWNLOAD_BYTES)?;
     println!(
         "  stall {:.0?} in a download without a switch, {:.0?} in one with {SWITCHES}",

@@ -31,6 +31,12 @@ impl Seldom {
         Some(core::mem::take(&mut self.held))
     }
 
+    /// How many were not said since the last one.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
     /// What the lines are about is over: the next one is a first.
     pub fn is_over(&mut self) {
         *self = Self { pause_ns: self.first_ns, due_ns: 0, held: 0, ..*self };

@@ -4,39 +4,24 @@ use std::net::SocketAddr;
 
 use crate::Seldom;
 
-/// Between two lines, in nanoseconds.
-const BETWEEN_NS: u64 = 1_000_000_000;
-
 /// What was said, and what was not.
 #[derive(Debug)]
 pub(super) struct Strangers {
-    last_ns: Option<u64>,
-    held: u64,
+    of_peers: Seldom,
     /// Lines about the host itself, which no stranger may hide.
     of_host: Seldom,
 }
 
 impl Default for Strangers {
     fn default() -> Self {
-        Self { last_ns: None, held: 0, of_host: Seldom::new(1, 1) }
+        Self { of_peers: Seldom::new(1, 1), of_host: Seldom::new(1, 1) }
     }
 }
 
 impl Strangers {
-    /// A line is allowed now; otherwise it is counted.
-    fn may_say(&mut self, now_ns: u64) -> bool {
-        let may = self.last_ns.is_none_or(|last| now_ns.saturating_sub(last) >= BETWEEN_NS);
-        match may {
-            true => self.last_ns = Some(now_ns),
-            false => self.held += 1,
-        }
-        may
-    }
-
     /// Somebody at `peer` was sent away.
     pub fn say(&mut self, now_ns: u64, peer: SocketAddr, why: &str) {
-        if self.may_say(now_ns) {
-            let others = std::mem::take(&mut self.held);
+        if let Some(others) = self.of_peers.may_say(now_ns) {
             tracing::warn!(%peer, others, "a connection was refused: {why}");
         }
     }
@@ -50,8 +35,9 @@ impl Strangers {
 
     /// Says how many were not named, when a second has passed.
     pub fn say_held(&mut self, now_ns: u64) {
-        if self.held > 0 && self.may_say(now_ns) {
-            let count = std::mem::take(&mut self.held);
+        if self.of_peers.held() > 0
+            && let Some(count) = self.of_peers.may_say(now_ns)
+        {
             tracing::warn!(count, "more connections were refused");
         }
     }
@@ -64,14 +50,16 @@ mod tests {
     #[test]
     fn one_line_a_second_and_the_others_are_counted() {
         let mut strangers = Strangers::default();
-        let said = |strangers: &mut Strangers, ms: u64| strangers.may_say(ms * 1_000_000);
+        let said = |strangers: &mut Strangers, ms: u64| {
+            strangers.of_peers.may_say(ms * 1_000_000).is_some()
+        };
         assert!(said(&mut strangers, 5));
         assert!((6..1000).all(|ms| !said(&mut strangers, ms)));
-        assert_eq!(strangers.held, 994);
+        assert_eq!(strangers.of_peers.held(), 994);
         strangers.say_held(1_004_000_000);
-        assert_eq!(strangers.held, 995);
+        assert_eq!(strangers.of_peers.held(), 995);
         strangers.say_held(1_005_000_000);
-        assert_eq!(strangers.held, 0);
+        assert_eq!(strangers.of_peers.held(), 0);
         assert!(!said(&mut strangers, 1500));
     }
 }

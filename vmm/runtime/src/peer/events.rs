@@ -66,15 +66,26 @@ impl ChannelEvents {
         Ok(())
     }
 
+    /// As [`Self::serve`], while epoll runs; whether it is served.
+    fn serve_and_watch(&mut self, channel: Channel, ops: &mut EventOps<'_>) -> bool {
+        let served = self.serve(channel);
+        match &served {
+            Ok(()) => self.watch_channel(ops),
+            Err(error) => tracing::error!(%error, "a connection cannot be served"),
+        }
+        served.is_ok()
+    }
+
     /// Drops a connection that has ended, then serves the joining backup if the session accepts
     /// one.
     fn serve_joining(&mut self, ops: &mut EventOps<'_>) {
-        if !self.peer.has_connection()
-            && let Some(reader) = self.reader.take()
-        {
+        let (stands, wants_peer) = {
+            let core = self.peer.lock();
+            (core.has_connection(), core.wants_connection())
+        };
+        if !stands && let Some(reader) = self.reader.take() {
             let _ = ops.remove(Events::empty(reader.stream()));
         }
-        let wants_peer = self.peer.lock().wants_connection();
         if self.reader.is_none()
             && wants_peer
             && lock(&self.peer.port.dialed).is_none()
@@ -87,15 +98,9 @@ impl ChannelEvents {
         }
         let Some(channel) = lock(&self.peer.port.pending).take() else { return };
         let peer = channel.peer_address().ok();
-        match self.serve(channel) {
-            Ok(()) => {
-                if !wants_peer {
-                    self.dialed = None;
-                    self.peer.tell_of_connection(peer);
-                }
-                self.watch_channel(ops);
-            }
-            Err(error) => tracing::error!(%error, "a connection cannot be served"),
+        if self.serve_and_watch(channel, ops) && !wants_peer {
+            self.dialed = None;
+            self.peer.tell_of_connection(peer);
         }
     }
 
@@ -106,10 +111,7 @@ impl ChannelEvents {
         }
         let Some(channel) = lock(&self.peer.port.dialed).take() else { return };
         self.dialed = channel.peer_address().ok();
-        match self.serve(channel) {
-            Ok(()) => self.watch_channel(ops),
-            Err(error) => tracing::error!(%error, "a connection cannot be served"),
-        }
+        self.serve_and_watch(channel, ops);
         self.peer.port.is_dialing.store(false, Ordering::Release);
         self.peer.wake();
     }
@@ -184,10 +186,6 @@ impl MutEventSubscriber for ChannelEvents {
 }
 
 impl Peer {
-    fn has_connection(&self) -> bool {
-        self.lock().has_connection()
-    }
-
     /// What the other host has to prove.
     pub fn security(&self) -> &Security {
         &self.port.security
@@ -376,7 +374,7 @@ mod tests {
             assert!(peer.receive(&mut reader), "turn {turn} of at least {whole_turns}");
         }
         while peer.receive(&mut reader) {}
-        assert!(peer.has_connection());
+        assert!(peer.lock().has_connection());
     }
 
     #[test]
@@ -391,7 +389,7 @@ mod tests {
             for _ in 0..2 {
                 peer.receive(&mut reader);
             }
-            assert!(!peer.has_connection(), "{rubbish:?}");
+            assert!(!peer.lock().has_connection(), "{rubbish:?}");
             assert!(peer.outbox.lock().unwrap().writer.is_none(), "{rubbish:?}");
         }
     }
