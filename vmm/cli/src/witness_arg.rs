@@ -1,12 +1,12 @@
 //! `--witness` and the options beside it: which witness, and how this host shows there who it is.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
 use ftvmm_etcd::{Address, Credentials, EtcdWitness, User};
-use ftvmm_host::{FileWitness, user_file};
+use ftvmm_host::FileWitness;
+use ftvmm_host::user_file::{self, FileError};
 use ftvmm_replication::witness::{Holder, WitnessStore};
 
 use super::CommandError;
@@ -120,8 +120,7 @@ impl WitnessOptions {
                  which host is active: use https:// with --witness-ca, or say --insecure-witness"
             ));
         }
-        let pem = |option, path: &PathBuf, holds: &str| -> Result<Vec<u8>, CommandError> {
-            let content = read(option, path, CERTIFICATES_BYTES_MAX)?;
+        let holds = |option, path: &PathBuf, content: Vec<u8>, holds: &str| {
             let text = String::from_utf8_lossy(&content);
             let is_there =
                 text.lines().any(|line| line.starts_with("-----BEGIN ") && line.contains(holds));
@@ -133,17 +132,22 @@ impl WitnessOptions {
                 ))),
             }
         };
-        let ca = self.witness_ca.as_ref().map(|path| pem("--witness-ca", path, "CERTIFICATE"));
+        let certificates = |option, path: &PathBuf| {
+            let limit = most(CERTIFICATES_BYTES_MAX);
+            let content = user_file::read(option, path, CERTIFICATES_BYTES_MAX, &limit);
+            holds(option, path, content?, "CERTIFICATE")
+        };
+        let ca = self.witness_ca.as_ref().map(|path| certificates("--witness-ca", path));
         let own = self.witness_cert.as_ref().zip(self.witness_key.as_ref());
         let own = own.map(|(cert, key)| {
-            secret("--witness-key", key)?;
-            let cert = pem("--witness-cert", cert, "CERTIFICATE")?;
-            Ok::<_, CommandError>((cert, pem("--witness-key", key, "PRIVATE KEY")?))
+            let option = "--witness-key";
+            let secret = secret(option, key, CERTIFICATES_BYTES_MAX)?;
+            let cert = certificates("--witness-cert", cert)?;
+            Ok::<_, CommandError>((cert, holds(option, key, secret, "PRIVATE KEY")?))
         });
         let user = self.witness_user_file.as_ref().map(|path| {
             let option = "--witness-user-file";
-            secret(option, path)?;
-            let line = read(option, path, USER_BYTES_MAX)?;
+            let line = secret(option, path, USER_BYTES_MAX)?;
             User::from_text(&String::from_utf8_lossy(&line)).map_err(|error| {
                 CommandError::Configuration(format!("{option} {}: {error}", path.display()))
             })
@@ -152,26 +156,13 @@ impl WitnessOptions {
     }
 }
 
-fn read(option: &'static str, path: &Path, most_bytes: u64) -> Result<Vec<u8>, CommandError> {
-    let limit = format!("{most_bytes} bytes are the most");
-    user_file::read(option, path, most_bytes, &limit)
-        .map_err(|error| CommandError::Configuration(error.to_string()))
+fn most(bytes: u64) -> String {
+    format!("{bytes} bytes are the most")
 }
 
-/// Refuses a file with a secret that every user of this machine may read.
-fn secret(option: &'static str, path: &Path) -> Result<(), CommandError> {
-    let file = user_file::open(option, path)
-        .map_err(|error| CommandError::Configuration(error.to_string()))?;
-    let facts = file.metadata().map_err(|error| {
-        CommandError::Configuration(format!("{option} {}: {error}", path.display()))
-    })?;
-    if facts.permissions().mode() & 0o007 != 0 {
-        return Err(CommandError::Configuration(format!(
-            "{option} {0}: every user may read or change it; chmod o= {0}",
-            path.display()
-        )));
-    }
-    Ok(())
+/// A file that not every user of this machine may read.
+fn secret(option: &'static str, path: &Path, most_bytes: u64) -> Result<Vec<u8>, FileError> {
+    user_file::read_secret(option, path, most_bytes, &most(most_bytes))
 }
 
 /// Opens the witness, for the process `holder`.
@@ -203,6 +194,7 @@ pub fn open(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::super::args::tests::run_args;
     use super::*;
@@ -261,7 +253,7 @@ mod tests {
             (format!("{https} /nowhere/ca"), "/nowhere/ca".to_owned()),
             (
                 format!("{https} {ca} --witness-cert {ca} --witness-key {open}"),
-                format!("chmod o= {open}"),
+                format!("chmod o= '{open}'"),
             ),
             (
                 format!("{https} {ca} --witness-cert {empty} --witness-key {secret}"),
@@ -271,7 +263,7 @@ mod tests {
                 format!("{https} {ca} --witness-cert {ca} --witness-key {empty}"),
                 "PRIVATE KEY".to_owned(),
             ),
-            (format!("{https} {ca} --witness-user-file {user}"), format!("chmod o= {user}")),
+            (format!("{https} {ca} --witness-user-file {user}"), format!("chmod o= '{user}'")),
             (format!("{https} {ca} --witness-user-file {no_user}"), "NAME:PASSWORD".to_owned()),
         ] {
             let refused = refused(&line);

@@ -103,6 +103,17 @@ pub enum FileError {
         /// Why not.
         limit: String,
     },
+    /// It is a secret that is none.
+    #[error(
+        "{what} '{path}': every user may read or change it; run: chmod o= '{path}'",
+        path = path.display()
+    )]
+    NoSecret {
+        /// What it is to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// Two options name one file, and one of them writes it.
     #[error(
         "{first} and {second} name the same file, '{path}', which would overwrite it",
@@ -192,6 +203,23 @@ pub fn read(
         return too_big(bytes.len() as u64);
     }
     Ok(bytes)
+}
+
+/// As [`read`], where the file is refused that every user of the host may read or change.
+///
+/// # Errors
+/// [`FileError`].
+pub fn read_secret(
+    what: &'static str,
+    path: &Path,
+    most_bytes: u64,
+    limit: &str,
+) -> Result<Vec<u8>, FileError> {
+    let facts = open(what, path)?.metadata().map_err(host(what, path))?;
+    if facts.permissions().mode() & 0o007 != 0 {
+        return Err(FileError::NoSecret { what, path: path.into() });
+    }
+    read(what, path, most_bytes, limit)
 }
 
 /// A file to write, that is ours alone and only its owner's to read. It is new, or empty; or, with

@@ -31,6 +31,7 @@ const PKCS8_HEAD: [u8; 16] =
     [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 /// Bytes of a file with certificates or a key.
 const PEM_BYTES_MAX: u64 = 1 << 20;
+const PEM_LIMIT: &str = "no certificate or key is so long";
 
 /// What the other host has to prove.
 #[derive(Clone, Debug, Default)]
@@ -151,7 +152,7 @@ impl Tls {
     fn certificates(cert: &Path, key: &Path, ca: &Path) -> Result<Self, SecurityError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let chain = read_certificates("--tls-cert", cert)?;
-        let key_text = pem("--tls-key", key)?;
+        let key_text = user_file::read_secret("--tls-key", key, PEM_BYTES_MAX, PEM_LIMIT)?;
         let own_key = PrivateKeyDer::from_pem_slice(&key_text).map_err(|cause| {
             SecurityError::Pem { what: "--tls-key", path: key.into(), wanted: "private key", cause }
         })?;
@@ -187,16 +188,12 @@ impl Tls {
     }
 }
 
-fn pem(what: &'static str, path: &Path) -> Result<Vec<u8>, FileError> {
-    user_file::read(what, path, PEM_BYTES_MAX, "no certificate or key is so long")
-}
-
 fn read_certificates(
     what: &'static str,
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
     let no = |cause| SecurityError::Pem { what, path: path.into(), wanted: "certificate", cause };
-    let text = pem(what, path)?;
+    let text = user_file::read(what, path, PEM_BYTES_MAX, PEM_LIMIT)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let found = found.map_err(no)?;
     match found.is_empty() {

@@ -1,6 +1,8 @@
 //! Two hosts meet, and strangers with them.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -212,6 +214,7 @@ fn certificates_of_one_authority_are_accepted_and_of_another_not() {
             ["cert", "key"].map(|end| folder.path().join(format!("{name}.{end}")));
         std::fs::write(&cert_path, cert.unwrap().pem()).unwrap();
         std::fs::write(&key_path, key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&key_path, Permissions::from_mode(0o640)).unwrap();
         Security::certificates(&cert_path, &key_path, ca).unwrap()
     };
     let (_door, address, peers) = door(&host("a", &ours.1, &ours.0));
@@ -224,8 +227,13 @@ fn certificates_of_one_authority_are_accepted_and_of_another_not() {
     let error = Channel::connect(address, &host("d", &ours.1, &theirs.0)).unwrap_err();
     assert!(error.to_string().contains("do not accept"), "{error}");
     assert!(peers.try_recv().is_err());
-    let no = Security::certificates(&ours.0, &ours.0, &ours.0).unwrap_err().to_string();
-    assert!(no.contains("--tls-key") && no.contains("no private key"), "{no}");
+    let no_key = folder.path().join("no-key");
+    std::fs::copy(&ours.0, &no_key).unwrap();
+    for (mode, says) in [(0o600, "no private key"), (0o604, "chmod o= '"), (0o602, "chmod o= '")] {
+        std::fs::set_permissions(&no_key, Permissions::from_mode(mode)).unwrap();
+        let no = Security::certificates(&ours.0, &no_key, &ours.0).unwrap_err().to_string();
+        assert!(no.contains("--tls-key") && no.contains(says), "{no}");
+    }
 }
 
 /// The difference between a process that died and a connection that broke.
