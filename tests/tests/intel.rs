@@ -144,7 +144,8 @@ fn the_doctor_finds_the_host_suitable(host: &IntelHost) {
 fn a_computing_guest_is_replayed(host: &IntelHost) {
     let log = "/tmp/tiny.log";
     let words = guest(GuestKernel::Tiny, "64", "");
-    let recorder = start(host, "tiny", &words, &["--record", log, "--control", SOCKET]);
+    let served = ["--control", SOCKET, "--snapshot-dir", "/tmp"];
+    let recorder = start(host, "tiny", &words, &[&served[..], &["--record", log]].concat());
     wait_for(&recorder, PROMPT);
     // Of a guest that waits for its user, and so makes no slice.
     let idle = host.run(&["ftvmm", "snapshot", "/tmp/idle.snapshot", "--control", SOCKET]).unwrap();

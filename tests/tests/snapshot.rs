@@ -53,7 +53,9 @@ impl Recording {
         assert_eq!(TAP_OPTION, format!("tap={TAP}"));
         let log = site.inside("whole.log");
         let given = ["--net", TAP_OPTION, "--cmdline", &cmdline(""), "--mem", "64"];
-        let more = [&given[..], &["--record", &log, "--control", CONTROL]].concat();
+        let into = site.inside("");
+        let served = ["--control", CONTROL, "--snapshot-dir", &into];
+        let more = [&given[..], &["--record", &log], &served].concat();
         let run = site.run("whole", site.boot(&more)).unwrap();
         run.wait_for(READY).unwrap();
         run.wait_for(PROMPT).unwrap();
@@ -134,11 +136,14 @@ fn is_reached(site: &GuestLab, bytes: usize) -> bool {
     })
 }
 
-/// `ftvmm --restore` of this snapshot with the guest's network card.
+/// `ftvmm --restore` of this snapshot with the guest's network card; snapshots of a guest that is
+/// served go into the shared folder.
 fn restored(site: &GuestLab, name: &str, more: &[&str]) -> Vec<String> {
     let snapshot = site.inside(name);
     let fixed = ["ftvmm", "--restore", &snapshot, "--net", TAP_OPTION];
-    fixed.iter().chain(more).map(|&word| word.to_owned()).collect()
+    let into = site.inside("");
+    let served = if more.contains(&CONTROL) { &["--snapshot-dir", &into][..] } else { &[] };
+    fixed.iter().chain(more).chain(served).map(|&word| word.to_owned()).collect()
 }
 
 fn stop(run: GuestRun) -> Finished {
@@ -345,9 +350,9 @@ fn what_does_not_fit_is_refused(site: &GuestLab, _: &Recording) {
     uptime(&run, "first");
     assert_refused(&ask(site, "idle.snapshot"), BAD_USAGE, "is there already");
     let nowhere = ftvmm(site, &["snapshot", "/nowhere/x", "--control", CONTROL]);
-    assert_refused(&nowhere, BAD_USAGE, "snapshot '/nowhere/x.partial': No such file");
+    assert_refused(&nowhere, BAD_USAGE, "'/nowhere/x' is not in the folder for snapshots, '");
     let full = ftvmm(site, &["snapshot", "/dev/full", "--control", CONTROL]);
-    assert_refused(&full, BAD_USAGE, "is there already");
+    assert_refused(&full, BAD_USAGE, "with another --snapshot-dir");
     assert_eq!(std::fs::read(site.outside("idle.snapshot")).unwrap(), before);
     uptime(&run, "second");
     stop(run);

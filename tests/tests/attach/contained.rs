@@ -21,6 +21,9 @@ fn pair(site: &Site) -> Result<(), Failed> {
     equal(&format!("the snapshot ({told})"), answer.ended, GOOD)?;
     let mode = site.lab.host(0).run(&["stat", "-c", "%a", &snapshot])?;
     equal("mode of the snapshot", mode.text().trim(), "600")?;
+    let elsewhere = primary.ask(&["snapshot", "/tmp/contained.snapshot"])?;
+    let told = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    equal(&format!("a snapshot elsewhere ({told})"), elsewhere.ended, BAD_USAGE)?;
 
     let answer = primary.ask(&["switch"])?;
     equal("the switch", answer.ended, GOOD)?;

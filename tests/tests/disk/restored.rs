@@ -12,7 +12,9 @@ pub fn restored_with_its_disk(site: &Site) -> Result<(), Failed> {
     let host = site.lab.lab.host(0);
     let [log, snapshot] = ["saved.log", "saved.snapshot"].map(|name| site.lab.inside(name));
     let _ = fs::remove_file(site.lab.outside("saved.snapshot"));
-    let run = site.solo("saved", LEDGER, &["--control", SOCKET, "--record", &log])?;
+    let into = site.lab.inside("");
+    let served = ["--control", SOCKET, "--snapshot-dir", &into, "--record", &log];
+    let run = site.solo("saved", LEDGER, &served)?;
     wait_for(&run, "LEDGER committed 5\r")?;
     let taken = host.run(&["ftvmm", "snapshot", &snapshot, "--control", SOCKET])?;
     let said = String::from_utf8_lossy(&taken.stderr).into_owned();

@@ -35,7 +35,7 @@ pub struct ContainArgs {
     /// Confine files to the folders that this command line names
     #[arg(long, value_enum, default_value_t = Landlock::On)]
     pub landlock: Landlock,
-    /// Folder for snapshots under --landlock on [default: the folder of --control]
+    /// Folder into which snapshots go [default: the folder of --control]
     #[arg(long, value_name = "DIR", requires = "control")]
     pub snapshot_dir: Option<PathBuf>,
     /// Become this user, for ever, before anything is opened

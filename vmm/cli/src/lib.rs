@@ -44,6 +44,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use ftvmm_host::channel::key_file;
 use ftvmm_host::disk::DiskError;
+use ftvmm_host::folder::Place;
 use ftvmm_host::user_file::{self, FileError};
 use ftvmm_host::{
     HostEventsError, StandardError, TapError, finish_stderr, restore_terminal, say, spool_stderr,
@@ -310,18 +311,21 @@ fn doctor(json: bool) -> Result<(), CommandError> {
     if diagnosis.suitable { Ok(()) } else { Err(CommandError::Unsuitable) }
 }
 
-fn write_report(path: Option<&Path>, report: &Report) -> Result<(), CommandError> {
-    let Some(path) = path else { return Ok(()) };
+fn write_report(place: Option<&Place>, report: &Report) -> Result<(), CommandError> {
+    let Some(place) = place else { return Ok(()) };
     let text = serde_json::to_string_pretty(report).unwrap_or_default();
-    Ok(user_file::replace(REPORT, path, (text + "\n").as_bytes())?)
+    let written = place.replace((text + "\n").as_bytes());
+    written.map_err(|cause| CommandError::File { what: REPORT, path: place.path(), cause })
 }
 
-/// Refuses to write the report over anything but a report of an earlier run, unless the user says
-/// so.
-fn check_report(path: Option<&Path>, overwrite: bool) -> Result<(), CommandError> {
-    let Some(path) = path else { return Ok(()) };
+/// The place of the report, whose folder is held from now on. Refuses to write the report over
+/// anything but a report of an earlier run, unless the user says so.
+fn check_report(path: Option<&Path>, overwrite: bool) -> Result<Option<Place>, CommandError> {
+    let Some(path) = path else { return Ok(None) };
     user_file::may_replace(REPORT, path, overwrite || is_report(path))?;
-    Ok(())
+    let place = Place::of(path);
+    let unusable = |cause| CommandError::File { what: REPORT, path: path.into(), cause };
+    place.map(Some).map_err(unusable)
 }
 
 /// Whether a file is what [`write_report`] wrote.
@@ -343,9 +347,9 @@ mod tests {
     fn a_report_replaces_a_report_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("report");
-        check_report(Some(&path), false).unwrap();
+        let place = check_report(Some(&path), false).unwrap();
         let report = Report { role: "solo", exits: 7, ..Report::default() };
-        write_report(Some(&path), &report).unwrap();
+        write_report(place.as_ref(), &report).unwrap();
         check_report(Some(&path), false).unwrap();
         let json: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -356,6 +360,21 @@ mod tests {
             check_report(Some(&path), true).unwrap();
         }
         check_report(None, false).unwrap();
+    }
+
+    #[test]
+    fn a_report_lies_in_the_folder_that_was_checked_wherever_that_is_at_the_end() {
+        let around = tempfile::tempdir().unwrap();
+        let [before, after] = ["before", "after"].map(|name| around.path().join(name));
+        std::fs::create_dir(&before).unwrap();
+        let place = check_report(Some(&before.join("report")), false).unwrap();
+        std::fs::rename(&before, &after).unwrap();
+        write_report(place.as_ref(), &Report { role: "solo", ..Report::default() }).unwrap();
+        assert!(is_report(&after.join("report")) && !before.exists());
+        std::fs::remove_dir_all(&after).unwrap();
+        let error = write_report(place.as_ref(), &Report::default()).unwrap_err();
+        assert_eq!(error.status(), 2);
+        assert!(error.to_string().contains("report '") && !error.to_string().contains('\n'));
     }
 
     #[test]

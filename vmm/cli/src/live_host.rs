@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_host::clock::{HostClock, sleep_ms};
+use ftvmm_host::folder::Folder;
 use ftvmm_host::{
     BlockedSignals, HostEventsError, STOP_LONGEST, StopLimit, Subscriber, Ticker, repeating,
     resting_timer,
 };
 use ftvmm_replication::{FileHeader, LogHeader, MemoryCheckMode, Ordinal, Start};
-use ftvmm_runtime::control::{ControlServer, Operator};
+use ftvmm_runtime::control::{ControlError, ControlServer, Operator};
 use ftvmm_runtime::input::{
     CheckPlan, GuestTimer, InputDelays, InputQueue, PulseWatch, Recording, VcpuHealth,
 };
@@ -123,21 +124,65 @@ pub fn stop_on_signals(
     Ok(limit)
 }
 
-/// Starts the control socket, if the user asked for one. Must be called after the signals are
-/// blocked, and kept to the end of the run.
+/// Starts the control socket, if the user asked for one, with the folder for snapshots, which is
+/// held from now on. Must be called after the signals are blocked, and kept to the end of the run.
 pub fn control<O: Operator + 'static>(
     args: &RunArgs,
-    operator: impl FnOnce() -> O,
+    operator: impl FnOnce(Folder) -> O,
 ) -> Result<Option<ControlServer>, CommandError> {
-    let start = |path: &PathBuf| ControlServer::start(path, Arc::new(operator()));
-    Ok(args.control.as_ref().map(start).transpose()?)
+    let Some(path) = &args.control else { return Ok(None) };
+    let snapshots = match &args.contain.snapshot_dir {
+        Some(folder) => Folder::open(folder).map_err(|cause| CommandError::File {
+            what: "--snapshot-dir",
+            path: folder.clone(),
+            cause,
+        })?,
+        None => Folder::of(path)
+            .map_err(|cause| ControlError::Socket { path: path.clone(), cause: cause.into() })?,
+    };
+    Ok(Some(ControlServer::start(path, Arc::new(operator(snapshots)))?))
+}
+
+/// The folder for incident reports, which is held from now on. A guest starts without one too: a
+/// report that has no folder is logged as a whole.
+pub fn incidents(args: &RunArgs) -> Option<Folder> {
+    let path = &args.incident_dir;
+    let warn = |error: &std::io::Error| {
+        tracing::warn!(
+            %error, path = %path.display(),
+            "--incident-dir cannot be used; what is found to differ will be logged only"
+        );
+    };
+    Folder::open(path).inspect_err(warn).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use ftvmm_host::EventLoop;
+    use ftvmm_runtime::control::SoloOperator;
 
+    use super::super::args::tests::run_args;
     use super::*;
+
+    #[test]
+    fn a_folder_that_is_missing_is_found_at_the_start() {
+        for (line, says) in [
+            ("--control /tmp/c --snapshot-dir /nowhere/at/all", "--snapshot-dir '/nowhere/at/all'"),
+            ("--control /nowhere/at/all", "control socket '/nowhere/at/all'"),
+        ] {
+            let args = run_args(&format!("--kernel k {line}"));
+            let made = |_| -> SoloOperator { panic!("there is no folder") };
+            let error = control(&args, made).err().unwrap();
+            assert_eq!(error.status(), 2);
+            assert_eq!(
+                error.to_string(),
+                format!("{says}: No such file or directory (os error 2)")
+            );
+        }
+        let pair = "--kernel k --role primary --listen 1.2.3.4:5 --witness file:/w --incident-dir";
+        assert!(incidents(&run_args(&format!("{pair} /nowhere/at/all"))).is_none());
+        assert!(incidents(&run_args(&format!("{pair} /"))).unwrap().is_at("/".as_ref()));
+    }
 
     #[test]
     fn a_processor_that_the_host_holds_is_told_of_until_it_is_back() {

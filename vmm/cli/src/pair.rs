@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use ftvmm_host::channel::{Channel, ChannelError, Security};
 use ftvmm_host::clock::host_unix_seconds;
 use ftvmm_host::disk::{CompletionPolicy, Disk};
+use ftvmm_host::folder::Place;
 use ftvmm_host::{Console, Subscriber, Tap, TapReader};
 use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::peer::Begin;
@@ -26,8 +27,8 @@ use super::args::{Believe, OnDiskError, OnDivergence, OnLinkDown, Release, RoleA
 use super::disk::admit;
 use super::guest_source::GuestSource;
 use super::live_host::{
-    SwitchedOn, check_plan, control, guest_timer, input_delays, input_queue, stop_on_signals,
-    switch_on,
+    SwitchedOn, check_plan, control, guest_timer, incidents, input_delays, input_queue,
+    stop_on_signals, switch_on,
 };
 use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
@@ -110,11 +111,11 @@ impl RunRole<Machine> for Half {
     }
 }
 
-/// Runs one half of a pair.
+/// Runs one half of a pair; its report goes to the place `report`.
 ///
 /// # Errors
 /// Anything that ends the run badly.
-pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
+pub fn pair(args: &RunArgs, report: Option<Place>) -> Result<(), CommandError> {
     records_as_primary(args)?;
     let security = security(args)?;
     let (queue, input_timer) = input_queue(args)?;
@@ -157,7 +158,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
         queue: Some(queue.clone()),
         console: Some(console.clone()),
         stop_limit: Some(stop_limit),
-        control: control(args, || PeerOperator::new(peer.clone(), console.clone()))?,
+        control: control(args, |to| PeerOperator::new(peer.clone(), console.clone(), to))?,
         ..HostSide::default()
     };
     let half = Half { peer: peer.clone(), outputs: PeerOutputs::new(peer.clone(), console) };
@@ -181,7 +182,7 @@ pub fn pair(args: &RunArgs) -> Result<(), CommandError> {
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
     let parts = PairRun { half, host, queue, timer };
     let run = parts.switch_on(args, source, guest, &config)?;
-    run.go(session_role(args).name(), args.report.as_deref(), HostSide::enter_terminal)
+    run.go(session_role(args).name(), report, HostSide::enter_terminal)
 }
 
 /// Waits until the guest may start; a backup that is not taken yet asks again.
@@ -351,7 +352,7 @@ fn make_peer(
         disk,
         disk_failover: args.disk_error == OnDiskError::Failover,
         horizon_ns: args.horizon_us * 1000,
-        incident_dir: args.incident_dir.clone(),
+        incidents: incidents(args),
         unrecorded_when_alone: args.record.is_none(),
         progress: Box::new(TransferBar::hidden()),
     })
@@ -486,7 +487,7 @@ mod tests {
     #[test]
     fn a_backup_records_nothing() {
         let line = "--kernel k --role backup --connect 1.2.3.4:5 --witness file:/w --record r";
-        let error = pair(&run_args(line)).unwrap_err();
+        let error = pair(&run_args(line), None).unwrap_err();
         assert!(matches!(error, CommandError::Configuration(_)), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ftvmm_host::clock::{HostClock, sleep_ms};
+use ftvmm_host::folder::Place;
 use ftvmm_host::user_file::{self, Named};
 use ftvmm_kvm::install_kick_handler;
 use ftvmm_machine::net_watch::NetWatch;
@@ -158,7 +159,7 @@ fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(),
             cpu_template: args.cpu_template.as_deref(),
         },
     );
-    check_files(args, &config, snapshot.as_ref())?;
+    let report = check_files(args, &config, snapshot.as_ref())?;
     let guest = Guest::assemble(&config)?;
     if let Some(difference) = header.fingerprint.first_difference(&guest.fingerprint) {
         let why = format!("was made with another guest: {difference}");
@@ -185,7 +186,7 @@ fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(),
     let outputs = ReplayOutputs::default();
     let role = Replayed { path: args.file.clone(), outputs, network, extent: None };
     let (host, clock) = (HostSide::default(), HostClock::host_start());
-    Run::new(machine, role, inputs, host, clock).go("replay", args.report.as_deref(), |_| Ok(()))
+    Run::new(machine, role, inputs, host, clock).go("replay", report, |_| Ok(()))
 }
 
 /// Slices refer to the recorder's copy of memory, so added checks must not renew it.
@@ -198,12 +199,12 @@ fn check_plan(args: &ReplayArgs) -> CheckPlan {
     }
 }
 
-/// Refuses files that would be lost, wherever the recording says they are.
+/// Refuses files that would be lost, wherever the recording says they are. The report's place.
 fn check_files(
     args: &ReplayArgs,
     config: &GuestConfig,
     snapshot: Option<&Snapshot>,
-) -> Result<(), CommandError> {
+) -> Result<Option<Place>, CommandError> {
     let named = Named::default()
         .read("the recording", Some(&args.file))
         .read("--snapshot", snapshot.map(Snapshot::path))

@@ -1,10 +1,10 @@
 //! One run of a guest, in any role: from a machine that is switched on to the exit status.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_host::clock::HostClock;
+use ftvmm_host::folder::Place;
 use ftvmm_host::{Console, EventLoop, RawTerminal, StopLimit, Subscriber, read_console};
 use ftvmm_replication::{End, Ordinal};
 use ftvmm_runtime::control::ControlServer;
@@ -184,22 +184,22 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
         Self { role, host, inputs, machine, last: Ordinal(0), clock }
     }
 
-    /// Runs the guest, after `prepare`, to its end. A report goes to the file `report`, and calls
-    /// the role `name`.
+    /// Runs the guest, after `prepare`, to its end. A report goes to the place `report`, and
+    /// calls the role `name`.
     ///
     /// # Errors
     /// Anything that ends the run badly.
     pub fn go(
         mut self,
         name: &'static str,
-        report: Option<&Path>,
+        report: Option<Place>,
         prepare: impl FnOnce(&mut HostSide) -> Result<(), CommandError>,
     ) -> Result<(), CommandError> {
         let prepared = prepare(&mut self.host).and_then(|()| run_guest());
         let started_ns = self.clock.host_now_ns();
         let result = prepared.and_then(|()| self.execute());
         let seconds = (self.clock.host_now_ns() - started_ns) as f64 / 1e9;
-        self.end(result, Report { role: name, seconds, ..Report::default() }, report)
+        self.end(result, Report { role: name, seconds, ..Report::default() }, report.as_ref())
     }
 
     fn execute(&mut self) -> Result<Ending, CommandError> {
@@ -212,7 +212,7 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
         mut self,
         result: Result<Ending, CommandError>,
         report: Report,
-        path: Option<&Path>,
+        place: Option<&Place>,
     ) -> Result<(), CommandError> {
         self.host.stand_still();
         let concluded = self.role.conclude(&self.machine, &mut self.inputs, result);
@@ -221,7 +221,7 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
         let recording = self.close_recording(concluded.as_ref().ok());
         self.host.finish_console();
         let report = self.report(report, concluded.as_ref().ok(), recording.as_ref());
-        let written = write_report(path, &report);
+        let written = write_report(place, &report);
         let Conclusion { ending, verdict: said, remark, .. } = concluded.inspect_err(|_| {
             // The failure itself is what the command ends with.
             if let Err(error) = &written {

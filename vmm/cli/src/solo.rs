@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::{CompletionPolicy, Disk};
+use ftvmm_host::folder::Place;
 use ftvmm_host::{Console, Subscriber, Tap, TapReader};
 use ftvmm_replication::{DiskMark, DiskPurpose, DiskState, LastRun};
 use ftvmm_runtime::control::SoloOperator;
@@ -60,11 +61,11 @@ impl RunRole<Machine> for Solo {
     }
 }
 
-/// Runs a guest alone.
+/// Runs a guest alone; its report goes to the place `report`.
 ///
 /// # Errors
 /// Anything that ends the run badly.
-pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
+pub fn solo(args: &RunArgs, report: Option<Place>) -> Result<(), CommandError> {
     let (queue, input_timer) = input_queue(args)?;
     let stopped = queue.clone();
     let stop_limit = stop_on_signals(&queue, args, move || stopped.shut_down())?;
@@ -83,12 +84,13 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
     let network = queue.network().clone();
     let outputs = HostOutputs::new(tap.clone(), disk.clone(), console.clone(), network);
     let (transfer_cell, clock) = (Arc::new(OnceLock::new()), HostClock::host_start());
-    let control = control(args, || SoloOperator {
+    let control = control(args, |snapshots| SoloOperator {
         queue: queue.clone(),
         outputs: outputs.frames(),
         console: console.clone(),
         tap: tap.clone(),
-        recording: args.record.clone(),
+        recording: args.record.as_deref().and_then(|path| Place::of(path).ok()),
+        snapshots,
         clock,
         transfer: transfer_cell.clone(),
         progress: ProgressCell::new(clock, Box::new(TransferBar::hidden())),
@@ -104,7 +106,7 @@ pub fn solo(args: &RunArgs) -> Result<(), CommandError> {
         ..HostSide::default()
     };
     let parts = Parts { host, queue, disk, clock, timer, transfer_cell };
-    parts.switch_on(args, source, guest, outputs)?.go("solo", args.report.as_deref(), |host| {
+    parts.switch_on(args, source, guest, outputs)?.go("solo", report, |host| {
         host.wait_for(events)?;
         host.enter_terminal()
     })

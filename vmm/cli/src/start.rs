@@ -1,5 +1,6 @@
 //! `ftvmm --kernel …`: what is the same before a run in any role, and the choice of the role.
 
+use ftvmm_host::folder::Place;
 use ftvmm_host::user_file::{self, Named};
 use ftvmm_kvm::install_kick_handler;
 
@@ -13,16 +14,16 @@ use super::{CommandError, check_report};
 /// # Errors
 /// Anything that ends the run badly.
 pub fn start(args: &RunArgs) -> Result<(), CommandError> {
-    check_files(args)?;
+    let report = check_files(args)?;
     install_kick_handler()?;
     match args.role {
-        RoleArg::Solo => solo(args),
-        RoleArg::Primary | RoleArg::Backup | RoleArg::Auto => pair(args),
+        RoleArg::Solo => solo(args, report),
+        RoleArg::Primary | RoleArg::Backup | RoleArg::Auto => pair(args, report),
     }
 }
 
-/// Refuses files that would be lost, and reports that could not be written.
-fn check_files(args: &RunArgs) -> Result<(), CommandError> {
+/// Refuses files that would be lost, and reports that could not be written. The report's place.
+fn check_files(args: &RunArgs) -> Result<Option<Place>, CommandError> {
     let disk = args.disk.as_ref().map(|disk| disk.path.as_path());
     let label = args.disk.as_ref().and_then(|disk| disk.label.as_deref());
     let named = Named::default()

@@ -12,6 +12,7 @@ pub mod contain;
 pub mod disk;
 pub mod entropy;
 mod events;
+pub mod folder;
 mod link;
 pub mod memory;
 mod progress_timeout;

@@ -5,23 +5,31 @@
 //! may be replaced; it is locked while it is written, is nobody else's to read where it holds a
 //! guest's memory, and is no file that another option names ([`Named`]).
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use thiserror::Error;
 
-/// Only its owner reads a file that holds what is in a guest's memory.
-pub const SECRET: u32 = 0o600;
-/// What a file is called while it is written, behind its own name.
-const UNFINISHED: &str = ".partial";
+use crate::folder::{Folder, SECRET, parent};
 
 /// A file that is written and ours until it is closed.
 #[derive(Debug)]
 pub struct Written(Flock<File>);
+
+impl Written {
+    /// A second handle on it, to sync it when all is written.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn handle(&self) -> io::Result<File> {
+        self.0.try_clone()
+    }
+}
 
 impl Write for Written {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -187,7 +195,33 @@ pub fn read(
     most_bytes: u64,
     limit: &str,
 ) -> Result<Vec<u8>, FileError> {
-    let file = open(what, path)?;
+    read_all(what, path, open(what, path)?, most_bytes, limit)
+}
+
+/// As [`read`], of the file `name` in `folder`.
+///
+/// # Errors
+/// [`FileError`].
+pub fn read_in(
+    what: &'static str,
+    folder: &Folder,
+    name: &OsStr,
+    most_bytes: u64,
+    limit: &str,
+) -> Result<Vec<u8>, FileError> {
+    let path = folder.join(name);
+    let file = folder.open_file(name).map_err(host(what, &path))?;
+    regular(what, &path, &file)?;
+    read_all(what, &path, file, most_bytes, limit)
+}
+
+fn read_all(
+    what: &'static str,
+    path: &Path,
+    file: File,
+    most_bytes: u64,
+    limit: &str,
+) -> Result<Vec<u8>, FileError> {
     let too_big = |got_bytes| {
         let limit = limit.to_owned();
         Err(FileError::TooBig { what, path: path.into(), got_bytes, limit })
@@ -238,6 +272,32 @@ pub fn create(what: &'static str, path: &Path, overwrite: bool) -> Result<Writte
         }
         _ => host(what, path)(cause),
     })?;
+    take(what, path, file, overwrite)
+}
+
+/// As [`create`], of the file `name` in `folder`.
+///
+/// # Errors
+/// [`FileError`]; nothing is lost then.
+pub fn create_in(
+    what: &'static str,
+    folder: &Folder,
+    name: &OsStr,
+    overwrite: bool,
+) -> Result<Written, FileError> {
+    let path = folder.join(name);
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NONBLOCK;
+    let file = folder.open_with(name, flags, SECRET).map_err(host(what, &path))?;
+    take(what, &path, file, overwrite)
+}
+
+/// Makes an open file ours, and empty.
+fn take(
+    what: &'static str,
+    path: &Path,
+    file: File,
+    overwrite: bool,
+) -> Result<Written, FileError> {
     regular(what, path, &file)?;
     let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
         Errno::EWOULDBLOCK => FileError::InUse { what, path: path.into() },
@@ -252,7 +312,8 @@ pub fn create(what: &'static str, path: &Path, overwrite: bool) -> Result<Writte
     Ok(Written(file))
 }
 
-/// Refuses a path that [`replace`] could not write: what can be known before the guest has run.
+/// Refuses a path that [`Place::replace`](crate::folder::Place::replace) could not write: what can
+/// be known before the guest has run.
 ///
 /// # Errors
 /// [`FileError`].
@@ -266,28 +327,12 @@ pub fn may_replace(what: &'static str, path: &Path, overwrite: bool) -> Result<(
         }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let folder = fs::metadata(folder_of(path)).map_err(host(what, path))?;
+            let folder = fs::metadata(parent(path)).map_err(host(what, path))?;
             let not_a_folder = || io::Error::from(ErrorKind::NotADirectory);
             folder.is_dir().then_some(()).ok_or_else(not_a_folder).map_err(host(what, path))
         }
         Err(error) => Err(host(what, path)(error)),
     }
-}
-
-/// Writes a whole file in one step, so that a file of that name is complete.
-///
-/// # Errors
-/// [`FileError`].
-pub fn replace(what: &'static str, path: &Path, content: &[u8]) -> Result<(), FileError> {
-    // Through a link, so that the link stays.
-    let place = fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    let mut name = place.as_os_str().to_owned();
-    name.push(format!(".{}{UNFINISHED}", std::process::id()));
-    let whole = || {
-        create_secret(Path::new(&name))?.write_all(content)?;
-        fs::rename(&name, &place)
-    };
-    whole().inspect_err(|_| drop(fs::remove_file(&name))).map_err(host(what, path))
 }
 
 /// A new file that only its owner reads and writes, whatever the umask of this process.
@@ -299,10 +344,6 @@ pub fn create_secret(path: &Path) -> io::Result<File> {
     let file = File::options().read(true).write(true).create_new(true).mode(SECRET).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(SECRET))?;
     Ok(file)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Which file a path is, through links: the file itself, or its place in its folder where there is
@@ -318,8 +359,8 @@ impl Identity {
         match fs::metadata(path) {
             Ok(facts) => Self::There(facts.dev(), facts.ino()),
             Err(_) => {
-                let folder = fs::canonicalize(folder_of(path));
-                let folder = folder.unwrap_or_else(|_| folder_of(path).into());
+                let folder = fs::canonicalize(parent(path));
+                let folder = folder.unwrap_or_else(|_| parent(path).into());
                 Self::New(folder.join(path.file_name().unwrap_or_default()))
             }
         }
@@ -369,25 +410,17 @@ impl Named {
     }
 }
 
-/// Makes sure that the name of the file at `path` outlives a loss of power: a file that was synced
-/// may still be missing from its folder (fsync(2)). A file system that cannot sync folders keeps
-/// what it promises by itself.
-///
-/// # Errors
-/// When the folder cannot be read or written.
-pub fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()) {
-        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
-        synced => synced,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    /// Reads it through its folder.
+    fn in_folder(path: &Path) -> Result<Vec<u8>, FileError> {
+        let folder = Folder::of(path).unwrap();
+        read_in("witness", &folder, path.file_name().unwrap(), 10, "")
+    }
 
     #[test]
     fn what_is_no_regular_file_is_named_and_never_waited_for() {
@@ -402,6 +435,7 @@ mod tests {
             let errors = [
                 read("kernel", path, 10, "").unwrap_err(),
                 create("recording", path, true).unwrap_err(),
+                in_folder(path).unwrap_err(),
                 may_replace("report", path, true).unwrap_err(),
             ];
             for error in errors.map(|e| e.to_string()) {
@@ -448,21 +482,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_in_one_step_is_its_owners_and_never_half_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report");
-        for before in [None, Some(0o644)] {
-            if let Some(mode) = before {
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            }
-            replace("report", &path, b"{}").unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, SECRET);
-        }
-        replace("report", folder.path(), b"{}").unwrap_err();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
     fn one_file_under_two_names_is_found_through_links() {
         let folder = tempfile::tempdir().unwrap();
         let [disk, link, hard, new] =
@@ -488,7 +507,11 @@ mod tests {
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
         let error = read("initramfs", &path, 1 << 20, "give more with --mem").unwrap_err();
         assert!(error.to_string().contains("1099511627776 bytes does not fit"), "{error}");
-        replace("report", &path, b"{}").unwrap();
+        let held = Folder::open(folder.path()).unwrap();
+        let error = read_in("witness", &held, "big".as_ref(), 100, "it is a line").unwrap_err();
+        assert!(error.to_string().contains("does not fit: it is a line"), "{error}");
+        crate::folder::Place::of(&path).unwrap().replace(b"{}").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"{}");
+        assert_eq!(read_in("witness", &held, "big".as_ref(), 100, "").unwrap(), b"{}");
     }
 }

@@ -8,9 +8,11 @@
 //! Old files are removed only far behind the newest ([`KEPT`]). A host that was away between its
 //! look at the folder and its link may find its number free again; it looks once more after the
 //! link, sees the newer files, and has replaced nothing.
+//!
+//! The folder is looked up for each question, and not held: both hosts know the witness by its
+//! path, and a folder that has been moved away is the witness of nobody (decision 0039).
 
-use std::ffi::OsString;
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
@@ -19,13 +21,18 @@ use ftvmm_replication::witness::{
     ENTRY_BYTES_MAX, Entry, Nonce, Replaced, WitnessError, WitnessStore, stored_term,
 };
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
+use crate::clock::host_unix_seconds;
+use crate::folder::{Folder, parent};
 use crate::user_file;
 
 /// So many of the newest files stay.
 const KEPT: u64 = 64;
 /// A proof that a process has left behind is removed after so long, in seconds.
 const PROOF_LEFT_S: u64 = 86_400;
+/// Two hosts may write and read as two users: who may do what, umask and folder say.
+const SHARED: u32 = 0o666;
 
 /// A witness in the files `PATH.1`, `PATH.2`, …
 #[derive(Debug)]
@@ -43,21 +50,19 @@ impl FileWitness {
         Self { path, process: process.replace(['/', ' '], "-"), proof: None }
     }
 
-    fn suffixed(&self, suffix: &str) -> PathBuf {
-        let mut name = OsString::from(&self.path);
+    /// The name of one of its files.
+    fn name(&self, suffix: &str) -> OsString {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
         name.push(suffix);
-        name.into()
+        name
     }
 
-    fn folder(&self) -> PathBuf {
-        match self.path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-            _ => PathBuf::from("."),
-        }
+    fn folder(&self) -> Result<Folder, WitnessError> {
+        Folder::of(&self.path).map_err(|error| self.unusable(&error))
     }
 
     fn unusable(&self, error: &io::Error) -> WitnessError {
-        let folder = self.folder();
+        let folder = parent(&self.path);
         let remedy = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT) => "make the folder, or mount it",
             Some(Errno::ENOSPC | Errno::EDQUOT) => "make room on its file system",
@@ -75,11 +80,10 @@ impl FileWitness {
     }
 
     /// The numbers of all files, in no order.
-    fn numbers(&self) -> Result<Vec<u64>, WitnessError> {
-        let prefix = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned() + ".";
+    fn numbers(&self, folder: &Folder) -> Result<Vec<u64>, WitnessError> {
+        let prefix = self.name(".").to_string_lossy().into_owned();
         let mut numbers = Vec::new();
-        for entry in fs::read_dir(self.folder()).map_err(|e| self.unusable(&e))? {
-            let name = entry.map_err(|e| self.unusable(&e))?.file_name();
+        for name in folder.names().map_err(|e| self.unusable(&e))? {
             let name = name.to_string_lossy();
             let Some(number) = name.strip_prefix(&prefix) else { continue };
             // Nobody made such a file. To leave it out would be to guess which one is the newest.
@@ -92,17 +96,13 @@ impl FileWitness {
         Ok(numbers)
     }
 
-    fn highest(&self) -> Result<u64, WitnessError> {
-        Ok(self.numbers()?.into_iter().max().unwrap_or(0))
-    }
-
-    fn entry(&self, number: u64) -> Result<Option<Entry>, WitnessError> {
+    fn entry(&self, folder: &Folder, number: u64) -> Result<Option<Entry>, WitnessError> {
         if number == 0 {
             return Ok(None);
         }
-        let file = self.suffixed(&format!(".{number}"));
+        let file = self.name(&format!(".{number}"));
         let limit = "an entry is one line";
-        let found = user_file::read("witness", &file, ENTRY_BYTES_MAX as u64, limit);
+        let found = user_file::read_in("witness", folder, &file, ENTRY_BYTES_MAX as u64, limit);
         let found = found.map_err(|error| WitnessError::Unusable {
             place: self.place(),
             reason: error.to_string(),
@@ -110,55 +110,55 @@ impl FileWitness {
         })?;
         Entry::from_stored(&found).map(Some).map_err(|found| WitnessError::Malformed {
             place: self.place(),
-            found: format!("{found} in {}", file.display()),
+            found: format!("{found} in {}", folder.join(&file).display()),
         })
     }
 
     /// The newest file's number, and its entry.
-    fn newest(&self) -> Result<(u64, Option<Entry>), WitnessError> {
-        let number = self.highest()?;
-        Ok((number, self.entry(number)?))
+    fn newest(&self, folder: &Folder) -> Result<(u64, Option<Entry>), WitnessError> {
+        let number = self.numbers(folder)?.into_iter().max().unwrap_or(0);
+        Ok((number, self.entry(folder, number)?))
     }
 
     /// Makes the file `PATH.suffix` with this content in one step; false when it is there already.
-    fn create(&self, suffix: &str, content: &[u8]) -> io::Result<bool> {
-        let mine = self.suffixed(&format!(".new-{}", self.process));
+    fn create(&self, folder: &Folder, suffix: &str, content: &[u8]) -> io::Result<bool> {
+        let mine = self.name(&format!(".new-{}", self.process));
         let linked = (|| {
-            let mut file = fs::File::create(&mine)?;
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+            let mut file = folder.open_with(&mine, flags, SHARED)?;
             file.write_all(content)?;
             file.sync_all()?;
-            fs::hard_link(&mine, self.suffixed(&format!(".{suffix}")))
+            folder.link(&mine, &self.name(&format!(".{suffix}")))
         })();
-        let _ = fs::remove_file(&mine);
+        let _ = folder.remove(&mine);
         match linked {
             // A term that was granted must not be forgotten, or another host is granted it too.
-            Ok(()) => user_file::sync_folder_of(&mine).map(|()| true),
+            Ok(()) => folder.sync().map(|()| true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    fn remove_old(&self, numbers: &[u64], newest: u64) {
+    fn remove_old(&self, folder: &Folder, numbers: &[u64], newest: u64) {
         for number in numbers.iter().filter(|number| **number + KEPT < newest) {
-            let _ = fs::remove_file(self.suffixed(&format!(".{number}")));
+            let _ = folder.remove(&self.name(&format!(".{number}")));
         }
     }
 
-    fn proof_file(&self, nonce: Nonce) -> PathBuf {
-        self.suffixed(&format!(".proof-{nonce}"))
+    fn proof_file(&self, nonce: Nonce) -> OsString {
+        self.name(&format!(".proof-{nonce}"))
     }
 
     /// Removes what killed processes have left behind.
-    fn remove_left_proofs(&self) {
-        let prefix = self.suffixed(".proof-");
-        let prefix = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Ok(folder) = fs::read_dir(self.folder()) else { return };
-        for file in folder.flatten() {
-            let age = file.metadata().and_then(|facts| facts.modified()).ok();
-            let age = age.and_then(|modified| modified.elapsed().ok());
-            let is_left = age.is_some_and(|age| age.as_secs() > PROOF_LEFT_S);
-            if is_left && file.file_name().to_string_lossy().starts_with(&prefix) {
-                let _ = fs::remove_file(file.path());
+    fn remove_left_proofs(&self, folder: &Folder) {
+        let prefix = self.name(".proof-").to_string_lossy().into_owned();
+        let is_left = |name: &OsStr| {
+            let written_s = folder.facts(name).map(|facts| facts.st_mtime.max(0) as u64);
+            written_s.is_ok_and(|at_s| host_unix_seconds().saturating_sub(at_s) > PROOF_LEFT_S)
+        };
+        for name in folder.names().unwrap_or_default() {
+            if name.to_string_lossy().starts_with(&prefix) && is_left(&name) {
+                let _ = folder.remove(&name);
             }
         }
     }
@@ -166,8 +166,8 @@ impl FileWitness {
 
 impl Drop for FileWitness {
     fn drop(&mut self) {
-        if let Some(nonce) = self.proof {
-            let _ = fs::remove_file(self.proof_file(nonce));
+        if let (Some(nonce), Ok(folder)) = (self.proof, self.folder()) {
+            let _ = folder.remove(&self.proof_file(nonce));
         }
     }
 }
@@ -178,47 +178,50 @@ impl WitnessStore for FileWitness {
     }
 
     fn read(&mut self) -> Result<Option<Entry>, WitnessError> {
-        Ok(self.newest()?.1)
+        Ok(self.newest(&self.folder()?)?.1)
     }
 
     fn replace(&mut self, expected: Option<&Entry>, new: &Entry) -> Result<Replaced, WitnessError> {
-        let (number, held) = self.newest()?;
+        let folder = self.folder()?;
+        let (number, held) = self.newest(&folder)?;
         if held.as_ref() != expected {
             return Ok(Replaced::Conflict(held));
         }
-        let made = self.create(&(number + 1).to_string(), new.to_line().as_bytes());
+        let made = self.create(&folder, &(number + 1).to_string(), new.to_line().as_bytes());
         if !made.map_err(|e| self.unusable(&e))? {
             // Another was faster.
-            return Ok(Replaced::Conflict(self.read()?));
+            return Ok(Replaced::Conflict(self.newest(&folder)?.1));
         }
-        let numbers = self.numbers()?;
+        let numbers = self.numbers(&folder)?;
         let newest = numbers.iter().copied().max().unwrap_or(0);
         if newest != number + 1 {
-            return Ok(Replaced::Conflict(self.entry(newest)?));
+            return Ok(Replaced::Conflict(self.entry(&folder, newest)?));
         }
-        self.remove_old(&numbers, newest);
+        self.remove_old(&folder, &numbers, newest);
         Ok(Replaced::Stored)
     }
 
     fn prove(&mut self, nonce: Nonce) -> Result<(), WitnessError> {
+        let folder = self.folder()?;
         if self.proof.is_none() {
-            self.remove_left_proofs();
+            self.remove_left_proofs(&folder);
         }
         let content = format!("{}\n", self.process);
-        let made = self.create(&format!("proof-{nonce}"), content.as_bytes());
+        let made = self.create(&folder, &format!("proof-{nonce}"), content.as_bytes());
         made.map_err(|e| self.unusable(&e))?;
         if let Some(last) = self.proof.replace(nonce).filter(|last| *last != nonce) {
-            let _ = fs::remove_file(self.proof_file(last));
+            let _ = folder.remove(&self.proof_file(last));
         }
         Ok(())
     }
 
     fn sees(&mut self, nonce: Nonce) -> Result<bool, WitnessError> {
-        match fs::symlink_metadata(self.proof_file(nonce)) {
+        let folder = self.folder()?;
+        match folder.facts(&self.proof_file(nonce)) {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 // A folder that is gone has no answer.
-                fs::read_dir(self.folder()).map(|_| false).map_err(|e| self.unusable(&e))
+                folder.names().map(|_| false).map_err(|e| self.unusable(&e))
             }
             Err(e) => Err(self.unusable(&e)),
         }
@@ -227,6 +230,8 @@ impl WitnessStore for FileWitness {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use ftvmm_replication::witness::{Claim, claim};
     use ftvmm_replication::witness::{Doing, GuestId, Holder, Purpose, moment};
 
@@ -273,7 +278,8 @@ mod tests {
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count() as u64, KEPT + 1);
         // Its number is free, but what it makes of it is not the newest.
-        assert!(busy.create("2", live(2, "b").to_line().as_bytes()).unwrap());
+        let held = Folder::open(folder.path()).unwrap();
+        assert!(busy.create(&held, "2", live(2, "b").to_line().as_bytes()).unwrap());
         assert_eq!(busy.read().unwrap().as_ref(), expected);
     }
 
@@ -368,5 +374,28 @@ mod tests {
         assert_eq!((b.sees(first).unwrap(), b.sees(second).unwrap()), (false, true));
         drop(a);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_is_moved_away_is_no_witness_and_one_in_its_place_is() {
+        let around = tempfile::tempdir().unwrap();
+        let [path, away] = ["shared", "away"].map(|name| around.path().join(name));
+        fs::create_dir(&path).unwrap();
+        let mut witness = FileWitness::new(path.join("w"), "a");
+        witness.replace(None, &live(1, "a")).unwrap();
+        fs::rename(&path, &away).unwrap();
+        for error in [
+            witness.read().unwrap_err(),
+            witness.replace(Some(&live(1, "a")), &live(2, "a")).unwrap_err(),
+            witness.prove(Nonce([1; 16])).unwrap_err(),
+            witness.sees(Nonce([1; 16])).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("shared: No such file"), "{error}");
+        }
+        fs::create_dir(&path).unwrap();
+        assert_eq!(witness.read().unwrap(), None);
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+        assert_eq!(witness.read().unwrap(), Some(live(1, "a")));
     }
 }

@@ -1,6 +1,6 @@
 //! How a run ends on each of its paths, with a fake machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use ftvmm_devices::Output;
@@ -128,7 +128,8 @@ fn ran(
     let role = Asked { told: told.clone(), outputs, recording, is_over, ends: ends("role") };
     let host = HostSide { queue: Some(queue), ..HostSide::default() };
     let events = ends("event thread");
-    let result = Run::new(machine, role, inputs, host, clock).go("solo", Some(&report), |host| {
+    let place = Place::of(&report).ok();
+    let result = Run::new(machine, role, inputs, host, clock).go("solo", place, |host| {
         host.wait_for(vec![Box::new(Nothing(events))])?;
         prepared
     });

@@ -1,12 +1,12 @@
 //! The label of a disk: a small file beside its image that says what the content is.
 //!
 //! It is replaced whole: written under another name, synced, renamed, and its folder synced, so
-//! that a loss of power leaves the old one or the new one.
+//! that a loss of power leaves the old one or the new one. The folder is held open: a label stays
+//! beside its image when a folder above them gets another name.
 
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ftvmm_replication::disk_label::LABEL_BYTES_MAX;
@@ -15,17 +15,16 @@ use ftvmm_replication::{DiskLabel, DiskMark};
 
 use super::DiskError;
 use crate::clock::host_unix_seconds;
+use crate::folder::Place;
 use crate::user_file;
 
 /// Behind the image's name.
 const SUFFIX: &str = ".ftvmm";
-/// Behind the label's, while it is written. The image's lock lets one process write it.
-const UNFINISHED: &str = ".partial";
 
 /// The label of a disk that this process uses.
 #[derive(Debug)]
 pub struct LabelFile {
-    path: PathBuf,
+    place: Place,
     guest: Option<GuestId>,
     written: Option<DiskMark>,
 }
@@ -35,24 +34,31 @@ impl LabelFile {
     /// says, `None` for a disk that has none.
     ///
     /// # Errors
-    /// When it cannot be read, or is damaged.
+    /// When it cannot be read, is damaged, or has no folder.
     pub fn open(
         disk: &Path,
         own: Option<&Path>,
         guest: Option<GuestId>,
     ) -> Result<(Self, Option<DiskLabel>), DiskError> {
         let path = own.map_or_else(|| label_beside(disk), Path::to_owned);
-        let file = Self { path, guest, written: None };
-        if fs::symlink_metadata(&file.path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        let place = Place::of(&path).map_err(|cause| DiskError::LabelUnwritable {
+            label: path,
+            state: DiskMark::default().state,
+            cause,
+        })?;
+        let file = Self { place, guest, written: None };
+        let place = &file.place;
+        if place.facts().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Ok((file, None));
         }
         let most_bytes = LABEL_BYTES_MAX as u64;
-        let said = user_file::read("disk label", &file.path, most_bytes, "it is a few lines")
+        let (folder, name) = (place.folder(), place.name());
+        let said = user_file::read_in("disk label", folder, name, most_bytes, "it is a few lines")
             .map_err(|cause| DiskError::Label { cause: Box::new(cause) })?;
         let label = std::str::from_utf8(&said).ok().and_then(DiskLabel::from_text);
         match label {
             Some(label) => Ok((file, Some(label))),
-            None => Err(DiskError::LabelDamaged { path: disk.into(), label: file.path }),
+            None => Err(DiskError::LabelDamaged { path: disk.into(), label: place.path() }),
         }
     }
 
@@ -65,37 +71,21 @@ impl LabelFile {
             return Ok(());
         }
         let label = DiskLabel { guest: self.guest, mark, since: moment(host_unix_seconds()) };
-        self.replace(label.to_text().as_bytes()).map_err(|cause| DiskError::LabelUnwritable {
-            label: self.path.clone(),
-            state: mark.state,
-            cause,
+        let content = label.to_text();
+        let written = self.place.replace(content.as_bytes());
+        written.and_then(|()| self.place.folder().sync()).map_err(|cause| {
+            DiskError::LabelUnwritable { label: self.place.path(), state: mark.state, cause }
         })?;
         self.written = Some(mark);
         Ok(())
-    }
-
-    fn replace(&self, content: &[u8]) -> io::Result<()> {
-        let unfinished = suffixed(&self.path, UNFINISHED);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(user_file::SECRET);
-        let mut file =
-            options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&unfinished)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, &self.path)?;
-        user_file::sync_folder_of(&self.path)
     }
 }
 
 /// Where the label of `disk` lies, through links, so that a disk has one whatever it is called.
 pub fn label_beside(disk: &Path) -> PathBuf {
-    suffixed(&fs::canonicalize(disk).unwrap_or_else(|_| disk.into()), SUFFIX)
-}
-
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
+    let mut label = OsString::from(fs::canonicalize(disk).unwrap_or_else(|_| disk.into()));
+    label.push(SUFFIX);
+    label.into()
 }
 
 #[cfg(test)]
@@ -137,10 +127,28 @@ mod tests {
             assert!(error.contains("own"), "{error}");
         }
         let nowhere = folder.path().join("none/label");
-        let (mut file, label) = LabelFile::open(&image, Some(&nowhere), None).unwrap();
+        let open = || LabelFile::open(&image, Some(&nowhere), None);
+        let error = open().unwrap_err().to_string();
+        assert!(error.contains("none/label") && error.contains("label=FILE"), "{error}");
+        fs::create_dir(folder.path().join("none")).unwrap();
+        let (mut file, label) = open().unwrap();
         assert_eq!(label, None);
+        fs::remove_dir(folder.path().join("none")).unwrap();
         let error = file.write(mark(DiskState::Active)).unwrap_err().to_string();
         assert!(error.contains("none/label") && error.contains("active"), "{error}");
         assert!(error.contains("label=FILE"), "{error}");
+    }
+
+    #[test]
+    fn a_label_stays_beside_its_image_when_their_folder_gets_another_name() {
+        let around = tempfile::tempdir().unwrap();
+        let [before, after] = ["before", "after"].map(|name| around.path().join(name));
+        fs::create_dir(&before).unwrap();
+        fs::write(before.join("d"), "x").unwrap();
+        let (mut file, _) = LabelFile::open(&before.join("d"), None, None).unwrap();
+        fs::rename(&before, &after).unwrap();
+        file.write(mark(DiskState::Active)).unwrap();
+        let found = LabelFile::open(&after.join("d"), None, None).unwrap().1.unwrap();
+        assert_eq!(found.mark, mark(DiskState::Active));
     }
 }

@@ -202,8 +202,10 @@ mod tests {
         disk.begin_copy().unwrap();
         assert!(!folder.path().join("d.ftvmm").exists());
         drop(disk);
-        let nowhere = folder.path().join("none/label");
-        let (label, _) = LabelFile::open(&image, Some(&nowhere), None).unwrap();
+        let nowhere = folder.path().join("none");
+        std::fs::create_dir(&nowhere).unwrap();
+        let (label, _) = LabelFile::open(&image, Some(&nowhere.join("label")), None).unwrap();
+        std::fs::remove_dir(&nowhere).unwrap();
         let marks = Marks { label: Mutex::new(Some(label)), ..Marks::default() };
         marks.change(|wanted| wanted.copying = true).unwrap_err();
     }

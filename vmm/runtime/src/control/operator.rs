@@ -38,8 +38,8 @@ pub trait Operator: Send + Sync {
         Err(Refused::not_now("this guest has no backup to change roles with"))
     }
 
-    /// Writes the guest's state to a new file; the guest goes on. Blocks until the file is
-    /// complete.
+    /// Writes the guest's state to a new file in the folder for snapshots; the guest goes on.
+    /// Blocks until the file is complete.
     ///
     /// # Errors
     /// [`Refused`] where the guest has no state yet, or the file cannot be written.
@@ -90,9 +90,10 @@ impl From<SaveError> for Refused {
     fn from(error: SaveError) -> Self {
         let why = error.to_string();
         match error {
-            SaveError::Exists { .. } | SaveError::Open(_) | SaveError::Create { .. } => {
-                Self::BadArgument { why }
-            }
+            SaveError::Exists { .. }
+            | SaveError::Elsewhere { .. }
+            | SaveError::Open(_)
+            | SaveError::Create { .. } => Self::BadArgument { why },
             SaveError::Busy => Self::NotNow { why },
             SaveError::NotStopped | SaveError::Write { .. } => Self::Failed { why },
         }

@@ -1,14 +1,15 @@
 //! Creates the socket file (mode 0600), replaces one whose server is dead, refuses any other file,
-//! and removes it at exit.
+//! and removes it at exit, from the folder that it was made in.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ftvmm_host::clock::sleep_ms;
+use ftvmm_host::folder::{Place, parent};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
@@ -48,7 +49,7 @@ impl From<nix::Error> for SocketError {
 /// A socket that is listened on, and its file.
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    place: Place,
     /// Device and inode of the file: a later ftvmm may have replaced it.
     file: (u64, u64),
 }
@@ -70,8 +71,8 @@ impl Socket {
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         listen(&fd, Backlog::MAXCONN)?;
         let found = fs::symlink_metadata(path)?;
-        let listener = UnixListener::from(fd);
-        Ok(Self { listener, path: path.into(), file: (found.dev(), found.ino()) })
+        let (listener, place) = (UnixListener::from(fd), Place::of(path)?);
+        Ok(Self { listener, place, file: (found.dev(), found.ino()) })
     }
 
     /// Waits for a client.
@@ -85,9 +86,9 @@ impl Socket {
     /// Takes no more clients and removes the file.
     pub fn close(&self) {
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
-        let is_ours = |found: fs::Metadata| (found.dev(), found.ino()) == self.file;
-        if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
-            let _ = fs::remove_file(&self.path);
+        let Ok(found) = self.place.facts() else { return };
+        if (found.st_dev, found.st_ino) == self.file {
+            let _ = self.place.folder().remove(self.place.name());
         }
     }
 }
@@ -95,8 +96,7 @@ impl Socket {
 /// Locks the folder of `path` against another ftvmm that makes a socket there. Does not wait for
 /// long: others may lock a folder like `/tmp` too.
 fn lock_folder_of(path: &Path) -> Result<Flock<File>, SocketError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut folder = File::open(folder.unwrap_or(Path::new(".")))?;
+    let mut folder = File::open(parent(path))?;
     for _ in 0..LOCK_TRIES {
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => return Ok(locked),

@@ -1,11 +1,12 @@
 //! Answers for a guest that runs alone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ftvmm_devices::Input;
 use ftvmm_host::clock::HostClock;
+use ftvmm_host::folder::{Folder, Place};
 use ftvmm_host::{Console, Tap};
 
 use super::operator::{ControlRole, Operator, Refused, SnapshotSummary, Status};
@@ -23,7 +24,9 @@ pub struct SoloOperator {
     /// The guest's tap, if it has a network card.
     pub tap: Option<Tap>,
     /// The recording, if one is written.
-    pub recording: Option<PathBuf>,
+    pub recording: Option<Place>,
+    /// Where snapshots go.
+    pub snapshots: Folder,
     /// Started with this ftvmm.
     pub clock: HostClock,
     /// The means to send the guest's state, once it has started.
@@ -39,7 +42,7 @@ pub fn link(tap: &Tap) -> String {
 
 impl Operator for SoloOperator {
     fn status(&self) -> Status {
-        let recorded = self.recording.as_ref().and_then(|path| std::fs::metadata(path).ok());
+        let recorded = self.recording.as_ref().and_then(|place| place.facts().ok());
         Status {
             role: ControlRole::Solo,
             state: "Running".into(),
@@ -48,7 +51,7 @@ impl Operator for SoloOperator {
             stuck_ms: self.queue.pulse().stuck_ns().map(|ns| ns / 1_000_000),
             outputs: self.outputs.load(Ordering::Relaxed),
             network: self.queue.network().report(),
-            log_bytes: recorded.map_or(0, |file| file.len()),
+            log_bytes: recorded.map_or(0, |file| file.st_size.max(0) as u64),
             link: self.tap.as_ref().map(link),
             console_dropped_bytes: self.console.dropped_bytes(),
             uptime_ms: self.clock.host_now_ns() / 1_000_000,
@@ -58,7 +61,7 @@ impl Operator for SoloOperator {
 
     fn snapshot(&self, path: &Path) -> Result<SnapshotSummary, Refused> {
         match self.transfer.get() {
-            Some(transfer) => Ok(save(transfer, &self.progress, path)?.into()),
+            Some(transfer) => Ok(save(transfer, &self.progress, &self.snapshots, path)?.into()),
             None => Err(Refused::not_now("the guest has not started yet")),
         }
     }

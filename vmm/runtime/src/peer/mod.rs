@@ -29,7 +29,6 @@ mod witness_desk;
 mod witness_proof;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -53,6 +52,7 @@ use witness_desk::WitnessDesk;
 use ftvmm_host::channel::{Channel, Security};
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::Disk;
+use ftvmm_host::folder::Folder;
 use ftvmm_host::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use ftvmm_host::{HostEventsError, Seldom, Tap, resting_timer};
 
@@ -83,8 +83,8 @@ pub struct PeerConfig {
     pub disk_failover: bool,
     /// Longest time a horizon is held back while the guest makes exits, in nanoseconds.
     pub horizon_ns: u64,
-    /// Folder for incident reports.
-    pub incident_dir: PathBuf,
+    /// Folder for incident reports; without one they are only logged.
+    pub incidents: Option<Folder>,
     /// Without a recording a host that is alone takes inputs between exits too.
     pub unrecorded_when_alone: bool,
     /// Shows the progress of a transfer.
@@ -198,7 +198,7 @@ struct Sending {
 
 /// Reports of divergences that are being written.
 struct Incidents {
-    folder: PathBuf,
+    folder: Option<Folder>,
     under_way: Mutex<u32>,
     written: Condvar,
 }
@@ -269,7 +269,7 @@ impl Peer {
                 last: Mutex::default(),
             },
             incidents: Incidents {
-                folder: config.incident_dir,
+                folder: config.incidents,
                 under_way: Mutex::default(),
                 written: Condvar::new(),
             },

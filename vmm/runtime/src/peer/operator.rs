@@ -7,6 +7,7 @@ use std::sync::{Arc, TryLockError};
 use ftvmm_devices::Input;
 use ftvmm_host::Console;
 use ftvmm_host::channel::Channel;
+use ftvmm_host::folder::Folder;
 use ftvmm_replication::SessionEvent;
 
 use super::Peer;
@@ -20,12 +21,14 @@ use crate::transfer::save;
 pub struct PeerOperator {
     peer: Arc<Peer>,
     console: Arc<Console>,
+    snapshots: Folder,
 }
 
 impl PeerOperator {
-    /// Answers for `peer`, whose guest prints to `console`.
-    pub fn new(peer: Arc<Peer>, console: Arc<Console>) -> Self {
-        Self { peer, console }
+    /// Answers for `peer`, whose guest prints to `console`; snapshots go into the folder
+    /// `snapshots`.
+    pub fn new(peer: Arc<Peer>, console: Arc<Console>, snapshots: Folder) -> Self {
+        Self { peer, console, snapshots }
     }
 }
 
@@ -136,7 +139,7 @@ impl Operator for PeerOperator {
         if self.peer.follows() {
             return Err(Refused::not_now("this host is the backup; ask the primary"));
         }
-        Ok(save(transfer, &self.peer.sending.progress, path)?.into())
+        Ok(save(transfer, &self.peer.sending.progress, &self.snapshots, path)?.into())
     }
 
     fn nmi(&self) -> Result<(), Refused> {

@@ -54,8 +54,7 @@ impl Host {
         let mut session = SessionConfig::new(role, crate::build::own(), fingerprint, Term(0), 77);
         session.heartbeat_ns = HOUR_NS;
         session.failure_ns = 2 * HOUR_NS;
-        session.stall_ns = HOUR_NS;
-        session.handshake_ns = HOUR_NS;
+        (session.stall_ns, session.handshake_ns) = (HOUR_NS, HOUR_NS);
         session.evidence_ns = HOUR_NS;
         change(&mut session);
         // The primary of a pair is started first.
@@ -78,7 +77,7 @@ impl Host {
             disk: None,
             disk_failover: false,
             horizon_ns: 0,
-            incident_dir: incidents.path().into(),
+            incidents: Folder::open(incidents.path()).ok(),
             unrecorded_when_alone: true,
             progress: Box::new(NoDisplay),
         })
@@ -103,7 +102,8 @@ impl Host {
     }
 
     fn operator(&self) -> PeerOperator {
-        PeerOperator::new(self.peer.clone(), Console::start().unwrap())
+        let snapshots = Folder::open(self.incidents.path()).unwrap();
+        PeerOperator::new(self.peer.clone(), Console::start().unwrap(), snapshots)
     }
 
     /// The vCPU's thread where this host speaks for the guest: leaves exit `at` after an input.

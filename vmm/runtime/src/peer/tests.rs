@@ -114,7 +114,7 @@ fn made(
         disk: None,
         disk_failover: false,
         horizon_ns: 0,
-        incident_dir: PathBuf::new(),
+        incidents: None,
         unrecorded_when_alone: false,
         progress: Box::new(NoDisplay),
     })

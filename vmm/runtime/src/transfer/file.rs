@@ -1,13 +1,14 @@
 //! A state transfer into a file: a snapshot of a running guest.
 //!
-//! It is written beside its name, synced and renamed, so that a file of that name is whole.
+//! It is written beside its name, synced and renamed, so that a file of that name is whole. All of
+//! it happens in one folder, which is held open.
 
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, BufWriter};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, TryLockError};
 
+use ftvmm_host::folder::{Folder, parent};
 use ftvmm_host::sync::{Mutex, MutexGuard, lock};
 use ftvmm_host::user_file::{self, FileError, Written};
 use ftvmm_replication::{Ordinal, SnapshotError, SnapshotMark, SnapshotWriter, StatePart};
@@ -23,6 +24,19 @@ pub enum SaveError {
     Exists {
         /// The file.
         path: PathBuf,
+    },
+    /// It is to lie in another folder than the one that is held.
+    #[error(
+        "'{path}' is not in the folder for snapshots, '{folder}'; name a file there, or start \
+         ftvmm with another --snapshot-dir",
+        path = path.display(),
+        folder = folder.display()
+    )]
+    Elsewhere {
+        /// The file.
+        path: PathBuf,
+        /// Where it may be.
+        folder: PathBuf,
     },
     /// The file cannot be opened.
     #[error(transparent)]
@@ -62,14 +76,15 @@ pub struct Saved {
     pub stopped_ns: u64,
 }
 
-/// Writes the guest's state to the new file `path`; the guest goes on. Blocks until the file is
-/// complete.
+/// Writes the guest's state to the new file `path`, which is in `folder`; the guest goes on. Blocks
+/// until the file is complete.
 ///
 /// # Errors
 /// [`SaveError`]; the guest never notices.
 pub fn save(
     transfer: &Arc<Transfer>,
     progress: &ProgressCell,
+    folder: &Folder,
     path: &Path,
 ) -> Result<Saved, SaveError> {
     let _saving = match transfer.saving.try_lock() {
@@ -80,15 +95,17 @@ pub fn save(
     if transfer.has_ended() {
         return Err(SaveError::NotStopped);
     }
-    if path.exists() {
-        return Err(SaveError::Exists { path: path.into() });
-    }
-    let mut name = OsString::from(path);
-    name.push(".partial");
-    let partial = Partial(name.into());
-    let file = user_file::create("snapshot", &partial.0, true)?;
-    let written =
-        |error: SnapshotError| SaveError::Write { path: partial.0.clone(), why: why(&error) };
+    let name = new_name(folder, path)?;
+    let mut partial = name.to_owned();
+    partial.push(".partial");
+    let partial = Partial { folder, name: partial };
+    let file = user_file::create_in("snapshot", folder, &partial.name, true)?;
+    let made = |cause| SaveError::Create { path: path.into(), cause };
+    let whole = file.handle().map_err(made)?;
+    let written = |error: SnapshotError| SaveError::Write {
+        path: folder.join(&partial.name),
+        why: why(&error),
+    };
     let writer = SnapshotWriter::new(BufWriter::new(file), &transfer.header).map_err(&written)?;
     let destination = Arc::new(ToFile {
         transfer: Arc::clone(transfer),
@@ -105,11 +122,11 @@ pub fn save(
     };
     let parts = final_parts(&last).chain([StatePart::Machine(last.machine.encode())]);
     let bytes = destination.lock().complete(parts).map_err(&written)?;
-    File::open(&partial.0)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| std::fs::rename(&partial.0, path))
-        .and_then(|()| user_file::sync_folder_of(path))
-        .map_err(|cause| SaveError::Create { path: path.into(), cause })?;
+    whole
+        .sync_all()
+        .and_then(|()| folder.rename(&partial.name, name))
+        .and_then(|()| folder.sync())
+        .map_err(made)?;
     let saved = Saved { at: summary.at, bytes, stopped_ns: summary.stopped_ns };
     tracing::info!(
         path = %path.display(),
@@ -128,13 +145,30 @@ fn why(error: &SnapshotError) -> String {
     format!("{error}{}", cause.unwrap_or_default())
 }
 
-/// The file under its first name; gone with this.
-struct Partial(PathBuf);
+/// The name of a file in `folder` that is not there yet.
+fn new_name<'a>(folder: &Folder, path: &'a Path) -> Result<&'a OsStr, SaveError> {
+    if !folder.is_at(parent(path)) {
+        let folder = folder.path().into();
+        return Err(SaveError::Elsewhere { path: path.into(), folder });
+    }
+    let name = path.file_name().unwrap_or_default();
+    match folder.facts(name) {
+        Ok(_) => Err(SaveError::Exists { path: path.into() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(name),
+        Err(cause) => Err(SaveError::Create { path: path.into(), cause }),
+    }
+}
 
-impl Drop for Partial {
+/// The file under its first name; gone with this.
+struct Partial<'a> {
+    folder: &'a Folder,
+    name: OsString,
+}
+
+impl Drop for Partial<'_> {
     fn drop(&mut self) {
         // After the renaming there is none.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = self.folder.remove(&self.name);
     }
 }
 

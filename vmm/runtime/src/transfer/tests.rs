@@ -1,14 +1,17 @@
 //! A whole transfer, from the sender's thread and the vCPU's to a destination, a file and back.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ftvmm_devices::{DiskOp, DiskRequest};
 use ftvmm_host::disk::{CompletionPolicy, DiskFile};
+use ftvmm_host::folder::Folder;
 use ftvmm_host::resting_timer;
 use ftvmm_machine::page_tracker::testing::{copy, renew};
 use ftvmm_machine::situation::RunSituation;
@@ -33,6 +36,8 @@ struct Source {
     progress: ProgressCell,
     disk: Arc<Disk>,
     folder: tempfile::TempDir,
+    /// The folder for snapshots.
+    held: Folder,
     woken: Receiver<()>,
 }
 
@@ -52,7 +57,8 @@ fn source() -> Source {
         let _ = sync::lock(&wake).send(());
     });
     let progress = ProgressCell::new(clock, Box::new(NoDisplay));
-    Source { transfer: Arc::new(transfer), progress, disk, folder, woken }
+    let held = Folder::open(folder.path()).unwrap();
+    Source { transfer: Arc::new(transfer), progress, disk, folder, held, woken }
 }
 
 impl Source {
@@ -200,7 +206,7 @@ fn a_snapshot_is_restored_as_the_guest_was() {
     let mut source = source();
     let guest = source.guest();
     let path = source.path("snapshot");
-    let saved = save(&source.transfer, &source.progress, &path).unwrap();
+    let saved = save(&source.transfer, &source.progress, &source.held, &path).unwrap();
     let mark = guest.join().unwrap().unwrap();
     assert_eq!((saved.at, saved.bytes), (AT, std::fs::metadata(&path).unwrap().len()));
     assert_eq!(mark.path, path.to_string_lossy());
@@ -235,14 +241,16 @@ fn a_snapshot_is_restored_as_the_guest_was() {
 fn a_snapshot_replaces_no_file_and_waits_for_no_guest_that_has_ended() {
     let source = source();
     let path = source.path("disk");
-    let error = save(&source.transfer, &source.progress, &path).unwrap_err();
+    let error = save(&source.transfer, &source.progress, &source.held, &path).unwrap_err();
     assert!(matches!(error, SaveError::Exists { .. }), "{error}");
     let saving = sync::lock(&source.transfer.saving);
-    let busy = save(&source.transfer, &source.progress, &source.path("new")).unwrap_err();
+    let busy =
+        save(&source.transfer, &source.progress, &source.held, &source.path("new")).unwrap_err();
     assert!(matches!(busy, SaveError::Busy), "{busy}");
     drop(saving);
     source.transfer.end();
-    let error = save(&source.transfer, &source.progress, &source.path("new")).unwrap_err();
+    let error =
+        save(&source.transfer, &source.progress, &source.held, &source.path("new")).unwrap_err();
     assert!(matches!(error, SaveError::NotStopped), "{error}");
     assert!(!source.path("new").exists() && !source.path("new.partial").exists());
     assert_eq!(std::fs::read(&path).unwrap(), [1; DISK_BYTES]);
@@ -258,8 +266,44 @@ fn a_guest_that_ends_while_its_state_is_sent_leaves_no_snapshot() {
         transfer.rendezvous.end();
     });
     let path = source.path("snapshot");
-    let error = save(&source.transfer, &source.progress, &path).unwrap_err();
+    let error = save(&source.transfer, &source.progress, &source.held, &path).unwrap_err();
     guest.join().unwrap();
     assert!(matches!(error, SaveError::NotStopped), "{error}");
     assert!(!path.exists() && !source.path("snapshot.partial").exists());
+}
+
+#[test]
+fn a_snapshot_lies_in_the_folder_that_is_held_wherever_that_is_now_and_nowhere_else() {
+    let mut source = source();
+    let [before, after] = ["before", "after"].map(|name| source.path(name));
+    std::fs::create_dir(&before).unwrap();
+    source.held = Folder::open(&before).unwrap();
+    let ask = |source: &Source, path: &Path| {
+        save(&source.transfer, &source.progress, &source.held, path).map_err(|e| e.to_string())
+    };
+    for elsewhere in ["snapshot", "/snapshot", "before/../snapshot"] {
+        let path = source.path(elsewhere);
+        let error = ask(&source, &path).unwrap_err();
+        assert!(
+            error.contains(&format!("is not in the folder for snapshots, '{}'", before.display()))
+        );
+        assert!(error.contains("--snapshot-dir") && !error.contains('\n'), "{error}");
+        assert!(!path.exists());
+    }
+    let error = ask(&source, &before.join(OsStr::from_bytes(&[b'x'; 250]))).unwrap_err();
+    assert!(error.contains("no file name"), "with .partial it is too long: {error}");
+
+    std::fs::rename(&before, &after).unwrap();
+    let guest = source.guest();
+    ask(&source, &before.join("snapshot")).unwrap();
+    guest.join().unwrap().unwrap();
+    assert_eq!(Snapshot::open(&after.join("snapshot")).unwrap().start().at, AT);
+    assert_eq!(std::fs::read_dir(&after).unwrap().count(), 1);
+    assert!(!before.exists());
+    // A folder that has taken its name is another one.
+    std::fs::create_dir(&before).unwrap();
+    let error = ask(&source, &before.join("second")).unwrap_err();
+    assert!(error.contains("is not in the folder"), "{error}");
+    let error = ask(&source, &after.join("snapshot")).unwrap_err();
+    assert!(error.contains("is there already"), "{error}");
 }
