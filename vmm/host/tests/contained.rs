@@ -9,6 +9,8 @@ use std::process::{Command, Output};
 
 use ftvmm_host::contain::calls::groups;
 use ftvmm_host::contain::{Mode, Reach, Thread, User, configure, try_enter};
+use ftvmm_host::folder::Folder;
+use ftvmm_host::user_file;
 use libc::c_long;
 
 /// What [`child`] is to do; a name of a thread, a name of a deed, a folder.
@@ -31,8 +33,9 @@ fn call(number: c_long, arguments: [usize; 6]) -> c_long {
     unsafe { libc::syscall(number, a, b, c, d, e, f) }
 }
 
-/// What a contained thread tries. True when the kernel let it.
-fn attempt(deed: &str, folder: &Path) -> bool {
+/// What a contained thread tries, with a folder that is held since before. True when the kernel let
+/// it.
+fn attempt(deed: &str, folder: &Path, held: &Folder) -> bool {
     let failed = |answer: c_long| answer < 0;
     match deed {
         "nothing" => true,
@@ -47,6 +50,14 @@ fn attempt(deed: &str, folder: &Path) -> bool {
             let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as usize;
             !failed(call(libc::SYS_mmap, [0, 4096, rights, flags, usize::MAX, 0]))
         }
+        "open a path" => !failed(call(libc::SYS_open, [0; 6])),
+        "unlink a path" => !failed(call(libc::SYS_unlink, [0; 6])),
+        "rename a path" => !failed(call(libc::SYS_rename, [0; 6])),
+        "link a path" => !failed(call(libc::SYS_link, [0; 6])),
+        "make a folder" => !failed(call(libc::SYS_mkdirat, [0; 6])),
+        "write held" => held.create_new("report".as_ref()).is_ok(),
+        "rename held" => held.rename("report".as_ref(), "other".as_ref()).is_ok(),
+        "work held" => works(held).is_ok(),
         "open" => std::fs::read("/proc/version").is_ok(),
         "socket" => !failed(call(libc::SYS_socket, [libc::AF_UNIX as usize, 1, 0, 0, 0, 0])),
         "packets" => !failed(call(libc::SYS_socket, [libc::AF_PACKET as usize, 3, 0, 0, 0, 0])),
@@ -78,22 +89,46 @@ fn attempt(deed: &str, folder: &Path) -> bool {
     }
 }
 
+/// All that is done with files in a folder that is held.
+fn works(held: &Folder) -> std::io::Result<()> {
+    let [first, second, third] = ["first", "second", "third"].map(std::ffi::OsStr::new);
+    held.replace(first, b"x")?;
+    held.replace(first, b"xy")?;
+    held.rename(first, second)?;
+    held.link(second, third)?;
+    held.remove(second)?;
+    held.sync()?;
+    let other = std::io::Error::other::<user_file::FileError>;
+    let read = user_file::read_in("file", held, third, 2, "").map_err(other)?;
+    user_file::create_in("file", held, second, false).map_err(other)?;
+    let names = held.names()?;
+    let ours = names.iter().filter(|name| [first, second, third].contains(&name.as_os_str()));
+    let is_right = (read.as_slice(), ours.count(), held.facts(third)?.st_size) == (b"xy", 2, 2);
+    is_right.then_some(()).ok_or_else(|| std::io::Error::other("not what was written"))
+}
+
 #[test]
 #[ignore = "a part of the other tests, in a process of its own"]
 fn child() {
     let order = std::env::var(ORDER).unwrap();
     let [name, deed, folder] = order.split(';').collect::<Vec<_>>().try_into().unwrap();
     let folder = PathBuf::from(folder);
+    let mut held = Folder::open(&folder).unwrap();
     if name == "landlock only" {
-        let reach = Reach { folders: vec![folder.join("inside")], ..Reach::default() };
+        let [inside, moved] = ["inside", "moved"].map(|name| folder.join(name));
+        held = Folder::open(&inside).unwrap();
+        let reach = Reach { folders: vec![inside.clone()], ..Reach::default() };
         configure(Mode::Off, Some(&reach)).unwrap();
+        if deed == "work held" {
+            std::fs::rename(inside, moved).unwrap();
+        }
         try_enter(Thread::Recording).unwrap();
     } else {
         configure(Mode::On, None).unwrap();
         let thread = Thread::ALL.into_iter().find(|thread| thread.name() == name).unwrap();
         try_enter(thread).unwrap();
     }
-    let worked = attempt(deed, &folder);
+    let worked = attempt(deed, &folder, &held);
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(if worked { 0 } else { 1 }) }
 }
@@ -116,6 +151,11 @@ fn allowed(thread: Thread, deed: &str) {
 fn no_thread_may_do_what_none_needs() {
     for thread in Thread::ALL {
         for deed in ["execve", "ptrace", "mount", "setuid", "fork", "kill another", "code", "type"]
+        {
+            refused(thread, deed);
+        }
+        for deed in
+            ["open a path", "unlink a path", "rename a path", "link a path", "make a folder"]
         {
             refused(thread, deed);
         }
@@ -146,6 +186,24 @@ fn a_thread_may_do_what_it_is_for_and_not_what_others_are_for() {
     for thread in Thread::ALL.into_iter().filter(|thread| !thread.starts().is_empty()) {
         allowed(thread, "thread");
         allowed(thread, "contained thread");
+    }
+}
+
+#[test]
+fn who_writes_files_does_it_in_a_folder_that_is_held_and_a_report_is_only_made() {
+    for thread in [Thread::Vcpu, Thread::Disk, Thread::Witness, Thread::ControlClient] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = tried(thread.name(), "work held", folder.path());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{}: {said}", thread.name());
+        assert_eq!(std::fs::read(folder.path().join("third")).unwrap(), b"xy");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let incident = Thread::Incident.name();
+    for (deed, status) in [("write held", 0), ("rename held", VIOLATION)] {
+        let output = tried(incident, deed, folder.path());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{deed}: {said}");
     }
 }
 
@@ -184,6 +242,7 @@ fn files_outside_the_folders_cannot_be_reached() {
         ("read outside", 1),
         ("write outside from a thread", 1),
         ("thread without descriptors", 0),
+        ("work held", 0),
     ] {
         let output = tried("landlock only", deed, folder.path());
         let said = String::from_utf8_lossy(&output.stderr);

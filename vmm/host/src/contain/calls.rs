@@ -176,30 +176,15 @@ const FILE_DATA: &Group = &Group {
 /// BLKDISCARD, BLKGETSIZE64, BLKZEROOUT (linux/fs.h).
 const DISCARDS: &[u32] = &[0x1277, 0x8008_1272, 0x127f];
 
-/// Files in folders; Landlock says in which.
-const FILES: &Group = &Group {
-    name: "files",
-    calls: calls![
-        SYS_openat,
-        SYS_open,
-        SYS_unlink,
-        SYS_unlinkat,
-        SYS_rename,
-        SYS_renameat,
-        SYS_renameat2,
-        SYS_link,
-        SYS_linkat,
-        SYS_mkdir,
-        SYS_mkdirat,
-        SYS_fchmod,
-        SYS_chmod,
-        SYS_getdents64,
-        SYS_getcwd,
-        SYS_readlink,
-        SYS_readlinkat,
-        SYS_stat,
-        SYS_lstat,
-    ],
+/// Opening a file and making one, relative to a folder that is held; Landlock says where. What a
+/// backtrace asks to find this program.
+const OPEN: &Group =
+    &Group { name: "open", calls: calls![SYS_openat, SYS_fchmod, SYS_getcwd, SYS_readlink] };
+
+/// The names in a folder, through its descriptor (decision 0039): no path is changed.
+const FOLDERS: &Group = &Group {
+    name: "folders",
+    calls: calls![SYS_unlinkat, SYS_renameat, SYS_linkat, SYS_getdents64],
 };
 
 /// The channel: connections over IP.
@@ -294,20 +279,24 @@ impl Thread {
     /// starts the threads of claims, reports and transfers.
     pub fn own(self) -> &'static [&'static Group] {
         match self {
-            Self::Vcpu => &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA, FILES, SIGNALS, KVM],
-            Self::HostEvents => &[BASE, READ, SPAWN, WAKE, NETWORK, TAP, FILE_DATA, FILES],
-            Self::Disk | Self::Witness | Self::Transfer | Self::Stop | Self::ControlClient => {
-                &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA, FILES]
+            Self::Vcpu => {
+                &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA, OPEN, FOLDERS, SIGNALS, KVM]
             }
+            Self::HostEvents => &[BASE, READ, SPAWN, WAKE, NETWORK, TAP, FILE_DATA, OPEN],
+            Self::Disk | Self::Witness | Self::ControlClient => {
+                &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA, OPEN, FOLDERS]
+            }
+            Self::Transfer => &[BASE, READ, SPAWN, WAKE, NETWORK, FILE_DATA],
+            Self::Stop => &[BASE, READ, SPAWN, WAKE, NETWORK],
             Self::Console => &[BASE, READ, WAKE],
             Self::ConsoleOut | Self::Stderr | Self::StopLimit => &[BASE],
             Self::Recording => &[BASE, FILE_DATA],
-            Self::Incident => &[BASE, FILE_DATA, FILES],
+            Self::Incident => &[BASE, FILE_DATA, OPEN],
             Self::Signals => &[BASE, SPAWN, SIGNALS],
-            Self::Control => &[BASE, SPAWN, CONNECTION, FILES, FILE_DATA],
+            Self::Control => &[BASE, SPAWN, CONNECTION],
             Self::Handshake => &[BASE, READ, WAKE, CONNECTION],
             Self::Connect => &[BASE, READ, NETWORK],
-            Self::Etcd => &[BASE, READ, SPAWN, WAKE, NETWORK, RESOLVE, FILES, FILE_DATA],
+            Self::Etcd => &[BASE, READ, SPAWN, WAKE, NETWORK, RESOLVE, FILE_DATA, OPEN],
         }
     }
 

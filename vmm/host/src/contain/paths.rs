@@ -37,16 +37,14 @@ impl Reach {
     }
 }
 
-/// What is done in a folder. Nothing is ever executed.
+/// What is done in a folder. Nothing is ever executed, and nothing moves to another folder.
 fn folder_rights() -> BitFlags<AccessFs> {
     AccessFs::ReadFile
         | AccessFs::ReadDir
         | AccessFs::WriteFile
         | AccessFs::Truncate
         | AccessFs::MakeReg
-        | AccessFs::MakeSock
         | AccessFs::RemoveFile
-        | AccessFs::Refer
 }
 
 /// Rules that allow only what is in `reach`. A path that is not there is left out: it cannot be
