@@ -335,17 +335,6 @@ pub fn may_replace(what: &'static str, path: &Path, overwrite: bool) -> Result<(
     }
 }
 
-/// A new file that only its owner reads and writes, whatever the umask of this process.
-///
-/// # Errors
-/// When there is one already (`AlreadyExists`), or the host refuses.
-pub fn create_secret(path: &Path) -> io::Result<File> {
-    // With this mode from the start: nobody has it open when the umask is made up for.
-    let file = File::options().read(true).write(true).create_new(true).mode(SECRET).open(path)?;
-    file.set_permissions(fs::Permissions::from_mode(SECRET))?;
-    Ok(file)
-}
-
 /// Which file a path is, through links: the file itself, or its place in its folder where there is
 /// none yet.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,8 @@ use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::user_file::{FileError, create_secret};
+use crate::folder::Folder;
+use crate::user_file::FileError;
 
 /// Zeroes written at a time where the file system has no faster way.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -152,7 +153,9 @@ impl DiskFile {
     /// When there is such a file, or the host refuses.
     pub fn create(path: &Path, size_bytes: u64) -> Result<Self, DiskError> {
         // It will hold what the guest's disk does.
-        let sized = create_secret(path).and_then(|file| file.set_len(size_bytes).map(|()| file));
+        let name = path.file_name().unwrap_or_default();
+        let made = Folder::of(path).and_then(|folder| folder.create_new(name));
+        let sized = made.and_then(|file| file.set_len(size_bytes).map(|()| file));
         let file = sized.map_err(|cause| match cause.kind() {
             io::ErrorKind::AlreadyExists => DiskError::Exists { path: path.into() },
             _ => DiskError::File { path: path.into(), cause },
