@@ -107,6 +107,13 @@ impl<'a> Group<'a> {
         Ok(Self { lab, files, options, names: PairNames::new(lab)? })
     }
 
+    /// The same guest and witness for members that use another tap: a second one on a host.
+    #[must_use]
+    pub fn through(&self, tap: &'static str) -> Self {
+        let options = RunOptions { tap, ..self.options.clone() };
+        Self { options, names: self.names.clone(), ..*self }
+    }
+
     /// Has the witness lie in this folder of the shared directory, which is made.
     ///
     /// # Errors
@@ -166,7 +173,7 @@ impl<'a> Group<'a> {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let host = self.lab.host(index);
-        ensure_tap(host)?;
+        ensure_tap(host, self.options.tap)?;
         let share = |name: &str| host.share().join(name).display().to_string();
         let report = format!("member-{number}.json");
         let control = format!("/run/ftvmm-{}-{number}.sock", std::process::id());

@@ -16,7 +16,7 @@ use ftvmm_guest_images::{Guest, GuestKernel};
 use serde::Deserialize;
 
 use crate::Program;
-use crate::lab::{Ended, Lab, LabConfig, LabError, LabProcess, choose_backend};
+use crate::lab::{Backend, Ended, Lab, LabConfig, LabError, LabProcess, choose_backend};
 
 /// Names the folder of a finished guest and so spares the look into the cache.
 pub const GUEST_FOLDER: &str = "FTVMM_GUEST";
@@ -172,13 +172,31 @@ impl GuestLab {
     /// # Errors
     /// What the lab or the file system said.
     pub fn start(folder: &Path, hosts: usize) -> Result<Self, GuestRunError> {
+        let (backend, _) = choose_backend(&ftvmm_program()?)?;
+        Self::with(LabConfig { hosts, ..LabConfig::new(backend, folder)? })
+    }
+
+    /// As [`Self::start`], with one emulated host whose clocks count its instructions, and
+    /// `traffic` on it.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_counting(folder: &Path) -> Result<Self, GuestRunError> {
+        let config = LabConfig::new(Backend::Lab, folder)?;
+        let this = Self::with(LabConfig { counts_instructions: true, ..config })?;
+        let ftvmm = ftvmm_program()?;
+        this.lab.install(&ftvmm.with_file_name("traffic"))?;
+        Ok(this)
+    }
+
+    fn with(config: LabConfig) -> Result<Self, GuestRunError> {
         let guest = guest_images()?;
         let ftvmm = ftvmm_program()?;
-        let (backend, _) = choose_backend(&ftvmm)?;
+        let (folder, hosts) = (&config.folder, config.hosts);
         if folder.exists() {
             fs::remove_dir_all(folder).map_err(at(folder))?;
         }
-        let lab = Lab::start(LabConfig { hosts, ..LabConfig::new(backend, folder)? })?;
+        let lab = Lab::start(config)?;
         lab.install(&ftvmm)?;
         let this = Self { lab, guest };
         for image in this.images() {

@@ -8,6 +8,7 @@
 pub mod chaos;
 pub mod clients;
 pub mod clock;
+pub mod cost;
 pub mod download;
 pub mod group;
 pub mod guest_run;

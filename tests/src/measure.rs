@@ -18,7 +18,7 @@ use crate::pair::READY;
 pub const SWITCHED_ON: &str = "the guest is switched on";
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Requests before the ones that count.
-const WARM_UP: usize = 5;
+pub const WARM_UP: usize = 5;
 /// After this long without an answer a datagram counts as lost.
 const LOST: Duration = Duration::from_secs(5);
 /// Longest wait for one answer over TCP. Only a server that is dead makes it pass.

@@ -47,6 +47,8 @@ pub struct RunOptions {
     pub cmdline: String,
     /// The guest's MAC address, if not the one `ftvmm` chooses.
     pub mac: Option<String>,
+    /// The tap on each host.
+    pub tap: &'static str,
     /// Further arguments for every `ftvmm`.
     pub arguments: Vec<String>,
     /// Words before `ftvmm`'s own: what runs it.
@@ -66,6 +68,7 @@ impl Default for RunOptions {
             memory_mib: 128,
             cmdline: String::new(),
             mac: None,
+            tap: TAP,
             arguments: Vec::new(),
             under: Vec::new(),
             backup_arguments: Vec::new(),
@@ -154,7 +157,7 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
         "--mem".into(),
         options.memory_mib.to_string(),
         "--net".into(),
-        format!("tap={TAP}{mac}"),
+        format!("tap={}{mac}", options.tap),
     ]);
     let says_itself = options.arguments.iter().any(|argument| argument == "--on-reset");
     if options.ends_at_once && !says_itself {
@@ -164,9 +167,9 @@ pub(crate) fn arguments(host: &Host, files: &GuestFiles, options: &RunOptions) -
     argv
 }
 
-pub(crate) fn ensure_tap(host: &Host) -> Result<(), LabError> {
-    let present = host.run(&["test", "-e", &format!("/sys/class/net/{TAP}")])?;
-    if present.ended.success() { Ok(()) } else { host.tap(TAP) }
+pub(crate) fn ensure_tap(host: &Host, tap: &str) -> Result<(), LabError> {
+    let present = host.run(&["test", "-e", &format!("/sys/class/net/{tap}")])?;
+    if present.ended.success() { Ok(()) } else { host.tap(tap) }
 }
 
 /// Starts an unprotected guest on host `index`; its report goes to `NAME` in the shared directory.
@@ -181,7 +184,7 @@ pub fn start_solo(
     report: &str,
 ) -> Result<LabProcess, LabError> {
     let host = lab.host(index);
-    ensure_tap(host)?;
+    ensure_tap(host, options.tap)?;
     let mut argv = arguments(host, files, options);
     argv.extend(["--report".into(), host.share().join(report).display().to_string()]);
     host.spawn(&argv)
@@ -268,7 +271,7 @@ impl PairNames {
         report: &str,
         mut argv: Vec<String>,
     ) -> Result<LabProcess, LabError> {
-        ensure_tap(host)?;
+        ensure_tap(host, TAP)?;
         let share = |name: &str| host.share().join(name).display().to_string();
         argv.extend([
             "--role".into(),

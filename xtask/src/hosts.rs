@@ -63,6 +63,7 @@ impl Hosts {
             folder,
             silence: SILENCE,
             agent,
+            counts_instructions: false,
         })?;
         for program in [&ftvmm, &images.programs].into_iter().chain(more) {
             lab.install(program)?;

@@ -73,6 +73,7 @@ pub fn run(arguments: &LabArguments) -> Result<ExitCode, Box<dyn Error>> {
         folder,
         silence: Duration::from_secs(arguments.silence),
         agent,
+        counts_instructions: false,
     };
     let step = Step::start("starting the lab");
     let lab = Lab::start(config)?;

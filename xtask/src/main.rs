@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod chaos;
+mod cost;
 mod coverage;
 mod demo;
 mod deny;
@@ -38,6 +39,8 @@ enum Task {
     Bench(bench::BenchArguments),
     /// Strike a pair with faults of all kinds while clients look on
     Chaos(chaos::ChaosArguments),
+    /// Count the instructions that a run costs its host
+    Cost(cost::CostArguments),
     /// Tell which lines of the product the tests reach that need no guest
     Coverage(coverage::CoverageArguments),
     /// Kill a guest's host under a download that does not stop
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
     let outcome: Result<ExitCode, Box<dyn Error>> = match Arguments::parse().command {
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Chaos(arguments) => chaos::run(&arguments),
+        Task::Cost(arguments) => cost::run(&arguments),
         Task::Coverage(arguments) => coverage::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Deny => deny::run(),

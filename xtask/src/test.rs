@@ -85,6 +85,7 @@ const OF_ONE_GUEST: &[&str] = &[
     "record_replay",
     "stress",
     "snapshot",
+    "cost",
     "entropy",
     "cpu",
     "bad_input",

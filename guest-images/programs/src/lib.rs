@@ -7,6 +7,7 @@
 
 mod clockres;
 pub mod compute;
+mod discard;
 pub mod echo;
 pub mod http;
 pub mod httpd;
@@ -46,6 +47,11 @@ pub const APPLETS: &[Applet] = &[
         name: "compute",
         usage: "ROUNDS|SECONDSs   compute, then print a checksum and the rounds done",
         run: compute::main,
+    },
+    Applet {
+        name: "discardd",
+        usage: "[--port 9] [--detach]   TCP server that reads everything and answers nothing",
+        run: discard::main,
     },
     Applet {
         name: "echod",

@@ -270,12 +270,21 @@ fn power_on(
     letter: &'static str,
     shared: &Shared,
 ) -> Result<(Machine, Arc<Link>), LabError> {
-    let LabConfig { memory_mib, folder, agent, .. } = &shared.config;
+    let LabConfig { memory_mib, folder, agent, counts_instructions, .. } = &shared.config;
     let (machine, stream): (Machine, UnixStream) = match &shared.image {
         Some(image) => {
             let (share, outer) = (&shared.share, &shared.outer);
-            let memory_mib = *memory_mib;
-            let plan = Plan { letter, number, memory_mib, image, folder, share, outer };
+            let (memory_mib, counts_instructions) = (*memory_mib, *counts_instructions);
+            let plan = Plan {
+                letter,
+                number,
+                memory_mib,
+                counts_instructions,
+                image,
+                folder,
+                share,
+                outer,
+            };
             let (host, stream) = QemuHost::start(&plan)?;
             (Machine::Qemu { host }, stream)
         }

@@ -69,6 +69,9 @@ pub struct LabConfig {
     pub silence: Duration,
     /// The `lab-agent` program of this crate.
     pub agent: PathBuf,
+    /// An emulated host's clocks count its instructions: one is a nanosecond, and a tick of its
+    /// time-stamp counter.
+    pub counts_instructions: bool,
 }
 
 impl LabConfig {
@@ -85,6 +88,7 @@ impl LabConfig {
             folder: folder.into(),
             silence: Duration::from_secs(120),
             agent: find_agent()?,
+            counts_instructions: false,
         })
     }
 }

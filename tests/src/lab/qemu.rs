@@ -31,6 +31,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) letter: &'a str,
     pub(crate) number: usize,
     pub(crate) memory_mib: u32,
+    pub(crate) counts_instructions: bool,
     pub(crate) image: &'a Image,
     pub(crate) folder: &'a Path,
     pub(crate) share: &'a Path,
@@ -161,6 +162,9 @@ fn add_arguments(command: &mut Command, plan: &Plan<'_>, socket: &str) {
         .arg(format!("socket,id=fs,path={socket}"))
         .arg("-device")
         .arg(format!("vhost-user-fs-pci,chardev=fs,tag={SHARE_TAG}"));
+    if plan.counts_instructions {
+        command.args(["-icount", "shift=0"]);
+    }
     for (nic, subnet) in Nic::ALL.into_iter().zip([0x78, 0x77]) {
         let (id, port) = (nic.bridge(), nic.port(plan.letter));
         command

@@ -37,7 +37,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a recording again, instruction by instruction
-    Replay(ReplayArgs),
+    Replay(Box<ReplayArgs>),
     /// Look into recordings
     #[command(subcommand)]
     Log(LogCommand),
@@ -47,6 +47,8 @@ pub enum Command {
     Keygen(KeygenArgs),
     /// Print the state of a running ftvmm
     Status(StatusArgs),
+    /// Print where the time of a running ftvmm has gone; it needs --profile
+    Profile(ControlArgs),
     /// Have a running ftvmm accept a backup
     Attach(AttachArgs),
     /// Have a running ftvmm let its backup go
@@ -208,12 +210,9 @@ pub struct RunArgs {
     /// What happens when the recording cannot be written any more
     #[arg(long, value_enum, default_value_t = RecordError::Continue, requires = "record")]
     pub record_error: RecordError,
-    /// Write a report of the run at its end
-    #[arg(long, value_name = "FILE.json")]
-    pub report: Option<PathBuf>,
-    /// Replace the files of --record and --report if they are there
-    #[arg(long)]
-    pub overwrite: bool,
+    /// What is written at the end.
+    #[command(flatten)]
+    pub written: WrittenArgs,
     /// Serve HTTP and JSON on this Unix socket: status, attach, detach, switch, snapshot, nmi,
     /// stop
     #[arg(long, value_name = "PATH")]
@@ -228,6 +227,20 @@ pub struct RunArgs {
     /// or hold its processor there, hang:MS@EXIT
     #[arg(long, value_name = "FAULT", hide = true)]
     pub inject_fault: Option<ftvmm_machine::fault::Fault>,
+}
+
+/// What a run or a replay writes when it ends.
+#[derive(Clone, Debug, Default, Args)]
+pub struct WrittenArgs {
+    /// Write a report of the run at its end
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Count where the run's time goes, by thread and phase, and write that at its end
+    #[arg(long, value_name = "FILE.json")]
+    pub profile: Option<PathBuf>,
+    /// Replace the files of --record, --report and --profile if they are there
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// `ftvmm replay`.
@@ -265,12 +278,9 @@ pub struct ReplayArgs {
     /// The first exit that may have such a check
     #[arg(long, value_name = "EXIT", default_value_t = 1, requires = "record")]
     pub check_from: u64,
-    /// Write a report of the run at its end
-    #[arg(long, value_name = "FILE.json")]
-    pub report: Option<PathBuf>,
-    /// Replace the files of --record and --report if they are there
-    #[arg(long)]
-    pub overwrite: bool,
+    /// What is written at the end.
+    #[command(flatten)]
+    pub written: WrittenArgs,
     /// For tests: as without `replay`
     #[arg(long, value_name = "FAULT", hide = true)]
     pub inject_fault: Option<ftvmm_machine::fault::Fault>,

@@ -70,7 +70,8 @@ fn reach(args: &RunArgs) -> Reach {
     folders.extend(args.contain.snapshot_dir.clone());
     let devices = args.net.iter().map(|_| PathBuf::from(TUN)).collect();
     Reach { read, devices, folders }
-        .folder_of(args.report.as_deref())
+        .folder_of(args.written.report.as_deref())
+        .folder_of(args.written.profile.as_deref())
         .folder_of(args.control.as_deref())
         .folder_of(args.witness.as_ref().and_then(WitnessArg::file))
         .folder_of(label.as_deref())

@@ -1,4 +1,4 @@
-//! `ftvmm status|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm through its
+//! `ftvmm status|profile|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm through its
 //! control socket.
 
 use std::path::Path;
@@ -34,6 +34,11 @@ fn print_status(args: &StatusArgs) -> Result<(), CommandError> {
     let body = ask(&args.control.control, "GET", "/status", None)?;
     let text = if args.json { format!("{body}\n") } else { describe(&understood(body)?) };
     print(text)
+}
+
+/// `ftvmm profile`.
+pub fn profile(args: &ControlArgs) -> Result<(), CommandError> {
+    print_line(ask(&args.control, "GET", "/profile", None)?)
 }
 
 /// `ftvmm attach`.

@@ -35,17 +35,18 @@ mod solo;
 mod start;
 mod witness;
 mod witness_arg;
+mod written;
 
 use std::backtrace::BacktraceStatus;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 use ftvmm_host::channel::key_file;
 use ftvmm_host::disk::DiskError;
-use ftvmm_host::folder::Place;
-use ftvmm_host::user_file::{self, FileError};
+use ftvmm_host::profile;
+use ftvmm_host::user_file::FileError;
 use ftvmm_host::{
     HostEventsError, StandardError, TapError, finish_stderr, restore_terminal, say, spool_stderr,
 };
@@ -58,13 +59,8 @@ use ftvmm_runtime::snapshot::SnapshotUnusable;
 use thiserror::Error;
 
 use crate::guest::GuestError;
-use crate::report::Report;
 
 pub use args::{Cli, Command, OnDivergence, Release, RoleArg};
-
-const REPORT: &str = "report";
-/// Longer than a report with every MSR in it.
-const REPORT_BYTES_MAX: u64 = 1 << 24;
 
 /// Exit statuses (decision 0024).
 mod status {
@@ -219,6 +215,7 @@ pub fn main() -> ExitCode {
     {
         return answered(Err(error));
     }
+    begin_profile(&cli);
     start_logging();
     abort_on_panic();
     let result = match cli.command {
@@ -228,6 +225,7 @@ pub fn main() -> ExitCode {
         Some(Command::Doctor(args)) => doctor(args.json),
         Some(Command::Keygen(args)) => key_file::make(&args.file)
             .map_err(|error| CommandError::Configuration(error.to_string())),
+        Some(Command::Profile(args)) => control::profile(&args),
         Some(Command::Status(args)) => control::status(&args),
         Some(Command::Attach(args)) => control::attach(&args),
         Some(Command::Detach(args)) => control::bare(&args, "/detach"),
@@ -237,6 +235,18 @@ pub fn main() -> ExitCode {
         Some(Command::Stop(args)) => control::bare(&args, "/stop"),
     };
     answered(result)
+}
+
+/// Before the first thread: each begins with a phase.
+fn begin_profile(cli: &Cli) {
+    let written = match &cli.command {
+        None => &cli.run.written,
+        Some(Command::Replay(args)) => &args.written,
+        Some(_) => return,
+    };
+    if written.profile.is_some() {
+        profile::begin();
+    }
 }
 
 /// Prints what went wrong and returns the exit status.
@@ -311,30 +321,6 @@ fn doctor(json: bool) -> Result<(), CommandError> {
     if diagnosis.suitable { Ok(()) } else { Err(CommandError::Unsuitable) }
 }
 
-fn write_report(place: Option<&Place>, report: &Report) -> Result<(), CommandError> {
-    let Some(place) = place else { return Ok(()) };
-    let text = serde_json::to_string_pretty(report).unwrap_or_default();
-    let written = place.replace((text + "\n").as_bytes());
-    written.map_err(|cause| CommandError::File { what: REPORT, path: place.path(), cause })
-}
-
-/// The place of the report, whose folder is held from now on. Refuses to write the report over
-/// anything but a report of an earlier run, unless the user says so.
-fn check_report(path: Option<&Path>, overwrite: bool) -> Result<Option<Place>, CommandError> {
-    let Some(path) = path else { return Ok(None) };
-    user_file::may_replace(REPORT, path, overwrite || is_report(path))?;
-    let place = Place::of(path);
-    let unusable = |cause| CommandError::File { what: REPORT, path: path.into(), cause };
-    place.map(Some).map_err(unusable)
-}
-
-/// Whether a file is what [`write_report`] wrote.
-fn is_report(path: &Path) -> bool {
-    let text = user_file::read(REPORT, path, REPORT_BYTES_MAX, "no report is so long");
-    let json = text.ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-    json.is_some_and(|json| json["role"].is_string() && json["exits"].is_u64())
-}
-
 fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {
     move |cause| CommandError::Host { what, cause }
 }
@@ -342,40 +328,6 @@ fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_report_replaces_a_report_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report");
-        let place = check_report(Some(&path), false).unwrap();
-        let report = Report { role: "solo", exits: 7, ..Report::default() };
-        write_report(place.as_ref(), &report).unwrap();
-        check_report(Some(&path), false).unwrap();
-        let json: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!((json["role"].as_str(), json["exits"].as_u64()), (Some("solo"), Some(7)));
-        for other in ["notes", "{}", r#"{"role":"solo"}"#, r#"{"role":1,"exits":7}"#] {
-            std::fs::write(&path, other).unwrap();
-            assert_eq!(check_report(Some(&path), false).unwrap_err().status(), 2, "{other}");
-            check_report(Some(&path), true).unwrap();
-        }
-        check_report(None, false).unwrap();
-    }
-
-    #[test]
-    fn a_report_lies_in_the_folder_that_was_checked_wherever_that_is_at_the_end() {
-        let around = tempfile::tempdir().unwrap();
-        let [before, after] = ["before", "after"].map(|name| around.path().join(name));
-        std::fs::create_dir(&before).unwrap();
-        let place = check_report(Some(&before.join("report")), false).unwrap();
-        std::fs::rename(&before, &after).unwrap();
-        write_report(place.as_ref(), &Report { role: "solo", ..Report::default() }).unwrap();
-        assert!(is_report(&after.join("report")) && !before.exists());
-        std::fs::remove_dir_all(&after).unwrap();
-        let error = write_report(place.as_ref(), &Report::default()).unwrap_err();
-        assert_eq!(error.status(), 2);
-        assert!(error.to_string().contains("report '") && !error.to_string().contains('\n'));
-    }
 
     #[test]
     fn every_failure_has_its_exit_status() {

@@ -79,8 +79,9 @@ pub fn switch_on(
 ) -> Result<SwitchedOn, CommandError> {
     let header = guest.log_header(config);
     let log_header = LogHeader { start, ..header.clone() };
-    let create =
-        |path: &PathBuf| create_log(path, args.overwrite, args.record_error.into(), &log_header);
+    let create = |path: &PathBuf| {
+        create_log(path, args.written.overwrite, args.record_error.into(), &log_header)
+    };
     let recording = args.record.as_ref().map(create).transpose()?;
     let mut machine = guest.power_on(config)?;
     tracing::info!("the guest is switched on");

@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use ftvmm_host::channel::{Channel, ChannelError, Security};
 use ftvmm_host::clock::host_unix_seconds;
 use ftvmm_host::disk::{CompletionPolicy, Disk};
-use ftvmm_host::folder::Place;
 use ftvmm_host::{Console, Subscriber, Tap, TapReader};
 use ftvmm_machine::situation::StopCause;
 use ftvmm_replication::peer::Begin;
@@ -34,6 +33,7 @@ use super::outcome::{end_at, stopped_by};
 use super::progress_bar::TransferBar;
 use super::run::{Conclusion, HostSide, Run, RunRole};
 use super::witness::{self, Beginning};
+use super::written::Written;
 use super::{CommandError, host};
 use crate::guest::{Guest, GuestConfig, Machine};
 use crate::report::Report;
@@ -111,11 +111,11 @@ impl RunRole<Machine> for Half {
     }
 }
 
-/// Runs one half of a pair; its report goes to the place `report`.
+/// Runs one half of a pair; what it writes at its end goes where `written` says.
 ///
 /// # Errors
 /// Anything that ends the run badly.
-pub fn pair(args: &RunArgs, report: Option<Place>) -> Result<(), CommandError> {
+pub fn pair(args: &RunArgs, written: Written) -> Result<(), CommandError> {
     records_as_primary(args)?;
     let security = security(args)?;
     let (queue, input_timer) = input_queue(args)?;
@@ -182,7 +182,7 @@ pub fn pair(args: &RunArgs, report: Option<Place>) -> Result<(), CommandError> {
     let config = GuestConfig { rtc_epoch_s: begin.rtc_epoch_s, ..config };
     let parts = PairRun { half, host, queue, timer };
     let run = parts.switch_on(args, source, guest, &config)?;
-    run.go(session_role(args).name(), report, HostSide::enter_terminal)
+    run.go(session_role(args).name(), written, HostSide::enter_terminal)
 }
 
 /// Waits until the guest may start; a backup that is not taken yet asks again.
@@ -487,7 +487,7 @@ mod tests {
     #[test]
     fn a_backup_records_nothing() {
         let line = "--kernel k --role backup --connect 1.2.3.4:5 --witness file:/w --record r";
-        let error = pair(&run_args(line), None).unwrap_err();
+        let error = pair(&run_args(line), Written::default()).unwrap_err();
         assert!(matches!(error, CommandError::Configuration(_)), "{error}");
     }
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ftvmm_host::clock::{HostClock, sleep_ms};
-use ftvmm_host::folder::Place;
 use ftvmm_host::user_file::{self, Named};
 use ftvmm_kvm::install_kick_handler;
 use ftvmm_machine::net_watch::NetWatch;
@@ -20,13 +19,14 @@ use ftvmm_runtime::sources::{Inputs, Source};
 use ftvmm_runtime::step::{Ending, OutputSink};
 use ftvmm_runtime::transfer::Restore;
 
+use super::CommandError;
 use super::args::ReplayArgs;
 use super::from_header::{PathOverrides, config_from_header};
 use super::outcome::end_at;
 use super::recording::{create_log, open_log};
 use super::replay_start::ReplayStart;
 use super::run::{Conclusion, HostSide, Run, RunRole};
-use super::{CommandError, check_report};
+use super::written::Written;
 use crate::guest::{Guest, GuestConfig, Machine};
 use crate::report::{Report, RunCompleteness};
 
@@ -159,7 +159,7 @@ fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(),
             cpu_template: args.cpu_template.as_deref(),
         },
     );
-    let report = check_files(args, &config, snapshot.as_ref())?;
+    let written = check_files(args, &config, snapshot.as_ref())?;
     let guest = Guest::assemble(&config)?;
     if let Some(difference) = header.fingerprint.first_difference(&guest.fingerprint) {
         let why = format!("was made with another guest: {difference}");
@@ -168,7 +168,7 @@ fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(),
     let create = |path: &PathBuf| {
         let start = snapshot.as_ref().map(|snapshot| snapshot.start().clone());
         let header = LogHeader { start, ..guest.log_header(&config) };
-        create_log(path, args.overwrite, OnRecordError::Stop, &header)
+        create_log(path, args.written.overwrite, OnRecordError::Stop, &header)
     };
     let recording = args.record.as_ref().map(create).transpose()?;
     let mut machine = guest.power_on(&config)?;
@@ -186,7 +186,7 @@ fn replay_log(args: &ReplayArgs, reader: LogReader<Box<dyn Read>>) -> Result<(),
     let outputs = ReplayOutputs::default();
     let role = Replayed { path: args.file.clone(), outputs, network, extent: None };
     let (host, clock) = (HostSide::default(), HostClock::host_start());
-    Run::new(machine, role, inputs, host, clock).go("replay", report, |_| Ok(()))
+    Run::new(machine, role, inputs, host, clock).go("replay", written, |_| Ok(()))
 }
 
 /// Slices refer to the recorder's copy of memory, so added checks must not renew it.
@@ -199,12 +199,12 @@ fn check_plan(args: &ReplayArgs) -> CheckPlan {
     }
 }
 
-/// Refuses files that would be lost, wherever the recording says they are. The report's place.
+/// Refuses files that would be lost, wherever the recording says they are. The reports' places.
 fn check_files(
     args: &ReplayArgs,
     config: &GuestConfig,
     snapshot: Option<&Snapshot>,
-) -> Result<Option<Place>, CommandError> {
+) -> Result<Written, CommandError> {
     let named = Named::default()
         .read("the recording", Some(&args.file))
         .read("--snapshot", snapshot.map(Snapshot::path))
@@ -212,9 +212,10 @@ fn check_files(
         .read("--initrd", config.initramfs.as_deref())
         .read("--cpu-template", Some(&config.cpu_template))
         .written("--record", args.record.as_deref())
-        .written("--report", args.report.as_deref());
+        .written("--report", args.written.report.as_deref())
+        .written("--profile", args.written.profile.as_deref());
     named.check()?;
-    check_report(args.report.as_deref(), args.overwrite)
+    Written::places(&args.written)
 }
 
 #[cfg(test)]

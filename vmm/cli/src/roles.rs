@@ -4,7 +4,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Error};
 
-use super::args::{OnDivergence, RoleArg, RunArgs};
+use super::args::{OnDivergence, RoleArg, RunArgs, WrittenArgs};
 
 const PAIR: &[RoleArg] = &[RoleArg::Primary, RoleArg::Backup, RoleArg::Auto];
 
@@ -61,8 +61,9 @@ pub fn check(matches: &ArgMatches, args: &RunArgs) -> Result<(), Error> {
     if given("on_link_down") && args.net.is_none() {
         return refused("on_link_down", "without --net".into());
     }
-    if given("overwrite") && args.record.is_none() && args.report.is_none() {
-        return refused("overwrite", "without --record or --report".into());
+    let WrittenArgs { report, profile, .. } = &args.written;
+    if given("overwrite") && args.record.is_none() && report.is_none() && profile.is_none() {
+        return refused("overwrite", "without --record, --report or --profile".into());
     }
     for id in ["check_every", "check_memory_every", "max_input_delay"] {
         if given(id) && !is_logged {
@@ -112,7 +113,7 @@ mod tests {
                 format!("{primary} --on-link-down ignore"),
                 "--on-link-down does nothing without --net",
             ),
-            ("--overwrite".to_owned(), "--overwrite does nothing without --record or --report"),
+            ("--overwrite".to_owned(), "--overwrite does nothing without --record,"),
             (
                 format!("{primary} --witness-ca c"),
                 "--witness-ca does nothing with --witness file:PATH",

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvmm_host::clock::HostClock;
-use ftvmm_host::folder::Place;
 use ftvmm_host::{Console, EventLoop, RawTerminal, StopLimit, Subscriber, read_console};
 use ftvmm_replication::{End, Ordinal};
 use ftvmm_runtime::control::ControlServer;
@@ -17,7 +16,8 @@ use ftvmm_runtime::transfer::Transfer;
 use super::contain::run_guest;
 use super::outcome::{Reported, verdict};
 use super::recording::complete;
-use super::{CommandError, host, write_report};
+use super::written::Written;
+use super::{CommandError, host};
 use crate::report::Report;
 
 /// What a run still does when its guest stands still.
@@ -184,7 +184,7 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
         Self { role, host, inputs, machine, last: Ordinal(0), clock }
     }
 
-    /// Runs the guest, after `prepare`, to its end. A report goes to the place `report`, and
+    /// Runs the guest, after `prepare`, to its end, and writes what is to be written. A report
     /// calls the role `name`.
     ///
     /// # Errors
@@ -192,14 +192,14 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
     pub fn go(
         mut self,
         name: &'static str,
-        report: Option<Place>,
+        written: Written,
         prepare: impl FnOnce(&mut HostSide) -> Result<(), CommandError>,
     ) -> Result<(), CommandError> {
         let prepared = prepare(&mut self.host).and_then(|()| run_guest());
         let started_ns = self.clock.host_now_ns();
         let result = prepared.and_then(|()| self.execute());
         let seconds = (self.clock.host_now_ns() - started_ns) as f64 / 1e9;
-        self.end(result, Report { role: name, seconds, ..Report::default() }, report.as_ref())
+        self.end(result, Report { role: name, seconds, ..Report::default() }, &written)
     }
 
     fn execute(&mut self) -> Result<Ending, CommandError> {
@@ -212,7 +212,7 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
         mut self,
         result: Result<Ending, CommandError>,
         report: Report,
-        place: Option<&Place>,
+        places: &Written,
     ) -> Result<(), CommandError> {
         self.host.stand_still();
         let concluded = self.role.conclude(&self.machine, &mut self.inputs, result);
@@ -221,7 +221,7 @@ impl<M: Reported, R: RunRole<M>> Run<M, R> {
         let recording = self.close_recording(concluded.as_ref().ok());
         self.host.finish_console();
         let report = self.report(report, concluded.as_ref().ok(), recording.as_ref());
-        let written = write_report(place, &report);
+        let written = places.write(&report);
         let Conclusion { ending, verdict: said, remark, .. } = concluded.inspect_err(|_| {
             // The failure itself is what the command ends with.
             if let Err(error) = &written {

@@ -26,6 +26,7 @@ use super::live_host::{
 use super::outcome::end_at;
 use super::progress_bar::TransferBar;
 use super::run::{Conclusion, HostSide, Run, RunRole};
+use super::written::Written;
 use super::{CommandError, host};
 use crate::guest::{Guest, GuestConfig, Machine};
 use crate::report::Report;
@@ -61,11 +62,11 @@ impl RunRole<Machine> for Solo {
     }
 }
 
-/// Runs a guest alone; its report goes to the place `report`.
+/// Runs a guest alone; what it writes at its end goes where `written` says.
 ///
 /// # Errors
 /// Anything that ends the run badly.
-pub fn solo(args: &RunArgs, report: Option<Place>) -> Result<(), CommandError> {
+pub fn solo(args: &RunArgs, written: Written) -> Result<(), CommandError> {
     let (queue, input_timer) = input_queue(args)?;
     let stopped = queue.clone();
     let stop_limit = stop_on_signals(&queue, args, move || stopped.shut_down())?;
@@ -106,7 +107,7 @@ pub fn solo(args: &RunArgs, report: Option<Place>) -> Result<(), CommandError> {
         ..HostSide::default()
     };
     let parts = Parts { host, queue, disk, clock, timer, transfer_cell };
-    parts.switch_on(args, source, guest, outputs)?.go("solo", report, |host| {
+    parts.switch_on(args, source, guest, outputs)?.go("solo", written, |host| {
         host.wait_for(events)?;
         host.enter_terminal()
     })

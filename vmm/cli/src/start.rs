@@ -1,29 +1,29 @@
 //! `ftvmm --kernel …`: what is the same before a run in any role, and the choice of the role.
 
-use ftvmm_host::folder::Place;
 use ftvmm_host::user_file::{self, Named};
 use ftvmm_kvm::install_kick_handler;
 
+use super::CommandError;
 use super::args::{RoleArg, RunArgs};
 use super::pair::pair;
 use super::solo::solo;
-use super::{CommandError, check_report};
+use super::written::Written;
 
 /// Runs a guest in the role the arguments name.
 ///
 /// # Errors
 /// Anything that ends the run badly.
 pub fn start(args: &RunArgs) -> Result<(), CommandError> {
-    let report = check_files(args)?;
+    let written = check_files(args)?;
     install_kick_handler()?;
     match args.role {
-        RoleArg::Solo => solo(args, report),
-        RoleArg::Primary | RoleArg::Backup | RoleArg::Auto => pair(args, report),
+        RoleArg::Solo => solo(args, written),
+        RoleArg::Primary | RoleArg::Backup | RoleArg::Auto => pair(args, written),
     }
 }
 
-/// Refuses files that would be lost, and reports that could not be written. The report's place.
-fn check_files(args: &RunArgs) -> Result<Option<Place>, CommandError> {
+/// Refuses files that would be lost, and reports that could not be written. The reports' places.
+fn check_files(args: &RunArgs) -> Result<Written, CommandError> {
     let disk = args.disk.as_ref().map(|disk| disk.path.as_path());
     let label = args.disk.as_ref().and_then(|disk| disk.label.as_deref());
     let named = Named::default()
@@ -39,12 +39,13 @@ fn check_files(args: &RunArgs) -> Result<Option<Place>, CommandError> {
         .written("the label of --disk", label)
         .written("--control", args.control.as_deref())
         .written("--record", args.record.as_deref())
-        .written("--report", args.report.as_deref());
+        .written("--report", args.written.report.as_deref())
+        .written("--profile", args.written.profile.as_deref());
     named.check()?;
     if let Some(path) = &args.record {
-        user_file::may_replace("recording", path, args.overwrite)?;
+        user_file::may_replace("recording", path, args.written.overwrite)?;
     }
-    check_report(args.report.as_deref(), args.overwrite)
+    Written::places(&args.written)
 }
 
 #[cfg(test)]
@@ -56,10 +57,11 @@ mod tests {
     fn no_file_is_lost_and_none_has_two_uses() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
-        for name in ["kernel", "log", "report", "notes"] {
+        for name in ["kernel", "log", "report", "notes", "profile"] {
             std::fs::write(path(name), "{}").unwrap();
         }
         std::fs::write(path("report"), r#"{"role":"solo","exits":7}"#).unwrap();
+        std::fs::write(path("profile"), r#"{"threads":{},"cpu_ns":7}"#).unwrap();
         let check = |options: &[(&str, &str)]| {
             let options = options.iter().map(|(option, name)| format!("{option} {}", path(name)));
             let line = options.collect::<Vec<_>>().join(" ");
@@ -67,10 +69,12 @@ mod tests {
         };
         let kernel = ("--kernel", "kernel");
         check(&[kernel, ("--record", "new"), ("--report", "new.json")]).unwrap();
-        check(&[kernel, ("--report", "report")]).unwrap();
+        check(&[kernel, ("--report", "report"), ("--profile", "profile")]).unwrap();
         for (options, says) in [
             (&[kernel, ("--record", "log")], "log' is there already"),
             (&[kernel, ("--report", "notes")], "notes' is there already"),
+            (&[kernel, ("--profile", "report")], "report' is there already"),
+            (&[("--kernel", "new"), ("--profile", "new")], "--profile"),
             (&[kernel, ("--record", "kernel")], "--kernel"),
             (&[("--kernel", "new"), ("--control", "new")], "--control"),
         ] {
@@ -79,7 +83,7 @@ mod tests {
         }
         let mut args = run_args(&format!("--kernel k --record {} --overwrite", path("log")));
         check_files(&args).unwrap();
-        args.report = Some(path("notes").into());
+        args.written.report = Some(path("notes").into());
         check_files(&args).unwrap();
     }
 }

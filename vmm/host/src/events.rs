@@ -13,6 +13,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::contain::Thread;
+use crate::profile::{self, Phase};
 
 /// A failure of the host's event machinery.
 #[derive(Debug, Error)]
@@ -50,6 +51,7 @@ impl EventLoop {
         manager.add_subscriber(Box::new(Wake(wake.try_clone()?)));
         let seen = Arc::clone(&ended);
         let thread = Thread::HostEvents.start(move || {
+            let _wait = profile::enter(Phase::Wait);
             while !seen.load(Ordering::Acquire) {
                 if let Err(error) = manager.run() {
                     tracing::error!(%error, "waiting for host events failed");
@@ -153,6 +155,7 @@ impl<F: FnMut()> Ticker<F> {
 
 impl<F: FnMut()> MutEventSubscriber for Ticker<F> {
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let _other = profile::enter(Phase::Other);
         // Set anew since it fired: then it is not due any more, and the read says so.
         if self.timer.wait().is_ok() {
             (self.on_tick)();

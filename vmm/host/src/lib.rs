@@ -15,6 +15,7 @@ mod events;
 pub mod folder;
 mod link;
 pub mod memory;
+pub mod profile;
 mod progress_timeout;
 mod seldom;
 mod signals;

@@ -9,6 +9,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 
 use super::link::{LinkMessages, host_why_down};
 use super::{Tap, watch};
+use crate::profile::{self, Phase};
 
 /// Reads frames from the tap. A tap that is deleted and created again is opened again.
 pub struct TapReader {
@@ -43,6 +44,7 @@ impl TapReader {
     }
 
     fn take_frames(&mut self, ops: &mut EventOps<'_>) {
+        let _tap = profile::enter(Phase::Tap);
         loop {
             match self.tap.read_frame() {
                 Ok(Some(frame)) => (self.on_frame)(frame),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::progress_timeout::ProgressTimeout;
 use crate::contain::Thread;
+use crate::profile::{self, Phase};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, wait_timeout};
 
 /// What waits at most, in bytes.
@@ -145,6 +146,7 @@ impl Shared {
     }
 
     fn run(&self, mut file: impl Write) {
+        let _wait = profile::enter(Phase::Wait);
         let mut state = self.lock();
         while state.failed.is_none() {
             if state.waiting.is_empty() {
@@ -158,6 +160,7 @@ impl Shared {
             state.under_way = taken.len();
             for chunk in taken.chunks(CHUNK_BYTES) {
                 drop(state);
+                let _log = profile::enter(Phase::Log);
                 let written = file.write_all(chunk);
                 state = self.lock();
                 state.under_way -= chunk.len();

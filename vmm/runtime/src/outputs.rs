@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ftvmm_devices::Output;
 use ftvmm_host::disk::Disk;
+use ftvmm_host::profile::{self, Phase};
 use ftvmm_host::{Console, Tap};
 use ftvmm_machine::net_watch::NetWatch;
 use ftvmm_replication::{Ordinal, OutputDigest};
@@ -52,6 +53,7 @@ impl OutputSink for HostOutputs {
             Output::Frame(frame) => {
                 self.frames.fetch_add(1, Ordering::Relaxed);
                 let Some(tap) = &self.tap else { return Ok(()) };
+                let _tap = profile::enter(Phase::Tap);
                 if !tap.write_frame(&frame).map_err(|cause| InputError::Tap { cause })? {
                     self.network.tap_dropped();
                 }

@@ -10,6 +10,7 @@
 //! input to a guest that makes none stops it anywhere and makes that point one: a slice, whose
 //! state goes into the log.
 
+use ftvmm_host::profile::{self, Phase};
 use ftvmm_replication::Ordinal;
 use thiserror::Error;
 
@@ -67,9 +68,10 @@ pub fn run<M: VirtualMachine>(
     outputs: &mut dyn OutputSink,
     last: &mut Ordinal,
 ) -> Result<Ending, RunError> {
+    let _handler = profile::enter(Phase::Handler);
     loop {
         let mode = inputs.run_mode(*last, machine.interrupt_waits());
-        let exit = machine.run(mode)?;
+        let exit = run_guest(machine, mode)?;
         if exit.is_synchronous() {
             *last = last.next();
         }
@@ -95,6 +97,11 @@ pub fn run<M: VirtualMachine>(
         }
         machine.deliver_interrupt()?;
     }
+}
+
+fn run_guest<M: VirtualMachine>(machine: &mut M, mode: RunMode) -> Result<Exit, CpuError> {
+    let _kvm = profile::enter(Phase::Kvm);
+    machine.run(mode)
 }
 
 /// Does what the inputs say for this point, until they have no more for it or end the run.

@@ -2,6 +2,7 @@
 //! sources.
 
 use ftvmm_devices::Input;
+use ftvmm_host::profile::{self, Phase};
 use ftvmm_machine::situation::{RunMode, RunSituation, StopCause};
 use ftvmm_replication::{Check, GuestNs, Ordinal, StatePart};
 
@@ -25,6 +26,7 @@ impl Source {
         match self {
             Self::Live(live) => live.next(situation),
             Self::Recording(log) => {
+                let _log = profile::enter(Phase::Log);
                 Ok(log.next(situation)?.unwrap_or(Step::Stop(StopCause::EndOfLog)))
             }
         }
@@ -106,6 +108,7 @@ impl Inputs {
         if !pair.follows() {
             return Ok(None);
         }
+        let _log = profile::enter(Phase::Log);
         let step = pair.follow(situation)?;
         if step.is_none() {
             let (clock, last) = pair.take_over(situation);
@@ -156,6 +159,7 @@ impl Inputs {
 
 impl InputSource for Inputs {
     fn next(&mut self, situation: &RunSituation) -> Result<Step, InputError> {
+        let _inputs = profile::enter(Phase::Inputs);
         // 1. The state of a snapshot, before the guest executes anything.
         if let Some(step) = self.restore.as_mut().map(Restore::next_step).transpose()?.flatten() {
             return Ok(step);
@@ -169,12 +173,14 @@ impl InputSource for Inputs {
             return Ok(step);
         }
         if let (Some(recorder), true) = (&mut self.recorder, situation.halted) {
+            let _log = profile::enter(Phase::Log);
             recorder.idle()?;
         }
         // 4. The source: the live host or a recording.
         let mut step = self.source.next(situation)?;
         // 5. The recorder, which writes what the source says and adds its checks.
         if let Some(recorder) = &mut self.recorder {
+            let _log = profile::enter(Phase::Log);
             step = recorder.record(situation, step)?;
         }
         if let Some(transfer) = &mut self.transfer {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use ftvmm_devices::Output;
+use ftvmm_host::folder::Place;
 use ftvmm_host::resting_timer;
 use ftvmm_machine::exit::Exit;
 use ftvmm_machine::situation::StopCause;
@@ -128,8 +129,8 @@ fn ran(
     let role = Asked { told: told.clone(), outputs, recording, is_over, ends: ends("role") };
     let host = HostSide { queue: Some(queue), ..HostSide::default() };
     let events = ends("event thread");
-    let place = Place::of(&report).ok();
-    let result = Run::new(machine, role, inputs, host, clock).go("solo", place, |host| {
+    let written = Written { report: Place::of(&report).ok(), profile: None };
+    let result = Run::new(machine, role, inputs, host, clock).go("solo", written, |host| {
         host.wait_for(vec![Box::new(Nothing(events))])?;
         prepared
     });

@@ -25,6 +25,7 @@ use std::sync::{Arc, OnceLock};
 use ftvmm_devices::{DiskOp, DiskOutcome, DiskRequest, SECTOR_BYTES};
 
 use crate::contain::Thread;
+use crate::profile::{self, Phase};
 use crate::sync::{Condvar, Mutex, lock, wait};
 use dirty::DirtyBlocks;
 pub use dirty::{BLOCK_BYTES, block_count};
@@ -232,6 +233,7 @@ impl Disk {
     }
 
     fn work(&self) {
+        let _wait = profile::enter(Phase::Wait);
         loop {
             let mut state = lock(&self.state);
             let request = loop {
@@ -249,6 +251,7 @@ impl Disk {
             };
             state.executing = true;
             drop(state);
+            let _disk = profile::enter(Phase::Disk);
             // Before the first write in a new state.
             self.marks.catch_up();
             let completion = self.carry_out(&request);

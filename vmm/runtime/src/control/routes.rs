@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ftvmm_host::profile;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -26,6 +27,7 @@ pub struct Route {
 /// Everything that is answered.
 pub const ROUTES: &[Route] = &[
     Route { method: "GET", path: "/status", serve: |run, _| said(&run.status()) },
+    Route { method: "GET", path: "/profile", serve: |_, _| profile_so_far() },
     Route { method: "GET", path: "/version", serve: |_, _| said(&version()) },
     Route {
         method: "PUT",
@@ -116,6 +118,13 @@ fn route(request: &Request) -> Result<&'static Route, Fault> {
             let message = format!("{path} is for {allow}, not for {method}");
             Err(Fault { status: 405, message, allow: Some(allow) })
         }
+    }
+}
+
+fn profile_so_far() -> Served {
+    match profile::so_far() {
+        Some(profile) => said(&profile),
+        None => Err(Refused::NotNow { why: "the run has no --profile".into() }.into()),
     }
 }
 

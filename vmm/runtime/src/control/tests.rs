@@ -16,6 +16,7 @@ use super::{ControlServer, Operator, Refused, SnapshotSummary, Status, request};
 
 /// More than a socket holds that nobody reads, in bytes.
 const STATE_BYTES: usize = 4 << 20;
+const NO_PROFILE: &str = "the run has no --profile";
 const ASK: &[u8] = b"GET /status HTTP/1.1\r\n\r\n";
 
 /// Has long answers; a snapshot waits at the gate when it has begun and before it ends.
@@ -149,4 +150,12 @@ fn whoever_takes_too_long_is_left() {
     // Ended from the other side while the answer is under way.
     let mut fds = [PollFd::new(unread.as_fd(), PollFlags::POLLHUP)];
     assert_eq!(poll(&mut fds, PollTimeout::from(60_000_u16)).unwrap(), 1);
+}
+
+#[test]
+fn a_run_without_a_profile_says_so() {
+    let served = serve(Limits::default(), 0);
+    let reply = request(&served.socket, "GET", "/profile", None).unwrap();
+    let body = reply.body.unwrap();
+    assert_eq!((reply.status, body["fault_message"].as_str()), (409, Some(NO_PROFILE)));
 }

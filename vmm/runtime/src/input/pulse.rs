@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
+use ftvmm_host::profile::{self, Phase};
+
 /// Units of the times in `/proc/PID/stat`: `USER_HZ`, 100 on every x86-64 Linux (proc(5)).
 const NS_PER_TICK: u64 = 10_000_000;
 
@@ -18,12 +20,15 @@ pub struct Pulse {
 }
 
 /// The thread waits of its own accord until this is dropped.
-pub struct IdleGuard<'a>(&'a Pulse);
+pub struct IdleGuard<'a> {
+    pulse: &'a Pulse,
+    _wait: profile::Within,
+}
 
 impl Drop for IdleGuard<'_> {
     fn drop(&mut self) {
-        self.0.beat();
-        self.0.rests.store(false, Ordering::Release);
+        self.pulse.beat();
+        self.pulse.rests.store(false, Ordering::Release);
     }
 }
 
@@ -46,7 +51,7 @@ impl Pulse {
     /// The thread is about to wait for something that may never come.
     pub fn idle(&self) -> IdleGuard<'_> {
         self.rests.store(true, Ordering::Release);
-        IdleGuard(self)
+        IdleGuard { pulse: self, _wait: profile::enter(Phase::Wait) }
     }
 
     /// For how long the thread has been held, if it is.

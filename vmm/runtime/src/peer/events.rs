@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use ftvmm_host::channel::{Channel, ChannelReader, Door, Received, Security};
+use ftvmm_host::profile::{self, Phase};
 use ftvmm_host::sync::{MutexGuard, lock};
 use ftvmm_host::{HostEventsError, Ticker, VNET_HEADER_BYTES, repeating, watch};
 use ftvmm_replication::{DisconnectReason, SessionEvent};
@@ -215,6 +216,7 @@ impl Peer {
     /// What follows from them is done when all are read: behind the last digests of a backup that
     /// has taken over is the end of its connection.
     fn receive(self: &Arc<Self>, reader: &mut ChannelReader) -> bool {
+        let _channel = profile::enter(Phase::Channel);
         let (mut has_effects, mut may_be_more, mut received_bytes) = (false, true, 0);
         while may_be_more && received_bytes < TURN_BYTES {
             let mut ended = None;

@@ -53,6 +53,7 @@ use ftvmm_host::channel::{Channel, Security};
 use ftvmm_host::clock::{HostClock, host_unix_seconds};
 use ftvmm_host::disk::Disk;
 use ftvmm_host::folder::Folder;
+use ftvmm_host::profile::{self, Phase};
 use ftvmm_host::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use ftvmm_host::{HostEventsError, Seldom, Tap, resting_timer};
 
@@ -297,6 +298,7 @@ impl Peer {
 
     /// As [`Self::tell`], without performing the effects; whether there are any.
     fn tell_only<R>(&self, what: impl FnOnce(&mut PeerCore, u64) -> R) -> (R, bool) {
+        let _session = profile::enter(Phase::Session);
         let mut core = self.lock();
         let now_ns = self.clocks.session.host_now_ns();
         let answer = what(&mut core, now_ns);

@@ -7,6 +7,7 @@ use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
 use ftvmm_host::channel::ChannelWriter;
+use ftvmm_host::profile::{self, Phase};
 use ftvmm_host::set_timer;
 use ftvmm_host::sync::lock;
 use ftvmm_machine::situation::StopCause;
@@ -66,6 +67,7 @@ impl Peer {
     /// Performs the pending effects, unless another thread holds the outbox; that thread then
     /// performs them too. A call from within an effect returns at once.
     pub(super) fn perform_effects(self: &Arc<Self>) {
+        let _session = profile::enter(Phase::Session);
         loop {
             let mut outbox = match self.outbox.try_lock() {
                 Ok(outbox) => outbox,
@@ -136,6 +138,7 @@ impl Peer {
         let Some(writer) = outbox.writer.as_mut().filter(|writer| writer.has_unsent()) else {
             return;
         };
+        let _channel = profile::enter(Phase::Channel);
         self.unsent.begin_flush();
         match writer.flush() {
             Ok(is_empty) => self.unsent.end_flush(is_empty),
@@ -204,6 +207,7 @@ impl Peer {
 
     fn transmit(&self, frame: &[u8]) {
         let Some(tap) = &self.network.tap else { return };
+        let _tap = profile::enter(Phase::Tap);
         let taken = tap.write_frame(frame).unwrap_or_else(|error| {
             tracing::error!(%error, "the tap does not take a frame");
             false
