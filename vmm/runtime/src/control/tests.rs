@@ -16,7 +16,7 @@ use super::{ControlServer, Operator, Refused, SnapshotSummary, Status, request};
 
 /// More than a socket holds that nobody reads, in bytes.
 const STATE_BYTES: usize = 4 << 20;
-const NO_PROFILE: &str = "the run has no --profile";
+const NO_PROFILE: &str = "not possible now: the run has no --profile";
 const ASK: &[u8] = b"GET /status HTTP/1.1\r\n\r\n";
 
 /// Has long answers; a snapshot waits at the gate when it has begun and before it ends.
