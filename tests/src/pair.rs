@@ -38,6 +38,17 @@ impl GuestFiles {
     }
 }
 
+/// How the two halves of a pair speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelWay {
+    /// Over TLS, with the key of the pair.
+    Proved,
+    /// In clear, said so on the command line.
+    InClear,
+    /// As older builds do, which know nothing else.
+    Unsaid,
+}
+
 /// How a guest is run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -49,6 +60,8 @@ pub struct RunOptions {
     pub mac: Option<String>,
     /// The tap on each host.
     pub tap: &'static str,
+    /// How the two halves of a pair speak.
+    pub channel: ChannelWay,
     /// Further arguments for every `ftvmm`.
     pub arguments: Vec<String>,
     /// Words before `ftvmm`'s own: what runs it.
@@ -69,6 +82,7 @@ impl Default for RunOptions {
             cmdline: String::new(),
             mac: None,
             tap: TAP,
+            channel: ChannelWay::Proved,
             arguments: Vec::new(),
             under: Vec::new(),
             backup_arguments: Vec::new(),
@@ -244,6 +258,7 @@ impl PairNames {
             role,
             &self.primary_report,
             arguments(lab.host(0), files, options),
+            options.channel,
         )
     }
 
@@ -260,7 +275,7 @@ impl PairNames {
         let role = ["backup", "--connect"];
         let mut argv = arguments(lab.host(1), files, options);
         argv.extend(options.backup_arguments.iter().cloned());
-        self.launch(lab, lab.host(1), role, &self.backup_report, argv)
+        self.launch(lab, lab.host(1), role, &self.backup_report, argv, options.channel)
     }
 
     fn launch(
@@ -270,6 +285,7 @@ impl PairNames {
         [role, way]: [&str; 2],
         report: &str,
         mut argv: Vec<String>,
+        channel: ChannelWay,
     ) -> Result<LabProcess, LabError> {
         ensure_tap(host, TAP)?;
         let share = |name: &str| host.share().join(name).display().to_string();
@@ -285,7 +301,11 @@ impl PairNames {
             "--incident-dir".into(),
             share(&self.incidents),
         ]);
-        argv.extend(["--channel-key".into(), share(&self.key)]);
+        match channel {
+            ChannelWay::Proved => argv.extend(["--channel-key".into(), share(&self.key)]),
+            ChannelWay::InClear => argv.push("--insecure-channel".into()),
+            ChannelWay::Unsaid => {}
+        }
         host.spawn(&argv)
     }
 }

@@ -25,7 +25,7 @@ use ftvmm_tests::download::Download;
 use ftvmm_tests::lab::{Backend, Lab, LabProcess};
 use ftvmm_tests::measure::{Times, boot_time, http_requests, udp_echoes};
 use ftvmm_tests::pair::{
-    GUEST_ADDRESS, GuestFiles, Pair, Report, RunOptions, read_report, start_solo,
+    ChannelWay, GUEST_ADDRESS, GuestFiles, Pair, Report, RunOptions, read_report, start_solo,
 };
 use ftvmm_tests::progress::Step;
 
@@ -45,7 +45,7 @@ const CHANNEL_PORT: u16 = 7007;
 /// Body of the small HTTP request.
 const SMALL_BYTES: usize = 1000;
 /// The `ftvmm` that was built.
-const BUILT: Build = Build { program: "ftvmm", knows_resets: true };
+const BUILT: Build = Build { program: "ftvmm", knows_resets: true, knows_tls: true };
 const ADVICE: &str = "on a busy machine raise --failure-timeout-ms";
 /// Where `--save` puts its files.
 const SAVED: &str = "docs/bench";
@@ -57,13 +57,16 @@ struct Mode {
     title: &'static str,
     /// `--release` of the pair; none is a guest alone.
     release: Option<&'static str>,
+    /// What is said on the channel can be read by anybody.
+    in_clear: bool,
 }
 
 /// Solo first: it is what the others are divided by.
-const MODES: [Mode; 3] = [
-    Mode { title: "solo", release: None },
-    Mode { title: "lockstep ack", release: Some("ack") },
-    Mode { title: "lockstep compare", release: Some("compare") },
+const MODES: [Mode; 4] = [
+    Mode { title: "solo", release: None, in_clear: false },
+    Mode { title: "lockstep ack", release: Some("ack"), in_clear: false },
+    Mode { title: "lockstep compare", release: Some("compare"), in_clear: false },
+    Mode { title: "compare in clear", release: Some("compare"), in_clear: true },
 ];
 
 /// How much is measured in each round.
@@ -316,8 +319,13 @@ impl Bench<'_> {
         failure_timeout_ms: Option<u64>,
     ) -> Result<Sample, Box<dyn Error>> {
         let step = self.step("boot");
-        let Build { program, knows_resets: ends_at_once } = build;
-        let options = RunOptions { program, ends_at_once, ..RunOptions::default() };
+        let Build { program, knows_resets: ends_at_once, knows_tls } = build;
+        let channel = match (knows_tls, mode.in_clear) {
+            (false, _) => ChannelWay::Unsaid,
+            (true, true) => ChannelWay::InClear,
+            (true, false) => ChannelWay::Proved,
+        };
+        let options = RunOptions { program, ends_at_once, channel, ..RunOptions::default() };
         let running = start(self.lab, self.files, mode, failure_timeout_ms, options)?;
         let Some(boot) = boot_time(running.primary())? else {
             let ended = running.primary().ended();

@@ -22,6 +22,8 @@ pub struct Build {
     pub program: &'static str,
     /// Whether it knows `--on-reset` and `--stop-grace`.
     pub knows_resets: bool,
+    /// Whether its channel is TLS; in clear it speaks where it is told to.
+    pub knows_tls: bool,
 }
 
 /// Carries the other `ftvmm` into the lab.
@@ -37,7 +39,12 @@ pub fn install(lab: &Lab, file: &Path) -> Result<Build, Box<dyn Error>> {
     if !help.ended.success() {
         return Err(format!("{} --help: {:?}", file.display(), help.ended).into());
     }
-    Ok(Build { program: OTHER, knows_resets: help.text().contains("--on-reset") })
+    let knows = |option| help.text().contains(option);
+    Ok(Build {
+        program: OTHER,
+        knows_resets: knows("--on-reset"),
+        knows_tls: knows("--insecure-channel"),
+    })
 }
 
 /// For every figure and mode the built `ftvmm`, the other one, and the first divided by the second;

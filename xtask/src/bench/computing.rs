@@ -24,8 +24,8 @@ use crate::hosts::Hosts;
 
 /// The two that are compared.
 const MODES: [Mode; 2] = [
-    Mode { title: "solo", release: None },
-    Mode { title: "lockstep compare", release: Some("compare") },
+    Mode { title: "solo", release: None, in_clear: false },
+    Mode { title: "lockstep compare", release: Some("compare"), in_clear: false },
 ];
 const ROUNDS: u32 = 3;
 /// Both take longer than the pings.

@@ -20,12 +20,16 @@ const INK: RGBColor = RGBColor(0x22, 0x2b, 0x36);
 const FAINT: RGBColor = RGBColor(0x6b, 0x75, 0x80);
 const GRID: RGBColor = RGBColor(0xe3, 0xe7, 0xeb);
 /// In the order of [`MODES`]; told apart in grey and by colour-blind eyes too.
-const COLOURS: [RGBColor; MODES.len()] =
-    [RGBColor(0x9a, 0xa5, 0xb1), RGBColor(0x4c, 0x9f, 0xd8), RGBColor(0x1b, 0x4f, 0x8a)];
+const COLOURS: [RGBColor; MODES.len()] = [
+    RGBColor(0x9a, 0xa5, 0xb1),
+    RGBColor(0x4c, 0x9f, 0xd8),
+    RGBColor(0x1b, 0x4f, 0x8a),
+    RGBColor(0xe0, 0x9f, 0x3e),
+];
 /// Room above the highest bar for its labels, as a factor.
 const HEADROOM: f64 = 1.22;
 /// Bar and gap, in fractions of the width a group has.
-const BAR: f64 = 0.27;
+const BAR: f64 = 0.2;
 const GAP: f64 = 0.02;
 const DOT: i32 = 3;
 
