@@ -14,12 +14,18 @@ use crate::group::{Group, Member};
 use crate::guest_run::{GUEST_ADDRESS, GuestLab};
 use crate::lab::{Host, Lab, LabError, at};
 use crate::measure::WARM_UP;
-use crate::pair::{GuestFiles, READY, RunOptions};
+use crate::pair::{ChannelWay, GuestFiles, READY, RunOptions};
 
 /// The tap of the second `ftvmm` on the host.
 const SECOND_TAP: &str = "ftvm1";
 /// Phases of a profile in which a thread works for nobody.
 const WAIT: &str = "wait";
+/// The ways to run the guest.
+const SOLO: &str = "solo";
+const RECORDED: &str = "recorded";
+const PAIR: &str = "pair";
+const IN_CLEAR: &str = "pair in clear";
+const WAYS: [&str; 4] = [SOLO, RECORDED, PAIR, IN_CLEAR];
 /// No failure is to be seen where time passes as instructions do.
 const PATIENT: [&str; 2] = ["--failure-timeout-ms", "60000"];
 
@@ -70,7 +76,7 @@ pub struct Cost {
     pub phases: BTreeMap<String, u64>,
 }
 
-/// By workload and side: `solo`, `recorded`, `primary`, `backup`.
+/// By workload and side: `solo`, `recorded`, `primary`, `backup`, and these two in clear.
 pub type Costs = BTreeMap<String, BTreeMap<String, Cost>>;
 
 /// What `ftvmm profile` prints.
@@ -124,9 +130,11 @@ pub fn measure(
         .map(|path| site.inside(path.file_name().unwrap_or_default()).into());
     let files = GuestFiles { kernel, initramfs };
     let mut costs = Costs::new();
-    for way in ["solo", "recorded", "pair"] {
+    for way in WAYS {
         said(&format!("{way}: boot"));
-        let group = Group::new(&site.lab, &files, RunOptions::default())?;
+        let channel = if way == IN_CLEAR { ChannelWay::InClear } else { ChannelWay::Proved };
+        let options = RunOptions { channel, ..RunOptions::default() };
+        let group = Group::new(&site.lab, &files, options)?;
         let running = start(&site, &group, way)?;
         // Addresses are resolved and caches are warm before anything counts.
         running.traffic("udp", 20)?;
@@ -144,28 +152,30 @@ pub fn measure(
 fn start<'a>(
     site: &'a GuestLab,
     group: &Group<'a>,
-    way: &str,
+    way: &'static str,
 ) -> Result<Running<'a>, Box<dyn std::error::Error>> {
     let profile = |name: &str| site.inside(format!("profile-{name}.json"));
     let lab = &site.lab;
     let mut sides = Vec::new();
     match way {
-        "pair" => {
+        PAIR | IN_CLEAR => {
             let of_primary = profile("primary");
             let of_backup = profile("backup");
             let patient = |profile| [&PATIENT[..], &["--profile", profile]].concat();
             let primary = group.start_primary(0, &patient(&of_primary))?;
             let backup = group.through(SECOND_TAP).join(0, 0, &patient(&of_backup))?;
-            sides.extend([("primary", primary), ("backup", backup)]);
+            sides.extend(match way {
+                PAIR => [("primary", primary), ("backup", backup)],
+                _ => [("primary in clear", primary), ("backup in clear", backup)],
+            });
         }
-        _ => {
+        way => {
             let (of_run, log) = (profile(way), site.inside("cost.log"));
             let mut words = vec!["--role", "solo", "--profile", &of_run];
-            if way == "recorded" {
+            if way == RECORDED {
                 words.extend(["--record", &log, "--overwrite"]);
             }
-            let name = if way == "recorded" { "recorded" } else { "solo" };
-            sides.push((name, group.launch(0, &words)?));
+            sides.push((way, group.launch(0, &words)?));
         }
     }
     let running = Running { lab, sides };

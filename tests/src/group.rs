@@ -186,9 +186,8 @@ impl<'a> Group<'a> {
                 format!("file:{}", share(&self.names.witness)),
                 "--incident-dir".into(),
                 share(&self.names.incidents),
-                "--channel-key".into(),
-                share(&self.names.key),
             ]);
+            argv.extend(self.options.channel.words(share(&self.names.key)));
         }
         let process = host.spawn(&argv)?;
         Ok(Member { process, report, host: index, control, lab: self.lab })

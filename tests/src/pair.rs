@@ -49,6 +49,17 @@ pub enum ChannelWay {
     Unsaid,
 }
 
+impl ChannelWay {
+    /// How that is said on the command line, with this key.
+    pub(crate) fn words(self, key: String) -> Vec<String> {
+        match self {
+            Self::Proved => vec!["--channel-key".into(), key],
+            Self::InClear => vec!["--insecure-channel".into()],
+            Self::Unsaid => Vec::new(),
+        }
+    }
+}
+
 /// How a guest is run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -301,11 +312,7 @@ impl PairNames {
             "--incident-dir".into(),
             share(&self.incidents),
         ]);
-        match channel {
-            ChannelWay::Proved => argv.extend(["--channel-key".into(), share(&self.key)]),
-            ChannelWay::InClear => argv.push("--insecure-channel".into()),
-            ChannelWay::Unsaid => {}
-        }
+        argv.extend(channel.words(share(&self.key)));
         host.spawn(&argv)
     }
 }

@@ -17,7 +17,8 @@ use crate::{cargo, guest};
 /// Where `--save` puts its files, and where the test that compares looks for them.
 const SAVED: &str = "docs/bench";
 /// The sides of a table, in the order of its columns.
-const SIDES: [&str; 4] = ["solo", "recorded", "primary", "backup"];
+const SIDES: [&str; 6] =
+    ["solo", "recorded", "primary", "backup", "primary in clear", "backup in clear"];
 /// The phases, in the order of a table's columns.
 const PHASES: [&str; 9] =
     ["kvm", "handler", "inputs", "log", "session", "channel", "tap", "disk", "other"];
@@ -63,10 +64,10 @@ pub fn run(arguments: &CostArguments) -> Result<ExitCode, Box<dyn Error>> {
 const HEAD: &str = "# What a run costs its host
 
 `cargo xtask cost --save` writes this page. One lab host whose clocks count its instructions
-(`-icount`) runs the guest alone (solo), with a recording (recorded), and as both halves of a pair
-over TLS (primary, backup), and the client. Figures are thousands of instructions of the process: the
-guest's own, those of KVM and of the host's kernel on its behalf, and ftvmm's. `cargo xtask test`
-fails when one grows by more than 5 % and this page is not written again.
+(`-icount`) runs the guest alone (solo), with a recording (recorded), as both halves of a pair over
+TLS (primary, backup) and of one in clear, and the client. Figures are thousands of instructions of
+the process: the guest's own, those of KVM and of the host's kernel on its behalf, and ftvmm's.
+`cargo xtask test` fails when one grows by more than 5 % and this page is not written again.
 ";
 
 fn table(costs: &Costs) -> String {

@@ -5,8 +5,7 @@
 //! guests run two at a time, each line with the step's name before it. A step is a command; the
 //! result lines of its tests are counted, and a step without tests counts as one.
 //!
-//! Builds and tests are always of the whole workspace: a package alone has other features of the
-//! libraries than all together, and would have them compiled once more.
+//! Builds and tests are of the whole workspace: a package alone has other features of libraries.
 
 mod miri;
 

@@ -1,5 +1,5 @@
-//! `ftvmm status|profile|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm through its
-//! control socket.
+//! `ftvmm status|profile|attach|detach|switch|snapshot|stop`: what is asked of a running ftvmm
+//! through its control socket.
 
 use std::path::Path;
 use std::time::Duration;
