@@ -10,9 +10,9 @@ use std::path::Path;
 use ftvmm_guest_images::GuestKernel;
 use serde::{Deserialize, Serialize};
 
-use crate::group::{Group, Member};
+use crate::group::{Group, Member, Status};
 use crate::guest_run::{GUEST_ADDRESS, GuestLab};
-use crate::lab::{Host, Lab, LabError, at};
+use crate::lab::{Lab, LabError, at};
 use crate::measure::WARM_UP;
 use crate::pair::{ChannelWay, GuestFiles, READY, RunOptions};
 
@@ -49,19 +49,19 @@ pub const WORKLOADS: [Workload; 5] = [
         title: "UDP echo",
         unit: "echo",
         traffic: Some("udp"),
-        count: 200,
+        count: 1500,
         more: WARM_UP as u64,
     },
     Workload {
         title: "HTTP",
         unit: "request",
         traffic: Some("http"),
-        count: 40,
+        count: 300,
         more: WARM_UP as u64,
     },
-    Workload { title: "sent", unit: "MiB", traffic: Some("from"), count: 4, more: 0 },
-    Workload { title: "received", unit: "MiB", traffic: Some("to"), count: 4, more: 0 },
-    Workload { title: "idle", unit: "second", traffic: None, count: 5, more: 0 },
+    Workload { title: "sent", unit: "MiB", traffic: Some("from"), count: 32, more: 0 },
+    Workload { title: "received", unit: "MiB", traffic: Some("to"), count: 32, more: 0 },
+    Workload { title: "idle", unit: "second", traffic: None, count: 20, more: 0 },
 ];
 
 /// What one side spends on one unit of a workload.
@@ -109,6 +109,38 @@ struct Mark {
     exit: u64,
 }
 
+impl Mark {
+    /// Of what `ftvmm profile` and `ftvmm status --json` print.
+    fn read(lines: &[&str]) -> Result<Self, serde_json::Error> {
+        let profile = serde_json::from_str(lines[0])?;
+        let status: Status = serde_json::from_str(lines[1])?;
+        Ok(Self { profile, exit: status.exit })
+    }
+}
+
+impl Workload {
+    /// What one unit costs a side that was so before and after.
+    fn cost(&self, before: &Mark, after: &Mark) -> Cost {
+        let elapsed_ns = after.profile.elapsed_ns - before.profile.elapsed_ns;
+        // What is idle is counted by its own clock: more passes than was asked for.
+        let units = match self.traffic {
+            Some(_) => (self.count + self.more) as f64,
+            None => elapsed_ns as f64 / 1e9,
+        };
+        let each = |total: u64| (total as f64 / units).round() as u64;
+        let [from, to] = [before, after].map(|mark| mark.profile.by_phase());
+        let spent = |(phase, ticks): (String, u64)| {
+            let more = ticks - from.get(&phase).copied().unwrap_or_default();
+            (phase, each(more))
+        };
+        Cost {
+            instructions: each(after.profile.cpu_ns - before.profile.cpu_ns),
+            exits: (after.exit - before.exit) as f64 / units,
+            phases: to.into_iter().map(spent).collect(),
+        }
+    }
+}
+
 /// The guest in one way to run it, with the sides that are looked at.
 struct Running<'a> {
     lab: &'a Lab,
@@ -137,7 +169,7 @@ pub fn measure(
         let group = Group::new(&site.lab, &files, options)?;
         let running = start(&site, &group, way)?;
         // Addresses are resolved and caches are warm before anything counts.
-        running.traffic("udp", 20)?;
+        running.script(&[running.traffic("udp", 20)])?;
         for workload in &WORKLOADS {
             said(&format!("{way}: {}", workload.title));
             for (side, cost) in running.cost(workload)? {
@@ -191,68 +223,52 @@ fn start<'a>(
 }
 
 impl Running<'_> {
-    fn host(&self) -> &Host {
-        self.lab.host(0)
+    fn program(&self, name: &str) -> String {
+        self.lab.host(0).share().join("bin").join(name).display().to_string()
     }
 
-    fn traffic(&self, what: &str, count: u64) -> Result<(), Box<dyn std::error::Error>> {
-        let program = self.host().share().join("bin/traffic").display().to_string();
-        let said = self.host().run(&[&program, what, GUEST_ADDRESS, &count.to_string()])?;
+    /// Runs a script on the host and returns what it prints.
+    fn script(&self, lines: &[String]) -> Result<String, Box<dyn std::error::Error>> {
+        let script = format!("set -e\n{}", lines.join("\n"));
+        let said = self.lab.host(0).run(&["busybox", "sh", "-c", &script])?;
         match said.ended.success() {
-            true => Ok(()),
-            false => Err(format!("{what}: {}", String::from_utf8_lossy(&said.stderr)).into()),
+            true => Ok(said.text()),
+            false => Err(format!("{script}: {}", String::from_utf8_lossy(&said.stderr)).into()),
         }
     }
 
-    fn mark(&self) -> Result<Vec<Mark>, Box<dyn std::error::Error>> {
-        let mut marks = Vec::new();
-        for (side, member) in &self.sides {
-            let answer = member.ask(&["profile"])?;
-            let profile = serde_json::from_slice(&answer.stdout)
-                .map_err(|e| format!("profile of {side}: {e}: {answer:?}"))?;
-            let status = member.status()?.ok_or_else(|| format!("{side} does not answer"))?;
-            marks.push(Mark { profile, exit: status.exit });
-        }
-        Ok(marks)
+    fn traffic(&self, what: &str, count: u64) -> String {
+        format!("{} {what} {GUEST_ADDRESS} {count}", self.program("traffic"))
     }
 
-    /// What each side spends on one unit.
+    /// Two lines for each side.
+    fn mark(&self) -> Vec<String> {
+        let asked = self.sides.iter().flat_map(|(_, member)| {
+            let ask = |words: &str| {
+                format!("{} {words} --control {}", self.program("ftvmm"), member.control())
+            };
+            [ask("profile"), ask("status --json")]
+        });
+        asked.collect()
+    }
+
+    /// What each side spends on one unit. All of it is one command of the host: while the host
+    /// waits for this machine, its guests idle for as long as that takes.
     fn cost(
         &self,
         workload: &Workload,
     ) -> Result<Vec<(&'static str, Cost)>, Box<dyn std::error::Error>> {
-        let before = self.mark()?;
-        match workload.traffic {
-            Some(what) => self.traffic(what, workload.count)?,
-            None => {
-                let seconds = workload.count.to_string();
-                self.host().run(&["busybox", "sleep", &seconds])?;
-            }
-        }
-        let after = self.mark()?;
-        let mut costs = Vec::new();
-        for ((side, _), (before, after)) in self.sides.iter().zip(before.into_iter().zip(after)) {
-            // What is idle is counted by its own clock: more passes than was asked for.
-            let units = match workload.traffic {
-                Some(_) => (workload.count + workload.more) as f64,
-                None => (after.profile.elapsed_ns - before.profile.elapsed_ns) as f64 / 1e9,
-            };
-            let each = |total: u64| (total as f64 / units).round() as u64;
-            let [from, to] = [before.profile.by_phase(), after.profile.by_phase()];
-            let spent = |(phase, ticks): (String, u64)| {
-                let more = ticks - from.get(&phase).copied().unwrap_or_default();
-                (phase, each(more))
-            };
-            costs.push((
-                *side,
-                Cost {
-                    instructions: each(after.profile.cpu_ns - before.profile.cpu_ns),
-                    exits: (after.exit - before.exit) as f64 / units,
-                    phases: to.into_iter().map(spent).collect(),
-                },
-            ));
-        }
-        Ok(costs)
+        let work = match workload.traffic {
+            Some(what) => self.traffic(what, workload.count),
+            None => format!("busybox sleep {}", workload.count),
+        };
+        let printed = self.script(&[self.mark(), vec![work], self.mark()].concat())?;
+        let lines: Vec<&str> = printed.lines().collect();
+        let marks = lines.chunks_exact(2).map(Mark::read).collect::<Result<Vec<_>, _>>()?;
+        let (before, after) = marks.split_at(self.sides.len());
+        let sides = self.sides.iter().map(|(side, _)| *side);
+        let costs = sides.zip(before.iter().zip(after));
+        Ok(costs.map(|(side, (before, after))| (side, workload.cost(before, after))).collect())
     }
 
     fn stop(&self) -> Result<(), Box<dyn std::error::Error>> {

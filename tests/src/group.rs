@@ -195,6 +195,11 @@ impl<'a> Group<'a> {
 }
 
 impl Member<'_> {
+    /// Its control socket, on its host.
+    pub fn control(&self) -> &str {
+        &self.control
+    }
+
     /// Asks this member with a subcommand of `ftvmm` and its arguments.
     ///
     /// # Errors
