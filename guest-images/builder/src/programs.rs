@@ -7,7 +7,7 @@ use std::process::Stdio;
 use ftvmm_host_programs::Program;
 use serde_json::Value;
 
-use crate::store::{Store, not_started, succeeded};
+use crate::store::{NAME_DIGITS, Store, digest, not_started, succeeded};
 use crate::{GuestBuildError, at};
 
 const PACKAGE: &str = "ftvmm-guest-programs";
@@ -33,11 +33,18 @@ pub(crate) fn build(store: &Store) -> Result<PathBuf, GuestBuildError> {
         .stderr(errors);
     // A folder of its own: the same folder would have every other build undo the stripping, and
     // wait for it.
-    command.arg("--target-dir").arg(store.path("guest-target"));
+    command.arg("--target-dir").arg(store.path(&target_name(Path::new(WORKSPACE))?));
     let output = command.output().map_err(not_started(&command))?;
     succeeded(&command, output.status, &log)?;
     executable(&String::from_utf8_lossy(&output.stdout))
         .ok_or(GuestBuildError::NoExecutable { package: PACKAGE })
+}
+
+/// Two checkouts share the cache. In one folder, cargo takes what the other has built for fresh.
+fn target_name(workspace: &Path) -> Result<String, GuestBuildError> {
+    let workspace = workspace.canonicalize().map_err(at(workspace))?;
+    let digest = digest([workspace.as_os_str().as_encoded_bytes()]);
+    Ok(format!("guest-target-{}", &digest[..NAME_DIGITS]))
 }
 
 /// The path in the last message about an executable
@@ -53,6 +60,14 @@ fn executable(messages: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_checkouts_have_two_folders() {
+        let checkouts = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [one, other] = checkouts.each_ref().map(|path| target_name(path.path()).unwrap());
+        assert_ne!(one, other);
+        assert_eq!(one, target_name(&checkouts[0].path().join(".")).unwrap());
+    }
 
     #[test]
     fn the_executable_is_found_among_cargos_messages() {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::{GuestBuildError, at};
 
 /// Enough of a SHA-256 to tell apart what one cache will ever hold.
-const NAME_DIGITS: usize = 16;
+pub(crate) const NAME_DIGITS: usize = 16;
 const TEMPORARY_PREFIX: &str = ".guest-";
 const TAIL_LINES: usize = 15;
 
