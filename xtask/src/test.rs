@@ -84,7 +84,6 @@ const OF_ONE_GUEST: &[&str] = &[
     "record_replay",
     "stress",
     "snapshot",
-    "cost",
     "entropy",
     "cpu",
     "bad_input",
