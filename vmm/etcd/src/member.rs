@@ -184,9 +184,9 @@ impl Member {
 }
 
 /// In TLS 1.3 a server refuses a client after the client took the connection for made, and its
-/// reason is often lost with the connection.
+/// reason is often lost with the connection. So may be the answer of one that speaks no TLS.
 const REFUSED_BY_TLS: &str = "it may want a certificate (--witness-cert, --witness-key), or one \
-                              that another CA has signed, or https";
+                              that another CA has signed, or https, or it speaks no TLS";
 const MAJORITY: &str = "more than half of the cluster's members must run and reach each other";
 
 /// The innermost cause, which names the reason; what is around it says "transport error" only.
