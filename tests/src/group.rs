@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::clock;
-use crate::lab::{Lab, LabError, LabProcess, Output, at};
+use crate::lab::{HOSTS_MAX, Lab, LabError, LabProcess, Output, at};
 use crate::pair::{GuestFiles, PORT, PairNames, RunOptions, arguments, ensure_tap};
 
 /// Between two looks at what a member's host has printed of it.
@@ -20,11 +20,24 @@ const WATCH_EVERY_MS: &str = "200";
 const LONGEST: Duration = Duration::from_secs(180);
 
 /// A guest and the lab it runs in.
+#[derive(Clone)]
 pub struct Group<'a> {
     lab: &'a Lab,
     files: &'a GuestFiles,
     options: RunOptions,
     names: PairNames,
+    /// `--witness` and what belongs to it, where it is no file of the shared directory.
+    witness: Option<Vec<String>>,
+    /// How the member on each host proves who it is, where not by the group's key.
+    proofs: Option<[Vec<String>; HOSTS_MAX]>,
+    confined: Option<Confined>,
+}
+
+/// What a member is confined to: see [`Group::confine`].
+#[derive(Clone)]
+struct Confined {
+    user: String,
+    root: String,
 }
 
 /// One `ftvmm` of a [`Group`].
@@ -104,14 +117,35 @@ impl<'a> Group<'a> {
     /// # Errors
     /// When the folder for incidents cannot be made.
     pub fn new(lab: &'a Lab, files: &'a GuestFiles, options: RunOptions) -> Result<Self, LabError> {
-        Ok(Self { lab, files, options, names: PairNames::new(lab)? })
+        let names = PairNames::new(lab)?;
+        Ok(Self { lab, files, options, names, witness: None, proofs: None, confined: None })
     }
 
     /// The same guest and witness for members that use another tap: a second one on a host.
     #[must_use]
     pub fn through(&self, tap: &'static str) -> Self {
         let options = RunOptions { tap, ..self.options.clone() };
-        Self { options, names: self.names.clone(), ..*self }
+        Self { options, ..self.clone() }
+    }
+
+    /// The same for members that prove who they are with these words, host a's and host b's.
+    #[must_use]
+    pub fn proving(&self, words: [Vec<String>; HOSTS_MAX]) -> Self {
+        Self { proofs: Some(words), ..self.clone() }
+    }
+
+    /// The same for members that ask the witness which these words name.
+    #[must_use]
+    pub fn asking(&self, words: Vec<String>) -> Self {
+        Self { witness: Some(words), ..self.clone() }
+    }
+
+    /// The same for members that become `user` in the folder `root` of their hosts. In it are the
+    /// shared directory and `/run`, at their places.
+    #[must_use]
+    pub fn confine(&self, user: &str, root: &str) -> Self {
+        let confined = Confined { user: user.into(), root: root.into() };
+        Self { confined: Some(confined), ..self.clone() }
     }
 
     /// Has the witness lie in this folder of the shared directory, which is made.
@@ -123,6 +157,11 @@ impl<'a> Group<'a> {
         std::fs::create_dir_all(&path).map_err(at(&path))?;
         self.names.witness = format!("{folder}/term");
         Ok(())
+    }
+
+    /// The group's key file in the shared directory.
+    pub fn key(&self) -> &str {
+        &self.names.key
     }
 
     /// Folder of incident reports in the shared directory.
@@ -181,16 +220,19 @@ impl<'a> Group<'a> {
         argv.extend(role.iter().map(|&word| word.to_owned()));
         argv.extend(["--report".into(), share(&report), "--control".into(), control.clone()]);
         if !role.contains(&"solo") {
-            argv.extend([
-                "--witness".into(),
-                format!("file:{}", share(&self.names.witness)),
-                "--incident-dir".into(),
-                share(&self.names.incidents),
-            ]);
-            argv.extend(self.options.channel.words(share(&self.names.key)));
+            argv.extend(["--incident-dir".into(), share(&self.names.incidents)]);
+            let of_share = ["--witness".into(), format!("file:{}", share(&self.names.witness))];
+            argv.extend(self.witness.clone().unwrap_or(of_share.into()));
+            let way = || self.options.channel.words(share(&self.names.key));
+            argv.extend(self.proofs.as_ref().map_or_else(way, |proofs| proofs[index].clone()));
+        }
+        let mut seen = control.clone();
+        if let Some(Confined { user, root }) = &self.confined {
+            argv.extend(["--user".into(), user.clone(), "--chroot".into(), root.clone()]);
+            seen = format!("{root}{control}");
         }
         let process = host.spawn(&argv)?;
-        Ok(Member { process, report, host: index, control, lab: self.lab })
+        Ok(Member { process, report, host: index, control: seen, lab: self.lab })
     }
 }
 

@@ -20,12 +20,18 @@ use ftvmm_tests::site::{
 use libtest_mimic::Failed;
 use nix::libc::SIGTERM;
 
+#[path = "attach/authority.rs"]
+mod authority;
+#[path = "attach/certificates.rs"]
+mod certificates;
 #[path = "attach/commands.rs"]
 mod commands;
 #[path = "attach/contained.rs"]
 mod contained;
 #[path = "attach/cycles.rs"]
 mod cycles;
+#[path = "attach/etcd.rs"]
+mod etcd;
 #[path = "attach/hang.rs"]
 mod hang;
 #[path = "attach/links.rs"]
@@ -34,12 +40,18 @@ mod links;
 mod live;
 #[path = "attach/network.rs"]
 mod network;
+#[path = "attach/other_user.rs"]
+mod other_user;
 #[path = "attach/resets.rs"]
 mod resets;
 #[path = "attach/resumed.rs"]
 mod resumed;
 #[path = "attach/switch.rs"]
 mod switch;
+#[path = "attach/visitors.rs"]
+mod visitors;
+#[path = "attach/witness_folder.rs"]
+mod witness_folder;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -47,6 +59,8 @@ const MIB: u64 = 1 << 20;
 const GOOD: Ended = Ended::Status(0);
 const FAILED: Ended = Ended::Status(1);
 const BAD_USAGE: Ended = Ended::Status(2);
+/// A tap for a second `ftvmm` of the guest on one host.
+const SECOND_TAP: &str = "ftvm1";
 
 fn group(site: &Site, options: RunOptions) -> Result<Group<'_>, Failed> {
     Ok(Group::new(&site.lab, &site.files, options)?)
@@ -77,6 +91,31 @@ fn attached<'a>(group: &Group<'a>, host: usize, of: &Member<'_>) -> Result<Membe
     );
     require(last.bytes > 0 && last.rounds > 0, format!("nothing was sent: {last:?}"))?;
     Ok(backup)
+}
+
+/// Waits until the member has said this.
+fn wait_said(member: &Member<'_>, line: &str) -> Result<(), Failed> {
+    let process = &member.process;
+    require(process.wait_for_stderr(line)?, format!("no {line:?} in:\n{}", said(process)))
+}
+
+/// How many of the lines that the member has said have this.
+fn lines_with(member: &Member<'_>, part: &str) -> usize {
+    said(&member.process).lines().filter(|line| line.contains(part)).count()
+}
+
+/// A visitor that cannot prove to be the other host ends; both sides say why in one line.
+fn not_accepted(primary: &Member<'_>, visitor: &Member<'_>) -> Result<(), Failed> {
+    ends_with("the visitor", &visitor.process, BAD_USAGE)?;
+    wait_said(primary, "a connection was refused")?;
+    for (member, begins) in [(primary, "a connection was refused"), (visitor, "ftvmm: the peer")] {
+        let told = said(&member.process);
+        let reason = "the two hosts do not accept each other's key or certificate";
+        equal(&format!("refusals in\n{told}"), lines_with(member, begins), 1)?;
+        equal(&format!("reasons in\n{told}"), lines_with(member, reason), 1)?;
+        println!("  {}", told.lines().find(|line| line.contains(reason)).unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// Nobody in the group has found a difference.
@@ -120,6 +159,11 @@ fn main() -> ExitCode {
         resumed::cases(),
         switch::cases(),
         network::cases(),
+        visitors::cases(),
+        certificates::cases(),
+        other_user::cases(),
+        etcd::cases(),
+        witness_folder::cases(),
     ];
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
     run_cases(&folder, cases.into_iter().flatten().collect())

@@ -246,15 +246,28 @@ fn a_replay_needs_no_disk(site: &Site) -> Result<(), Failed> {
     both.difference().map_or(Ok(()), |difference| Err(difference.into()))
 }
 
+/// A second guest on the same file is refused, whatever name it gives it, and the first goes on.
 fn a_file_serves_one_guest(site: &Site) -> Result<(), Failed> {
     site.make_disk("disk-0.img")?;
-    let first = site.solo("first", "", &[])?;
-    wait_for(&first, "FTGUEST READY")?;
-    let second = site.solo("second", "", &[])?;
-    ends_with("second", &second, BAD_USAGE)?;
-    says(&second, &["disk-0.img' is in use by another ftvmm"])?;
+    for link in ["hard.img", "soft.img"] {
+        let _ = fs::remove_file(site.lab.outside(link));
+    }
+    fs::hard_link(site.lab.outside("disk-0.img"), site.lab.outside("hard.img"))?;
+    std::os::unix::fs::symlink("disk-0.img", site.lab.outside("soft.img"))?;
+    let first = site.solo("first", LEDGER, &[])?;
+    wait_for(&first, "LEDGER committed 2\r\n")?;
+    for name in ["disk-0.img", "hard.img", "soft.img"] {
+        let disk = format!("path={}", site.lab.inside(name));
+        let command = site.lab.boot(&["--disk", &disk]);
+        let second = site.lab.lab.host(0).spawn(&command)?;
+        ends_with("second", &second, BAD_USAGE)?;
+        says(&second, &[&format!("{name}' is in use by another ftvmm")])?;
+    }
+    let last = committed(&first) + 2;
+    wait_for(&first, &format!("LEDGER committed {last}\r\n"))?;
     first.signal(SIGTERM);
-    ends_with("first", &first, GOOD)
+    ends_with("first", &first, GOOD)?;
+    require(site.ledger_on("disk-0.img")? >= last, "a committed transaction is lost")
 }
 
 /// The guest ends by itself: both hosts in the same state, both disks equal.

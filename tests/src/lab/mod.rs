@@ -209,6 +209,11 @@ impl Lab {
         fs::copy(LOADER, folder.join("ld.so")).map(|_| ()).map_err(at(LOADER))
     }
 
+    /// The clients' address in that network, where hosts reach a server of the outer machine.
+    pub fn client_address(&self) -> &'static str {
+        net::CLIENT_ADDRESS
+    }
+
     /// Name of the network namespace with the clients, for `ip netns exec` by hand.
     pub fn namespace(&self) -> &str {
         self.shared.outer.name()

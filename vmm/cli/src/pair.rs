@@ -276,7 +276,7 @@ fn not_welcomed(args: &RunArgs) -> CommandError {
     let address = args.connect.or(args.peer).map(|a| a.to_string()).unwrap_or_default();
     CommandError::Configuration(format!(
         "the peer at {address} was lost before it accepted this backup; is an ftvmm primary \
-         listening there?"
+         listening there? If so, it says why"
     ))
 }
 
@@ -482,6 +482,13 @@ mod tests {
         assert_eq!(halt.on_divergence, DivergencePolicy::Halt);
         let backup = "--kernel k --role backup --connect 1.2.3.4:5 --witness file:/w";
         assert_eq!(config(backup).role, SessionRole::Backup);
+    }
+
+    #[test]
+    fn who_was_not_taken_is_sent_to_what_the_primary_says() {
+        let line = "--kernel k --role backup --connect 1.2.3.4:5 --witness file:/w";
+        let error = not_welcomed(&run_args(line)).to_string();
+        assert!(error.contains("1.2.3.4:5") && error.contains("it says why"), "{error}");
     }
 
     #[test]
