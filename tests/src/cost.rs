@@ -11,13 +11,11 @@ use ftvmm_guest_images::GuestKernel;
 use serde::{Deserialize, Serialize};
 
 use crate::group::{Group, Member, Status};
-use crate::guest_run::{GUEST_ADDRESS, GuestLab};
+use crate::guest_run::{GUEST_ADDRESS, GuestLab, SECOND_TAP};
 use crate::lab::{Lab, LabError, at};
 use crate::measure::WARM_UP;
 use crate::pair::{ChannelWay, GuestFiles, READY, RunOptions};
 
-/// The tap of the second `ftvmm` on the host.
-const SECOND_TAP: &str = "ftvm1";
 /// Phases of a profile in which a thread works for nobody.
 const WAIT: &str = "wait";
 /// The ways to run the guest.
@@ -156,11 +154,7 @@ pub fn measure(
     mut said: impl FnMut(&str),
 ) -> Result<Costs, Box<dyn std::error::Error>> {
     let site = GuestLab::start_counting(folder)?;
-    let [kernel, initramfs] = site
-        .guest
-        .boot_files(GuestKernel::Tiny)
-        .map(|path| site.inside(path.file_name().unwrap_or_default()).into());
-    let files = GuestFiles { kernel, initramfs };
+    let files = GuestFiles::of(&site, GuestKernel::Tiny);
     let mut costs = Costs::new();
     for way in WAYS {
         said(&format!("{way}: boot"));
@@ -290,23 +284,21 @@ pub fn read(path: &Path) -> Result<Costs, LabError> {
     serde_json::from_str(&text).map_err(|e| at(path)(e.into()))
 }
 
+fn by_side(costs: &Costs) -> BTreeMap<(&str, &str), u64> {
+    let mut all = BTreeMap::new();
+    for (workload, sides) in costs {
+        all.extend(sides.iter().map(|(side, cost)| ((&**workload, &**side), cost.instructions)));
+    }
+    all
+}
+
 /// Which instructions have grown by more than `percent` from `saved` to `found`, one line for each;
 /// and what is measured but not saved, or the other way round.
 pub fn grown(saved: &Costs, found: &Costs, percent: u64) -> Vec<String> {
     let mut lines = Vec::new();
-    let sides = |costs: &Costs| -> BTreeMap<(String, String), u64> {
-        let of = |(workload, sides): (&String, &BTreeMap<String, Cost>)| {
-            let workload = workload.clone();
-            let of = move |(side, cost): (&String, &Cost)| {
-                ((workload.clone(), side.clone()), cost.instructions)
-            };
-            sides.iter().map(of).collect::<Vec<_>>()
-        };
-        costs.iter().flat_map(of).collect()
-    };
-    let (saved, mut found) = (sides(saved), sides(found));
+    let (saved, mut found) = (by_side(saved), by_side(found));
     for ((workload, side), was) in saved {
-        match found.remove(&(workload.clone(), side.clone())) {
+        match found.remove(&(workload, side)) {
             None => lines.push(format!("{workload}, {side}: is not measured any more")),
             Some(is) if u128::from(is) * 100 > u128::from(was) * u128::from(100 + percent) => {
                 let more = (is as f64 / was as f64 - 1.0) * 100.0;

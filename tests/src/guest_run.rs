@@ -26,6 +26,8 @@ pub const GUEST_ADDRESS: &str = "10.78.0.10";
 pub const GUEST_ADDRESS6: &str = "fd78::10";
 /// The tap that [`GuestLab::start`] makes on every host.
 pub const TAP: &str = "ftvm0";
+/// Another, for a second guest on a host; it is made where it is used.
+pub const SECOND_TAP: &str = "ftvm1";
 /// What the guest's init prints when its servers listen.
 pub const READY: &str = "FTGUEST READY";
 /// The prompt of the guest's shell.
@@ -233,12 +235,16 @@ impl GuestLab {
 
     /// As [`Self::boot_kernel`], as a user would.
     pub fn power_on(&self, kernel: GuestKernel, more: &[&str]) -> Vec<String> {
-        let files = self.guest.boot_files(kernel);
-        let [kernel, initramfs] = files.map(|path| self.inside(name_of(&path)));
+        let [kernel, initramfs] = self.boot_files(kernel);
         // An initramfs of the caller's stands for the kernel's own.
         let own = if more.contains(&"--initrd") { &[][..] } else { &["--initrd", &initramfs] };
         let words = ["ftvmm", "--kernel", &kernel].into_iter().chain(own.iter().copied());
         words.chain(more.iter().copied()).map(str::to_owned).collect()
+    }
+
+    /// A kernel and its initramfs, as every host sees them.
+    pub fn boot_files(&self, kernel: GuestKernel) -> [String; 2] {
+        self.guest.boot_files(kernel).map(|path| self.inside(name_of(&path)))
     }
 
     /// Starts `command` on the first host; its report goes to `<name>.json` in the shared folder.

@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::Deserialize;
 
+use ftvmm_guest_images::GuestKernel;
+
+use crate::guest_run::GuestLab;
 pub use crate::guest_run::{GUEST_ADDRESS, GUEST_ADDRESS6, READY, TAP};
 
 use crate::lab::{Host, Lab, LabError, LabProcess, at};
@@ -23,6 +26,12 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
+    /// Those of a lab that has them.
+    pub fn of(site: &GuestLab, kernel: GuestKernel) -> Self {
+        let [kernel, initramfs] = site.boot_files(kernel).map(PathBuf::from);
+        Self { kernel, initramfs }
+    }
+
     /// Carries kernel and initramfs into the lab.
     ///
     /// # Errors

@@ -62,15 +62,10 @@ pub trait Stage: Send + Sized + 'static {
 
 impl Stage for Site {
     fn start(folder: &Path) -> Result<Self, Failed> {
-        let GuestLab { lab, guest } = GuestLab::start(folder, 2)?;
-        let seen = |path: &Path| lab.host(0).share().join(path.file_name().unwrap_or_default());
-        let initramfs = seen(&guest.initramfs);
-        let files = GuestFiles { kernel: seen(&guest.kernel), initramfs };
-        let stock = |kernel| {
-            let [kernel, initramfs] = guest.boot_files(kernel).map(|path| seen(&path));
-            GuestFiles { kernel, initramfs }
-        };
-        let (cloud, generic) = (stock(GuestKernel::Cloud), stock(GuestKernel::Generic));
+        let site = GuestLab::start(folder, 2)?;
+        let [files, cloud, generic] = [GuestKernel::Tiny, GuestKernel::Cloud, GuestKernel::Generic]
+            .map(|kernel| GuestFiles::of(&site, kernel));
+        let GuestLab { lab, guest } = site;
         Ok(Self { lab, files, cloud, generic, initramfs: guest.initramfs })
     }
 

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use fastrand::Rng;
 use ftvmm_tests::clock;
 use ftvmm_tests::group::{Group, Member};
+use ftvmm_tests::guest_run::SECOND_TAP;
 use ftvmm_tests::lab::Ended;
 use ftvmm_tests::pair::{GUEST_ADDRESS, RunOptions};
 use ftvmm_tests::site::{
@@ -59,8 +60,6 @@ const MIB: u64 = 1 << 20;
 const GOOD: Ended = Ended::Status(0);
 const FAILED: Ended = Ended::Status(1);
 const BAD_USAGE: Ended = Ended::Status(2);
-/// A tap for a second `ftvmm` of the guest on one host.
-const SECOND_TAP: &str = "ftvm1";
 
 fn group(site: &Site, options: RunOptions) -> Result<Group<'_>, Failed> {
     Ok(Group::new(&site.lab, &site.files, options)?)

@@ -12,7 +12,8 @@ use ftvmm_guest_images::GuestKernel;
 use ftvmm_guest_programs::compute::line_after;
 use ftvmm_tests::clients;
 use ftvmm_tests::guest_run::{
-    Finished, GUEST_ADDRESS, GuestLab, GuestRun, LabPool, PROMPT, READY, Report, TAP, cmdline,
+    Finished, GUEST_ADDRESS, GuestLab, GuestRun, LabPool, PROMPT, READY, Report, SECOND_TAP, TAP,
+    cmdline,
 };
 use ftvmm_tests::lab::Ended;
 use libtest_mimic::{Arguments, Trial};
@@ -257,7 +258,6 @@ fn a_restored_guest_is_recorded(site: &GuestLab, _: &Recording) {
 
 fn a_restored_primary_gets_a_backup(site: &GuestLab, _: &Recording) {
     const ADDRESS: &str = "127.0.0.1:7811";
-    const SECOND_TAP: &str = "ftvm1";
     let witness = format!("file:{}", site.inside("witness"));
     let host = site.lab.host(0);
     host.tap(SECOND_TAP).unwrap();

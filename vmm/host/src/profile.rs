@@ -85,6 +85,24 @@ struct Begun {
     threads: Vec<(String, Arc<Counters>)>,
 }
 
+impl Begun {
+    /// For a new thread. It goes on with those of one of its name that has ended, so that the
+    /// clients of a long run leave nothing behind.
+    fn counters(&mut self, name: String) -> Arc<Counters> {
+        // Nobody else holds what an ended thread had.
+        let ended =
+            self.threads.iter_mut().filter(|(other, _)| *other == name).find_map(
+                |(_, counters)| Arc::get_mut(counters).is_some().then(|| counters.clone()),
+            );
+        if let Some(counters) = ended {
+            return counters;
+        }
+        let counters = Arc::<Counters>::default();
+        self.threads.push((name, counters.clone()));
+        counters
+    }
+}
+
 /// Of one thread, which alone writes them.
 #[derive(Default)]
 struct Counters {
@@ -106,11 +124,8 @@ struct Here {
 
 impl Here {
     fn begin() -> Self {
-        let counters = Arc::<Counters>::default();
         let name = std::thread::current().name().unwrap_or("unnamed").to_owned();
-        if let Some(begun) = &mut *lock(&BEGUN) {
-            begun.threads.push((name, counters.clone()));
-        }
+        let counters = lock(&BEGUN).as_mut().map(|begun| begun.counters(name)).unwrap_or_default();
         Self { phase: Cell::new(Phase::Other), since: Cell::new(host_ticks()), counters }
     }
 
@@ -218,5 +233,18 @@ mod tests {
         for (number, phase) in PHASES.into_iter().enumerate() {
             assert_eq!(phase as usize, number);
         }
+    }
+
+    #[test]
+    fn a_thread_goes_on_where_one_of_its_name_has_ended() {
+        let mut begun = Begun { clock: HostClock::host_start(), ticks: 0, threads: Vec::new() };
+        let [first, second] = [(); 2].map(|()| begun.counters("client".into()));
+        add(&first.entered[0], 1);
+        assert!(!Arc::ptr_eq(&first, &second), "each is written by one thread");
+        drop(first);
+        let third = begun.counters("client".into());
+        assert_eq!(third.entered[0].load(Ordering::Relaxed), 1);
+        let _other = begun.counters("disk".into());
+        assert_eq!(begun.threads.len(), 3);
     }
 }
